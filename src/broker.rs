@@ -1,0 +1,348 @@
+//! The contract of a broker: what keeps rooms' logs and shared hashes, and carries events to the replicas.
+//!
+//! Duties of every implementation:
+//! - A write is one atomic step, and success means that it is stored (P8).
+//! - Whatever reads or writes a room's head begins with [`crate::follow::Head::vouch`].
+//! - Appended events reach every listener that has subscribed, in the order of their ids, or the listener is told to
+//!   doubt what it has. Announcements are hints; the log is the truth.
+//! - Every call ends within [`CALL_LIMIT`], whatever the network does.
+
+pub mod memory;
+pub mod redis;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::follow::{Chain, Retained};
+use crate::room::{EventId, FieldName, HashName, RoomName};
+
+/// No call to a broker takes longer.
+pub const CALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// An entry of a room's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its id.
+    pub id: EventId,
+    /// The event in its stored form; see [`crate::room::Event::decode`].
+    pub stored: Bytes,
+}
+
+/// Which entries to read, oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Range {
+    /// The first ones above a position.
+    After(EventId),
+    /// The last ones below an id.
+    Before(EventId),
+    /// The first ones there are.
+    Oldest,
+    /// The last ones there are.
+    Newest,
+}
+
+/// A part of a room's log and all of its chain, read in one step.
+#[derive(Clone, Debug)]
+pub struct Slice {
+    /// The log's history.
+    pub chain: Chain,
+    /// The oldest retained entry.
+    pub oldest: Option<EventId>,
+    /// How many entries the log holds.
+    pub retained: u64,
+    /// The entries asked for.
+    pub entries: Vec<Entry>,
+}
+
+impl Retained for Slice {
+    /// Right for positions at which the slice was asked to begin, or later ones inside it.
+    fn first_after(&self, position: EventId) -> Option<EventId> {
+        let at = self.entries.partition_point(|entry| entry.id <= position);
+        self.entries.get(at).map(|entry| entry.id)
+    }
+}
+
+/// How long logs are kept, and how much of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Entries a room; a broker may keep somewhat more.
+    pub events: u64,
+    /// A log is dropped this long after its last event.
+    pub age: Duration,
+    /// Its head outlives it by this, so that quiet rooms cost nobody a gap.
+    pub head: Duration,
+}
+
+/// Hears what a broker announces. Called from the broker's own task or from within an append: never blocks.
+pub trait Listener: Send + Sync {
+    /// An event was appended. Announcements may be missing, late, repeated or foreign.
+    fn heard(&self, room: &RoomName, entry: Entry);
+    /// Announcements of this room may have been missed.
+    fn doubt(&self, room: &RoomName);
+    /// The server's history is another one than before: every room may have lost something.
+    fn history_changed(&self);
+    /// Something on the room's channel was no announcement.
+    fn junk(&self, room: &RoomName);
+}
+
+/// Subscribers by room, on one replica or on all.
+pub type Occupancy = BTreeMap<RoomName, u64>;
+
+/// Whether a publish would be delivered now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// What is wrong with commands.
+    pub commands: Option<Fault>,
+    /// What is wrong with hearing announcements.
+    pub delivery: Option<Fault>,
+}
+
+impl Health {
+    /// Whether all is well.
+    pub fn is_well(&self) -> bool {
+        self.commands.is_none() && self.delivery.is_none()
+    }
+}
+
+/// Keeps the logs of rooms, and carries their events.
+#[async_trait]
+pub trait Broker: Send + Sync {
+    /// `embedded` or `redis`.
+    fn kind(&self) -> &'static str;
+
+    /// Who hears announcements. Called once, before anything else.
+    fn listen(&self, listener: Arc<dyn Listener>);
+
+    /// Appends an event in its stored form and announces it. `known` are the highest ids, by epoch, that the
+    /// replica has appended to the room or seen in it.
+    ///
+    /// Never repeated by the broker: an answer that was lost is [`BrokerError::OutcomeUnknown`].
+    async fn append(&self, room: &RoomName, known: &[EventId], stored: Bytes) -> Result<EventId, BrokerError>;
+
+    /// Reads at most `limit` entries. Creates the head of a room that has none, so every room has a position.
+    async fn read(
+        &self,
+        room: &RoomName,
+        known: &[EventId],
+        range: Range,
+        limit: usize,
+    ) -> Result<Slice, BrokerError>;
+
+    /// Has the room's announcements come to the listener. Returns once that is confirmed; waits while the broker is
+    /// away, so the caller bounds it.
+    async fn subscribe(&self, room: &RoomName);
+
+    /// Ends that.
+    fn unsubscribe(&self, room: &RoomName);
+
+    /// The ends of rooms' logs, and keeps their heads alive. `None` where the room has to be read.
+    async fn ends(&self, rooms: &[RoomName]) -> Result<Vec<Option<EventId>>, BrokerError>;
+
+    /// Says how many subscribers this replica has, by room. To be repeated within [`CENSUS_LIFETIME`].
+    async fn report(&self, subscribers: &Occupancy) -> Result<(), BrokerError>;
+
+    /// Rooms that have subscribers, on all live replicas.
+    async fn occupancy(&self) -> Result<Occupancy, BrokerError>;
+
+    /// Subscribers of one room, on all live replicas.
+    async fn occupancy_of(&self, room: &RoomName) -> Result<u64, BrokerError>;
+
+    /// What the broker knows of itself, without asking anybody.
+    fn health(&self) -> Health;
+}
+
+/// A replica that has not reported for this long counts as gone.
+pub const CENSUS_LIFETIME: Duration = Duration::from_secs(15);
+
+/// When a write to a field is to happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// In any case.
+    Always,
+    /// If the field is absent.
+    Absent,
+    /// If the field is there.
+    Present,
+    /// If the value has one of these [`entity_tag`]s.
+    Matches(Vec<String>),
+}
+
+/// What became of a write to a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// The field is new.
+    Created,
+    /// The field had a value.
+    Replaced,
+    /// The condition did not hold; the present value.
+    Refused(Option<Bytes>),
+}
+
+/// What became of the removal of a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// It is gone.
+    Gone,
+    /// It was not there.
+    Absent,
+    /// The condition did not hold; the present value.
+    Refused(Option<Bytes>),
+}
+
+/// What a patch did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Patched {
+    /// Fields that are new.
+    pub created: u64,
+    /// Fields that were set and had a value before.
+    pub replaced: u64,
+    /// Fields that are gone.
+    pub removed: u64,
+}
+
+/// Some fields of a hash.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldPage {
+    /// Names and values. A name that another writer made from bytes that are not UTF-8 has them replaced.
+    pub fields: Vec<(String, Bytes)>,
+    /// Where the next page starts.
+    pub next: Option<String>,
+}
+
+/// Keeps shared hashes: plain strings by field. Every write is atomic.
+#[async_trait]
+pub trait HashStore: Send + Sync {
+    /// A field's value.
+    async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError>;
+
+    /// The values of some fields.
+    async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError>;
+
+    /// About `limit` fields from where an earlier page ended. A field that is there all the while is on some page; a
+    /// large hash that changes meanwhile may show one twice.
+    async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError>;
+
+    /// Sets a field.
+    async fn set(
+        &self,
+        hash: &HashName,
+        field: &FieldName,
+        value: Bytes,
+        condition: &Condition,
+    ) -> Result<Written, BrokerError>;
+
+    /// Removes a field.
+    async fn remove(
+        &self,
+        hash: &HashName,
+        field: &FieldName,
+        condition: &Condition,
+    ) -> Result<Removed, BrokerError>;
+
+    /// Sets fields and removes those that map to nothing, all at once.
+    async fn patch(
+        &self,
+        hash: &HashName,
+        changes: &BTreeMap<FieldName, Option<Bytes>>,
+    ) -> Result<Patched, BrokerError>;
+
+    /// Removes the hash; whether there was one.
+    async fn clear(&self, hash: &HashName) -> Result<bool, BrokerError>;
+
+    /// Adds to a field that holds a whole number (64 bits, signed), or to 0.
+    async fn increment(&self, hash: &HashName, field: &FieldName, by: i64) -> Result<i64, BrokerError>;
+}
+
+/// The entity tag of a value, without quotes: it comes from the value alone, so it holds for other writers too.
+pub fn entity_tag(value: &[u8]) -> String {
+    use sha1::{Digest, Sha1};
+    use std::fmt::Write;
+    Sha1::digest(value).iter().fold(String::with_capacity(40), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Why a broker could not do as asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BrokerError {
+    /// It surely was not done.
+    #[error("not done: {0}")]
+    Unavailable(Fault),
+    /// It may have been done: the answer was lost.
+    #[error("outcome unknown: {0}")]
+    OutcomeUnknown(Fault),
+    /// The key holds something else than a log or a hash.
+    #[error("the key holds a value of another type")]
+    WrongType,
+    /// The field's value is not a whole number, or the sum is out of range.
+    #[error("the value is not a whole number, or the sum does not fit")]
+    NotANumber,
+}
+
+/// What is wrong, by name and in detail.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {detail}", kind.name())]
+pub struct Fault {
+    /// Its kind.
+    pub kind: FaultKind,
+    /// For the log; may name servers, never secrets.
+    pub detail: String,
+}
+
+/// Kinds of faults of a broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// No connection.
+    Unreachable,
+    /// No answer in time.
+    TimedOut,
+    /// Announcements do not arrive.
+    Deaf,
+    /// No memory left for writes.
+    OutOfMemory,
+    /// The server takes no writes: it is a replica.
+    ReadOnly,
+    /// The server takes no writes: too few replicas follow it.
+    NoReplicas,
+    /// The server takes no writes: it can't save.
+    Misconfigured,
+    /// The server is still loading its data.
+    Loading,
+    /// The server is held by a long script.
+    Busy,
+    /// The server refuses this user.
+    NotPermitted,
+    /// Anything else.
+    Failed,
+}
+
+impl FaultKind {
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed_out",
+            Self::Deaf => "deaf",
+            Self::OutOfMemory => "out_of_memory",
+            Self::ReadOnly => "read_only",
+            Self::NoReplicas => "no_replicas",
+            Self::Misconfigured => "misconfigured",
+            Self::Loading => "loading",
+            Self::Busy => "busy",
+            Self::NotPermitted => "not_permitted",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Fault {
+    /// A fault of this kind.
+    pub fn new(kind: FaultKind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+}

@@ -1,0 +1,202 @@
+//! The embedded broker: logs and hashes in this process's memory, under the same contract as Redis.
+//!
+//! Its history begins with the process: a restart is a new epoch for every room, and clients are told.
+
+mod hashes;
+mod log;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Instant, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use self::log::Log;
+use super::{
+    Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Range, Retention, Slice,
+};
+use crate::follow::{Head, Moment};
+use crate::room::{EventId, HashName, RoomName};
+
+/// What an entry, a room or a field costs beside its bytes: an estimate, for the limit.
+const OVERHEAD_BYTES: usize = 128;
+
+/// Logs and hashes in memory.
+pub struct MemoryBroker {
+    state: Mutex<State>,
+    listener: OnceLock<Arc<dyn Listener>>,
+    retention: Retention,
+    max_bytes: usize,
+    mark: String,
+}
+
+#[derive(Default)]
+struct State {
+    logs: HashMap<RoomName, Log>,
+    hashes: HashMap<HashName, BTreeMap<String, Bytes>>,
+    subscribers: Occupancy,
+    bytes: usize,
+}
+
+impl MemoryBroker {
+    /// An empty broker. Beyond `max_bytes` it refuses writes, as Redis does with `noeviction`.
+    pub fn new(retention: Retention, max_bytes: usize) -> Self {
+        Self {
+            state: Mutex::default(),
+            listener: OnceLock::new(),
+            retention,
+            max_bytes,
+            mark: uuid::Uuid::new_v4().simple().to_string(),
+        }
+    }
+
+    /// Drops what has expired, so that rooms nobody asks for leave the memory. To be called now and then.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        let mut state = self.state();
+        let State { logs, bytes, .. } = &mut *state;
+        logs.retain(|_, log| {
+            *bytes -= log.expire(now, self.retention);
+            let kept = !log.is_forgotten(now, self.retention);
+            if !kept {
+                *bytes -= OVERHEAD_BYTES;
+            }
+            kept
+        });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of the lock panics")
+    }
+
+    /// Begins every step on a room: expires, then vouches for the head.
+    fn with_log<T>(
+        &self,
+        room: &RoomName,
+        known: &[EventId],
+        step: impl FnOnce(&mut Log, &mut usize) -> Result<T, BrokerError>,
+    ) -> Result<T, BrokerError> {
+        let now = Instant::now();
+        let mut state = self.state();
+        let State { logs, bytes, .. } = &mut *state;
+        let mut held = logs.remove(room);
+        if let Some(log) = &mut held {
+            *bytes -= log.expire(now, self.retention);
+            if log.is_forgotten(now, self.retention) {
+                *bytes -= OVERHEAD_BYTES;
+                held = None;
+            }
+        }
+        let (head, entries) = if let Some(log) = held {
+            (Some(log.head), log.entries)
+        } else {
+            self.check_room_for(*bytes, OVERHEAD_BYTES)?;
+            *bytes += OVERHEAD_BYTES;
+            (None, log::Entries::default())
+        };
+        let moment = Moment {
+            mark: &self.mark,
+            time: microseconds(),
+            random: fastrand::u64(..1 << 20),
+            oldest: entries.oldest(),
+        };
+        let (head, _) = Head::vouch(head, known, moment);
+        let log = logs.entry(room.clone()).or_insert(Log { head, entries, touched: now });
+        step(log, bytes)
+    }
+
+    fn check_room_for(&self, present: usize, more: usize) -> Result<(), BrokerError> {
+        if present + more > self.max_bytes {
+            let detail = format!("the embedded broker holds its limit of {} bytes", self.max_bytes);
+            return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)));
+        }
+        Ok(())
+    }
+}
+
+fn microseconds() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[async_trait]
+impl Broker for MemoryBroker {
+    fn kind(&self) -> &'static str {
+        "embedded"
+    }
+
+    fn listen(&self, listener: Arc<dyn Listener>) {
+        assert!(self.listener.set(listener).is_ok(), "a broker has one listener");
+    }
+
+    async fn append(&self, room: &RoomName, known: &[EventId], stored: Bytes) -> Result<EventId, BrokerError> {
+        self.with_log(room, known, |log, bytes| {
+            let cost = stored.len() + OVERHEAD_BYTES;
+            self.check_room_for(*bytes, cost)?;
+            let id = log.head.chain.extend();
+            log.touched = Instant::now();
+            let entry = Entry { id, stored };
+            *bytes += cost;
+            *bytes -= log.entries.push(entry.clone(), self.retention.events);
+            // Announced under the lock: that is what keeps announcements in the order of their ids.
+            if let Some(listener) = self.listener.get() {
+                listener.heard(room, entry);
+            }
+            Ok(id)
+        })
+    }
+
+    async fn read(
+        &self,
+        room: &RoomName,
+        known: &[EventId],
+        range: Range,
+        limit: usize,
+    ) -> Result<Slice, BrokerError> {
+        self.with_log(room, known, |log, _| {
+            Ok(Slice {
+                chain: log.head.chain.clone(),
+                oldest: log.entries.oldest(),
+                retained: log.entries.len() as u64,
+                entries: log.entries.select(range, limit),
+            })
+        })
+    }
+
+    async fn subscribe(&self, _: &RoomName) {}
+
+    fn unsubscribe(&self, _: &RoomName) {}
+
+    async fn ends(&self, rooms: &[RoomName]) -> Result<Vec<Option<EventId>>, BrokerError> {
+        let now = Instant::now();
+        let mut state = self.state();
+        Ok(rooms
+            .iter()
+            .map(|room| {
+                let log = state.logs.get_mut(room)?;
+                if log.entries.len() == 0 {
+                    log.touched = now;
+                }
+                Some(log.head.chain.end())
+            })
+            .collect())
+    }
+
+    async fn report(&self, subscribers: &Occupancy) -> Result<(), BrokerError> {
+        self.state().subscribers.clone_from(subscribers);
+        Ok(())
+    }
+
+    async fn occupancy(&self) -> Result<Occupancy, BrokerError> {
+        Ok(self.state().subscribers.clone())
+    }
+
+    async fn occupancy_of(&self, room: &RoomName) -> Result<u64, BrokerError> {
+        Ok(self.state().subscribers.get(room).copied().unwrap_or(0))
+    }
+
+    fn health(&self) -> Health {
+        Health::default()
+    }
+}

@@ -1,0 +1,337 @@
+//! The broker on Redis 7 or later: logs are streams, heads are strings, announcements go over pub/sub.
+
+mod announcement;
+mod census;
+mod fault;
+mod hashes;
+mod head;
+mod keys;
+mod links;
+mod probe;
+mod pubsub;
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
+use redis::{Client, IntoConnectionInfo, RedisError, RedisResult, Script, Value, pipe};
+
+use self::fault::{read_error, write_error};
+use self::keys::Keys;
+use self::links::Links;
+use self::pubsub::PubSub;
+use super::{
+    Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Range, Retention, Slice,
+};
+use crate::follow::Head;
+use crate::room::{EventId, RoomName};
+use crate::shutdown::Tasks;
+
+/// How often a read is tried again because the head had to be vouched for meanwhile.
+const READ_ATTEMPTS: usize = 3;
+/// Lifetime of the probe's keys once a replica is gone.
+const PROBE_LIFETIME: Duration = Duration::from_secs(60);
+/// Heads compared in one command.
+const BATCH_HEADS: usize = 500;
+
+/// Logs and hashes on Redis.
+pub struct RedisBroker {
+    client: Client,
+    keys: Keys,
+    links: Links,
+    scripts: Scripts,
+    pubsub: PubSub,
+    retention: Retention,
+    listener: OnceLock<Arc<dyn Listener>>,
+    health: Mutex<Health>,
+    told: census::Told,
+}
+
+struct Scripts {
+    append: Script,
+    vouch: Script,
+    hash_set: Script,
+    hash_remove: Script,
+    hash_patch: Script,
+    hash_clear: Script,
+    hash_increment: Script,
+}
+
+impl Scripts {
+    fn new() -> Self {
+        let about_heads = |script: &str| Script::new(&[include_str!("redis/scripts/head.lua"), script].concat());
+        let conditional = |script: &str| Script::new(&[include_str!("redis/scripts/condition.lua"), script].concat());
+        Self {
+            append: about_heads(include_str!("redis/scripts/append.lua")),
+            vouch: about_heads(include_str!("redis/scripts/vouch.lua")),
+            hash_set: conditional(include_str!("redis/scripts/hash_set.lua")),
+            hash_remove: conditional(include_str!("redis/scripts/hash_remove.lua")),
+            hash_patch: Script::new(include_str!("redis/scripts/hash_patch.lua")),
+            hash_clear: Script::new(include_str!("redis/scripts/hash_clear.lua")),
+            hash_increment: Script::new(include_str!("redis/scripts/hash_increment.lua")),
+        }
+    }
+}
+
+impl RedisBroker {
+    /// A broker on the Redis at `url`; connects in the background. Fails only on a URL that is none.
+    pub fn new(url: &str, prefix: &str, replica: &str, retention: Retention) -> Result<Self, RedisError> {
+        // A host that has vanished is noticed by the kernel; a hung process only by limits on answers.
+        let keepalive = TcpKeepalive::new()
+            .with_time(Duration::from_secs(5))
+            .with_interval(Duration::from_secs(2))
+            .with_retries(3);
+        let tcp = TcpSettings::default()
+            .set_nodelay(true)
+            .set_keepalive(keepalive)
+            .set_user_timeout(Duration::from_secs(5));
+        let client = Client::open(url.into_connection_info()?.set_tcp_settings(tcp))?;
+        let keys = Keys::new(prefix, replica);
+        Ok(Self {
+            links: Links::new(&client),
+            pubsub: PubSub::new(keys.clone()),
+            client,
+            keys,
+            scripts: Scripts::new(),
+            retention,
+            listener: OnceLock::new(),
+            health: Mutex::new(Health {
+                commands: Some(Fault::new(FaultKind::Unreachable, "not connected yet")),
+                delivery: None,
+            }),
+            told: census::Told::default(),
+        })
+    }
+
+    /// Starts the pub/sub connection and the probe. After [`Broker::listen`].
+    pub fn start(self: &Arc<Self>, tasks: &Tasks) {
+        let listener = self.listener.get().expect("a listener comes first").clone();
+        let (broker, heard) = (self.clone(), listener.clone());
+        tasks.supervise("redis pub/sub", async move {
+            broker.pubsub.run(broker.client.clone(), heard).await;
+        });
+        tasks.supervise("redis probe", probe::run(self.clone(), listener));
+        let broker = self.clone();
+        tasks.spawn(async move { broker.warn_of_eviction().await });
+    }
+
+    /// A Redis that evicts keys loses logs and heads without a word.
+    async fn warn_of_eviction(&self) {
+        let Ok(mut link) = self.links.for_read().await else { return };
+        let policy: RedisResult<(String, String)> =
+            redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").query_async(link.connection()).await;
+        if let Ok((_, policy)) = policy
+            && policy != "noeviction"
+        {
+            tracing::warn!(%policy, "Redis's maxmemory-policy should be noeviction: any other drops rooms' events");
+        }
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Health)) {
+        let mut health = self.health.lock().expect("no holder of the lock panics");
+        let before = health.clone();
+        change(&mut health);
+        if before.is_well() != health.is_well() {
+            match (&health.commands, &health.delivery) {
+                (None, None) => tracing::info!("Redis is well: a probe went through and came back"),
+                (Some(fault), _) | (None, Some(fault)) => tracing::warn!(%fault, "Redis is ill"),
+            }
+        }
+    }
+
+    async fn append_probe(&self, nonce: &[u8]) -> Result<EventId, BrokerError> {
+        let keys = ["head", "log", "live"].map(|part| self.keys.probe(part));
+        let retention = Retention { events: 0, age: PROBE_LIFETIME, head: PROBE_LIFETIME };
+        self.append_to(keys, &[], nonce, retention).await
+    }
+
+    async fn append_to(
+        &self,
+        [head, log, live]: [String; 3],
+        known: &[EventId],
+        stored: &[u8],
+        retention: Retention,
+    ) -> Result<EventId, BrokerError> {
+        let mut link = self.links.for_write().await?;
+        let mut call = self.scripts.append.key(head);
+        call.key(log).arg(stored).arg(live).arg(retention.events);
+        call.arg(milliseconds(retention.age)).arg(milliseconds(retention.age + retention.head)).arg(random());
+        known.iter().for_each(|id| {
+            call.arg(id.to_string());
+        });
+        let result: RedisResult<String> = call.invoke_async(link.connection()).await;
+        let id = link.judge(result, write_error)?;
+        id.parse().map_err(|_| {
+            BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, format!("Redis answered {id:?} for an id")))
+        })
+    }
+
+    /// Head, mark and entries in one step, without a script: the cheapest way, good wherever no epoch has to begin.
+    async fn read_plainly(&self, room: &RoomName, range: Range, limit: usize) -> Result<Plain, BrokerError> {
+        let log = self.keys.log(room);
+        let (command, from, to) = match range {
+            Range::After(position) => ("XRANGE", format!("({position}"), "+".into()),
+            Range::Oldest => ("XRANGE", "-".into(), "+".into()),
+            Range::Before(id) => ("XREVRANGE", format!("({id}"), "-".into()),
+            Range::Newest => ("XREVRANGE", "+".into(), String::from("-")),
+        };
+        let mut link = self.links.for_read().await?;
+        let mut step = pipe();
+        step.atomic();
+        step.cmd("GET").arg(self.keys.head(room));
+        step.cmd("INFO").arg("replication");
+        step.cmd("XLEN").arg(&log);
+        step.cmd("XRANGE").arg(&log).arg("-").arg("+").arg("COUNT").arg(1);
+        step.cmd(command).arg(&log).arg(from).arg(to).arg("COUNT").arg(limit.max(1));
+        let result = step.query_async(link.connection()).await;
+        let (head, info, retained, oldest, entries): (Option<String>, String, u64, Value, Value) =
+            link.judge(result, read_error)?;
+        let mut entries = entries_of(entries);
+        if matches!(range, Range::Before(_) | Range::Newest) {
+            entries.reverse();
+        }
+        Ok(Plain {
+            head: head.as_deref().and_then(head::parse),
+            mark: head::server_mark(&info).unwrap_or_default().to_owned(),
+            retained,
+            oldest: entries_of(oldest).first().map(|entry| entry.id),
+            entries,
+        })
+    }
+
+    async fn vouch(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError> {
+        let mut link = self.links.for_write().await?;
+        let mut call = self.scripts.vouch.key(self.keys.head(room));
+        call.key(self.keys.log(room));
+        call.arg(milliseconds(self.retention.age + self.retention.head)).arg(random());
+        known.iter().for_each(|id| {
+            call.arg(id.to_string());
+        });
+        let result: RedisResult<Value> = call.invoke_async(link.connection()).await;
+        link.judge(result, read_error).map(|_| ())
+    }
+}
+
+/// What a plain read found.
+struct Plain {
+    head: Option<Head>,
+    mark: String,
+    retained: u64,
+    oldest: Option<EventId>,
+    entries: Vec<Entry>,
+}
+
+impl Plain {
+    /// Whether the head stands as it is: the same server's, and nothing known is missing.
+    fn chain(&self, known: &[EventId]) -> Option<&crate::follow::Chain> {
+        let head = self.head.as_ref().filter(|head| head.mark == self.mark)?;
+        let lost = known.iter().any(|id| head.chain.is_unmarked_loss(*id));
+        (!lost).then_some(&head.chain)
+    }
+}
+
+/// The entries of a stream's reply. What has no id of ours, or not our one field, is not ours.
+fn entries_of(reply: Value) -> Vec<Entry> {
+    let reply: Vec<(String, Vec<(String, Vec<u8>)>)> = redis::from_redis_value(reply).unwrap_or_default();
+    let entries = reply.into_iter().filter_map(|(id, mut fields)| {
+        let (_, stored) = fields.pop().filter(|(field, _)| field == "e")?;
+        Some(Entry { id: id.parse().ok()?, stored: stored.into() })
+    });
+    entries.collect()
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Keeps two servers from giving out one epoch where neither can use the time.
+fn random() -> u64 {
+    fastrand::u64(..1 << 20)
+}
+
+#[async_trait]
+impl Broker for RedisBroker {
+    fn kind(&self) -> &'static str {
+        "redis"
+    }
+
+    fn listen(&self, listener: Arc<dyn Listener>) {
+        assert!(self.listener.set(listener).is_ok(), "a broker has one listener");
+    }
+
+    async fn append(&self, room: &RoomName, known: &[EventId], stored: Bytes) -> Result<EventId, BrokerError> {
+        let keys = [self.keys.head(room), self.keys.log(room), self.keys.live(room)];
+        self.append_to(keys, known, &stored, self.retention).await
+    }
+
+    async fn read(
+        &self,
+        room: &RoomName,
+        known: &[EventId],
+        range: Range,
+        limit: usize,
+    ) -> Result<Slice, BrokerError> {
+        for _ in 0..READ_ATTEMPTS {
+            let plain = self.read_plainly(room, range, limit).await?;
+            let Some(chain) = plain.chain(known).cloned() else {
+                self.vouch(room, known).await?;
+                continue;
+            };
+            let mut entries = plain.entries;
+            entries.retain(|entry| chain.holds(entry.id));
+            entries.truncate(limit);
+            return Ok(Slice { chain, oldest: plain.oldest, retained: plain.retained, entries });
+        }
+        let detail = "the room's head changed at every attempt to read it";
+        Err(BrokerError::Unavailable(Fault::new(FaultKind::Failed, detail)))
+    }
+
+    async fn subscribe(&self, room: &RoomName) {
+        self.pubsub.subscribe(room).await;
+    }
+
+    fn unsubscribe(&self, room: &RoomName) {
+        self.pubsub.unsubscribe(room);
+    }
+
+    async fn ends(&self, rooms: &[RoomName]) -> Result<Vec<Option<EventId>>, BrokerError> {
+        let mut ends = Vec::with_capacity(rooms.len());
+        let lifetime = milliseconds(self.retention.age + self.retention.head);
+        for batch in rooms.chunks(BATCH_HEADS) {
+            let mut step = pipe();
+            step.cmd("INFO").arg("replication");
+            for room in batch {
+                step.cmd("GETEX").arg(self.keys.head(room)).arg("PX").arg(lifetime);
+            }
+            let mut link = self.links.for_read().await?;
+            let result = step.query_async(link.connection()).await;
+            let reply: Vec<Option<String>> = link.judge(result, read_error)?;
+            let mut reply = reply.into_iter();
+            let info = reply.next().flatten().unwrap_or_default();
+            let mark = head::server_mark(&info).unwrap_or_default();
+            ends.extend(reply.map(|head| {
+                let head = head::parse(head.as_deref()?)?;
+                (head.mark == mark).then(|| head.chain.end())
+            }));
+        }
+        Ok(ends)
+    }
+
+    async fn report(&self, subscribers: &Occupancy) -> Result<(), BrokerError> {
+        self.report_census(subscribers).await
+    }
+
+    async fn occupancy(&self) -> Result<Occupancy, BrokerError> {
+        self.read_census().await
+    }
+
+    async fn occupancy_of(&self, room: &RoomName) -> Result<u64, BrokerError> {
+        self.read_census_of(room).await
+    }
+
+    fn health(&self) -> Health {
+        self.health.lock().expect("no holder of the lock panics").clone()
+    }
+}

@@ -1,0 +1,80 @@
+//! What goes over a room's channel: `<id> <length>\n<event>`, and for large events header and event as two adjacent
+//! messages. The length makes an announcement checkable in itself.
+
+use bytes::Bytes;
+
+use crate::broker::Entry;
+use crate::room::EventId;
+
+/// Puts announcements together from the messages of one connection.
+#[derive(Default)]
+pub(super) struct Assembler {
+    /// A header whose event is the next message, and its channel.
+    announced: Option<(String, EventId, usize)>,
+}
+
+/// What a message turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// A whole announcement.
+    Entry(Entry),
+    /// The first half of one.
+    Header,
+    /// Neither.
+    Junk,
+}
+
+impl Assembler {
+    pub(super) fn take(&mut self, channel: &str, message: &[u8]) -> Heard {
+        // A script's two messages are adjacent on every connection, so anything else here is not its second.
+        if let Some((expected, id, length)) = self.announced.take()
+            && expected == channel
+            && message.len() == length
+        {
+            return Heard::Entry(Entry { id, stored: Bytes::copy_from_slice(message) });
+        }
+        let Some((id, length, rest)) = header(message) else { return Heard::Junk };
+        if rest.len() == length {
+            return Heard::Entry(Entry { id, stored: Bytes::copy_from_slice(rest) });
+        }
+        if !rest.is_empty() {
+            return Heard::Junk;
+        }
+        self.announced = Some((channel.to_owned(), id, length));
+        Heard::Header
+    }
+}
+
+fn header(message: &[u8]) -> Option<(EventId, usize, &[u8])> {
+    let end = message.iter().take(64).position(|byte| *byte == b'\n')?;
+    let (id, length) = std::str::from_utf8(&message[..end]).ok()?.split_once(' ')?;
+    Some((id.parse().ok()?, length.parse().ok()?, &message[end + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(stored: &'static [u8]) -> Heard {
+        Heard::Entry(Entry { id: EventId::new(7, 1), stored: Bytes::from_static(stored) })
+    }
+
+    #[test]
+    fn an_announcement_comes_in_one_message_or_two() {
+        let mut assembler = Assembler::default();
+        assert_eq!(assembler.take("a", b"7-1 2\n{}"), entry(b"{}"));
+        assert_eq!(assembler.take("a", b"7-1 2\n"), Heard::Header);
+        assert_eq!(assembler.take("a", b"{}"), entry(b"{}"));
+    }
+
+    #[test]
+    fn a_truncated_or_foreign_message_is_junk() {
+        let mut assembler = Assembler::default();
+        for junk in [&b"7-1 3\n{}"[..], b"7-1 1\n{}", b"", b"hello", b"7-1\n{}", b"x 2\n{}", b"\xff 2\n{}"] {
+            assert_eq!(assembler.take("a", junk), Heard::Junk, "{junk:?}");
+        }
+        assert_eq!(assembler.take("a", b"7-1 2\n"), Heard::Header);
+        assert_eq!(assembler.take("b", b"{}"), Heard::Junk);
+        assert_eq!(assembler.take("a", b"{}"), Heard::Junk);
+    }
+}

@@ -1,0 +1,172 @@
+//! Shared hashes as plain Redis hashes.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::{FromRedisValue, RedisResult, Script, Value};
+
+use super::RedisBroker;
+use super::fault::{read_error, write_error};
+use crate::broker::{BrokerError, Condition, FieldPage, HashStore, Patched, Removed, Written};
+use crate::room::{FieldName, HashName};
+
+impl Condition {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Absent => "absent",
+            Self::Present => "present",
+            Self::Matches(_) => "matches",
+        }
+    }
+
+    fn tags(&self) -> &[String] {
+        if let Self::Matches(tags) = self { tags } else { &[] }
+    }
+}
+
+/// What the conditional scripts answer.
+enum Conditional {
+    Done(bool),
+    Refused(Option<Bytes>),
+}
+
+impl FromRedisValue for Conditional {
+    fn from_redis_value(value: Value) -> Result<Self, redis::ParsingError> {
+        match value {
+            Value::Array(present) => Ok(Self::Refused(present.into_iter().next().and_then(bytes))),
+            other => bool::from_redis_value(other).map(Self::Done),
+        }
+    }
+}
+
+fn bytes(value: Value) -> Option<Bytes> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes.into()),
+        _ => None,
+    }
+}
+
+impl RedisBroker {
+    async fn read_hash(&self, command: redis::Cmd) -> Result<Value, BrokerError> {
+        let mut link = self.links.for_read().await?;
+        let result = command.query_async(link.connection()).await;
+        link.judge(result, read_error)
+    }
+
+    async fn write_conditionally(
+        &self,
+        script: &Script,
+        hash: &HashName,
+        field: &FieldName,
+        value: &[u8],
+        condition: &Condition,
+    ) -> Result<Conditional, BrokerError> {
+        let mut link = self.links.for_write().await?;
+        let mut call = script.key(self.keys.hash(hash));
+        call.arg(field.as_str()).arg(value).arg(condition.name());
+        condition.tags().iter().for_each(|tag| {
+            call.arg(tag);
+        });
+        let result = call.invoke_async(link.connection()).await;
+        link.judge(result, write_error)
+    }
+}
+
+#[async_trait]
+impl HashStore for RedisBroker {
+    async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError> {
+        let mut command = redis::cmd("HGET");
+        command.arg(self.keys.hash(hash)).arg(field.as_str());
+        Ok(bytes(self.read_hash(command).await?))
+    }
+
+    async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError> {
+        let mut command = redis::cmd("HMGET");
+        command.arg(self.keys.hash(hash));
+        fields.iter().for_each(|field| {
+            command.arg(field.as_str());
+        });
+        match self.read_hash(command).await? {
+            Value::Array(values) => Ok(values.into_iter().map(bytes).collect()),
+            _ => Ok(vec![None; fields.len()]),
+        }
+    }
+
+    async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError> {
+        let mut command = redis::cmd("HSCAN");
+        // The caller's text goes to Redis only as a number, which is all that a cursor of it can be.
+        let from = from.map_or(Some(0), |from| from.parse::<u64>().ok());
+        let Some(from) = from else { return Ok(FieldPage::default()) };
+        command.arg(self.keys.hash(hash)).arg(from).arg("COUNT").arg(limit);
+        let mut link = self.links.for_read().await?;
+        let result: RedisResult<(String, Vec<(Vec<u8>, Vec<u8>)>)> = command.query_async(link.connection()).await;
+        let (next, found) = link.judge(result, read_error)?;
+        let fields =
+            found.into_iter().map(|(field, value)| (String::from_utf8_lossy(&field).into_owned(), value.into()));
+        Ok(FieldPage { fields: fields.collect(), next: (next != "0").then_some(next) })
+    }
+
+    async fn set(
+        &self,
+        hash: &HashName,
+        field: &FieldName,
+        value: Bytes,
+        condition: &Condition,
+    ) -> Result<Written, BrokerError> {
+        let script = &self.scripts.hash_set;
+        Ok(match self.write_conditionally(script, hash, field, &value, condition).await? {
+            Conditional::Done(true) => Written::Created,
+            Conditional::Done(false) => Written::Replaced,
+            Conditional::Refused(present) => Written::Refused(present),
+        })
+    }
+
+    async fn remove(
+        &self,
+        hash: &HashName,
+        field: &FieldName,
+        condition: &Condition,
+    ) -> Result<Removed, BrokerError> {
+        let script = &self.scripts.hash_remove;
+        Ok(match self.write_conditionally(script, hash, field, b"", condition).await? {
+            Conditional::Done(true) => Removed::Gone,
+            Conditional::Done(false) => Removed::Absent,
+            Conditional::Refused(present) => Removed::Refused(present),
+        })
+    }
+
+    async fn patch(
+        &self,
+        hash: &HashName,
+        changes: &BTreeMap<FieldName, Option<Bytes>>,
+    ) -> Result<Patched, BrokerError> {
+        let mut link = self.links.for_write().await?;
+        let mut call = self.scripts.hash_patch.key(self.keys.hash(hash));
+        for (field, value) in changes {
+            let verb = if value.is_some() { "set" } else { "remove" };
+            call.arg(verb).arg(field.as_str()).arg(value.as_deref().unwrap_or_default());
+        }
+        let result = call.invoke_async(link.connection()).await;
+        let (created, replaced, removed) = link.judge(result, write_error)?;
+        Ok(Patched { created, replaced, removed })
+    }
+
+    async fn clear(&self, hash: &HashName) -> Result<bool, BrokerError> {
+        let mut link = self.links.for_write().await?;
+        let result = self.scripts.hash_clear.key(self.keys.hash(hash)).invoke_async(link.connection()).await;
+        link.judge(result, write_error)
+    }
+
+    async fn increment(&self, hash: &HashName, field: &FieldName, by: i64) -> Result<i64, BrokerError> {
+        let mut link = self.links.for_write().await?;
+        let mut call = self.scripts.hash_increment.key(self.keys.hash(hash));
+        let result = call.arg(field.as_str()).arg(by).invoke_async(link.connection()).await;
+        link.judge(result, |error| {
+            let text = error.to_string();
+            let number = ["not an integer", "would overflow"].iter().any(|refusal| text.contains(refusal));
+            if number { BrokerError::NotANumber } else { write_error(error) }
+        })
+    }
+}

@@ -1,0 +1,75 @@
+//! Names of keys and channels. The README documents them.
+
+use crate::room::{HashName, RoomName};
+
+/// Where this deployment's keys begin, and how its hashes are named.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    prefix: String,
+    replica: String,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str, replica: &str) -> Self {
+        Self { prefix: prefix.into(), replica: replica.into() }
+    }
+
+    pub(super) fn head(&self, room: &RoomName) -> String {
+        format!("{}:{{{room}}}:head", self.prefix)
+    }
+
+    pub(super) fn log(&self, room: &RoomName) -> String {
+        format!("{}:{{{room}}}:log", self.prefix)
+    }
+
+    pub(super) fn live(&self, room: &RoomName) -> String {
+        format!("{}:{{{room}}}:live", self.prefix)
+    }
+
+    /// The room whose channel this is.
+    pub(super) fn room_of_live(&self, channel: &str) -> Option<RoomName> {
+        let name = channel.strip_prefix(&self.prefix)?.strip_prefix(":{")?.strip_suffix("}:live")?;
+        RoomName::new(name).ok()
+    }
+
+    pub(super) fn hash(&self, hash: &HashName) -> String {
+        format!("{}:hash:{{{hash}}}", self.prefix)
+    }
+
+    /// The probe is appended like an event, under keys that no room's name can reach.
+    pub(super) fn probe(&self, part: &str) -> String {
+        format!("{}:probe:{{{}}}:{part}", self.prefix, self.replica)
+    }
+
+    pub(super) fn replicas(&self) -> String {
+        format!("{}:replicas", self.prefix)
+    }
+
+    pub(super) fn lease(&self, replica: &str) -> String {
+        format!("{}:replica:{replica}", self.prefix)
+    }
+
+    pub(super) fn rooms_of(&self, replica: &str) -> String {
+        format!("{}:replica:{replica}:rooms", self.prefix)
+    }
+
+    pub(super) fn replica(&self) -> &str {
+        &self.replica
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_leads_back_to_its_room() {
+        let keys = Keys::new("rc", "r1");
+        let room = RoomName::new("chat:42").unwrap();
+        assert_eq!(keys.live(&room), "rc:{chat:42}:live");
+        assert_eq!(keys.room_of_live("rc:{chat:42}:live"), Some(room));
+        for other in ["rc:{chat:42}:log", "other:{a}:live", "rc:{}:live", "rc:{a b}:live", &keys.probe("live")] {
+            assert_eq!(keys.room_of_live(other), None, "{other}");
+        }
+    }
+}

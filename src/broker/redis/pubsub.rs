@@ -1,0 +1,235 @@
+//! One pub/sub connection a replica, supervised: batched subscriptions, one change in flight at a time, pings with a
+//! limit, and reconnects with jitter. After each confirmation the listener is told to doubt the room, so that it reads
+//! what it may have missed.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures_util::StreamExt;
+use redis::Client;
+use redis::aio::{PubSubSink, PubSubStream};
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+
+use super::announcement::{Assembler, Heard};
+use super::keys::Keys;
+use super::links::CONNECT_LIMIT;
+use crate::broker::Listener;
+use crate::room::RoomName;
+
+/// Channels in one SUBSCRIBE: a bounded command, and still few of them for many rooms.
+const BATCH_CHANNELS: usize = 1000;
+/// Longest wait for a confirmation or a pong.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// Pause between pings of a quiet connection.
+const PING_EVERY: Duration = Duration::from_secs(1);
+const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+const RECONNECT_MOST: Duration = Duration::from_secs(1);
+
+/// What the rest of the broker knows of the pub/sub connection.
+pub(super) struct PubSub {
+    keys: Keys,
+    interests: Mutex<Interests>,
+    changed: Notify,
+    reset: Notify,
+    probe: watch::Sender<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct Interests {
+    /// Wanted rooms, and whether Redis has confirmed them on the present connection.
+    wanted: HashMap<RoomName, watch::Sender<bool>>,
+    /// Rooms whose state may differ from what Redis was told.
+    dirty: HashSet<RoomName>,
+}
+
+impl PubSub {
+    pub(super) fn new(keys: Keys) -> Self {
+        Self {
+            keys,
+            interests: Mutex::default(),
+            changed: Notify::new(),
+            reset: Notify::new(),
+            probe: watch::channel(Vec::new()).0,
+        }
+    }
+
+    /// Returns once Redis has confirmed the subscription.
+    pub(super) async fn subscribe(&self, room: &RoomName) {
+        let mut confirmed = {
+            let mut interests = self.interests();
+            let sender = interests.wanted.entry(room.clone()).or_insert_with(|| watch::channel(false).0);
+            let receiver = sender.subscribe();
+            if !*receiver.borrow() {
+                interests.dirty.insert(room.clone());
+            }
+            receiver
+        };
+        self.changed.notify_one();
+        // An error means that the interest was withdrawn meanwhile: there is nothing left to wait for.
+        let _ = confirmed.wait_for(|confirmed| *confirmed).await;
+    }
+
+    pub(super) fn unsubscribe(&self, room: &RoomName) {
+        let mut interests = self.interests();
+        interests.wanted.remove(room);
+        interests.dirty.insert(room.clone());
+        drop(interests);
+        self.changed.notify_one();
+    }
+
+    /// The last probe that came back.
+    pub(super) fn probes(&self) -> watch::Receiver<Vec<u8>> {
+        self.probe.subscribe()
+    }
+
+    /// Has the connection replaced.
+    pub(super) fn reset(&self) {
+        self.reset.notify_one();
+    }
+
+    /// Keeps a connection up, for ever.
+    pub(super) async fn run(&self, client: Client, listener: Arc<dyn Listener>) {
+        let schedule = ExponentialBuilder::new()
+            .with_min_delay(RECONNECT_FIRST)
+            .with_max_delay(RECONNECT_MOST)
+            .without_max_times()
+            .with_jitter();
+        let mut delays = schedule.build();
+        loop {
+            match timeout(CONNECT_LIMIT, client.get_async_pubsub()).await {
+                Ok(Ok(connection)) => {
+                    let (sink, stream) = connection.split();
+                    delays = schedule.build();
+                    let end = self.session(sink, stream, listener.as_ref()).await;
+                    tracing::warn!(reason = end, "pub/sub connection to Redis ended");
+                }
+                Ok(Err(error)) => tracing::warn!(%error, "no pub/sub connection to Redis"),
+                Err(_) => tracing::warn!("no pub/sub connection to Redis: timed out"),
+            }
+            self.forget_confirmations();
+            sleep(delays.next().unwrap_or(RECONNECT_MOST).min(RECONNECT_MOST)).await;
+        }
+    }
+
+    async fn session(&self, sink: PubSubSink, stream: PubSubStream, listener: &dyn Listener) -> &'static str {
+        tokio::select! {
+            () = self.hear(stream, listener) => "closed",
+            why = self.tell(sink, listener) => why,
+            () = self.reset.notified() => "announcements did not arrive",
+        }
+    }
+
+    /// Moves messages on and awaits nothing else: what waits here waits in memory without a limit.
+    async fn hear(&self, mut stream: PubSubStream, listener: &dyn Listener) {
+        let probe = self.keys.probe("live");
+        let mut assembler = Assembler::default();
+        while let Some(message) = stream.next().await {
+            let channel = message.get_channel_name();
+            let heard = assembler.take(channel, message.get_payload_bytes());
+            if channel == probe {
+                if let Heard::Entry(entry) = heard {
+                    self.probe.send_replace(entry.stored.to_vec());
+                }
+                continue;
+            }
+            let Some(room) = self.keys.room_of_live(channel) else { continue };
+            match heard {
+                Heard::Entry(entry) => listener.heard(&room, entry),
+                Heard::Header => {}
+                Heard::Junk => listener.junk(&room),
+            }
+        }
+    }
+
+    /// Tells Redis what is wanted, and pings it in between.
+    async fn tell(&self, mut sink: PubSubSink, listener: &dyn Listener) -> &'static str {
+        if !answered(sink.subscribe(self.keys.probe("live"))).await {
+            return "the first subscription was not confirmed";
+        }
+        self.soil_all();
+        let mut subscribed = HashSet::new();
+        loop {
+            let (join, leave) = self.take_changes(&subscribed);
+            if !leave.is_empty() {
+                if !answered(sink.unsubscribe(self.channels(&leave))).await {
+                    return "leaving channels was not confirmed";
+                }
+                leave.iter().for_each(|room| {
+                    subscribed.remove(room);
+                });
+            }
+            if !join.is_empty() {
+                if !answered(sink.subscribe(self.channels(&join))).await {
+                    return "subscriptions were not confirmed";
+                }
+                for room in join {
+                    if let Some(confirmed) = self.interests().wanted.get(&room) {
+                        confirmed.send_replace(true);
+                    }
+                    listener.doubt(&room);
+                    subscribed.insert(room);
+                }
+                continue;
+            }
+            if timeout(PING_EVERY, self.changed.notified()).await.is_err()
+                && !answered(sink.ping::<redis::Value>()).await
+            {
+                return "no pong";
+            }
+        }
+    }
+
+    /// At most a batch of rooms to join and to leave; more stay for the next call.
+    fn take_changes(&self, subscribed: &HashSet<RoomName>) -> (Vec<RoomName>, Vec<RoomName>) {
+        let mut interests = self.interests();
+        let batch: Vec<_> = interests.dirty.iter().take(BATCH_CHANNELS).cloned().collect();
+        let (mut join, mut leave) = (Vec::new(), Vec::new());
+        for room in batch {
+            interests.dirty.remove(&room);
+            match (interests.wanted.get(&room), subscribed.contains(&room)) {
+                (Some(_), false) => join.push(room),
+                (None, true) => leave.push(room),
+                // Left and joined again before Redis was told: it is subscribed still.
+                (Some(confirmed), true) => drop(confirmed.send_replace(true)),
+                (None, false) => {}
+            }
+        }
+        if !interests.dirty.is_empty() {
+            self.changed.notify_one();
+        }
+        (join, leave)
+    }
+
+    fn channels(&self, rooms: &[RoomName]) -> Vec<String> {
+        rooms.iter().map(|room| self.keys.live(room)).collect()
+    }
+
+    fn soil_all(&self) {
+        let mut interests = self.interests();
+        interests.dirty = interests.wanted.keys().cloned().collect();
+    }
+
+    fn forget_confirmations(&self) {
+        for confirmed in self.interests().wanted.values() {
+            confirmed.send_replace(false);
+        }
+    }
+
+    fn interests(&self) -> MutexGuard<'_, Interests> {
+        self.interests.lock().expect("no holder of the lock panics")
+    }
+}
+
+async fn answered<T>(answer: impl Future<Output = redis::RedisResult<T>>) -> bool {
+    match timeout(ANSWER_LIMIT, answer).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "Redis refused on the pub/sub connection");
+            false
+        }
+        Err(_) => false,
+    }
+}

@@ -1,0 +1,66 @@
+-- Appends an event to a room's log and announces it. Returns its id.
+-- KEYS: head, log. ARGV: event, channel, entries to keep, log's and head's lifetime (ms), random, known ids…
+
+local FIRST_KNOWN = 7
+-- Above this, Lua pays more for joining strings than Redis does for a second PUBLISH.
+local LARGE_BYTES = 4096
+
+local event, channel = ARGV[1], ARGV[2]
+local text = redis.call('GET', KEYS[1])
+local mark = server_mark()
+local epoch, last, owner, rest
+if text then
+  epoch, last, owner, rest = string.match(text, '^(%d+)%-(%d+) (%x+)(.*)$')
+end
+
+-- The common case touches neither the rest of the chain nor the clock.
+local plain = owner == mark
+for place = FIRST_KNOWN, #ARGV do
+  local known, offset = string.match(ARGV[place], '^(%d+)%-(%d+)$')
+  plain = plain and known == epoch and tonumber(offset) <= tonumber(last)
+end
+local function adopt(head)
+  epoch, last, owner, rest = string.match(render(head), '^(%d+)%-(%d+) (%x+)(.*)$')
+end
+local head
+if not plain then
+  head = vouch(text, KEYS[2], mark, ids_from(FIRST_KNOWN), tonumber(ARGV[6]))
+  adopt(head)
+end
+
+local function add()
+  last = whole(tonumber(last) + 1)
+  return redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], epoch .. '-' .. last, 'e', event)
+end
+-- XADD is the first write, so an error of it means that nothing was stored; after it nothing may fail.
+local added = add()
+if type(added) == 'table' and added.err and string.find(added.err, 'equal or smaller', 1, true) then
+  -- The log has ids above the chain's: its head was lost or is older than it.
+  local info = redis.call('XINFO', 'STREAM', KEYS[2])
+  local above = 0
+  for place = 1, #info, 2 do
+    if info[place] == 'last-generated-id' then
+      above = tonumber(string.match(info[place + 1], '^%d+'))
+    end
+  end
+  head = head or parse(text)
+  begin(head, KEYS[2], mark, above, tonumber(ARGV[6]))
+  adopt(head)
+  added = add()
+end
+if type(added) == 'table' and added.err then
+  return added
+end
+local id = epoch .. '-' .. last
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+redis.call('SET', KEYS[1], id .. ' ' .. mark .. rest, 'PX', ARGV[5])
+
+-- A hint only, so its failure is nobody's: the log is the truth.
+local header = id .. ' ' .. #event .. '\n'
+if #event > LARGE_BYTES then
+  redis.pcall('PUBLISH', channel, header)
+  redis.pcall('PUBLISH', channel, event)
+else
+  redis.pcall('PUBLISH', channel, header .. event)
+end
+return id

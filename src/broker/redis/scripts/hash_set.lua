@@ -1,0 +1,10 @@
+-- Sets a field if the condition holds. Returns 1 (created), 0 (replaced), or {present value or false}.
+-- KEYS: hash. ARGV: field, value, condition (always, absent, present, matches), entity tags…
+
+if ARGV[3] ~= 'always' then
+  local present = redis.call('HGET', KEYS[1], ARGV[1])
+  if not condition_holds(present) then
+    return { present }
+  end
+end
+return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])

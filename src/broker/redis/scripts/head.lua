@@ -1,0 +1,161 @@
+-- Prelude of every script that reads or writes a room's head; the rules are those of src/follow.
+--
+-- A head is one string: "<epoch>-<last offset> <mark>", then tokens about the rest of the chain, newest epoch first:
+--   ~<epoch>-<offset>      whoever enters the epoch named last may have missed what came after this position
+--   <epoch>-<last offset>  the next older epoch
+--   !<epoch>-<offset>      a lost id that is marked already
+--   ^<epoch>               the newest epoch that was cut from the chain
+-- A junk head counts as none. Epochs are microseconds, exact in Lua's numbers below 2^53.
+
+local KEPT_EPOCHS = 32
+
+-- tostring would print 1.79e+15.
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+-- Which server's history this is. Never passed in or cached: only read in the same step does it survive a
+-- partial resync or a failover and back.
+local function server_mark()
+  local info = redis.call('INFO', 'replication')
+  local _, at = string.find(info, '\nmaster_replid:', 1, true)
+  return string.sub(info, at + 1, at + 40)
+end
+
+local function parse(text)
+  local epoch, last, mark, rest = string.match(text or '', '^(%d+)%-(%d+) (%x+)(.*)$')
+  if not epoch then
+    return nil
+  end
+  local head = { mark = mark, epochs = { { number = tonumber(epoch), last = tonumber(last) } }, lost = {}, cut = 0 }
+  for tag, first, second in string.gmatch(rest, ' ([~!^]?)(%d+)%-?(%d*)') do
+    first, second = tonumber(first), tonumber(second)
+    if tag == '' then
+      table.insert(head.epochs, { number = first, last = second })
+    elseif tag == '~' then
+      head.epochs[#head.epochs].since = { first, second }
+    elseif tag == '!' then
+      head.lost[first] = second
+    else
+      head.cut = first
+    end
+  end
+  return head
+end
+
+local function render(head)
+  local parts = {}
+  for place, epoch in ipairs(head.epochs) do
+    table.insert(parts, whole(epoch.number) .. '-' .. whole(epoch.last))
+    if place == 1 then
+      table.insert(parts, head.mark)
+    end
+    if epoch.since then
+      table.insert(parts, '~' .. whole(epoch.since[1]) .. '-' .. whole(epoch.since[2]))
+    end
+  end
+  local numbers = {}
+  for number in pairs(head.lost) do
+    table.insert(numbers, number)
+  end
+  table.sort(numbers)
+  for _, number in ipairs(numbers) do
+    table.insert(parts, '!' .. whole(number) .. '-' .. whole(head.lost[number]))
+  end
+  if head.cut > 0 then
+    table.insert(parts, '^' .. whole(head.cut))
+  end
+  return table.concat(parts, ' ')
+end
+
+-- Begins an epoch above `floor` and above every epoch of the chain.
+local function begin(head, log, mark, floor, random)
+  local time = redis.call('TIME')
+  local number = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  if head.epochs[1] then
+    floor = math.max(floor, head.epochs[1].number)
+  end
+  if number <= floor then
+    number = floor + 1 + random
+  end
+  head.mark = mark
+  table.insert(head.epochs, 1, { number = number, last = 0 })
+  if #head.epochs > KEPT_EPOCHS then
+    local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+    local retained = oldest and tonumber(string.match(oldest[1], '^%d+')) or math.huge
+    while #head.epochs > KEPT_EPOCHS and head.epochs[#head.epochs].number < retained do
+      head.cut = table.remove(head.epochs).number
+    end
+    for lost in pairs(head.lost) do
+      if lost <= head.cut then
+        head.lost[lost] = nil
+      end
+    end
+  end
+end
+
+local function earlier(a, b)
+  return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2])
+end
+
+local function mark_loss(epoch, since)
+  if epoch and (not epoch.since or earlier(since, epoch.since)) then
+    epoch.since = since
+  end
+end
+
+-- The head that this step may use, and whether it has changed. `known` are ids that the replica appended or saw.
+local function vouch(text, log, mark, known, random)
+  local head, changed = parse(text), false
+  local floor = 0
+  for _, id in ipairs(known) do
+    floor = math.max(floor, id[1])
+  end
+  if not head then
+    -- Entries that no head vouches for can never be told to anyone.
+    redis.call('XTRIM', log, 'MAXLEN', 0)
+    head = { epochs = {}, lost = {}, cut = 0 }
+    begin(head, log, mark, floor, random)
+    changed = true
+  elseif head.mark ~= mark then
+    begin(head, log, mark, floor, random)
+    changed = true
+  end
+  local last = {}
+  for _, epoch in ipairs(head.epochs) do
+    last[epoch.number] = epoch.last
+  end
+  local lost = {}
+  for _, id in ipairs(known) do
+    local on_chain = last[id[1]] and id[2] <= last[id[1]]
+    if id[2] > 0 and id[1] > head.cut and not on_chain and (head.lost[id[1]] or 0) < id[2] then
+      table.insert(lost, id)
+    end
+  end
+  if #lost > 0 and not changed then
+    begin(head, log, mark, floor, random)
+    changed = true
+  end
+  for _, id in ipairs(lost) do
+    local since = { id[1], last[id[1]] or 0 }
+    local first_above
+    for _, epoch in ipairs(head.epochs) do
+      if epoch.number > id[1] then
+        first_above = epoch
+      end
+    end
+    mark_loss(head.epochs[1], since)
+    mark_loss(first_above, since)
+    head.lost[id[1]] = math.max(head.lost[id[1]] or 0, id[2])
+  end
+  return head, changed
+end
+
+local function ids_from(position)
+  local ids = {}
+  for place = position, #ARGV do
+    local epoch, offset = string.match(ARGV[place], '^(%d+)%-(%d+)$')
+    table.insert(ids, { tonumber(epoch), tonumber(offset) })
+  end
+  return ids
+end

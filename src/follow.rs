@@ -1,0 +1,127 @@
+//! What follows a position: an event, a gap, or nothing yet. Pure: no I/O, no clock, so that it can be tested by
+//! properties and checked exhaustively.
+//!
+//! The log's past is described by its [`Chain`]: its epochs in order, each with its last offset, and where events are
+//! known to have been lost. [`next`] decides from a chain and the retained entries; [`Head`] changes a chain. Every
+//! step that reads or writes a room's head begins with [`Head::vouch`], in whichever broker keeps it.
+
+mod chain;
+mod head;
+
+pub use chain::{Chain, Epoch};
+pub use head::{Head, KEPT_EPOCHS, Moment};
+
+use crate::room::EventId;
+
+/// Entries of a log in the order of their ids, as far as they are at hand.
+pub trait Retained {
+    /// The first entry above a position.
+    fn first_after(&self, position: EventId) -> Option<EventId>;
+}
+
+impl Retained for [EventId] {
+    fn first_after(&self, position: EventId) -> Option<EventId> {
+        self.get(self.partition_point(|id| *id <= position)).copied()
+    }
+}
+
+/// What follows a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// This event, and it is at hand.
+    Event(EventId),
+    /// Nothing yet: the position is the log's end.
+    Nothing,
+    /// Events may be missing. To be told only where chain and entries were read together just now, never from memory.
+    Gap(Gap),
+}
+
+/// What may be missing lies after `from`, up to and with `to`; the stream goes on from `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The last position that certainly holds.
+    pub from: EventId,
+    /// The position from which the stream goes on.
+    pub to: EventId,
+    /// Why.
+    pub reason: GapReason,
+}
+
+/// Why events may be missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GapReason {
+    /// The log no longer reaches back that far.
+    Trimmed,
+    /// The log's entries have aged out, or were deleted.
+    Expired,
+    /// The log was lost as a whole after this position was given out.
+    LogLost,
+    /// Events after this position were acknowledged and then lost.
+    LostTail,
+    /// Events up to this position were lost after they had been delivered; the log goes on differently.
+    Diverged,
+    /// The log never gave out this position, or has forgotten that it did.
+    UnknownPosition,
+}
+
+impl GapReason {
+    /// The name in `stream.gap`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Trimmed => "trimmed",
+            Self::Expired => "expired",
+            Self::LogLost => "log_lost",
+            Self::LostTail => "lost_tail",
+            Self::Diverged => "diverged",
+            Self::UnknownPosition => "unknown_position",
+        }
+    }
+}
+
+/// Decides what follows `position`.
+pub fn next(chain: &Chain, entries: &(impl Retained + ?Sized), position: EventId) -> Next {
+    let Some(epoch) = chain.epoch(position.epoch) else {
+        let reason =
+            if chain.has_recorded(position.epoch) { GapReason::LogLost } else { GapReason::UnknownPosition };
+        return gap(chain, position, chain.start_above(position.epoch), reason);
+    };
+    if position.offset > epoch.end {
+        return gap(chain, position, chain.start_above(position.epoch), GapReason::Diverged);
+    }
+    let wanted = if position.offset < epoch.end {
+        EventId::new(position.epoch, position.offset + 1)
+    } else {
+        let mut later = chain.above(position.epoch).iter();
+        loop {
+            match later.next() {
+                None => return Next::Nothing,
+                Some(epoch) if epoch.lost_since.is_some() => {
+                    return gap(chain, position, EventId::start_of(epoch.epoch), GapReason::LostTail);
+                }
+                Some(epoch) if epoch.end > 0 => break EventId::new(epoch.epoch, 1),
+                Some(_) => {}
+            }
+        }
+    };
+    match entries.first_after(position) {
+        Some(held) if held == wanted => Next::Event(wanted),
+        Some(later) => gap(chain, position, later.before(), GapReason::Trimmed),
+        None => gap(chain, position, chain.end(), GapReason::Expired),
+    }
+}
+
+/// The gap from `position` to `to`, told from where loss is known to begin in any epoch that it enters.
+fn gap(chain: &Chain, position: EventId, to: EventId, reason: GapReason) -> Next {
+    let entered = chain.above(position.epoch).iter().take_while(|epoch| epoch.epoch <= to.epoch);
+    let lost_since = entered.filter_map(|epoch| epoch.lost_since).min();
+    let from = lost_since.map_or(position, |since| since.min(position));
+    let reason = match reason {
+        // Had it been past the loss, it has what the log no longer has.
+        GapReason::LostTail if from < position => GapReason::Diverged,
+        reason => reason,
+    };
+    Next::Gap(Gap { from, to, reason })
+}
+
+#[cfg(test)]
+mod tests;

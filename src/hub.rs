@@ -1,0 +1,268 @@
+//! A replica's live rooms. It knows neither which broker carries the events nor how they leave: a subscriber owns a
+//! position and asks for what follows.
+
+mod encoded;
+mod known;
+mod ring;
+mod room;
+mod subscription;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::Semaphore;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+pub use self::encoded::Encoded;
+pub use self::subscription::{Delivery, Resume, Start, Subscription};
+
+use self::known::KnownIds;
+use self::room::{Room, Seat};
+use crate::broker::{Broker, BrokerError, CALL_LIMIT, Entry, Fault, FaultKind, Listener, Occupancy, Range, Slice};
+use crate::room::{Event, EventId, RoomName};
+use crate::shutdown::Tasks;
+
+/// Longest time in which a stream opens or is told that it can't.
+const JOIN_LIMIT: Duration = Duration::from_secs(4);
+/// Every held room's end is compared with the log's about this often.
+const COMPARE_EVERY: Duration = Duration::from_secs(15);
+/// Comparisons are spread over this many steps.
+const COMPARE_STEPS: u32 = 15;
+/// The replica's subscribers are reported at least this often, and at once, in effect, when they change.
+const REPORT_EVERY_TICKS: u32 = 5;
+const TICK: Duration = Duration::from_secs(1);
+/// Readers that fetch from the log at one time; more wait, so that a rush of them does not crowd out publishes.
+const LOG_READERS: usize = 64;
+/// Rooms that are vouched for at one time after the server's history has changed.
+const VOUCH_AT_ONCE: usize = 64;
+
+/// What a replica keeps of each room that has subscribers.
+#[derive(Clone, Copy, Debug)]
+pub struct HubSettings {
+    /// Most events in a room's ring.
+    pub ring_events: usize,
+    /// Most bytes in it.
+    pub ring_bytes: usize,
+    /// How long a room is kept after its last subscriber has left.
+    pub linger: Duration,
+}
+
+/// The live rooms of a replica.
+pub struct Hub {
+    broker: Arc<dyn Broker>,
+    settings: HubSettings,
+    rooms: Mutex<HashMap<RoomName, Arc<Room>>>,
+    known: KnownIds,
+    readers: Semaphore,
+    tasks: Tasks,
+    junk: AtomicU64,
+    history: tokio::sync::Notify,
+}
+
+impl Hub {
+    /// A hub that hears what the broker announces.
+    pub fn new(broker: Arc<dyn Broker>, settings: HubSettings, tasks: &Tasks) -> Arc<Self> {
+        let hub = Arc::new(Self {
+            broker,
+            settings,
+            rooms: Mutex::default(),
+            known: KnownIds::default(),
+            readers: Semaphore::new(LOG_READERS),
+            tasks: tasks.clone(),
+            junk: AtomicU64::new(0),
+            history: tokio::sync::Notify::new(),
+        });
+        hub.broker.listen(hub.clone());
+        hub
+    }
+
+    /// Starts the background comparison, the report of subscribers, and the watch over the server's history.
+    pub fn start(self: &Arc<Self>) {
+        let hub = self.clone();
+        self.tasks.supervise("comparison", async move { hub.compare_for_ever().await });
+        let hub = self.clone();
+        self.tasks.supervise("census", async move { hub.report_for_ever().await });
+        let hub = self.clone();
+        self.tasks.supervise("history", async move {
+            loop {
+                hub.history.notified().await;
+                hub.vouch_for_recent_rooms().await;
+            }
+        });
+    }
+
+    /// The broker behind it.
+    pub fn broker(&self) -> &dyn Broker {
+        &*self.broker
+    }
+
+    /// Messages that were no announcements, since the start.
+    pub fn junk_announcements(&self) -> u64 {
+        self.junk.load(Ordering::Relaxed)
+    }
+
+    /// Appends an event to a room's log. Subscribers get it when it comes back from the broker.
+    pub async fn publish(&self, room: &RoomName, event: &Event) -> Result<EventId, BrokerError> {
+        let append = self.broker.append(room, &self.known.of(room), event.encode());
+        let id = timeout(CALL_LIMIT, append).await.unwrap_or_else(|_| {
+            Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to an append")))
+        })?;
+        self.known.add(room, id);
+        Ok(id)
+    }
+
+    /// Reads a part of a room's log.
+    pub async fn read(&self, room: &RoomName, range: Range, limit: usize) -> Result<Slice, BrokerError> {
+        let read = async {
+            let _turn = self.readers.acquire().await.expect("the semaphore is never closed");
+            self.broker.read(room, &self.known.of(room), range, limit).await
+        };
+        let late = || Err(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "no answer to a read")));
+        let slice = timeout(CALL_LIMIT, read).await.unwrap_or_else(|_| late())?;
+        // Whoever is told this position may come back to it: the replica has to remember that it was given out.
+        self.known.add(room, slice.chain.end());
+        Ok(slice)
+    }
+
+    /// Opens a stream of some rooms, each from its start. Ends within [`JOIN_LIMIT`].
+    pub async fn subscribe(
+        self: &Arc<Self>,
+        rooms: Vec<(RoomName, Start)>,
+    ) -> Result<Subscription, BrokerError> {
+        let health = self.broker.health();
+        if let Some(fault) = health.commands.or(health.delivery) {
+            return Err(BrokerError::Unavailable(fault));
+        }
+        let late = || BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "the rooms could not be joined"));
+        timeout(JOIN_LIMIT, Subscription::open(self, rooms)).await.map_err(|_| late())?
+    }
+
+    /// This replica's subscribers, by room.
+    pub fn occupancy(&self) -> Occupancy {
+        let rooms = self.rooms();
+        let occupied = rooms.values().map(|room| (room.name().clone(), room.occupants()));
+        occupied.filter(|(_, occupants)| *occupants > 0).collect()
+    }
+
+    fn enter(self: &Arc<Self>, name: &RoomName) -> Seat {
+        let mut rooms = self.rooms();
+        let room = match rooms.entry(name.clone()) {
+            MapEntry::Occupied(entry) => entry.into_mut(),
+            MapEntry::Vacant(entry) => {
+                let room = entry.insert(Arc::new(Room::new(name.clone(), self.settings)));
+                self.tasks.spawn(Room::tend(room.clone(), self.clone()));
+                room
+            }
+        };
+        Seat::take(room)
+    }
+
+    /// Lets go of a room, unless someone has entered meanwhile.
+    fn close(&self, room: &Arc<Room>) -> bool {
+        let mut rooms = self.rooms();
+        if room.occupants() > 0 {
+            return false;
+        }
+        rooms.remove(room.name());
+        // Under the lock, so that whoever opens the room again subscribes after this.
+        self.broker.unsubscribe(room.name());
+        true
+    }
+
+    fn held(&self, name: &RoomName) -> Option<Arc<Room>> {
+        self.rooms().get(name).cloned()
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, HashMap<RoomName, Arc<Room>>> {
+        self.rooms.lock().expect("no holder of the lock panics")
+    }
+
+    /// Pub/sub is a hint: an announcement that never came is found here.
+    async fn compare_for_ever(&self) {
+        let mut ticks = interval(COMPARE_EVERY / COMPARE_STEPS);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut due: Vec<Arc<Room>> = Vec::new();
+        let mut share = 0;
+        loop {
+            ticks.tick().await;
+            if due.is_empty() {
+                due = self.rooms().values().cloned().collect();
+                share = due.len().div_ceil(COMPARE_STEPS as usize);
+            }
+            let batch = due.split_off(due.len().saturating_sub(share));
+            if batch.is_empty() {
+                continue;
+            }
+            let names: Vec<_> = batch.iter().map(|room| room.name().clone()).collect();
+            names.iter().for_each(|name| self.known.keep(name));
+            // While the broker is away there is nothing to compare; its return brings a doubt of its own.
+            let Ok(Ok(ends)) = timeout(CALL_LIMIT, self.broker.ends(&names)).await else { continue };
+            for (room, end) in batch.iter().zip(ends) {
+                if end.is_none_or(|end| !room.is_at(end)) {
+                    room.doubt();
+                }
+            }
+        }
+    }
+
+    async fn report_for_ever(&self) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told: Option<Occupancy> = None;
+        for count in 0u32.. {
+            ticks.tick().await;
+            let now = self.occupancy();
+            if told.as_ref() == Some(&now) && !count.is_multiple_of(REPORT_EVERY_TICKS) {
+                continue;
+            }
+            let reported = timeout(CALL_LIMIT, self.broker.report(&now)).await;
+            told = matches!(reported, Ok(Ok(()))).then_some(now);
+        }
+    }
+
+    /// Whoever comes back to a room that this replica no longer holds must be told of a loss too.
+    async fn vouch_for_recent_rooms(&self) {
+        let rooms = self.known.rooms();
+        let unheld = rooms.into_iter().filter(|name| self.held(name).is_none());
+        let reads = unheld.map(|name| async move {
+            if let Err(error) = self.read(&name, Range::Newest, 1).await {
+                tracing::debug!(room = %name, %error, "not vouched for after a change of history");
+            }
+        });
+        futures_util::stream::iter(reads).buffer_unordered(VOUCH_AT_ONCE).collect::<()>().await;
+    }
+}
+
+impl Listener for Hub {
+    fn heard(&self, room: &RoomName, entry: Entry) {
+        self.known.add(room, entry.id);
+        let Some(held) = self.held(room) else { return };
+        match Encoded::new(&entry) {
+            Ok(event) => held.heard(Arc::new(event)),
+            Err(_) => self.junk(room),
+        }
+    }
+
+    fn doubt(&self, room: &RoomName) {
+        if let Some(room) = self.held(room) {
+            room.doubt();
+        }
+    }
+
+    fn history_changed(&self) {
+        for room in self.rooms().values() {
+            room.doubt();
+        }
+        self.history.notify_one();
+    }
+
+    fn junk(&self, room: &RoomName) {
+        self.junk.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(%room, "junk on the room's channel");
+        self.doubt(room);
+    }
+}

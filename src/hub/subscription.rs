@@ -1,0 +1,257 @@
+//! A subscriber: a position in each of its rooms, and the question what follows. Live delivery, resume and catching up
+//! are this one question; it is answered from the ring if that can be, else from the log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::select_all;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::room::{Followed, PAGE_EVENTS, Seat};
+use super::{Encoded, Hub};
+use crate::broker::{BrokerError, Range, Slice};
+use crate::follow::{Chain, Gap, Next, Retained, next};
+use crate::room::{EventId, RoomName};
+
+/// Pause before the log is asked again after it could not answer; jittered up to twice as long.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Where a stream of a room starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At the log's end.
+    Now,
+    /// Where an earlier stream ended.
+    After(EventId),
+    /// At the oldest retained event.
+    Earliest,
+    /// At the last so many events.
+    Recent(u64),
+}
+
+/// How a stream began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// It does not continue an earlier one.
+    Fresh,
+    /// Nothing is missing since the earlier one ended.
+    Complete,
+    /// Something may be missing; a gap follows.
+    Gap,
+}
+
+impl Resume {
+    /// The name in `stream.open`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Complete => "complete",
+            Self::Gap => "gap",
+        }
+    }
+}
+
+/// What a subscriber is given next. `room` counts in the order in which the rooms were asked for.
+#[derive(Debug)]
+pub enum Delivery {
+    /// Events, in order.
+    Events {
+        /// Of which room.
+        room: usize,
+        /// At least one.
+        events: Vec<Arc<Encoded>>,
+    },
+    /// Events may be missing.
+    Gap {
+        /// In which room.
+        room: usize,
+        /// What may be missing.
+        gap: Gap,
+    },
+}
+
+/// A subscriber's cursors.
+pub struct Subscription {
+    hub: Arc<Hub>,
+    cursors: Vec<Cursor>,
+    /// The cursor that is asked first, so that one busy room does not starve the others.
+    turn: usize,
+}
+
+struct Cursor {
+    seat: Seat,
+    changes: watch::Receiver<u64>,
+    position: EventId,
+    resume: Resume,
+    /// What opening the stream found out already.
+    found: Option<Found>,
+    /// When the log may be asked again.
+    retry_at: Option<Instant>,
+}
+
+/// What the log said.
+enum Found {
+    Events(Vec<Arc<Encoded>>),
+    Gap(Gap),
+    Nothing,
+}
+
+impl Subscription {
+    pub(super) async fn open(hub: &Arc<Hub>, rooms: Vec<(RoomName, Start)>) -> Result<Self, BrokerError> {
+        let seats: Vec<_> = rooms.into_iter().map(|(name, start)| (hub.enter(&name), start)).collect();
+        let opening = seats.into_iter().map(|(seat, start)| Cursor::open(hub, seat, start));
+        let cursors = futures_util::future::try_join_all(opening).await?;
+        Ok(Self { hub: hub.clone(), cursors, turn: 0 })
+    }
+
+    /// Where the stream starts in each room, in the order in which they were asked for.
+    pub fn opening(&self) -> impl Iterator<Item = (&RoomName, EventId, Resume)> {
+        self.cursors.iter().map(|cursor| (cursor.seat.room().name(), cursor.position, cursor.resume))
+    }
+
+    /// Waits for what follows. Loses nothing when it is dropped before it is ready.
+    pub async fn next(&mut self) -> Delivery {
+        loop {
+            if let Some(delivery) = self.look().await {
+                return delivery;
+            }
+            let retry_at = self.cursors.iter().filter_map(|cursor| cursor.retry_at).min();
+            let changes = self.cursors.iter_mut().map(|cursor| Box::pin(cursor.changes.changed()));
+            tokio::select! {
+                _ = select_all(changes) => {}
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Option<Delivery> {
+        let count = self.cursors.len();
+        for step in 0..count {
+            let room = (self.turn + step) % count;
+            if let Some(found) = self.cursors[room].look(&self.hub).await {
+                self.turn = room + 1;
+                return Some(match found {
+                    (events, None) => Delivery::Events { room, events },
+                    (_, Some(gap)) => Delivery::Gap { room, gap },
+                });
+            }
+        }
+        None
+    }
+}
+
+impl Cursor {
+    async fn open(hub: &Hub, seat: Seat, start: Start) -> Result<Self, BrokerError> {
+        let mut changes = seat.room().changes();
+        // The room's task outlives every seat in it, so the channel can't close meanwhile.
+        let _ = changes.wait_for(|count| *count > 0).await;
+        let name = seat.room().name();
+        let end = seat.room().end().unwrap_or(EventId::start_of(0));
+        let position = match start {
+            Start::Now => end,
+            Start::After(position) => position,
+            Start::Earliest => {
+                let slice = hub.read(name, Range::Oldest, 1).await?;
+                slice.oldest.map_or(slice.chain.end(), EventId::before)
+            }
+            Start::Recent(0) => end,
+            Start::Recent(count) => {
+                let slice = hub.read(name, Range::Newest, usize::try_from(count).unwrap_or(usize::MAX)).await?;
+                slice.entries.first().map_or(slice.chain.end(), |entry| entry.id.before())
+            }
+        };
+        let mut cursor = Self { seat, changes, position, resume: Resume::Fresh, found: None, retry_at: None };
+        if matches!(start, Start::After(_)) {
+            cursor.resume = Resume::Complete;
+            if matches!(cursor.seat.room().follow(position), Followed::Unsure) {
+                let found = cursor.ask_log(hub).await?;
+                if matches!(found, Found::Gap(_)) {
+                    cursor.resume = Resume::Gap;
+                }
+                cursor.found = Some(found);
+            }
+        }
+        Ok(cursor)
+    }
+
+    /// What follows now, if anything does.
+    async fn look(&mut self, hub: &Hub) -> Option<(Vec<Arc<Encoded>>, Option<Gap>)> {
+        self.changes.mark_unchanged();
+        let found = match self.found.take() {
+            Some(found) => found,
+            None => match self.seat.room().follow(self.position) {
+                Followed::Events(events) => Found::Events(events),
+                Followed::Nothing => Found::Nothing,
+                Followed::Unsure if self.retry_at.is_some_and(|at| at > Instant::now()) => return None,
+                Followed::Unsure => match self.ask_log(hub).await {
+                    Ok(found) => found,
+                    Err(error) => {
+                        tracing::debug!(room = %self.seat.room().name(), %error, "the log can't be asked");
+                        self.retry_at = Some(Instant::now() + RETRY.mul_f64(1.0 + fastrand::f64()));
+                        return None;
+                    }
+                },
+            },
+        };
+        self.retry_at = None;
+        match found {
+            Found::Events(events) => {
+                self.position = events.last()?.id();
+                Some((events, None))
+            }
+            Found::Gap(gap) => {
+                self.position = gap.to;
+                Some((Vec::new(), Some(gap)))
+            }
+            Found::Nothing => None,
+        }
+    }
+
+    /// What follows the position, from a fresh read: the only way in which a gap is told.
+    async fn ask_log(&self, hub: &Hub) -> Result<Found, BrokerError> {
+        let room = self.seat.room();
+        let slice = hub.read(room.name(), Range::After(self.position), PAGE_EVENTS).await?;
+        if !room.is_at(slice.chain.end()) {
+            room.doubt();
+        }
+        Ok(Page::new(&slice).follow(self.position))
+    }
+}
+
+/// Decoded entries above the position at which they were asked for.
+struct Page<'a> {
+    chain: &'a Chain,
+    events: Vec<Arc<Encoded>>,
+}
+
+impl Retained for Page<'_> {
+    fn first_after(&self, position: EventId) -> Option<EventId> {
+        let at = self.events.partition_point(|event| event.id() <= position);
+        self.events.get(at).map(|event| event.id())
+    }
+}
+
+impl<'a> Page<'a> {
+    fn new(slice: &'a Slice) -> Self {
+        Self { chain: &slice.chain, events: Encoded::all(&slice.entries) }
+    }
+
+    fn follow(self, mut position: EventId) -> Found {
+        let mut count = 0;
+        // Past its last event the page can't tell what the log still holds.
+        while count == 0 || count < self.events.len() {
+            match next(self.chain, &self, position) {
+                Next::Event(id) => {
+                    position = id;
+                    count += 1;
+                }
+                _ if count > 0 => break,
+                Next::Nothing => return Found::Nothing,
+                Next::Gap(gap) => return Found::Gap(gap),
+            }
+        }
+        let first = self.events.partition_point(|event| event.id() <= position) - count;
+        Found::Events(self.events[first..first + count].to_vec())
+    }
+}

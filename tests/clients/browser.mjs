@@ -1,0 +1,172 @@
+// Chromium's own EventSource, on a page of the gateway's origin and on a page of another one.
+
+import { once } from 'node:events'
+import http from 'node:http'
+import { pipeline } from 'node:stream'
+import { chromium } from 'playwright-core'
+import { check, cuttingProxy, EVENT_TYPES, gateway, idsByRoom, Inbox, opening, publish, tick, unique, within } from './support.mjs'
+
+/** Serves an empty page, and the gateway's API under the same origin as a reverse proxy would (`Host` is kept). */
+async function pageServer() {
+  const server = http.createServer((request, response) => {
+    if (!request.url.startsWith('/v1/')) {
+      return response.setHeader('Content-Type', 'text/html').end('<!doctype html><title>rooms</title>')
+    }
+    const { method, headers } = request
+    const forwarded = http.request(gateway + request.url, { method, headers }, (answer) => {
+      response.writeHead(answer.statusCode, answer.headers)
+      pipeline(answer, response, () => {})
+    })
+    pipeline(request, forwarded, (error) => error && response.destroy())
+    response.on('close', () => forwarded.destroy())
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  return { url: `http://127.0.0.1:${server.address().port}`, close: () => server.close() }
+}
+
+/** Opens the page, and an EventSource in it for each `listen(path)`. */
+async function openPage(browser, url) {
+  const page = await browser.newPage()
+  const inboxes = new Map()
+  await page.exposeFunction('heard', (path, event) => inboxes.get(path).push(event))
+  await page.goto(url)
+  const listen = async (path) => {
+    const inbox = new Inbox()
+    inboxes.set(path, inbox)
+    await page.evaluate(
+      ([path, types]) => {
+        const source = new EventSource(path)
+        for (const type of types) {
+          source.addEventListener(type, ({ lastEventId, data }) => heard(path, { type, id: lastEventId, data }))
+        }
+        source.addEventListener('error', () => {
+          if (source.readyState === EventSource.CLOSED) heard(path, { type: 'closed' })
+        })
+      },
+      [path, EVENT_TYPES],
+    )
+    return inbox
+  }
+  return { page, listen }
+}
+
+async function onePageOneRoom({ page, listen }, proxy) {
+  const room = unique('browser')
+  const inbox = await listen(`/v1/rooms/${room}/stream`)
+  const joined = await opening(inbox)
+  check('a fresh stream says its position in its first id', joined, {
+    id: joined.rooms[room].position,
+    rooms: { [room]: { position: joined.id, resume: 'fresh' } },
+  })
+
+  proxy.cut()
+  const first = [await tick(room, 1), await tick(room, 2)]
+  proxy.mend()
+  const rejoined = await opening(inbox)
+  check('dropped before its first event, it resumes where it joined', [rejoined.id, rejoined.rooms[room].resume], [joined.id, 'complete'])
+  check('and gets what was published meanwhile', await inbox.take(2, 'missed events'), first)
+
+  const published = await page.evaluate(async (room) => {
+    const headers = { 'Content-Type': 'application/json' }
+    const body = '{"event":"tick","data":{"n":12345678901234567890.10}}'
+    const response = await fetch(`/v1/rooms/${room}/events`, { method: 'POST', headers, body })
+    return { status: response.status, ...(await response.json()) }
+  }, room)
+  check('the page publishes with fetch', published.status, 201)
+  const own = { type: 'tick', id: published.id, data: '{"n":12345678901234567890.10}' }
+  check('and hears its own event', await inbox.take(1, 'own event'), [own])
+
+  proxy.cut()
+  const missed = []
+  for (let n = 3; n < 23; n++) missed.push(await tick(room, n))
+  proxy.mend()
+  const resumed = await opening(inbox)
+  check('dropped again, it resumes after its last event', [resumed.id, resumed.rooms[room].resume], [own.id, 'complete'])
+  check('and gets what it missed, once and in order', await inbox.take(20, 'missed events'), missed)
+
+  const text = ' two\nlines '
+  const textId = await publish(room, text, { type: 'text/plain' })
+  check('and nothing comes twice', await inbox.take(1, 'next event'), [{ type: 'message', id: textId, data: text }])
+}
+
+async function onePageSeveralRooms({ listen }, proxy) {
+  const [a, b] = ['a', 'b'].map(unique)
+  const inbox = await listen(`/v1/stream?room=${a}&room=${b}`)
+  await opening(inbox)
+
+  const id = await publish(a, '{"event":"tick","data":1}')
+  const [{ data }] = await inbox.take(1, 'event of the first room')
+  const envelope = JSON.parse(data)
+  check('an event of several rooms comes in an envelope', [envelope.room, envelope.id, envelope.event, envelope.data], [a, id, 'tick', 1])
+
+  proxy.cut()
+  const missed = [[], []]
+  for (let n = 0; n < 5; n++) {
+    missed[0].push(await publish(a, `{"data":${n}}`))
+    missed[1].push(await publish(b, `{"data":${n}}`))
+  }
+  proxy.mend()
+  const { rooms } = await opening(inbox)
+  check('dropped, it resumes both rooms', [rooms[a].resume, rooms[b].resume], ['complete', 'complete'])
+  const replayed = await inbox.take(10, 'missed events')
+  check('and gets what each room has missed, once and in order', idsByRoom(replayed, [a, b]), missed)
+
+  const liveId = await publish(b, '{"data":"live"}')
+  const [live] = await inbox.take(1, 'live event')
+  check('and goes on live', JSON.parse(live.data).id, liveId)
+}
+
+/** What any web page could try, while its reader has an open gateway running on the same machine. */
+async function aForeignPageIsRefused({ page, listen }) {
+  const room = unique('foreign')
+  // The same gateway, but for the browser `localhost` and `127.0.0.1` are two sites.
+  const foreign = `http://localhost:${new URL(gateway).port}`
+  const events = `${foreign}/v1/rooms/${room}/events`
+
+  // `no-cors` sends without asking first, and hides the answer from the page; the browser's tools still see it.
+  const answered = within('answer to the foreign page', page.waitForResponse(events))
+  const attempt = page.evaluate((url) => fetch(url, { method: 'POST', mode: 'no-cors', body: 'forged' }).catch(() => {}), events)
+  check('a publish from a foreign page is refused', (await answered).status(), 403)
+  await attempt
+
+  const readable = await page.evaluate(async (url) => {
+    const headers = { 'Content-Type': 'application/json' }
+    const attempts = [fetch(url, { method: 'POST', headers, body: '{"data":"forged"}' }), fetch(url)]
+    return (await Promise.allSettled(attempts)).map(({ status }) => status)
+  }, events)
+  check('it can neither publish JSON nor read the log', readable, ['rejected', 'rejected'])
+
+  const inbox = await listen(`${foreign}/v1/rooms/${room}/stream`)
+  check('nor open a stream', await inbox.take(1, 'end of the foreign stream'), [{ type: 'closed' }])
+
+  const id = await publish(room, '{"data":"own"}')
+  const log = await (await within('log', fetch(`${gateway}/v1/rooms/${room}/events`))).json()
+  check('and nothing of it was stored', log.events.map((event) => event.id), [id])
+}
+
+const server = await pageServer()
+const proxy = await cuttingProxy(server.url)
+// Playwright gives every launch a user data folder of its own, and removes it.
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  headless: true,
+  chromiumSandbox: false, // a root user in a container has none
+  args: [
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+  ],
+})
+
+const page = await openPage(browser, proxy.url)
+await onePageOneRoom(page, proxy)
+await onePageSeveralRooms(page, proxy)
+await aForeignPageIsRefused(page)
+
+await browser.close()
+proxy.close()
+server.close()

@@ -1,0 +1,75 @@
+"""What a person would do with the generated client, which `run.py` puts on the path as `client`."""
+
+import datetime
+import importlib
+import pkgutil
+import uuid
+
+import client
+import client.api
+import client.models as models
+from client.types import UNSET
+
+WAIT_SECONDS = 30
+
+
+def check(what, actual, expected=True):
+    assert actual == expected, f"not ok - {what}: got {actual!r}, expected {expected!r}"
+    print(f"ok - {what}", flush=True)
+
+
+def operation(name):
+    """The call of an operation, whichever tag the document files it under."""
+    for module in pkgutil.walk_packages(client.api.__path__, "client.api."):
+        if module.name.endswith(f".{name}"):
+            return importlib.import_module(module.name).sync_detailed
+    raise AssertionError(f"not ok - the document has no {name}, or the generator could make nothing of it")
+
+
+publish_event = operation("publish_event")
+list_events = operation("list_events")
+get_field = operation("get_field")
+set_field = operation("set_field")
+
+
+def run(url):
+    gateway = client.Client(base_url=url, timeout=WAIT_SECONDS, raise_on_unexpected_status=True)
+    publish_and_read(gateway)
+    set_and_get(gateway)
+
+
+def publish_and_read(gateway):
+    room = f"python-{uuid.uuid4()}"
+    published = []
+    for event, data in [("tick", {"n": 1}), (UNSET, [2, None, "three"])]:
+        answer = publish_event(room, client=gateway, body=models.Publish(event=event, data=data))
+        check("a publish is 201", answer.status_code, 201)
+        check("and names the room", answer.parsed.room, room)
+        published.append(answer.parsed.id)
+
+    page = list_events(room, client=gateway).parsed
+    check("the log holds what was published", [event.id for event in page.events], published)
+    check("with its data", [event.data for event in page.events], [{"n": 1}, [2, None, "three"]])
+    check("and its name", page.events[0].event, "tick")
+    check("and a time in UTC", page.events[0].published_at.utcoffset(), datetime.timedelta(0))
+    check("it says where it begins and ends", [page.oldest, page.head], [published[0], published[1]])
+
+    rest = list_events(room, client=gateway, after=published[0], limit=1).parsed
+    check("it can be read from a position", [event.id for event in rest.events], [published[1]])
+
+
+def set_and_get(gateway):
+    hash, field = f"python-{uuid.uuid4()}", "colour"
+
+    absent = get_field(hash, field, client=gateway)
+    check("a field that is absent is 404", absent.status_code, 404)
+    check("told in a problem document", [absent.parsed.status, bool(absent.parsed.code)], [404, True])
+    check("with the request id", bool(absent.parsed.request_id))
+
+    created = set_field(hash, field, client=gateway, body=models.SetField(value="blue"))
+    check("a new field is 201", [created.status_code, created.parsed.value], [201, "blue"])
+    replaced = set_field(hash, field, client=gateway, body=models.SetField(value="grün"))
+    check("a present one is 200", [replaced.status_code, replaced.parsed.value], [200, "grün"])
+
+    read = get_field(hash, field, client=gateway)
+    check("and is read back", [read.parsed.hash_, read.parsed.field, read.parsed.value], [hash, field, "grün"])

@@ -1,0 +1,136 @@
+// What the Node scripts share: where the gateway is, how a check is told, how a wait ends, and how a link is cut.
+
+import assert from 'node:assert/strict'
+import { randomUUID } from 'node:crypto'
+import { once } from 'node:events'
+import net from 'node:net'
+
+assert(process.env.ROOMCAST_URL, 'ROOMCAST_URL names the gateway, for example http://127.0.0.1:8080')
+export const gateway = new URL(process.env.ROOMCAST_URL).origin
+
+const WAIT_MS = 30_000 // above any `retry:` the gateway may send and a client's own back-off
+const SCRIPT_MS = 180_000
+
+// An uncaught error already ends Node with 1; this is for a script whose waits are each in time and still never end.
+setTimeout(() => {
+  console.error(`not ok - the script took more than ${SCRIPT_MS / 1000} s`)
+  process.exit(1)
+}, SCRIPT_MS).unref()
+
+export function check(what, actual, expected = true) {
+  assert.deepEqual(actual, expected, `not ok - ${what}: got ${show(actual)}, expected ${show(expected)}`)
+  console.log(`ok - ${what}`)
+}
+
+function show(value) {
+  return JSON.stringify(value) ?? String(value)
+}
+
+/** A name nobody has used, so that scripts may share a gateway. */
+export function unique(kind) {
+  return `${kind}-${randomUUID()}`
+}
+
+export async function within(what, promise) {
+  let timer
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`not ok - no ${what} within ${WAIT_MS / 1000} s`)), WAIT_MS)
+  })
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer))
+}
+
+/** What a stream has brought, taken in the order of its arrival. */
+export class Inbox {
+  #items = []
+  #arrived = () => {}
+
+  push(item) {
+    this.#items.push(item)
+    this.#arrived()
+  }
+
+  async take(count, what) {
+    const enough = async () => {
+      while (this.#items.length < count) await new Promise((resolve) => (this.#arrived = resolve))
+    }
+    await within(what, enough()).catch((error) => {
+      throw new Error(`${error.message}; ${this.#items.length} of ${count} came: ${show(this.#items)}`)
+    })
+    return this.#items.splice(0, count)
+  }
+}
+
+export const EVENT_TYPES = ['message', 'tick', 'stream.open', 'stream.gap', 'stream.position', 'stream.end']
+
+/** The stream's own account of how it begins: its first id, and what it says of each room. */
+export async function opening(inbox) {
+  const [{ type, id, data }] = await inbox.take(1, 'stream.open')
+  check('the stream begins with stream.open', type, 'stream.open')
+  return { id, rooms: JSON.parse(data).rooms }
+}
+
+/** The ids that came, room by room, since order is promised within a room only. */
+export function idsByRoom(events, rooms) {
+  const envelopes = events.map((event) => JSON.parse(event.data))
+  return rooms.map((room) => envelopes.filter((envelope) => envelope.room === room).map((envelope) => envelope.id))
+}
+
+/** Publishes past any proxy; answers the event's id. `body` is sent as it is, so that a test decides every byte. */
+export async function publish(room, body, { type = 'application/json', query = '' } = {}) {
+  const response = await within(
+    'answer to a publish',
+    fetch(`${gateway}/v1/rooms/${room}/events${query}`, { method: 'POST', headers: { 'Content-Type': type }, body }),
+  )
+  const text = await response.text()
+  assert.equal(response.status, 201, `not ok - publish answered ${response.status} ${text}`)
+  return JSON.parse(text).id
+}
+
+/** Publishes an event named `tick`; answers what an EventSource is to hear of it. */
+export async function tick(room, data) {
+  const text = JSON.stringify(data)
+  return { type: 'tick', id: await publish(room, `{"event":"tick","data":${text}}`), data: text }
+}
+
+/** A TCP proxy to `target` whose connections can be cut and whose next answer can be torn in two. */
+export async function cuttingProxy(target) {
+  const { hostname, port } = new URL(target)
+  const links = new Set()
+  let isCut = false
+  let isTearing = false
+
+  const server = net.createServer((near) => {
+    if (isCut) return near.resetAndDestroy()
+    const far = net.connect(Number(port), hostname)
+    links.add(near)
+    far.on('data', (chunk) => {
+      if (!isTearing) return near.write(chunk)
+      isTearing = false
+      near.end(chunk.subarray(0, chunk.length / 2))
+      far.destroy()
+    })
+    near.pipe(far)
+    near.on('error', () => {}).on('close', () => {
+      links.delete(near)
+      far.destroy()
+    })
+    far.on('error', () => {}).on('close', () => near.destroySoon())
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+
+  const cut = () => {
+    isCut = true
+    for (const link of links) link.resetAndDestroy()
+  }
+  return {
+    url: `http://127.0.0.1:${server.address().port}`,
+    cut,
+    mend: () => (isCut = false),
+    tearNextAnswer: () => (isTearing = true),
+    close: () => {
+      server.close()
+      cut()
+    },
+  }
+}

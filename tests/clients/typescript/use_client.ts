@@ -1,0 +1,100 @@
+// What a person would do with the generated client. It is copied beside `client/` before it is compiled (run.mjs).
+
+import { client } from './client/client.gen.js'
+import { getField, incrementField, listEvents, publishEvent, setField, streamRoom } from './client/index.js'
+
+interface Harness {
+  gateway: string
+  proxy: { url: string; cut(): void; mend(): void }
+  check(what: string, actual: unknown, expected?: unknown): void
+  unique(kind: string): string
+  within<T>(what: string, promise: Promise<T>): Promise<T>
+}
+
+export async function useClient(harness: Harness) {
+  client.setConfig({ baseUrl: harness.gateway })
+  await publishAndRead(harness)
+  await setAndIncrement(harness)
+  await follow(harness)
+}
+
+async function publish(room: string, event: string, data: unknown): Promise<string> {
+  const { data: published } = await publishEvent({ path: { room }, body: { event, data }, throwOnError: true })
+  return published.id
+}
+
+async function publishAndRead({ check, unique }: Harness) {
+  const room = unique('typescript')
+  const first = await publish(room, 'tick', { n: 1 })
+  const second = await publish(room, 'tock', [2, null, 'three'])
+
+  const { data: page } = await listEvents({ path: { room }, throwOnError: true })
+  check(
+    'the log holds what was published',
+    page.events.map(({ id, event, data }) => ({ id, event, data })),
+    [
+      { id: first, event: 'tick', data: { n: 1 } },
+      { id: second, event: 'tock', data: [2, null, 'three'] },
+    ],
+  )
+  check('it says where it begins and ends', [page.oldest, page.head, page.gap], [first, second, false])
+
+  const { data: rest } = await listEvents({ path: { room }, query: { after: first, limit: 1 }, throwOnError: true })
+  check('it can be read from a position', rest.events.map(({ id }) => id), [second])
+}
+
+async function setAndIncrement({ check, unique }: Harness) {
+  const hash = unique('typescript')
+  const path = { hash, field: 'count' }
+
+  const absent = await getField({ path })
+  check('a field that is absent is 404', absent.response?.status, 404)
+  const { type, title, status, code, request_id } = absent.error as Record<string, unknown>
+  check('told in a problem document', [typeof type, typeof title, status], ['string', 'string', 404])
+  check('with a code and the request id', [typeof code, typeof request_id], ['string', 'string'])
+
+  const created = await setField({ path, body: { value: '41' } })
+  check('a new field is 201', [created.response?.status, created.data], [201, { ...path, value: '41' }])
+  const replaced = await setField({ path, body: { value: '40' } })
+  check('a present one is 200', [replaced.response?.status, replaced.data], [200, { ...path, value: '40' }])
+
+  const incremented = await incrementField({ path, body: { by: 2 }, throwOnError: true })
+  check('a number can be incremented', incremented.data, { ...path, value: '42' })
+  const read = await getField({ path, throwOnError: true })
+  check('and is read back', read.data, { ...path, value: '42' })
+}
+
+async function follow({ proxy, check, unique, within }: Harness) {
+  const room = unique('typescript')
+  const leaving = new AbortController()
+  const heard: { event?: string; id?: string; data: unknown }[] = []
+  const { stream } = await streamRoom({
+    baseUrl: proxy.url,
+    path: { room },
+    signal: leaving.signal,
+    // The generator yields data alone; the name and the id come this way, just before.
+    onSseEvent: ({ event, id, data }) => heard.push({ event, id, data }),
+  })
+  const next = async () => {
+    await within('event of the stream', stream.next())
+    return heard.shift()
+  }
+
+  const opened = await next()
+  check('the stream begins with stream.open', opened?.event, 'stream.open')
+  const first = await publish(room, 'tick', { n: 1 })
+  check('an event arrives decoded', await next(), { event: 'tick', id: first, data: { n: 1 } })
+
+  proxy.cut()
+  const missed = [await publish(room, 'tick', 2), await publish(room, 'tick', 3)]
+  proxy.mend()
+  const resumed = await next()
+  check('dropped, it resumes after its last event', [resumed?.event, resumed?.id], ['stream.open', first])
+  check('and gets what it missed', [await next(), await next()], [
+    { event: 'tick', id: missed[0], data: 2 },
+    { event: 'tick', id: missed[1], data: 3 },
+  ])
+  const last = await publish(room, 'tick', 4)
+  check('and nothing twice', await next(), { event: 'tick', id: last, data: 4 })
+  leaving.abort()
+}

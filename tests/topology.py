@@ -1,0 +1,555 @@
+#!/usr/bin/env python3
+"""Checks what docker-compose.yml describes, without Docker: three replicas, Redis, and the balancer.
+
+It runs the real programs with the very deploy/nginx.conf, in a network of its own where the configuration's
+addresses are free: nginx asks "Docker's DNS" on 127.0.0.11, and this script answers. So replicas can appear
+and vanish under traffic, as with `docker compose up --scale roomcast=N`.
+
+    cargo build && python3 tests/topology.py
+
+ROOMCAST_BIN names another binary. Needs redis-server, nginx, and unshare, setpriv, mount (util-linux), ip
+(iproute2). Where PyYAML is missing, docker-compose.yml is not looked at.
+"""
+
+import http.client
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BINARY = Path(os.environ.get("ROOMCAST_BIN", ROOT / "target/debug/roomcast")).resolve()
+NGINX_CONF = ROOT / "deploy/nginx.conf"
+INSIDE = "ROOMCAST_TOPOLOGY_INSIDE"
+
+BALANCER = ("127.0.0.1", 8000)
+WAIT = 10  # seconds that anything expected may take
+LIMIT = 58  # seconds for the whole run
+# A query that must never be logged. The gateway ignores parameters that it does not know.
+SECRET = "access_token=SECRET"
+
+
+# --- waiting -----------------------------------------------------------------------------------------------
+
+
+def until(condition, what, seconds=WAIT):
+    """Waits for something that nobody announces."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.01)
+    return value
+
+
+# --- the programs ------------------------------------------------------------------------------------------
+
+
+class Programs:
+    """Started programs. All end with this script, however it ends."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.running = {}
+
+    def start(self, name, *command):
+        # If this script is killed it can't clean up; then the kernel tells its children. A group of its
+        # own lets nginx's workers be ended with nginx.
+        command = ["setpriv", "--pdeathsig", "TERM", *map(str, command)]
+        env = {key: value for key, value in os.environ.items() if not key.startswith("ROOMCAST_")}
+        with open(self.log(name), "ab") as log:
+            self.running[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=self.folder, start_new_session=True
+            )
+
+    def log(self, name):
+        return self.folder / f"{name}.log"
+
+    def terminate(self, name):
+        """SIGTERM; the exit code."""
+        self.running[name].send_signal(signal.SIGTERM)
+        return self.running.pop(name).wait(WAIT)
+
+    def kill(self, name):
+        program = self.running.pop(name)
+        os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
+
+    def end_all(self):
+        if "nginx" in self.running:
+            self.terminate("nginx")  # its workers are its children: only it can wait for them
+        for name in list(self.running):
+            self.kill(name)
+
+
+def start_replica(programs, name, address):
+    programs.start(
+        name, BINARY, "--listen", f"{address}:8080", "--redis-url", "redis://127.0.0.1:6379", "--replica-id", name,
+        "--insecure-allow-anonymous", "--drain-delay", "1", "--drain-window", "2",
+    )  # fmt: skip
+    # Publishing must work, not just listening.
+    until(lambda: answers((address, 8080), "/healthz"), f"{name} to be healthy")
+
+
+def start_nginx(programs):
+    # Its compiled-in folders for temporary files belong to the machine: give it empty ones, here only.
+    for folder in ("/var/lib/nginx", "/var/cache/nginx"):
+        if os.path.isdir(folder):
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+    # In a user namespace no other user exists than this one, who is called root.
+    options = f"daemon off; pid {programs.folder}/nginx.pid; user root;"
+    programs.start("nginx", "nginx", "-p", programs.folder, "-e", "stderr", "-c", NGINX_CONF, "-g", options)
+    until(lambda: accepts(BALANCER), "nginx")
+
+
+class Dns(threading.Thread):
+    """Docker's DNS for one name, and with Docker's long TTL, which the configuration has to overrule."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.addresses = []
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.11", 53))
+
+    def run(self):
+        while True:
+            query, client = self.socket.recvfrom(512)
+            name_end = query.index(0, 12) + 1
+            question = query[12 : name_end + 4]
+            known = question.startswith(b"\x08roomcast\x00") and self.addresses
+            is_a = question[-4:-2] == b"\x00\x01"
+            found = list(self.addresses) if known and is_a else []
+            flags = 0x8180 if known else 0x8183  # no error, or no such name
+            answer = query[:2] + struct.pack(">5H", flags, 1, len(found), 0, 0) + question
+            for address in found:
+                answer += struct.pack(">3HIH", 0xC00C, 1, 1, 600, 4) + socket.inet_aton(address)
+            self.socket.sendto(answer, client)
+
+
+# --- clients -----------------------------------------------------------------------------------------------
+
+
+def accepts(address):
+    try:
+        socket.create_connection(address, timeout=1).close()
+        return True
+    except OSError:
+        return False
+
+
+def request(method, path, body=None, headers={}, address=BALANCER):
+    connection = http.client.HTTPConnection(*address, timeout=WAIT)
+    try:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+    finally:
+        connection.close()
+
+
+def answers(address, path):
+    try:
+        return request("GET", path, address=address)[0] == 200
+    except OSError:
+        return False
+
+
+def publish(room, data, query=""):
+    body = json.dumps({"event": "tick", "data": data})
+    return request("POST", f"/v1/rooms/{room}/events{query}", body, {"Content-Type": "application/json"})
+
+
+def published(room, data):
+    """Publishes as a patient client does: what surely was not stored is sent again. After all replicas changed
+    at once, each of nginx's workers holds on to the old addresses for up to a second."""
+
+    def attempt():
+        status, _, body = publish(room, data)
+        answer = json.loads(body)
+        assert status == 201 or answer.get("code") == "unavailable", f"publish answered {status}: {body}"
+        return answer.get("id")
+
+    return until(attempt, "a publish to be stored")
+
+
+def problem(answer, status, code):
+    """Asserts a problem document."""
+    got, headers, body = answer
+    assert got == status, f"{got} instead of {status}: {body}"
+    assert headers["Content-Type"] == "application/problem+json", headers["Content-Type"]
+    document = json.loads(body)
+    assert (document["status"], document["code"]) == (status, code), document
+    assert document["request_id"], document
+
+
+class Publisher(threading.Thread):
+    """Publishes until told to stop. Ids of what was stored, and every other answer."""
+
+    def __init__(self, room):
+        super().__init__(daemon=True)
+        self.room, self.ids, self.refusals, self.failures = room, [], [], []
+        self.stopped = threading.Event()
+        self.start()
+
+    def run(self):
+        # The wait is pacing: traffic all the time, yet no more than the machine bears.
+        while not self.stopped.wait(0.005):
+            try:
+                status, headers, body = publish(self.room, len(self.ids))
+                if status == 201:
+                    self.ids.append(json.loads(body)["id"])
+                elif status == 503 and headers["Content-Type"] == "application/problem+json":
+                    self.refusals.append(json.loads(body)["code"])
+                else:
+                    self.failures.append((status, body))
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append(repr(error))
+
+    def stop(self):
+        self.stopped.set()
+        self.join(WAIT)
+
+
+def stored(publishers):
+    return sum(len(publisher.ids) for publisher in publishers)
+
+
+class Subscriber(threading.Thread):
+    """An EventSource (HTML 9.2): opens the stream again at its last id whenever it ends, and gives up for
+    good on any answer but 200."""
+
+    def __init__(self, room, address=BALANCER, query=""):
+        super().__init__(daemon=True)
+        self.path, self.address = f"/v1/rooms/{room}/stream{query}", address
+        self.changed = threading.Condition()
+        self.last_id, self.retry, self.response = "", 3.0, None
+        self.ids, self.data, self.control = [], [], []
+        self.gave_up = self.closed = None
+        self.start()
+        self.wait(lambda: self.named("stream.open"), "the stream to open")
+
+    def run(self):
+        while not self.closed and not self.gave_up:
+            try:
+                self.read_stream()
+            except (OSError, http.client.HTTPException, AttributeError):
+                pass  # refused or cut; AttributeError: http.client, when the connection is closed under it
+            if not self.closed:
+                # As long as it is told, but for the run's time: the order of things does not depend on it.
+                time.sleep(min(self.retry, 0.3))
+
+    def read_stream(self):
+        connection = http.client.HTTPConnection(*self.address, timeout=30)
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        if self.last_id:
+            headers["Last-Event-ID"] = self.last_id
+        try:
+            connection.request("GET", self.path, headers=headers)
+            self.response = connection.getresponse()
+            if self.response.status != 200 or not self.response.headers["Content-Type"].startswith("text/event-stream"):
+                with self.changed:
+                    self.gave_up = self.response.status
+                    self.changed.notify_all()
+                return
+            self.read_blocks(self.response)
+        finally:
+            connection.close()
+
+    def read_blocks(self, lines):
+        position, event, data = "", "", []  # the position starts empty on each stream
+        while line := lines.readline():
+            name, _, value = line.decode().rstrip("\r\n").partition(":")
+            value = value.removeprefix(" ")
+            if name == "id":
+                position = value
+            elif name == "event":
+                event = value
+            elif name == "data":
+                data.append(value)
+            elif name == "retry":
+                self.retry = int(value) / 1000
+            elif not name and line.strip() == b"":
+                self.dispatch(position, event, "\n".join(data) if data else None)
+                event, data = "", []
+
+    def dispatch(self, position, event, data):
+        with self.changed:
+            self.last_id = position
+            if data is not None and event.startswith("stream."):
+                self.control.append((event, json.loads(data)))
+            elif data is not None:
+                self.ids.append(position)
+                self.data.append(data)
+            self.changed.notify_all()
+
+    def wait(self, condition, what, seconds=WAIT):
+        with self.changed:
+            done = self.changed.wait_for(lambda: self.gave_up or condition(), seconds)
+        assert not self.gave_up, f"EventSource gave up on status {self.gave_up}, waiting for {what}"
+        assert done, f"waited {seconds} s for {what}; {len(self.ids)} events, control: {self.control[-3:]}"
+
+    def named(self, event):
+        return [data for name, data in self.control if name == event]
+
+    def replica(self):
+        return self.named("stream.open")[-1]["replica"]
+
+    def close(self):
+        self.closed = True
+        # Wakes the thread from its read.
+        try:
+            self.response.fp.raw._sock.shutdown(socket.SHUT_RDWR)
+        except (OSError, AttributeError):
+            pass
+
+
+def assert_complete(subscriber, ids, unknown=0):
+    """Every stored event, once, in the log's order, and nothing else than writes whose outcome is unknown."""
+    order = [tuple(map(int, id.split("-"))) for id in subscriber.ids]
+    assert all(a < b for a, b in zip(order, order[1:])), "events out of order, or repeated"
+    missed = set(ids) - set(subscriber.ids)
+    assert not missed, f"missed {len(missed)} of {len(ids)}: {sorted(missed)[:3]}"
+    extra = len(set(subscriber.ids) - set(ids))
+    assert extra <= unknown, f"{extra} events that no publisher was told of"
+    assert not subscriber.named("stream.gap"), subscriber.named("stream.gap")
+
+
+# --- checks ------------------------------------------------------------------------------------------------
+
+
+class Topology:
+    """Three replicas to start with. Each check but the last leaves a topology that works, also when it fails."""
+
+    def __init__(self, folder):
+        self.programs = Programs(folder)
+        self.dns = Dns()
+        self.replicas = {f"replica-{number}": f"127.0.0.{number + 1}" for number in (1, 2, 3)}
+
+    def start(self):
+        self.dns.start()
+        self.programs.start("redis", "redis-server", "--appendonly", "yes", "--maxmemory-policy", "noeviction")
+        until(lambda: accepts(("127.0.0.1", 6379)), "Redis")
+        for name, address in self.replicas.items():
+            start_replica(self.programs, name, address)
+        self.dns.addresses = list(self.replicas.values())
+        start_nginx(self.programs)
+
+    def nginx_log(self):
+        return self.programs.log("nginx").read_text(errors="replace")
+
+    def one_order_everywhere(self):
+        """every replica and the balancer give the same events in the same order"""
+        readers = [Subscriber("order", (address, 8080)) for address in self.replicas.values()]
+        readers += [Subscriber("order") for _ in range(2)]
+        publishers = [Publisher("order") for _ in range(4)]
+        until(lambda: stored(publishers) >= 300, "300 publishes", 20)
+        for publisher in publishers:
+            publisher.stop()
+        for publisher in publishers:
+            assert not publisher.failures + publisher.refusals, (publisher.failures + publisher.refusals)[:3]
+        ids = [id for publisher in publishers for id in publisher.ids]
+        for reader in readers:
+            reader.wait(lambda: len(reader.ids) >= len(ids), "all events")
+            assert_complete(reader, ids)
+            assert reader.data == readers[0].data, "the same ids with other data"
+            reader.close()
+
+    def unbuffered(self):
+        """each event is through the balancer before the next is published"""
+        reader = Subscriber("prompt")
+        for number in range(20):
+            id = published("prompt", number)
+            reader.wait(lambda: id in reader.ids, f"event {number}", seconds=2)
+        reader.close()
+
+    def scale_out_and_in(self):
+        """a replica comes and one goes under traffic: no publish fails, no subscriber misses or repeats"""
+        readers = [Subscriber("travel") for _ in range(6)]
+        publishers = [Publisher("travel") for _ in range(2)]
+        try:
+            self.replicas["replica-4"] = "127.0.0.5"
+            start_replica(self.programs, "replica-4", "127.0.0.5")
+            self.dns.addresses = list(self.replicas.values())
+            until(lambda: '"replica":"127.0.0.5:8080"' in self.nginx_log(), "the balancer to find the new replica")
+
+            # One that has subscribers. It leaves DNS after it has ended, the unkinder order.
+            leaving = readers[0].replica()
+            moved = [reader for reader in readers if reader.replica() == leaving]
+            del self.replicas[leaving]
+            code = self.programs.terminate(leaving)
+            assert code == 0, f"the drained replica exited with {code}"
+            for reader in moved:
+                reader.wait(lambda: reader.replica() != leaving, "a stream on another replica")
+            self.dns.addresses = list(self.replicas.values())
+            so_far = stored(publishers)
+            until(lambda: stored(publishers) > so_far + 100, "traffic to go on")
+        finally:
+            for publisher in publishers:
+                publisher.stop()
+        for publisher in publishers:
+            assert not publisher.failures, publisher.failures[:3]
+            # There was always a replica to be had, so nothing but an unlucky moment may be refused.
+            assert set(publisher.refusals) <= {"outcome_unknown"}, publisher.refusals[:3]
+        last = published("travel", "last")
+        ids = [id for publisher in publishers for id in publisher.ids] + [last]
+        for reader in readers:
+            reader.wait(lambda: last in reader.ids, "the last event")
+            assert_complete(reader, ids, unknown=sum(len(publisher.refusals) for publisher in publishers))
+            reader.close()
+
+    def no_replica(self):
+        """with no replica left, streams end politely, writes get a 503, and all resume where they were"""
+        readers = [Subscriber("outage") for _ in range(3)]
+        ids = [published("outage", number) for number in range(20)]
+        for reader in readers:
+            reader.wait(lambda: len(reader.ids) == len(ids), "the events before the outage")
+        for name in self.replicas:
+            self.programs.kill(name)
+        try:
+            for addresses in (list(self.replicas.values()), []):  # still known but dead, then unknown
+                self.dns.addresses = addresses
+                for reader in readers:
+                    ends = len(reader.named("stream.end"))
+                    reader.wait(lambda: len(reader.named("stream.end")) > ends, "stream.end")
+                    assert reader.named("stream.end")[-1] == {"reason": "no_replica", "reconnect": "later"}
+                    assert reader.last_id == ids[-1], f"the position became {reader.last_id!r}"
+                refused = publish("outage", "nobody", f"?{SECRET}")
+                problem(refused, 503, "unavailable")
+                assert int(refused[1]["Retry-After"]) > 0
+            status, headers, body = request("GET", f"/v1/stream?room=a&after=c1.AB-_&{SECRET}")
+            assert status == 200 and headers["Content-Type"] == "text/event-stream", (status, headers.items())
+            assert b"retry: 3000\n" in body and b"id: c1.AB-_\n" in body, body
+            assert "SECRET" not in self.nginx_log(), "a query was logged"
+        finally:
+            self.replicas = {"replica-5": "127.0.0.6"}
+            start_replica(self.programs, "replica-5", "127.0.0.6")
+            self.dns.addresses = list(self.replicas.values())
+        ids += [published("outage", number) for number in range(20)]
+        for reader in readers:
+            reader.wait(lambda: ids[-1] in reader.ids, "the events after the outage")
+            assert_complete(reader, ids)
+            reader.close()
+
+    def no_repeated_post(self):
+        """a POST that a replica took and did not answer is not sent again"""
+        taken = []
+
+        def take_and_hang_up(listener):
+            while True:
+                connection, _ = listener.accept()
+                taken.append(connection.recv(65536))
+                connection.close()
+
+        for address in ("127.0.0.7", "127.0.0.8"):
+            listener = socket.create_server((address, 8080))
+            threading.Thread(target=take_and_hang_up, args=(listener,), daemon=True).start()
+        self.dns.addresses = ["127.0.0.7", "127.0.0.8"]
+        # Workers that still know other addresses answer otherwise, and send nothing here.
+        until(lambda: b"outcome_unknown" in publish("once", 1)[2], "a POST to be taken and not answered")
+        assert len(taken) == 1, f"sent {len(taken)} times"
+
+    def refusals(self):
+        """the balancer refuses other hosts, other sites' writes and large bodies with a problem document"""
+        problem(request("GET", "/livez", headers={"Host": "rebound.example"}), 421, "host_not_allowed")
+        problem(request("POST", "/v1/rooms/a/events", "x", {"Sec-Fetch-Site": "cross-site"}), 403, "cross_site")
+        problem(request("POST", f"/v1/rooms/a/events?{SECRET}", b"x" * (2 * 1024 * 1024 + 1)), 413, "body_too_large")
+
+    def request_ids(self):
+        """a request's id goes through, and a harmful one is replaced"""
+        status, headers, _ = request("GET", "/livez", headers={"X-Request-Id": "chosen-1"})
+        assert (status, headers["X-Request-Id"]) == (200, "chosen-1"), headers["X-Request-Id"]
+        _, headers, _ = request("GET", "/livez", headers={"X-Request-Id": 'a"b'})
+        assert headers["X-Request-Id"] not in (None, 'a"b'), headers["X-Request-Id"]
+
+    def secrets(self):
+        """no query is ever logged"""
+        Subscriber("secret-stream", query=f"?{SECRET}").close()
+        publish("secret-post", 1, f"?{SECRET}")
+        request("GET", f"/nowhere?{SECRET}")
+        for path in ("/v1/rooms/secret-stream/stream", "/v1/rooms/secret-post/events", "/nowhere"):
+            until(lambda: f'"path":"{path}"' in self.nginx_log(), f"{path} in the log")
+        assert "SECRET" not in self.nginx_log(), "a query was logged"
+
+
+def compose():
+    """docker-compose.yml says three replicas, a Redis that keeps its data, one port on loopback"""
+    import yaml
+
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    redis, roomcast, balancer = (services[name] for name in ("redis", "roomcast", "balancer"))
+    assert "--appendonly yes" in redis["command"] and "--maxmemory-policy noeviction" in redis["command"]
+    assert any(volume.endswith(":/data") for volume in redis["volumes"])
+    assert roomcast["deploy"]["replicas"] == 3
+    assert int(roomcast["stop_grace_period"].removesuffix("s")) > 5 + 10, "shorter than the drain"
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports == ["127.0.0.1:8080:8000"], ports
+    assert "./deploy/nginx.conf:/etc/nginx/nginx.conf:ro" in balancer["volumes"]
+
+
+def main():
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+    def interrupt(number, _frame):
+        sys.exit(f"ended by {signal.Signals(number).name}" + (f" after {LIMIT} s" if number == signal.SIGALRM else ""))
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(LIMIT)
+
+    passed = failed = 0
+
+    def check(check):
+        nonlocal passed, failed
+        try:
+            check()
+            passed += 1
+            print(f"ok    {check.__doc__}", flush=True)
+        except Exception as error:
+            failed += 1
+            print(f"FAIL  {check.__doc__}\n      {type(error).__name__}: {error}", flush=True)
+
+    if importlib.util.find_spec("yaml"):
+        check(compose)
+    else:
+        print("skip  docker-compose.yml: PyYAML is missing")
+
+    with tempfile.TemporaryDirectory(prefix="roomcast-topology-") as folder:
+        topology = Topology(Path(folder))
+        try:
+            topology.start()
+            check(topology.one_order_everywhere)
+            check(topology.unbuffered)
+            check(topology.request_ids)
+            check(topology.refusals)
+            check(topology.secrets)
+            check(topology.scale_out_and_in)
+            check(topology.no_replica)
+            check(topology.no_repeated_post)
+            if failed:
+                for log in sorted(topology.programs.folder.glob("replica-*.log")):
+                    print(f"--- the end of {log.name}", log.read_text(errors="replace")[-1500:], sep="\n")
+        finally:
+            topology.programs.end_all()
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    if INSIDE in os.environ:
+        main()
+    missing = [p for p in ("redis-server", "nginx", "unshare", "setpriv", "mount", "ip") if not shutil.which(p)]
+    if missing:
+        sys.exit(f"not found: {', '.join(missing)}")
+    if not BINARY.is_file():
+        sys.exit(f"no binary at {BINARY}: run `cargo build`, or set ROOMCAST_BIN")
+    # A network and mounts of its own. Only root may have them without a user namespace.
+    unshare = ["unshare", "--net", "--mount"] + (["--map-root-user"] if os.geteuid() else [])
+    os.execvpe(unshare[0], [*unshare, sys.executable, __file__], {**os.environ, INSIDE: "1"})
