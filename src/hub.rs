@@ -107,7 +107,8 @@ impl Hub {
 
     /// Appends an event to a room's log. Subscribers get it when it comes back from the broker.
     pub async fn publish(&self, room: &RoomName, event: &Event) -> Result<EventId, BrokerError> {
-        let append = self.broker.append(room, &self.known.of(room), event.encode());
+        let known = self.known.of(room);
+        let append = self.broker.append(room, &known, event.encode());
         let id = timeout(CALL_LIMIT, append).await.unwrap_or_else(|_| {
             Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to an append")))
         })?;
