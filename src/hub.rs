@@ -130,10 +130,7 @@ impl Hub {
     }
 
     /// Opens a stream of some rooms, each from its start. Ends within [`JOIN_LIMIT`].
-    pub async fn subscribe(
-        self: &Arc<Self>,
-        rooms: Vec<(RoomName, Start)>,
-    ) -> Result<Subscription, BrokerError> {
+    pub async fn subscribe(self: &Arc<Self>, rooms: Vec<(RoomName, Start)>) -> Result<Subscription, BrokerError> {
         let health = self.broker.health();
         if let Some(fault) = health.commands.or(health.delivery) {
             return Err(BrokerError::Unavailable(fault));

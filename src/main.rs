@@ -1,1 +1,124 @@
-fn main() {}
+//! The binary: reads the command line, starts logs, binds and runs. No logic.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use roomcast::config::{Command, CommandLine, Settings};
+use roomcast::{health_client, http, server, telemetry};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// A bad setting.
+const BAD_SETTING: u8 = 2;
+/// A second signal: 128 and SIGINT's number, as shells count.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
+        Err(error) => return refuse_arguments(&error),
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("the system gives threads to a new process");
+    match line.command {
+        None => runtime.block_on(serve(line.settings)),
+        Some(Command::Openapi { version }) => {
+            say(http::openapi::text(version).trim_end());
+            ExitCode::SUCCESS
+        }
+        Some(Command::Health { url }) => match runtime.block_on(health_client::ask(&url)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => complain(&why, 1),
+        },
+    }
+}
+
+async fn serve(settings: Settings) -> ExitCode {
+    if let Err(why) = settings.check() {
+        return complain(&why.to_string(), BAD_SETTING);
+    }
+    if let Err(why) = telemetry::start(&settings) {
+        return complain(&why, BAD_SETTING);
+    }
+    // A stream is an open file each.
+    let files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(0);
+    if files < settings.max_connections as u64 {
+        tracing::warn!(files, connections = settings.max_connections, "fewer open files than --max-connections");
+    }
+    let listener = match TcpListener::bind(settings.listen).await {
+        Ok(listener) => listener,
+        Err(why) => return complain(&format!("--listen {}: {why}", settings.listen), BAD_SETTING),
+    };
+    let address = listener.local_addr().unwrap_or(settings.listen);
+    greet(&settings, address);
+    let stop = CancellationToken::new();
+    let mut signals = Signals::listen();
+    let ended = tokio::select! {
+        ended = server::run(settings, listener, stop.clone().cancelled_owned()) => ended,
+        // The first signal asks to leave politely, the second to leave.
+        () = async { signals.next().await; stop.cancel(); signals.next().await } => return ExitCode::from(INTERRUPTED),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ (server::ServeError::Settings(_) | server::ServeError::Redis(_))) => {
+            complain(&error.to_string(), BAD_SETTING)
+        }
+        Err(error) => complain(&error.to_string(), 1),
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals(Signal, Signal);
+
+impl Signals {
+    fn listen() -> Self {
+        let listen = |kind| signal(kind).expect("a fresh process can listen to signals");
+        Self(listen(SignalKind::terminate()), listen(SignalKind::interrupt()))
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
+    }
+}
+
+fn greet(settings: &Settings, address: std::net::SocketAddr) {
+    let broker = match &settings.redis_url {
+        Some(url) => format!("Redis at {url}"),
+        None => "embedded: this process's memory (--redis-url for replicas over Redis)".into(),
+    };
+    let url = format!("http://{address}");
+    say(&format!(
+        "roomcast {version} listens on {url}\nbroker: {broker}\n\nTry, in two terminals:\n  \
+         curl -N {url}/v1/rooms/lobby/stream\n  \
+         curl -d 'hello' {url}/v1/rooms/lobby/events\n  \
+         curl -X PUT -d 'green' {url}/v1/hashes/lamp/fields/colour\n  \
+         curl {url}/v1/hashes/lamp/fields/colour\n",
+        version = env!("CARGO_PKG_VERSION"),
+    ));
+}
+
+/// One line, whatever was wrong.
+fn refuse_arguments(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        say(error.render().to_string().trim_end());
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let lines = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+    let words: Vec<_> = lines.map(str::trim).filter(|line| !line.is_empty()).collect();
+    complain(words.join("; ").trim_start_matches("error: "), BAD_SETTING)
+}
+
+fn complain(why: &str, code: u8) -> ExitCode {
+    // Nobody may be listening, which is no reason to fail differently.
+    let _ = writeln!(std::io::stderr(), "roomcast: {why}");
+    ExitCode::from(code)
+}
+
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

@@ -7,8 +7,7 @@ mod name;
 pub use cursor::{Cursor, CursorError, MAX_CURSOR_BYTES};
 pub use event::{Data, DataError, Event, JunkEvent, MAX_JSON_DEPTH};
 pub use name::{
-    EventName, FieldName, HashName, MAX_FIELD_BYTES, MAX_NAME_BYTES, NameError, RoomName,
-    SubscriberId,
+    EventName, FieldName, HashName, MAX_FIELD_BYTES, MAX_NAME_BYTES, NameError, RoomName, SubscriberId,
 };
 
 use std::fmt;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -61,5 +63,43 @@ impl Tasks {
         if tokio::time::timeout(limit, self.tracker.wait()).await.is_err() {
             tracing::warn!(tasks = self.tracker.len(), "some tasks did not end in time");
         }
+    }
+}
+
+/// How far the replica's leaving has come. Clones share it.
+#[derive(Clone)]
+pub struct Drain {
+    leaving: CancellationToken,
+    ending: watch::Sender<Option<Instant>>,
+    window: Duration,
+}
+
+impl Drain {
+    /// Not leaving yet; later, streams will end over `window`.
+    pub fn new(window: Duration) -> Self {
+        Self { leaving: CancellationToken::new(), ending: watch::channel(None).0, window }
+    }
+
+    /// From now on the replica is unready, still answers, and opens no streams.
+    pub fn leave(&self) {
+        self.leaving.cancel();
+    }
+
+    /// From now on streams end, spread over the window.
+    pub fn end_streams(&self) {
+        self.ending.send_replace(Some(Instant::now()));
+    }
+
+    /// Whether the replica is leaving.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_cancelled()
+    }
+
+    /// Resolves when a stream is to end whose `place` in the window is 0.0 to 1.0.
+    pub async fn reaches(&self, place: f64) {
+        let mut ending = self.ending.subscribe();
+        // The sender is ours, so the channel can't close.
+        let since = ending.wait_for(Option::is_some).await.ok().and_then(|since| *since);
+        sleep_until(since.unwrap_or_else(Instant::now) + self.window.mul_f64(place)).await;
     }
 }

@@ -13,9 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use self::log::Log;
-use super::{
-    Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Range, Retention, Slice,
-};
+use super::{Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Range, Retention, Slice};
 use crate::follow::{Head, Moment};
 use crate::room::{EventId, HashName, RoomName};
 

@@ -22,9 +22,7 @@ use self::fault::{read_error, write_error};
 use self::keys::Keys;
 use self::links::Links;
 use self::pubsub::PubSub;
-use super::{
-    Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Range, Retention, Slice,
-};
+use super::{Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Range, Retention, Slice};
 use crate::follow::Head;
 use crate::room::{EventId, RoomName};
 use crate::shutdown::Tasks;
@@ -62,7 +60,8 @@ struct Scripts {
 impl Scripts {
     fn new() -> Self {
         let about_heads = |script: &str| Script::new(&[include_str!("redis/scripts/head.lua"), script].concat());
-        let conditional = |script: &str| Script::new(&[include_str!("redis/scripts/condition.lua"), script].concat());
+        let conditional =
+            |script: &str| Script::new(&[include_str!("redis/scripts/condition.lua"), script].concat());
         Self {
             append: about_heads(include_str!("redis/scripts/append.lua")),
             vouch: about_heads(include_str!("redis/scripts/vouch.lua")),

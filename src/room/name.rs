@@ -140,7 +140,8 @@ mod tests {
         for good in ["a", "chat.42", "größe", "房间", "a:b@c+d=e-f~g_h", &"x".repeat(128)] {
             assert!(RoomName::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "a b", "a/b", "{a}", "a\n", "a\0", "a?b", "a%2Fb", "a*", &"x".repeat(129), &"ß".repeat(65)] {
+        for bad in ["", "a b", "a/b", "{a}", "a\n", "a\0", "a?b", "a%2Fb", "a*", &"x".repeat(129), &"ß".repeat(65)]
+        {
             assert!(RoomName::new(bad).is_err(), "{bad:?}");
         }
     }

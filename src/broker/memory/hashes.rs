@@ -7,9 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{MemoryBroker, OVERHEAD_BYTES, State};
-use crate::broker::{
-    BrokerError, Condition, FieldPage, HashStore, Patched, Removed, Written, entity_tag,
-};
+use crate::broker::{BrokerError, Condition, FieldPage, HashStore, Patched, Removed, Written, entity_tag};
 use crate::room::{FieldName, HashName};
 
 impl Condition {
@@ -110,7 +108,8 @@ impl HashStore for MemoryBroker {
         changes: &BTreeMap<FieldName, Option<Bytes>>,
     ) -> Result<Patched, BrokerError> {
         let mut state = self.state();
-        let more = changes.iter().flat_map(|(field, value)| value.as_ref().map(|value| cost(field.as_str(), value)));
+        let more =
+            changes.iter().flat_map(|(field, value)| value.as_ref().map(|value| cost(field.as_str(), value)));
         self.check_room_for(state.bytes, more.sum())?;
         let mut patched = Patched::default();
         for (field, value) in changes {

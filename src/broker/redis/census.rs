@@ -47,7 +47,11 @@ impl RedisBroker {
         let (held,) = link.judge(result, read_error)?;
         // Fewer than there should be: the counts had expired or were deleted, and all are due again.
         let mut told = self.told.0.lock().expect("no holder of the lock panics");
-        if held == now.len() { told.clone_from(now) } else { told.clear() }
+        if held == now.len() {
+            told.clone_from(now)
+        } else {
+            told.clear()
+        }
         Ok(())
     }
 
@@ -55,7 +59,8 @@ impl RedisBroker {
         let mut occupancy = Occupancy::new();
         for replica in self.live_replicas().await? {
             let mut link = self.links.for_read().await?;
-            let result = redis::cmd("HGETALL").arg(self.keys.rooms_of(&replica)).query_async(link.connection()).await;
+            let result =
+                redis::cmd("HGETALL").arg(self.keys.rooms_of(&replica)).query_async(link.connection()).await;
             let counts: Vec<(String, u64)> = link.judge(result, read_error)?;
             for (room, count) in counts {
                 if let Ok(room) = RoomName::new(&room) {
@@ -95,7 +100,8 @@ impl RedisBroker {
         });
         let result = command.query_async(link.connection()).await;
         let leases: Vec<Option<String>> = link.judge(result, read_error)?;
-        let (live, dead): (Vec<_>, Vec<_>) = replicas.into_iter().zip(leases).partition(|(_, lease)| lease.is_some());
+        let (live, dead): (Vec<_>, Vec<_>) =
+            replicas.into_iter().zip(leases).partition(|(_, lease)| lease.is_some());
         if !dead.is_empty() {
             let mut command = redis::cmd("SREM");
             command.arg(self.keys.replicas());

@@ -1,0 +1,50 @@
+// Publishes as fast as the VUs can, and checks ids and log. It measures speed and demands none.
+//
+//     K6_VUS=8 K6_DURATION=30s k6 run k6/publish.js
+//
+// ROOMS (default 4) and BYTES (of each event's data, default 200) shape the load.
+
+import { check } from 'k6';
+import { call, callJson, failOnException, isAfter, json, parseId, runName } from './roomcast.js';
+
+const ROOMS = Number(__ENV.ROOMS || 4);
+const TEXT = 'x'.repeat(Number(__ENV.BYTES || 200));
+const ROUTE = '/v1/rooms/{room}/events';
+
+export const options = {
+  vus: 4,
+  duration: '10s',
+  thresholds: { checks: ['rate==1'], iterations: ['count>0'] },
+};
+
+export function setup() {
+  return runName('publish');
+}
+
+// The last id that this VU was given, by room.
+const last = {};
+
+export default failOnException((run) => {
+  const room = `${run}-${__ITER % ROOMS}`;
+  const response = callJson('POST', ROUTE, `/v1/rooms/${room}/events`, { event: 'load', data: TEXT });
+  const id = parseId(json(response).id);
+  check(response, {
+    'stored: 201': (r) => r.status === 201,
+    'an id in this room': (r) => json(r).room === room && id !== null,
+    // The others publish to it too, so the next id need not be the next offset.
+    'after the id before': () => id !== null && (!last[room] || isAfter(id, last[room])),
+  });
+  last[room] = id || last[room];
+});
+
+export function teardown(run) {
+  for (let number = 0; number < ROOMS; number++) {
+    const page = json(call('GET', ROUTE, `/v1/rooms/${run}-${number}/events?limit=100`));
+    const ids = (page.events || []).map((event) => parseId(event.id));
+    check(ids, {
+      'the log has the events': () => ids.length > 0,
+      'the log has no holes': () =>
+        ids.every((id, i) => i === 0 || (id.epoch === ids[i - 1].epoch && id.offset === ids[i - 1].offset + 1)),
+    });
+  }
+}

@@ -1,0 +1,361 @@
+//! Every setting: its meaning, default, environment name and limits. The only place that reads the environment.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::broker::Retention;
+use crate::hub::HubSettings;
+use crate::room::SubscriberId;
+
+/// HTTP gateway for realtime rooms and shared values.
+///
+/// Publishers POST events to rooms; browsers and services read them as Server-Sent Events; anyone may set and get
+/// values in shared hashes. Without a command it serves.
+#[derive(Debug, Parser)]
+#[command(name = "roomcast", version, args_conflicts_with_subcommands = true)]
+#[command(after_help = "Every flag is also a ROOMCAST_* variable. Durations: 30 (seconds), 500ms, 5m, 24h.")]
+pub struct CommandLine {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What the binary does beside serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the OpenAPI document.
+    Openapi {
+        /// Which version of OpenAPI; 3.2 describes the items of streams too.
+        #[arg(long, value_enum, default_value = "3.1")]
+        version: OpenApiVersion,
+    },
+    /// Ask a running gateway whether it is ready; exit 0 if it is. For containers' health checks.
+    Health {
+        /// Where it listens.
+        #[arg(long, env = "ROOMCAST_HEALTH_URL", default_value = "http://127.0.0.1:8080")]
+        url: String,
+    },
+}
+
+/// Versions of the OpenAPI document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OpenApiVersion {
+    /// What most generators read.
+    #[value(name = "3.1")]
+    V31,
+    /// With the items of streams.
+    #[value(name = "3.2")]
+    V32,
+}
+
+/// How a gateway serves.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Address to listen on. Off loopback only with --insecure-allow-anonymous.
+    #[arg(long, env = "ROOMCAST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+
+    /// Redis 7 or later that carries events between replicas and keeps logs and hashes. Without it the embedded broker
+    /// does, in this process's memory.
+    #[arg(long, env = "ROOMCAST_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub redis_url: Option<RedisUrl>,
+
+    /// Where the names of this deployment's keys and channels on Redis begin.
+    #[arg(long, env = "ROOMCAST_REDIS_PREFIX", default_value = "roomcast", value_parser = prefix)]
+    pub redis_prefix: String,
+
+    /// This replica's name, unlike any other's. Random by default.
+    #[arg(long, env = "ROOMCAST_REPLICA_ID", value_name = "NAME", value_parser = replica)]
+    pub replica_id: Option<String>,
+
+    /// Serve anyone who can reach the address, off loopback too, and from any web page.
+    #[arg(long, env = "ROOMCAST_INSECURE_ALLOW_ANONYMOUS")]
+    pub insecure_allow_anonymous: bool,
+
+    /// Connections at one time, streams among them; more are told to come back later.
+    #[arg(long, env = "ROOMCAST_MAX_CONNECTIONS", default_value_t = 50_000, value_name = "COUNT")]
+    pub max_connections: usize,
+
+    /// Bytes of a request's body, a batch's included.
+    #[arg(long, env = "ROOMCAST_MAX_BODY_BYTES", default_value_t = 1024 * 1024, value_name = "BYTES")]
+    pub max_body_bytes: usize,
+
+    /// Bytes of one event's data.
+    #[arg(long, env = "ROOMCAST_MAX_EVENT_BYTES", default_value_t = 64 * 1024, value_name = "BYTES")]
+    pub max_event_bytes: usize,
+
+    /// Bytes of a value in a hash.
+    #[arg(long, env = "ROOMCAST_MAX_VALUE_BYTES", default_value_t = 256 * 1024, value_name = "BYTES")]
+    pub max_value_bytes: usize,
+
+    /// Events in a batch, and fields in a patch.
+    #[arg(long, env = "ROOMCAST_MAX_BATCH_ITEMS", default_value_t = 1000, value_name = "COUNT")]
+    pub max_batch_items: usize,
+
+    /// Rooms on one stream.
+    #[arg(long, env = "ROOMCAST_MAX_ROOMS_PER_STREAM", default_value_t = 20, value_name = "COUNT",
+        value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub max_rooms_per_stream: u16,
+
+    /// Time for a request's head to arrive, and between requests on a connection.
+    #[arg(long, env = "ROOMCAST_HEADER_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub header_timeout: Duration,
+
+    /// Time for a request's body to arrive and to be answered; for a stream, to its first byte.
+    #[arg(long, env = "ROOMCAST_REQUEST_TIMEOUT", default_value = "15s", value_parser = duration, value_name = "TIME")]
+    pub request_timeout: Duration,
+
+    /// A reader that takes nothing for this long is cut off.
+    #[arg(long, env = "ROOMCAST_STALL_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "TIME")]
+    pub stall_timeout: Duration,
+
+    /// Kernel memory for what a reader has not taken yet.
+    #[arg(long, env = "ROOMCAST_SEND_BUFFER_BYTES", default_value_t = 64 * 1024, value_name = "BYTES")]
+    pub send_buffer_bytes: usize,
+
+    /// Pause after which an idle stream gets a comment.
+    #[arg(long, env = "ROOMCAST_HEARTBEAT", default_value = "15s", value_parser = duration, value_name = "TIME")]
+    pub heartbeat: Duration,
+
+    /// How long clients wait before they reconnect.
+    #[arg(long, env = "ROOMCAST_RETRY", default_value = "2s", value_parser = duration, value_name = "TIME")]
+    pub retry: Duration,
+
+    /// Events that a room's log keeps (Redis may keep some more); 0 keeps none.
+    #[arg(long, env = "ROOMCAST_RETENTION_EVENTS", default_value_t = 1000, value_name = "COUNT")]
+    pub retention_events: u64,
+
+    /// A room's events are dropped this long after the last one.
+    #[arg(long, env = "ROOMCAST_RETENTION_AGE", default_value = "1h", value_parser = lifetime, value_name = "TIME")]
+    pub retention_age: Duration,
+
+    /// A room's position outlives its events by this, so that quiet rooms cost nobody a gap.
+    #[arg(long, env = "ROOMCAST_RETENTION_HEAD", default_value = "24h", value_parser = lifetime, value_name = "TIME")]
+    pub retention_head: Duration,
+
+    /// Bytes of events and values that the embedded broker holds; beyond them it refuses writes.
+    #[arg(long, env = "ROOMCAST_EMBEDDED_MAX_BYTES", default_value_t = 512 * 1024 * 1024, value_name = "BYTES")]
+    pub embedded_max_bytes: usize,
+
+    /// Recent events kept ready for each room that has subscribers here.
+    #[arg(long, env = "ROOMCAST_RING_EVENTS", default_value_t = 256, value_name = "COUNT")]
+    pub ring_events: usize,
+
+    /// Bytes of them.
+    #[arg(long, env = "ROOMCAST_RING_BYTES", default_value_t = 1024 * 1024, value_name = "BYTES")]
+    pub ring_bytes: usize,
+
+    /// How long a room stays ready after its last subscriber has left.
+    #[arg(long, env = "ROOMCAST_LINGER", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub linger: Duration,
+
+    /// After SIGTERM: how long the replica goes on answering while the balancer notices that it is unready.
+    #[arg(long, env = "ROOMCAST_DRAIN_DELAY", default_value = "5s", value_parser = duration, value_name = "TIME")]
+    pub drain_delay: Duration,
+
+    /// Then: the time over which the ends of its streams are spread.
+    #[arg(long, env = "ROOMCAST_DRAIN_WINDOW", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub drain_window: Duration,
+
+    /// What to log, as in RUST_LOG: a level, or levels by module.
+    #[arg(long, env = "ROOMCAST_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+
+    /// How log lines look.
+    #[arg(long, env = "ROOMCAST_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For collectors: one object a line.
+    Json,
+}
+
+/// Why settings can't be used together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// Open to a network without anyone having said so.
+    #[error(
+        "--listen {0} can be reached from other machines, and there are no keys: listen on 127.0.0.1, or say \
+         --insecure-allow-anonymous to serve anyone who can reach it"
+    )]
+    OpenOffLoopback(SocketAddr),
+    /// An event that no body could carry.
+    #[error("--max-event-bytes {event} is more than --max-body-bytes {body} lets through")]
+    EventAboveBody {
+        /// The event's limit.
+        event: usize,
+        /// The body's limit.
+        body: usize,
+    },
+}
+
+impl Settings {
+    /// The defaults, whatever the environment says.
+    pub fn defaults() -> Self {
+        #[derive(Parser)]
+        struct Only {
+            #[command(flatten)]
+            settings: Settings,
+        }
+        use clap::{CommandFactory, FromArgMatches};
+        let command = Only::command().mut_args(|arg| arg.env(None::<&str>));
+        let matches = command.get_matches_from(["roomcast"]);
+        Only::from_arg_matches(&matches).expect("the defaults are valid").settings
+    }
+
+    /// Checks what a single value can't tell.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        if !self.listen.ip().is_loopback() && !self.insecure_allow_anonymous {
+            return Err(SettingsError::OpenOffLoopback(self.listen));
+        }
+        if self.max_event_bytes > self.max_body_bytes {
+            return Err(SettingsError::EventAboveBody { event: self.max_event_bytes, body: self.max_body_bytes });
+        }
+        Ok(())
+    }
+
+    /// What a hub needs to know.
+    pub fn hub(&self) -> HubSettings {
+        HubSettings { ring_events: self.ring_events, ring_bytes: self.ring_bytes, linger: self.linger }
+    }
+
+    /// How long logs are kept.
+    pub fn retention(&self) -> Retention {
+        Retention { events: self.retention_events, age: self.retention_age, head: self.retention_head }
+    }
+}
+
+/// A Redis URL, which may hold a password: `Debug` and `Display` leave that out.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl(String);
+
+impl RedisUrl {
+    /// The whole URL, password included.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RedisUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // The library's words may quote the URL, password and all: say it in our own.
+        redis::parse_redis_url(text)
+            .filter(|url| matches!(url.scheme(), "redis" | "redis+unix" | "unix" | "valkey" | "valkey+unix"))
+            .map(|_| Self(text.to_owned()))
+            .ok_or_else(|| "it does not read like redis://[user:password@]host[:port][/database]".into())
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.rsplit_once('@') {
+            Some((before, after)) => {
+                write!(f, "{}***@{after}", &before[..before.find("//").map_or(0, |at| at + 2)])
+            }
+            None => f.write_str(&self.0),
+        }
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Whether an address, or a name, can only be this machine.
+pub fn is_loopback_host(host: &str) -> bool {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let plain = text.parse::<f64>().ok().map(Duration::try_from_secs_f64);
+    match plain {
+        Some(seconds) => seconds.map_err(|error| error.to_string()),
+        None => humantime::parse_duration(text).map_err(|error| error.to_string()),
+    }
+}
+
+/// Redis refuses a lifetime of zero, and counts in milliseconds.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        short if short < Duration::from_secs(1) => Err("it must be at least one second".into()),
+        long if long > Duration::from_hours(24 * 365 * 10) => Err("it must be at most ten years".into()),
+        fine => Ok(fine),
+    }
+}
+
+fn prefix(text: &str) -> Result<String, String> {
+    let fine = !text.is_empty()
+        && text.len() <= 64
+        && text.chars().all(|c| c.is_ascii_graphic() && !"{}*?[]\\".contains(c));
+    if fine {
+        Ok(text.into())
+    } else {
+        Err("1 to 64 visible ASCII characters, without braces and wildcards".into())
+    }
+}
+
+fn replica(text: &str) -> Result<String, String> {
+    SubscriberId::new(text).map(|name| name.to_string()).map_err(|why| why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_never_shown() {
+        for url in ["redis://:secret@host:6379/0", "redis://user:secret@host", "redis://u:s@secret@host"] {
+            let shown = format!("{:?}", RedisUrl(url.into()));
+            assert!(!shown.contains("secret"), "{shown}");
+            assert!(shown.contains("***@host"), "{shown}");
+        }
+        assert_eq!(RedisUrl("redis://host".into()).to_string(), "redis://host");
+    }
+
+    #[test]
+    fn off_loopback_nothing_is_served_unless_the_operator_says_so() {
+        let mut settings = Settings::defaults();
+        assert_eq!(settings.check(), Ok(()));
+        settings.listen = "0.0.0.0:8080".parse().unwrap();
+        assert!(settings.check().is_err());
+        settings.insecure_allow_anonymous = true;
+        assert_eq!(settings.check(), Ok(()));
+    }
+
+    #[test]
+    fn durations_are_seconds_or_have_a_unit() {
+        assert_eq!(duration("5"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("24h"), Ok(Duration::from_hours(24)));
+        assert!(duration("-1").is_err());
+        assert!(duration("soon").is_err());
+        assert!(lifetime("0").is_err());
+    }
+
+    #[test]
+    fn only_names_of_this_machine_are_loopback() {
+        for host in ["localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "::1", "[::1]"] {
+            assert!(is_loopback_host(host), "{host}");
+        }
+        for host in ["", "evil.example", "localhost.evil.example", "10.0.0.1", "127.0.0.1.nip.io", "0.0.0.0"] {
+            assert!(!is_loopback_host(host), "{host}");
+        }
+    }
+}

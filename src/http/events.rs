@@ -1,0 +1,478 @@
+//! Publishing events, and reading a room's log.
+
+use std::collections::HashMap;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::{IntoParams, ToSchema};
+
+use super::extract::{JsonBody, Media, Query, Room, body, event_name, header_text, json, media, text};
+use super::problem::{Code, Document, Problem};
+use super::{App, now};
+use crate::broker::Range;
+use crate::follow::{Gap, Next, next};
+use crate::room::{Data, Event, EventId, EventName, RoomName, SubscriberId};
+
+/// Rooms that one batch publishes to at one time.
+const ROOMS_AT_ONCE: usize = 16;
+/// Subscribers that an event can leave out.
+const MAX_EXCEPT: usize = 100;
+const DEFAULT_LIMIT: usize = 100;
+const MAX_LIMIT: usize = 1000;
+
+/// An event to publish.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"event": "chat", "data": {"text": "hello"}}))]
+pub struct Publish {
+    /// Names the kind of event; browsers call one without a name `message`.
+    #[schema(value_type = Option<String>, max_length = 128, example = "chat")]
+    event: Option<EventName>,
+    /// Any JSON. It reaches subscribers as it was sent: numbers keep their digits.
+    #[schema(value_type = serde_json::Value)]
+    data: Box<RawValue>,
+    /// Subscribers that do not get it.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>, max_items = 100)]
+    except: Vec<SubscriberId>,
+}
+
+/// Where an event was stored.
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({"room": "lobby", "id": "1790000000000000-42"}))]
+pub struct Published {
+    /// The room.
+    room: String,
+    /// The event's id.
+    id: String,
+}
+
+/// How a text body is published.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PublishQuery {
+    /// Names the event of a text body; a JSON body names its own.
+    #[param(max_length = 128)]
+    event: Option<String>,
+}
+
+fn event(
+    app: &App,
+    name: Option<EventName>,
+    data: Data,
+    except: Vec<SubscriberId>,
+    publish_id: Option<String>,
+) -> Result<Event, Problem> {
+    let limit = app.settings.max_event_bytes;
+    if data.as_text().len() > limit {
+        return Err(Problem::new(Code::BodyTooLarge, format!("an event's data is at most {limit} bytes")));
+    }
+    if except.len() > MAX_EXCEPT {
+        let detail = format!("an event can leave out {MAX_EXCEPT} subscribers at most");
+        return Err(Problem::new(Code::InvalidBody, detail));
+    }
+    Ok(Event { name, data, published_at: now(), except, publish_id })
+}
+
+fn json_data(raw: &RawValue) -> Result<Data, Problem> {
+    Data::json(raw).map_err(|why| Problem::new(Code::InvalidBody, format!("the data is refused: {why}")))
+}
+
+/// Publish an event to a room
+///
+/// A JSON body is `{"event"?, "data", "except"?}`. Any text body (`text/plain`, and what `curl -d` sends) is the data
+/// itself. 201 means that the event is stored, and that every subscriber of the room on every replica gets it.
+/// After `outcome_unknown` it may or may not be stored.
+#[utoipa::path(
+    post, path = "/v1/rooms/{room}/events", operation_id = "publishEvent", tag = "Rooms",
+    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), PublishQuery),
+    request_body(description = "The event", content(
+        (Publish = "application/json", example = json!({"event": "chat", "data": {"text": "hello"}})),
+        (String = "text/plain", example = "hello")
+    )),
+    responses(
+        (status = 201, description = "Stored", body = Published),
+        (status = 413, description = "The body or the event is too large", body = Document, content_type = "application/problem+json"),
+        (status = 415, description = "Neither JSON nor text", body = Document, content_type = "application/problem+json"),
+    )
+)]
+pub async fn publish_event(
+    Room(room): Room,
+    Query(query): Query<PublishQuery>,
+    State(app): State<App>,
+    request: Request,
+) -> Result<(StatusCode, Json<Published>), Problem> {
+    refuse_idempotency_key(&request)?;
+    let media = media(request.headers())?;
+    let body = body(request, &app).await?;
+    let event = match media {
+        Media::Json if query.event.is_some() => {
+            return Err(Problem::new(
+                Code::InvalidQuery,
+                "a JSON body names its event itself, in its field \"event\"",
+            ));
+        }
+        Media::Json => {
+            let publish: Publish = json(&body)?;
+            event(&app, publish.event, json_data(&publish.data)?, publish.except, None)?
+        }
+        Media::Text => {
+            let name = query.event.as_deref().map(event_name).transpose()?;
+            event(&app, name, text_data(&body)?, Vec::new(), None)?
+        }
+        Media::Bytes => {
+            let detail = "events are JSON or text; application/octet-stream is neither";
+            return Err(Problem::new(Code::UnsupportedMediaType, detail));
+        }
+    };
+    let id = app.hub.publish(&room, &event).await?;
+    Ok((StatusCode::CREATED, Json(Published { room: room.to_string(), id: id.to_string() })))
+}
+
+fn text_data(body: &[u8]) -> Result<Data, Problem> {
+    match text(body)? {
+        "" => Err(Problem::new(Code::InvalidBody, "the body is empty; it is the event's data")),
+        text => Ok(Data::Text(text.into())),
+    }
+}
+
+/// Better refused than taken for granted: a caller that sends a key means to be safe when it repeats the request.
+fn refuse_idempotency_key(request: &Request) -> Result<(), Problem> {
+    if request.headers().contains_key("idempotency-key") {
+        let detail = "Idempotency-Key is not supported by this version: publishing twice stores twice";
+        return Err(Problem::new(Code::InvalidHeader, detail));
+    }
+    Ok(())
+}
+
+/// Events for one or several rooms.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"events": [
+    {"room": "lobby", "event": "chat", "data": {"text": "hello"}},
+    {"rooms": ["lobby", "news"], "data": 42}
+]}))]
+pub struct Batch {
+    /// In the order in which each room gets them.
+    events: Vec<BatchItem>,
+}
+
+/// One event of a batch.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchItem {
+    /// The room, or else `rooms`.
+    #[schema(value_type = Option<String>, max_length = 128)]
+    room: Option<RoomName>,
+    /// Several rooms; each gets a copy, with a `publish_id` that they share.
+    #[schema(value_type = Option<Vec<String>>)]
+    rooms: Option<Vec<RoomName>>,
+    /// Names the kind of event.
+    #[schema(value_type = Option<String>, max_length = 128)]
+    event: Option<EventName>,
+    /// Any JSON.
+    #[schema(value_type = serde_json::Value)]
+    data: Box<RawValue>,
+    /// Subscribers that do not get it.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>, max_items = 100)]
+    except: Vec<SubscriberId>,
+}
+
+/// What became of a batch.
+#[derive(Serialize, ToSchema)]
+pub struct BatchAnswer {
+    /// In the order of the batch's events.
+    results: Vec<BatchResult>,
+}
+
+/// What became of one event of a batch.
+#[derive(Serialize, ToSchema)]
+pub struct BatchResult {
+    /// 201 if every copy is stored; else the status of the first that is not.
+    status: u16,
+    /// The copies that are stored.
+    published: Vec<Published>,
+    /// Shared by the copies in several rooms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    publish_id: Option<String>,
+    /// Why a copy is not stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<BatchProblem>,
+}
+
+/// Why one event of a batch is not stored, or not everywhere.
+#[derive(Clone, Serialize, ToSchema)]
+pub struct BatchProblem {
+    /// The kind's stable name.
+    code: String,
+    /// What was wrong.
+    detail: String,
+    /// Rooms in which it is not stored, or may not be.
+    rooms: Vec<String>,
+}
+
+/// Publish a batch of events
+///
+/// Order is kept in each room. Once an event can't be stored in a room, that room's later events are not tried, so none
+/// overtakes it.
+#[utoipa::path(
+    post, path = "/v1/events", operation_id = "publishEvents", tag = "Rooms",
+    request_body(content = Batch, content_type = "application/json"),
+    responses(
+        (status = 200, description = "Every event is stored", body = BatchAnswer),
+        (status = 207, description = "Some are not; each result says", body = BatchAnswer),
+        (status = 413, description = "The body or an event is too large", body = Document, content_type = "application/problem+json"),
+        (status = 415, description = "Not JSON", body = Document, content_type = "application/problem+json"),
+    )
+)]
+pub async fn publish_events(
+    State(app): State<App>,
+    request: Request,
+) -> Result<(StatusCode, Json<BatchAnswer>), Problem> {
+    use axum::extract::FromRequest;
+    refuse_idempotency_key(&request)?;
+    let JsonBody(batch) = JsonBody::<Batch>::from_request(request, &app).await?;
+    let limit = app.settings.max_batch_items;
+    if batch.events.is_empty() {
+        return Err(Problem::new(Code::InvalidBody, "the batch is empty"));
+    }
+    let mut results = Vec::with_capacity(batch.events.len());
+    let mut by_room: Vec<(RoomName, Vec<(usize, Event)>)> = Vec::new();
+    let mut places: HashMap<RoomName, usize> = HashMap::new();
+    let mut copies = 0;
+    for (index, item) in batch.events.into_iter().enumerate() {
+        let (rooms, publish_id) = match (item.room, item.rooms) {
+            (Some(room), None) => (vec![room], None),
+            (None, Some(rooms)) if !rooms.is_empty() => (rooms, Some(uuid::Uuid::now_v7().to_string())),
+            _ => {
+                let detail = format!("event {index}: name one \"room\", or several \"rooms\"");
+                return Err(Problem::new(Code::InvalidBody, detail));
+            }
+        };
+        copies += rooms.len();
+        if copies > limit {
+            let detail = format!("a batch stores {limit} events at most, copies included");
+            return Err(Problem::new(Code::InvalidBody, detail));
+        }
+        let event = event(&app, item.event, json_data(&item.data)?, item.except, publish_id.clone())?;
+        for room in rooms {
+            let place = *places.entry(room.clone()).or_insert_with(|| {
+                by_room.push((room, Vec::new()));
+                by_room.len() - 1
+            });
+            by_room[place].1.push((index, event.clone()));
+        }
+        results.push(BatchResult { status: 201, published: Vec::new(), publish_id, problem: None });
+    }
+    let publishing = by_room.into_iter().map(|(room, events)| publish_in_order(&app, room, events));
+    let stored: Vec<_> = futures_util::stream::iter(publishing).buffered(ROOMS_AT_ONCE).collect().await;
+    for (index, room, outcome) in stored.into_iter().flatten() {
+        let result = &mut results[index];
+        match outcome {
+            Ok(id) => result.published.push(Published { room: room.to_string(), id: id.to_string() }),
+            Err(problem) => {
+                let code = problem.code();
+                if result.problem.is_none() {
+                    result.status = code.status().as_u16();
+                }
+                let first =
+                    BatchProblem { code: code.name().into(), detail: problem.detail().into(), rooms: Vec::new() };
+                result.problem.get_or_insert(first).rooms.push(room.to_string());
+            }
+        }
+    }
+    let all = results.iter().all(|result| result.problem.is_none());
+    let status = if all { StatusCode::OK } else { StatusCode::MULTI_STATUS };
+    Ok((status, Json(BatchAnswer { results })))
+}
+
+type Outcome = (usize, RoomName, Result<EventId, Problem>);
+
+async fn publish_in_order(app: &App, room: RoomName, events: Vec<(usize, Event)>) -> Vec<Outcome> {
+    let mut outcomes = Vec::with_capacity(events.len());
+    let mut failed: Option<Problem> = None;
+    for (index, event) in events {
+        let outcome = match &failed {
+            Some(_) => {
+                Err(Problem::new(Code::Unavailable, "not tried: an earlier event of the batch was not stored"))
+            }
+            None => app.hub.publish(&room, &event).await.map_err(Problem::from),
+        };
+        if let Err(problem) = &outcome {
+            failed.get_or_insert_with(|| problem.clone());
+        }
+        outcomes.push((index, room.clone(), outcome));
+    }
+    outcomes
+}
+
+/// Which part of a log to read.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// Only events after this id.
+    #[param(value_type = Option<String>, example = "1790000000000000-41")]
+    after: Option<String>,
+    /// Only events before this id; without `after`, the last ones before it.
+    #[param(value_type = Option<String>)]
+    before: Option<String>,
+    /// How many at most.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<usize>,
+}
+
+/// A part of a room's log.
+#[derive(Serialize, ToSchema)]
+pub struct EventList {
+    /// The room.
+    room: String,
+    /// Oldest first.
+    events: Vec<LoggedEvent>,
+    /// The id of the oldest retained event.
+    oldest: Option<String>,
+    /// The log's last position: what a stream that is opened now starts after.
+    #[schema(example = "1790000000000000-42")]
+    head: String,
+    /// Set if the log no longer reaches back to `after`: events may be missing.
+    gap: Option<GapDescription>,
+}
+
+/// An event of a log.
+#[derive(Serialize, ToSchema)]
+pub struct LoggedEvent {
+    /// Its id.
+    #[schema(example = "1790000000000000-42")]
+    id: String,
+    /// Its name, if it was given one.
+    event: Option<String>,
+    /// Its data as it was published; a text body as a JSON string.
+    #[schema(value_type = serde_json::Value)]
+    data: Box<RawValue>,
+    /// When, RFC 3339 in UTC.
+    #[schema(format = DateTime)]
+    published_at: String,
+    /// Shared by the copies of one publish into several rooms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    publish_id: Option<String>,
+}
+
+/// What may be missing lies after `from`, up to and with `to`.
+#[derive(Serialize, ToSchema)]
+pub struct GapDescription {
+    /// The last position that certainly holds.
+    from: String,
+    /// The position from which it goes on.
+    to: String,
+    /// `trimmed`, `expired`, `log_lost`, `lost_tail`, `diverged` or `unknown_position`.
+    reason: String,
+}
+
+impl GapDescription {
+    pub(super) fn of(gap: &Gap) -> Self {
+        Self { from: gap.from.to_string(), to: gap.to.to_string(), reason: gap.reason.name().into() }
+    }
+}
+
+/// Read a room's log
+///
+/// The retained events, oldest first, a page at a time: `Link` with `rel="next"` leads to the next one.
+#[utoipa::path(
+    get, path = "/v1/rooms/{room}/events", operation_id = "listEvents", tag = "Rooms",
+    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), ListQuery),
+    responses((status = 200, description = "A part of the log", body = EventList,
+        headers(("Link" = String, description = "The next page, if there is more")))),
+)]
+pub async fn list_events(
+    Room(room): Room,
+    Query(query): Query<ListQuery>,
+    State(app): State<App>,
+) -> Result<Response, Problem> {
+    let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
+    let after = query.after.as_deref().map(|id| position("after", id)).transpose()?;
+    let before = query.before.as_deref().map(|id| position("before", id)).transpose()?;
+    let range = match (after, before) {
+        (Some(after), _) => Range::After(after),
+        (None, Some(before)) => Range::Before(before),
+        (None, None) => Range::Oldest,
+    };
+    // One more than asked for tells whether there is a next page.
+    let mut slice = app.hub.read(&room, range, limit + 1).await?;
+    let gap = after.and_then(|after| match next(&slice.chain, &slice, after) {
+        Next::Gap(gap) => Some(gap),
+        Next::Event(_) | Next::Nothing => None,
+    });
+    if let (Some(_), Some(before)) = (after, before) {
+        slice.entries.retain(|entry| entry.id < before);
+    }
+    let more = slice.entries.len() > limit;
+    let mut next_page = None;
+    if more && matches!(range, Range::Before(_)) {
+        slice.entries.remove(0);
+        next_page = slice.entries.first().map(|first| format!("before={}", first.id));
+    } else if more {
+        slice.entries.truncate(limit);
+        let until = before.map(|before| format!("&before={before}")).unwrap_or_default();
+        next_page = slice.entries.last().map(|last| format!("after={}{until}", last.id));
+    }
+    let events = slice.entries.iter().filter_map(|entry| {
+        let event = Event::decode(&entry.stored).ok()?;
+        Some(LoggedEvent {
+            id: entry.id.to_string(),
+            data: event.data.as_json().into_owned(),
+            event: event.name.map(|name| name.to_string()),
+            published_at: event.published_at,
+            publish_id: event.publish_id,
+        })
+    });
+    let list = EventList {
+        room: room.to_string(),
+        events: events.collect(),
+        oldest: slice.oldest.map(|id| id.to_string()),
+        head: slice.chain.end().to_string(),
+        gap: gap.as_ref().map(GapDescription::of),
+    };
+    let mut response = Json(list).into_response();
+    if let Some(page) = next_page {
+        add_link(&mut response, &format!("/v1/rooms/{}/events?limit={limit}&{page}", escape(room.as_str())));
+    }
+    Ok(response)
+}
+
+/// Percent-encodes a path's segment or a query's value.
+pub(super) fn escape(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+pub(super) fn add_link(response: &mut Response, target: &str) {
+    let link = HeaderValue::from_str(&format!("<{target}>; rel=\"next\""));
+    response.headers_mut().insert(header::LINK, link.expect("an escaped target is visible ASCII"));
+}
+
+pub(super) fn page_limit(asked: Option<usize>, default: usize, most: usize) -> Result<usize, Problem> {
+    match asked.unwrap_or(default) {
+        limit if (1..=most).contains(&limit) => Ok(limit),
+        _ => Err(Problem::new(Code::InvalidQuery, format!("limit is 1 to {most}"))),
+    }
+}
+
+pub(super) fn position(what: &str, text: &str) -> Result<EventId, Problem> {
+    text.parse().map_err(|why| Problem::new(Code::InvalidPosition, format!("{what}={text:?} is {why}")))
+}
+
+/// The position from which a client resumes: the header wins over its twin in the query.
+pub(super) fn resume_point<'a>(
+    headers: &'a axum::http::HeaderMap,
+    twin: Option<&'a str>,
+) -> Result<Option<&'a str>, Problem> {
+    let name = axum::http::HeaderName::from_static("last-event-id");
+    let given = header_text(headers, &name)?.filter(|id| !id.is_empty());
+    Ok(given.or_else(|| twin.filter(|id| !id.is_empty())))
+}

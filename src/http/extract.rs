@@ -1,0 +1,148 @@
+//! What handlers take from requests, with our own words for what can't be taken.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::header::{self, HeaderMap, HeaderName};
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+
+use super::App;
+use super::problem::{Code, Problem};
+use crate::room::{EventName, FieldName, HashName, NameError, RoomName};
+
+/// The room in the path.
+pub struct Room(pub RoomName);
+/// The hash in the path.
+pub struct Hash(pub HashName);
+/// The hash and the field in the path.
+pub struct Field(pub HashName, pub FieldName);
+
+fn name<T>(what: &str, text: &str, new: impl FnOnce(&str) -> Result<T, NameError>) -> Result<T, Problem> {
+    new(text).map_err(|why| Problem::new(Code::InvalidName, format!("{what} {text:?} is not a name: {why}")))
+}
+
+async fn path<T: DeserializeOwned + Send>(parts: &mut Parts, app: &App) -> Result<T, Problem> {
+    let path = Path::<T>::from_request_parts(parts, app).await;
+    path.map(|Path(path)| path).map_err(|rejection| Problem::new(Code::InvalidName, rejection.body_text()))
+}
+
+impl FromRequestParts<App> for Room {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let room: String = path(parts, app).await?;
+        Ok(Self(name("the room", &room, RoomName::new)?))
+    }
+}
+
+impl FromRequestParts<App> for Hash {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let hash: String = path(parts, app).await?;
+        Ok(Self(name("the hash", &hash, HashName::new)?))
+    }
+}
+
+impl FromRequestParts<App> for Field {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let (hash, field): (String, String) = path(parts, app).await?;
+        Ok(Self(name("the hash", &hash, HashName::new)?, name("the field", &field, FieldName::new)?))
+    }
+}
+
+/// The query; names may be repeated, and unknown ones are refused, so that a slip of the pen does not pass unseen.
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
+        let query = parts.uri.query().unwrap_or_default();
+        let refuse = |why: serde_html_form::de::Error| Problem::new(Code::InvalidQuery, why.to_string());
+        serde_html_form::from_str(query).map(Self).map_err(refuse)
+    }
+}
+
+/// Checks the name of an event that came in a query.
+pub fn event_name(text: &str) -> Result<EventName, Problem> {
+    name("the event", text, EventName::new)
+}
+
+/// A body of JSON.
+pub struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        let headers = request.headers().clone();
+        match media(&headers)? {
+            Media::Json => json(&body(request, app).await?).map(Self),
+            Media::Text | Media::Bytes => {
+                Err(Problem::new(Code::UnsupportedMediaType, "the body has to be application/json"))
+            }
+        }
+    }
+}
+
+/// What a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Media {
+    /// `application/json` and types that end in `+json`.
+    Json,
+    /// `text/…`, no type at all, and what `curl -d` says of its text.
+    Text,
+    /// `application/octet-stream`.
+    Bytes,
+}
+
+/// Reads `Content-Type`.
+pub fn media(headers: &HeaderMap) -> Result<Media, Problem> {
+    let Some(value) = header_text(headers, &header::CONTENT_TYPE)? else { return Ok(Media::Text) };
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match essence.as_str() {
+        "" | "application/x-www-form-urlencoded" => Ok(Media::Text),
+        "application/octet-stream" => Ok(Media::Bytes),
+        "application/json" => Ok(Media::Json),
+        text if text.starts_with("text/") => Ok(Media::Text),
+        json if json.starts_with("application/") && json.ends_with("+json") => Ok(Media::Json),
+        other => Err(Problem::new(
+            Code::UnsupportedMediaType,
+            format!("{other:?} is not taken here; application/json and text/plain are"),
+        )),
+    }
+}
+
+/// A header's text, if there is such a header.
+pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    let text = value.to_str();
+    text.map(Some)
+        .map_err(|_| Problem::new(Code::InvalidHeader, format!("{name} has characters that are not ASCII")))
+}
+
+/// The whole body, within the limit.
+pub async fn body(request: Request, app: &App) -> Result<Bytes, Problem> {
+    Bytes::from_request(request, app).await.map_err(|rejection| {
+        if rejection.status() == Code::BodyTooLarge.status() {
+            let limit = app.settings.max_body_bytes;
+            Problem::new(Code::BodyTooLarge, format!("bodies are at most {limit} bytes"))
+        } else {
+            Problem::new(Code::InvalidBody, "the body did not arrive whole")
+        }
+    })
+}
+
+/// A body's text.
+pub fn text(body: &[u8]) -> Result<&str, Problem> {
+    std::str::from_utf8(body).map_err(|_| Problem::new(Code::InvalidBody, "the body is not UTF-8"))
+}
+
+/// A body's JSON.
+pub fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let refuse = |why: serde_json::Error| Problem::new(Code::InvalidBody, format!("not the JSON expected: {why}"));
+    serde_json::from_str(text(body)?).map_err(refuse)
+}

@@ -1,0 +1,125 @@
+//! The OpenAPI document, in two versions made from one: generators refuse `itemSchema` in 3.1, and some refuse 3.2.
+
+use std::sync::LazyLock;
+
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use utoipa::OpenApi;
+
+use super::problem::{Document, MEDIA_TYPE};
+use super::streams::ServerEvent;
+use crate::config::OpenApiVersion;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Roomcast",
+        description = "HTTP gateway for realtime rooms and shared values: publish with POST, read as Server-Sent Events.",
+        license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT")
+    ),
+    servers((url = "/", description = "This gateway")),
+    components(schemas(Document, ServerEvent)),
+    tags(
+        (name = "Rooms", description = "Publish events to rooms, and read their logs"),
+        (name = "Streams", description = "Rooms as Server-Sent Events"),
+        (name = "Hashes", description = "Shared values, by hash and field"),
+        (name = "Health", description = "For monitors, balancers and containers"),
+        (name = "Document", description = "This document"),
+    )
+)]
+struct Base;
+
+/// The document without its routes.
+pub(super) fn base() -> utoipa::openapi::OpenApi {
+    Base::openapi()
+}
+
+/// Failures that any route can meet.
+const COMMON: [(&str, &str); 4] = [
+    ("400", "The request can't be read: a name, the query, a header or the body"),
+    ("403", "Without keys only this machine is served, and no page of another site"),
+    ("408", "The request was not complete in time"),
+    ("500", "The gateway failed"),
+];
+/// Failures of routes that need the broker.
+const OF_BROKER: (&str, &str) = ("503", "The broker is away or ill, or the replica is full; try again");
+
+static V31: LazyLock<String> = LazyLock::new(|| document(OpenApiVersion::V31));
+static V32: LazyLock<String> = LazyLock::new(|| document(OpenApiVersion::V32));
+
+/// The document's text.
+pub fn text(version: OpenApiVersion) -> &'static str {
+    match version {
+        OpenApiVersion::V31 => &V31,
+        OpenApiVersion::V32 => &V32,
+    }
+}
+
+fn document(version: OpenApiVersion) -> String {
+    let document = super::routes().into_openapi();
+    let mut document = serde_json::to_value(document).expect("a document is JSON");
+    document["openapi"] = match version {
+        OpenApiVersion::V31 => "3.1.0".into(),
+        OpenApiVersion::V32 => "3.2.0".into(),
+    };
+    let paths = document["paths"].as_object_mut().expect("a document has paths");
+    for (path, item) in paths {
+        for operation in item.as_object_mut().into_iter().flat_map(|item| item.values_mut()) {
+            add_common_failures(path, &mut operation["responses"]);
+            if version == OpenApiVersion::V31 {
+                strip_items(&mut operation["responses"]);
+            }
+        }
+    }
+    let mut text = serde_json::to_string_pretty(&document).expect("a document is JSON");
+    text.push('\n');
+    text
+}
+
+fn add_common_failures(path: &str, responses: &mut Value) {
+    let of_broker = path.starts_with("/v1/").then_some(OF_BROKER);
+    for (status, description) in COMMON.into_iter().chain(of_broker) {
+        if responses.get(status).is_none() {
+            responses[status] = json!({
+                "description": description,
+                "content": { MEDIA_TYPE: { "schema": { "$ref": "#/components/schemas/Problem" } } },
+            });
+        }
+    }
+}
+
+fn strip_items(responses: &mut Value) {
+    for response in responses.as_object_mut().into_iter().flat_map(|responses| responses.values_mut()) {
+        for media in response["content"].as_object_mut().into_iter().flat_map(|content| content.values_mut()) {
+            if let Some(media) = media.as_object_mut() {
+                media.remove("itemSchema");
+            }
+        }
+    }
+}
+
+fn serve(version: OpenApiVersion) -> Response {
+    ([(axum::http::header::CONTENT_TYPE, "application/json")], text(version)).into_response()
+}
+
+/// Get the OpenAPI document
+///
+/// Version 3.1, which most generators read.
+#[utoipa::path(
+    get, path = "/openapi.json", operation_id = "getOpenapi", tag = "Document",
+    responses((status = 200, description = "The document", body = serde_json::Value))
+)]
+pub async fn get_openapi() -> Response {
+    serve(OpenApiVersion::V31)
+}
+
+/// Get the OpenAPI document in version 3.2
+///
+/// It also describes the items of streams.
+#[utoipa::path(
+    get, path = "/openapi-3.2.json", operation_id = "getOpenapi32", tag = "Document",
+    responses((status = 200, description = "The document", body = serde_json::Value))
+)]
+pub async fn get_openapi_3_2() -> Response {
+    serve(OpenApiVersion::V32)
+}

@@ -1,0 +1,299 @@
+//! Every failure's answer: `application/problem+json` (RFC 9457). The only file that knows which failure has which
+//! status.
+
+use axum::Json;
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::broker::{BrokerError, Fault, FaultKind};
+
+/// The media type of problem documents.
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// Kinds of failures, each with a stable name and a status.
+#[allow(missing_docs, reason = "the table in `parts` says of each what it is")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    InvalidName,
+    InvalidQuery,
+    InvalidBody,
+    InvalidPosition,
+    InvalidHeader,
+    TooManyRooms,
+    UnsupportedMediaType,
+    BodyTooLarge,
+    RouteNotFound,
+    HashNotFound,
+    FieldNotFound,
+    MethodNotAllowed,
+    RequestTimeout,
+    WrongType,
+    NotANumber,
+    PreconditionFailed,
+    ForeignHost,
+    CrossSite,
+    Unavailable,
+    OutcomeUnknown,
+    OutOfMemory,
+    ReadOnly,
+    NoReplicas,
+    Misconfigured,
+    Busy,
+    TooManyConnections,
+    BadRequest,
+    Internal,
+}
+
+impl Code {
+    /// Name, status and title: the whole table.
+    pub const fn parts(self) -> (&'static str, StatusCode, &'static str) {
+        match self {
+            Self::InvalidName => ("invalid_name", StatusCode::BAD_REQUEST, "A name is not allowed"),
+            Self::InvalidQuery => ("invalid_query", StatusCode::BAD_REQUEST, "The query can't be read"),
+            Self::InvalidBody => ("invalid_body", StatusCode::BAD_REQUEST, "The body can't be read"),
+            Self::InvalidPosition => ("invalid_position", StatusCode::BAD_REQUEST, "The position can't be read"),
+            Self::InvalidHeader => ("invalid_header", StatusCode::BAD_REQUEST, "A header can't be read"),
+            Self::TooManyRooms => ("too_many_rooms", StatusCode::BAD_REQUEST, "Too many rooms on one stream"),
+            Self::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, "The request can't be read"),
+            Self::ForeignHost => ("foreign_host", StatusCode::FORBIDDEN, "Not addressed as this machine"),
+            Self::CrossSite => ("cross_site", StatusCode::FORBIDDEN, "Sent by a page of another site"),
+            Self::RouteNotFound => ("route_not_found", StatusCode::NOT_FOUND, "No such route"),
+            Self::HashNotFound => ("hash_not_found", StatusCode::NOT_FOUND, "No such hash"),
+            Self::FieldNotFound => ("field_not_found", StatusCode::NOT_FOUND, "No such field"),
+            Self::MethodNotAllowed => {
+                ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED, "The route has no such method")
+            }
+            Self::RequestTimeout => ("request_timeout", StatusCode::REQUEST_TIMEOUT, "The request took too long"),
+            Self::WrongType => ("wrong_type", StatusCode::CONFLICT, "The key holds something else"),
+            Self::NotANumber => ("not_a_number", StatusCode::CONFLICT, "The value is not a whole number"),
+            Self::PreconditionFailed => {
+                ("precondition_failed", StatusCode::PRECONDITION_FAILED, "The value is not what was expected")
+            }
+            Self::BodyTooLarge => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
+            Self::UnsupportedMediaType => {
+                ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body's type is not taken here")
+            }
+            Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "The gateway failed"),
+            Self::Unavailable => ("unavailable", StatusCode::SERVICE_UNAVAILABLE, "The broker is away"),
+            Self::OutcomeUnknown => {
+                ("outcome_unknown", StatusCode::SERVICE_UNAVAILABLE, "The broker's answer was lost")
+            }
+            Self::OutOfMemory => ("out_of_memory", StatusCode::SERVICE_UNAVAILABLE, "The broker's memory is full"),
+            Self::ReadOnly => ("read_only", StatusCode::SERVICE_UNAVAILABLE, "The broker takes no writes"),
+            Self::NoReplicas => ("no_replicas", StatusCode::SERVICE_UNAVAILABLE, "The broker lacks replicas"),
+            Self::Misconfigured => ("misconfigured", StatusCode::SERVICE_UNAVAILABLE, "The broker can't save"),
+            Self::Busy => ("busy", StatusCode::SERVICE_UNAVAILABLE, "The broker is busy"),
+            Self::TooManyConnections => (
+                "too_many_connections",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The replica has all the connections it takes",
+            ),
+        }
+    }
+
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        self.parts().0
+    }
+
+    /// The status.
+    pub const fn status(self) -> StatusCode {
+        self.parts().1
+    }
+}
+
+/// Seconds after which a 503 may be tried again.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
+
+/// A failure. It becomes a document in [`finish`], where the request's id is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    code: Code,
+    detail: String,
+    present: Option<Present>,
+}
+
+/// The value that a condition met.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Present {
+    /// The value; absent where the field is, or where it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// The value in Base64 where it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_base64: Option<String>,
+}
+
+/// A problem document, RFC 9457.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem, example = json!({
+    "type": "urn:roomcast:problem:field_not_found", "title": "No such field", "status": 404,
+    "detail": "hash \"lamp\" has no field \"colour\"", "code": "field_not_found",
+    "request_id": "0195f7a4-64a0-7c35-b0a5-2f6f0c3c9c52"
+}))]
+pub struct Document {
+    /// Names the kind of problem.
+    #[serde(rename = "type")]
+    kind: String,
+    /// The kind in words.
+    title: String,
+    /// The HTTP status.
+    status: u16,
+    /// What was wrong this time, and what to do.
+    detail: String,
+    /// The kind's stable name, for programs.
+    code: String,
+    /// The request's id, as in the response's `x-request-id` and in the log.
+    request_id: String,
+    /// With a 412: the present value of the field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    present: Option<Present>,
+}
+
+impl Problem {
+    /// A failure, and in `detail` what was wrong this time.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), present: None }
+    }
+
+    /// The failed condition of a write, with the value that it met.
+    pub fn precondition(detail: impl Into<String>, present: Present) -> Self {
+        Self { present: Some(present), ..Self::new(Code::PreconditionFailed, detail) }
+    }
+
+    /// Its kind.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What was wrong.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+}
+
+impl From<BrokerError> for Problem {
+    fn from(error: BrokerError) -> Self {
+        match &error {
+            BrokerError::WrongType => Self::new(Code::WrongType, error.to_string()),
+            BrokerError::NotANumber => Self::new(Code::NotANumber, error.to_string()),
+            // The fault's detail may name servers: it goes to the log, the caller gets the kind.
+            BrokerError::Unavailable(fault) => {
+                tracing::warn!(%fault, "not done: the broker is ill");
+                Self::new(code_of(fault), format!("not stored or read ({}); try again", fault.kind.name()))
+            }
+            BrokerError::OutcomeUnknown(fault) => {
+                tracing::warn!(%fault, "outcome unknown: the broker's answer was lost");
+                let detail = format!("it may or may not have been stored ({})", fault.kind.name());
+                Self::new(Code::OutcomeUnknown, detail)
+            }
+        }
+    }
+}
+
+fn code_of(fault: &Fault) -> Code {
+    match fault.kind {
+        FaultKind::OutOfMemory => Code::OutOfMemory,
+        FaultKind::ReadOnly => Code::ReadOnly,
+        FaultKind::NoReplicas => Code::NoReplicas,
+        FaultKind::Misconfigured => Code::Misconfigured,
+        FaultKind::Busy => Code::Busy,
+        FaultKind::Unreachable
+        | FaultKind::TimedOut
+        | FaultKind::Deaf
+        | FaultKind::Loading
+        | FaultKind::NotPermitted
+        | FaultKind::Failed => Code::Unavailable,
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.code.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Turns every failure into its document: ours, and whatever a framework has raised without one.
+pub async fn finish(request: Request, next: Next) -> Response {
+    let request_id = super::request_id(request.headers());
+    let mut response = next.run(request).await;
+    let status = response.status();
+    let problem = response.extensions_mut().remove::<Problem>().or_else(|| raised_elsewhere(status));
+    let Some(problem) = problem else { return response };
+    let (code, status, title) = problem.code.parts();
+    if status == StatusCode::INTERNAL_SERVER_ERROR {
+        tracing::error!(%request_id, detail = problem.detail, "the gateway failed");
+    }
+    let document = Document {
+        kind: format!("urn:roomcast:problem:{code}"),
+        title: title.into(),
+        status: status.as_u16(),
+        detail: problem.detail,
+        code: code.into(),
+        request_id,
+        present: problem.present,
+    };
+    let mut answer = (status, Json(document)).into_response();
+    // Such as `Allow` and `ETag`; what described the replaced body goes.
+    for (name, value) in response.headers() {
+        if *name != header::CONTENT_LENGTH && *name != header::CONTENT_TYPE {
+            answer.headers_mut().append(name, value.clone());
+        }
+    }
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    answer
+}
+
+fn raised_elsewhere(status: StatusCode) -> Option<Problem> {
+    let code = match status {
+        StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
+        StatusCode::NOT_FOUND => Code::RouteNotFound,
+        StatusCode::PAYLOAD_TOO_LARGE => Code::BodyTooLarge,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => Code::UnsupportedMediaType,
+        StatusCode::REQUEST_TIMEOUT => Code::RequestTimeout,
+        status if status.is_client_error() => Code::BadRequest,
+        status if status.is_server_error() => Code::Internal,
+        _ => return None,
+    };
+    Some(Problem::new(code, code.parts().2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_fault_has_its_status() {
+        let unavailable = |kind| Problem::from(BrokerError::Unavailable(Fault::new(kind, "redis-7.internal:6379")));
+        for (kind, name) in [
+            (FaultKind::Unreachable, "unavailable"),
+            (FaultKind::TimedOut, "unavailable"),
+            (FaultKind::Loading, "unavailable"),
+            (FaultKind::OutOfMemory, "out_of_memory"),
+            (FaultKind::ReadOnly, "read_only"),
+            (FaultKind::NoReplicas, "no_replicas"),
+            (FaultKind::Misconfigured, "misconfigured"),
+            (FaultKind::Busy, "busy"),
+        ] {
+            let problem = unavailable(kind);
+            assert_eq!(problem.code().name(), name);
+            assert_eq!(problem.code().status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert!(!problem.detail().contains("internal"), "{}", problem.detail());
+        }
+        let lost = BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, ""));
+        assert_eq!(Problem::from(lost).code().name(), "outcome_unknown");
+        assert_eq!(Problem::from(BrokerError::WrongType).code().status(), StatusCode::CONFLICT);
+        assert_eq!(Problem::from(BrokerError::NotANumber).code().status(), StatusCode::CONFLICT);
+    }
+}

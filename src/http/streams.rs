@@ -1,0 +1,446 @@
+//! Rooms as Server-Sent Events.
+//!
+//! `EventSource` takes anything but 200 for final, so what the client should retry is a 200 with a `retry:` and a
+//! `stream.end`; what it must not is a problem document.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until};
+use utoipa::{IntoParams, ToSchema};
+
+use super::App;
+use super::events::{GapDescription, position, resume_point};
+use super::extract::{Query, Room, event_name};
+use super::problem::{Code, Problem};
+use crate::broker::BrokerError;
+use crate::hub::{Delivery, Encoded, Start, Subscription};
+use crate::room::{Cursor, EventId, EventName, RoomName, SubscriberId};
+use crate::sse::{Block, HEARTBEAT};
+
+/// Event names that one stream can select.
+const MAX_SELECTED: usize = 50;
+/// Most events that `recent` can ask for.
+const MAX_RECENT: u64 = 1000;
+
+/// How to stream a room.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct StreamQuery {
+    /// The position to go on from: the last `id:` that an earlier stream gave. For clients that can't send
+    /// `Last-Event-ID`, which wins over it.
+    after: Option<String>,
+    /// `earliest`: start with the oldest retained event. A position wins over it.
+    #[param(inline)]
+    from: Option<From>,
+    /// Start with the last so many events. A position wins over it.
+    #[param(maximum = 1000)]
+    recent: Option<u64>,
+    /// Only events of this name; may be repeated.
+    #[serde(default)]
+    event: Vec<String>,
+    /// The subscriber's own id, the same at each reconnect; `except` names it.
+    #[param(max_length = 128)]
+    subscriber: Option<String>,
+}
+
+/// Where a stream starts that has no position.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum From {
+    /// With the oldest retained event.
+    Earliest,
+}
+
+/// How to stream several rooms.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct RoomsQuery {
+    /// A room; repeated for each.
+    #[param(min_items = 1, example = json!(["lobby", "news"]))]
+    room: Vec<String>,
+    /// The cursor to go on from: the last `id:` that an earlier stream gave. For clients that can't send
+    /// `Last-Event-ID`, which wins over it.
+    after: Option<String>,
+    /// `earliest`: start with the oldest retained event of each room. A cursor wins over it.
+    #[param(inline)]
+    from: Option<From>,
+    /// Start with the last so many events of each room. A cursor wins over it.
+    #[param(maximum = 1000)]
+    recent: Option<u64>,
+    /// Only events of this name; may be repeated.
+    #[serde(default)]
+    event: Vec<String>,
+    /// The subscriber's own id, the same at each reconnect; `except` names it.
+    #[param(max_length = 128)]
+    subscriber: Option<String>,
+}
+
+/// One event of a stream (OpenAPI 3.2's item).
+#[derive(Serialize, ToSchema)]
+#[allow(dead_code, reason = "describes the text that Block writes")]
+pub struct ServerEvent {
+    /// The position after it: what to send back as `Last-Event-ID`.
+    id: Option<String>,
+    /// The event's name, or one of the gateway's own: `stream.open`, `stream.gap`, `stream.position`, `stream.end`.
+    event: Option<String>,
+    /// The event's data, as text.
+    data: Option<String>,
+    /// How long to wait before reconnecting, in milliseconds.
+    retry: Option<u64>,
+}
+
+/// Stream a room
+///
+/// Server-Sent Events: `stream.open` first, with a position, then the room's events as they were published, and a
+/// comment when idle. A client that reconnects with the last `id:` it got (browsers do so by themselves) misses
+/// nothing that the log still holds; what it no longer holds is told by `stream.gap`.
+#[utoipa::path(
+    get, path = "/v1/rooms/{room}/stream", operation_id = "streamRoom", tag = "Streams",
+    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"),
+        StreamQuery,
+        ("Last-Event-ID" = Option<String>, Header, description = "The position to go on from; browsers send it")),
+    responses((status = 200, description = "The stream, or its refusal as one `stream.end`",
+        content((serde_json::Value = "text/event-stream", item_schema = ServerEvent,
+            example = "retry: 2000\nid: 1790000000000000-41\nevent: stream.open\ndata: {}\n\nid: 1790000000000000-42\nevent: chat\ndata: {\"text\":\"hello\"}\n\n")))),
+)]
+pub async fn stream_room(
+    Room(room): Room,
+    Query(query): Query<StreamQuery>,
+    State(app): State<App>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let resume =
+        resume_point(&headers, query.after.as_deref())?.map(|id| position("the position", id)).transpose()?;
+    let start = resume.map_or(fresh_start(query.from, query.recent)?, Start::After);
+    let reader = Reader::new(query.event, query.subscriber)?;
+    let last_id = resume.map(|id| id.to_string());
+    open(&app, vec![(room, start)], reader, Form::Single, last_id).await
+}
+
+/// Stream several rooms
+///
+/// One connection for several rooms. Each event comes in an envelope `{"room","id","event","data","published_at"}`, and the
+/// SSE `id:` is one opaque cursor for all of them. The list of rooms may change between connections.
+#[utoipa::path(
+    get, path = "/v1/stream", operation_id = "streamRooms", tag = "Streams",
+    params(RoomsQuery,
+        ("Last-Event-ID" = Option<String>, Header, description = "The cursor to go on from; browsers send it")),
+    responses((status = 200, description = "The stream, or its refusal as one `stream.end`",
+        content((serde_json::Value = "text/event-stream", item_schema = ServerEvent,
+            example = "retry: 2000\nid: c1.AAAA\nevent: stream.open\ndata: {}\n\n")))),
+)]
+pub async fn stream_rooms(
+    Query(query): Query<RoomsQuery>,
+    State(app): State<App>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let limit = usize::from(app.settings.max_rooms_per_stream);
+    if query.room.len() > limit {
+        return Err(Problem::new(Code::TooManyRooms, format!("one stream reads {limit} rooms at most")));
+    }
+    let last_id = resume_point(&headers, query.after.as_deref())?;
+    let cursor = last_id.map(Cursor::decode).transpose();
+    let cursor = cursor.map_err(|why| Problem::new(Code::InvalidPosition, why.to_string()))?;
+    let fresh = fresh_start(query.from, query.recent)?;
+    let mut rooms: Vec<(RoomName, Start)> = Vec::with_capacity(query.room.len());
+    for name in &query.room {
+        let room = RoomName::new(name)
+            .map_err(|why| Problem::new(Code::InvalidName, format!("the room {name:?} is not a name: {why}")))?;
+        if rooms.iter().any(|(other, _)| *other == room) {
+            return Err(Problem::new(Code::InvalidQuery, format!("the room {name:?} is named twice")));
+        }
+        let start = match &cursor {
+            Some(cursor) => cursor.position(&room).map_or(Start::Now, Start::After),
+            None => fresh,
+        };
+        rooms.push((room, start));
+    }
+    if rooms.is_empty() {
+        return Err(Problem::new(Code::InvalidQuery, "name at least one room: ?room=lobby"));
+    }
+    let reader = Reader::new(query.event, query.subscriber)?;
+    let last_id = last_id.map(str::to_owned);
+    open(&app, rooms, reader, Form::Enveloped, last_id).await
+}
+
+fn fresh_start(from: Option<From>, recent: Option<u64>) -> Result<Start, Problem> {
+    match (from, recent) {
+        (None, None) => Ok(Start::Now),
+        (Some(From::Earliest), None) => Ok(Start::Earliest),
+        (None, Some(count)) if count <= MAX_RECENT => Ok(Start::Recent(count)),
+        (None, Some(_)) => Err(Problem::new(Code::InvalidQuery, format!("recent is {MAX_RECENT} at most"))),
+        (Some(_), Some(_)) => Err(Problem::new(Code::InvalidQuery, "from and recent exclude each other")),
+    }
+}
+
+async fn open(
+    app: &App,
+    rooms: Vec<(RoomName, Start)>,
+    reader: Reader,
+    form: Form,
+    last_id: Option<String>,
+) -> Result<Response, Problem> {
+    if app.drain.is_leaving() {
+        return Ok(refuse(app, "draining", "now", last_id.as_deref()));
+    }
+    match app.hub.subscribe(rooms).await {
+        Ok(subscription) => {
+            let stream = EventStream::new(app.clone(), subscription, reader, form);
+            let body = stream::unfold(stream, |mut stream| async move {
+                stream.next().await.map(|bytes| (Ok::<_, Infallible>(bytes), stream))
+            });
+            Ok((stream_headers(), Body::from_stream(body)).into_response())
+        }
+        Err(error @ (BrokerError::WrongType | BrokerError::NotANumber)) => Err(error.into()),
+        Err(BrokerError::Unavailable(fault) | BrokerError::OutcomeUnknown(fault)) => {
+            tracing::debug!(%fault, "a stream was told to come back later");
+            Ok(refuse(app, "unavailable", "later", last_id.as_deref()))
+        }
+    }
+}
+
+/// Answers everything on a connection above the limit.
+pub async fn refuse_overload(State(app): State<App>, request: Request) -> Response {
+    let mut response = if request.uri().path().ends_with("/stream") {
+        let last_id = resume_point(request.headers(), None).ok().flatten();
+        refuse(&app, "too_many_connections", "later", last_id)
+    } else {
+        Problem::new(Code::TooManyConnections, "try again, or another replica").into_response()
+    };
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// A stream that only says that there is none now, and when to come back.
+fn refuse(app: &App, reason: &str, reconnect: &str, last_id: Option<&str>) -> Response {
+    let block = end_block(app.settings.retry, reason, reconnect, last_id);
+    (stream_headers(), block).into_response()
+}
+
+fn end_block(retry: Duration, reason: &str, reconnect: &str, last_id: Option<&str>) -> String {
+    #[derive(Serialize)]
+    struct End<'a> {
+        reason: &'a str,
+        reconnect: &'a str,
+    }
+    // Jittered, so that those who were sent away together do not come back together.
+    let mut block = Block::new().retry(retry.mul_f64(1.0 + fastrand::f64()).as_millis());
+    // A block without an id would not erase the client's position, but one with it can't.
+    if let Some(id) = last_id {
+        block = block.id(id);
+    }
+    block.event(Some("stream.end")).data(&to_json(&End { reason, reconnect })).finish()
+}
+
+fn stream_headers() -> [(header::HeaderName, HeaderValue); 3] {
+    [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, no-transform")),
+        // nginx would collect a buffer's worth before it passes anything on.
+        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ]
+}
+
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("strings and maps of strings always serialise")
+}
+
+/// Who reads, and what of it.
+struct Reader {
+    subscriber: SubscriberId,
+    selected: Vec<EventName>,
+}
+
+impl Reader {
+    fn new(selected: Vec<String>, subscriber: Option<String>) -> Result<Self, Problem> {
+        if selected.len() > MAX_SELECTED {
+            let detail = format!("a stream selects {MAX_SELECTED} event names at most");
+            return Err(Problem::new(Code::InvalidQuery, detail));
+        }
+        let selected = selected.iter().map(|name| event_name(name)).collect::<Result<_, _>>()?;
+        let subscriber = subscriber.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let subscriber = SubscriberId::new(&subscriber).map_err(|why| {
+            Problem::new(Code::InvalidName, format!("the subscriber {subscriber:?} is not a name: {why}"))
+        })?;
+        Ok(Self { subscriber, selected })
+    }
+
+    fn gets(&self, event: &Encoded) -> bool {
+        let event = event.event();
+        let selected =
+            self.selected.is_empty() || event.name.as_ref().is_some_and(|name| self.selected.contains(name));
+        selected && !event.except.contains(&self.subscriber)
+    }
+}
+
+/// What events look like.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// As published; the id is the event's.
+    Single,
+    /// In an envelope; the id is a cursor of all rooms.
+    Enveloped,
+}
+
+/// A subscription as text. Everything that waits goes out together.
+struct EventStream {
+    app: App,
+    subscription: Subscription,
+    reader: Reader,
+    form: Form,
+    rooms: Vec<RoomName>,
+    positions: Vec<EventId>,
+    state: StreamState,
+    /// When the next comment is due.
+    beat_at: Instant,
+    /// The position has moved on, but nothing that was sent says so.
+    moved: bool,
+    /// When the replica leaves, this stream's place among the others that end.
+    place: f64,
+}
+
+enum StreamState {
+    Opening,
+    Open,
+    Ended,
+}
+
+impl EventStream {
+    fn new(app: App, subscription: Subscription, reader: Reader, form: Form) -> Self {
+        let rooms = subscription.opening().map(|(room, ..)| room.clone()).collect();
+        let positions = subscription.opening().map(|(_, position, _)| position).collect();
+        let beat_at = Instant::now() + app.settings.heartbeat;
+        Self {
+            app,
+            subscription,
+            reader,
+            form,
+            rooms,
+            positions,
+            state: StreamState::Opening,
+            beat_at,
+            moved: false,
+            place: fastrand::f64(),
+        }
+    }
+
+    /// The next bytes to send; nothing after the stream's end.
+    async fn next(&mut self) -> Option<Bytes> {
+        match self.state {
+            StreamState::Ended => return None,
+            StreamState::Opening => {
+                self.state = StreamState::Open;
+                return Some(self.open_block().into());
+            }
+            StreamState::Open => {}
+        }
+        loop {
+            let drain = self.app.drain.clone();
+            let bytes = tokio::select! {
+                delivery = self.subscription.next() => self.write(delivery),
+                () = sleep_until(self.beat_at) => Some(self.beat()),
+                () = drain.reaches(self.place) => {
+                    self.state = StreamState::Ended;
+                    let id = self.last_id();
+                    Some(end_block(self.app.settings.retry, "draining", "now", Some(&id)).into())
+                }
+            };
+            if let Some(bytes) = bytes {
+                self.beat_at = Instant::now() + self.app.settings.heartbeat;
+                self.moved = false;
+                return Some(bytes);
+            }
+            self.moved = true;
+        }
+    }
+
+    fn open_block(&self) -> String {
+        #[derive(Serialize)]
+        struct Open<'a> {
+            subscriber: &'a SubscriberId,
+            replica: &'a str,
+            rooms: std::collections::BTreeMap<&'a RoomName, RoomOpen>,
+        }
+        #[derive(Serialize)]
+        struct RoomOpen {
+            position: String,
+            resume: &'static str,
+        }
+        let rooms = self.subscription.opening().map(|(room, position, resume)| {
+            (room, RoomOpen { position: position.to_string(), resume: resume.name() })
+        });
+        let open = Open { subscriber: &self.reader.subscriber, replica: &self.app.replica, rooms: rooms.collect() };
+        let retry = self.app.settings.retry.as_millis();
+        Block::new().retry(retry).id(self.last_id()).event(Some("stream.open")).data(&to_json(&open)).finish()
+    }
+
+    /// What the client sends back if it is cut off now.
+    fn last_id(&self) -> String {
+        match self.form {
+            Form::Single => self.positions[0].to_string(),
+            Form::Enveloped => Cursor::of(self.rooms.iter().zip(self.positions.iter().copied())).encode(),
+        }
+    }
+
+    fn write(&mut self, delivery: Delivery) -> Option<Bytes> {
+        match delivery {
+            Delivery::Gap { room, gap } => {
+                #[derive(Serialize)]
+                struct RoomGap<'a> {
+                    room: &'a RoomName,
+                    #[serde(flatten)]
+                    gap: GapDescription,
+                }
+                self.positions[room] = gap.to;
+                let data = to_json(&RoomGap { room: &self.rooms[room], gap: GapDescription::of(&gap) });
+                Some(Block::new().id(self.last_id()).event(Some("stream.gap")).data(&data).finish().into())
+            }
+            Delivery::Events { room, events } => self.write_events(room, &events),
+        }
+    }
+
+    fn write_events(&mut self, room: usize, events: &[std::sync::Arc<Encoded>]) -> Option<Bytes> {
+        let mut blocks: Vec<Bytes> = Vec::with_capacity(events.len());
+        for event in events {
+            self.positions[room] = event.id();
+            if !self.reader.gets(event) {
+                continue;
+            }
+            if self.form == Form::Enveloped {
+                blocks.push(Block::new().id(self.last_id()).into_lines().into());
+                blocks.push(event.enveloped(&self.rooms[room]).clone());
+            } else {
+                blocks.push(event.block().clone());
+            }
+        }
+        match blocks.as_slice() {
+            [] => None,
+            // The common case copies nothing.
+            [one] => Some(one.clone()),
+            _ => Some(blocks.concat().into()),
+        }
+    }
+
+    /// Some clients take over an id only together with data.
+    fn beat(&self) -> Bytes {
+        #[derive(Serialize)]
+        struct Position<'a> {
+            position: &'a str,
+        }
+        if !self.moved {
+            return Bytes::from_static(HEARTBEAT.as_bytes());
+        }
+        let id = self.last_id();
+        let data = to_json(&Position { position: &id });
+        Block::new().id(&id).event(Some("stream.position")).data(&data).finish().into()
+    }
+}

@@ -1,0 +1,122 @@
+//! The only file that knows every part: it builds a gateway, serves, and stops in order.
+
+mod connections;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use self::connections::Connections;
+use crate::broker::memory::MemoryBroker;
+use crate::broker::redis::RedisBroker;
+use crate::broker::{Broker, HashStore, Occupancy};
+use crate::config::{Settings, SettingsError};
+use crate::http::{self, App};
+use crate::hub::Hub;
+use crate::shutdown::{Drain, Tasks};
+
+/// After the drain window, the time for the last requests to finish.
+const LAST_REQUESTS: Duration = Duration::from_secs(5);
+/// The time for background tasks to end.
+const LAST_TASKS: Duration = Duration::from_secs(2);
+/// How often the embedded broker drops what has expired.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// Why a gateway can't serve, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The settings don't go together.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The Redis URL can't be used.
+    #[error("--redis-url: {0}")]
+    Redis(::redis::RedisError),
+    /// The listener failed.
+    #[error("the listener failed: {0}")]
+    Listener(#[from] io::Error),
+    /// A part that the gateway can't do without has ended.
+    #[error("a task that must not end has ended; the log says which")]
+    TaskEnded,
+}
+
+/// Serves on a listener until `shutdown` resolves; then leaves politely, and returns.
+pub async fn run(
+    settings: Settings,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    settings.check()?;
+    let tasks = Tasks::default();
+    let replica: Arc<str> = match &settings.replica_id {
+        Some(name) => name.as_str().into(),
+        None => uuid::Uuid::new_v4().simple().to_string()[..12].into(),
+    };
+    let (hub, hashes) = build(&settings, &replica, &tasks)?;
+    let drain = Drain::new(settings.drain_window);
+    let app = App {
+        hub: hub.clone(),
+        hashes,
+        guarded: listener.local_addr()?.ip().is_loopback() && !settings.insecure_allow_anonymous,
+        settings: Arc::new(settings),
+        replica,
+        drain: drain.clone(),
+    };
+    let connections = Connections::new(&app, http::router(app.clone()), http::overloaded(&app));
+    tracing::info!(address = %listener.local_addr()?, broker = hub.broker().kind(), "serving");
+    {
+        let leaving = async {
+            shutdown.await;
+            drain.leave();
+            tracing::info!(delay = ?app.settings.drain_delay, "leaving: unready, still answering");
+            sleep(app.settings.drain_delay).await;
+        };
+        tokio::select! {
+            never = connections.accept(&listener) => match never {},
+            () = leaving => {}
+            () = tasks.failed() => drain.leave(),
+        }
+    }
+    drop(listener);
+    tracing::info!(window = ?app.settings.drain_window, connections = connections.count(), "ending streams");
+    drain.end_streams();
+    connections.finish(app.settings.drain_window + LAST_REQUESTS).await;
+    // Subscribers that have gone elsewhere must not be counted here until the lease runs out.
+    if let Err(error) = hub.broker().report(&Occupancy::new()).await {
+        tracing::debug!(%error, "the broker was not told that this replica's rooms are empty");
+    }
+    let failed = tasks.has_failed();
+    tasks.stop(LAST_TASKS).await;
+    if failed { Err(ServeError::TaskEnded) } else { Ok(()) }
+}
+
+fn build(settings: &Settings, replica: &str, tasks: &Tasks) -> Result<(Arc<Hub>, Arc<dyn HashStore>), ServeError> {
+    let retention = settings.retention();
+    if let Some(url) = &settings.redis_url {
+        let broker = RedisBroker::new(url.expose(), &settings.redis_prefix, replica, retention);
+        let broker = Arc::new(broker.map_err(ServeError::Redis)?);
+        let hub = start(broker.clone(), settings, tasks);
+        broker.start(tasks);
+        return Ok((hub, broker));
+    }
+    let broker = Arc::new(MemoryBroker::new(retention, settings.embedded_max_bytes));
+    let hub = start(broker.clone(), settings, tasks);
+    let swept = broker.clone();
+    tasks.supervise("sweep", async move {
+        let mut ticks = interval(SWEEP_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            swept.sweep();
+        }
+    });
+    Ok((hub, broker))
+}
+
+fn start(broker: Arc<dyn Broker>, settings: &Settings, tasks: &Tasks) -> Arc<Hub> {
+    let hub = Hub::new(broker, settings.hub(), tasks);
+    hub.start();
+    hub
+}

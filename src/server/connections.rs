@@ -1,0 +1,141 @@
+//! Accepts connections and drives hyper over them: its http1 builder by hand, which costs half the memory of
+//! `axum::serve` and has timeouts that work.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Settings;
+use crate::http::App;
+
+/// Connections above the limit that are still answered, politely, before more are just closed.
+const OVERLOAD_CONNECTIONS: usize = 256;
+/// Most bytes of a request's head, and of what waits in hyper to be written to one connection.
+const BUFFER_BYTES: usize = 32 * 1024;
+/// Pause after an error of accept that concerns the process, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time that connections get to notice that they were cut.
+const CUT_LIMIT: Duration = Duration::from_secs(1);
+
+/// The connections of a gateway.
+pub(super) struct Connections {
+    settings: Arc<Settings>,
+    router: Router,
+    overloaded: Router,
+    places: Arc<Semaphore>,
+    overload_places: Arc<Semaphore>,
+    tracker: TaskTracker,
+    /// Connections finish their request in flight, and end.
+    finish: CancellationToken,
+    /// Connections end at once.
+    cut: CancellationToken,
+}
+
+impl Connections {
+    pub(super) fn new(app: &App, router: Router, overloaded: Router) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(app.settings.max_connections)),
+            settings: app.settings.clone(),
+            router,
+            overloaded,
+            overload_places: Arc::new(Semaphore::new(OVERLOAD_CONNECTIONS)),
+            tracker: TaskTracker::new(),
+            finish: CancellationToken::new(),
+            cut: CancellationToken::new(),
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Accepts for ever; dropping it stops that, and leaves open connections alone.
+    pub(super) async fn accept(&self, listener: &TcpListener) -> Infallible {
+        loop {
+            match listener.accept().await {
+                Ok((socket, _)) => self.serve(socket),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Lets every connection finish what it is at; those that have not after `limit` are cut.
+    pub(super) async fn finish(&self, limit: Duration) {
+        self.finish.cancel();
+        self.tracker.close();
+        if timeout(limit, self.tracker.wait()).await.is_err() {
+            tracing::warn!(connections = self.count(), "connections did not end in time, and are cut");
+            self.cut.cancel();
+            let _ = timeout(CUT_LIMIT, self.tracker.wait()).await;
+        }
+    }
+
+    fn serve(&self, socket: TcpStream) {
+        let place = self.places.clone().try_acquire_owned().map(|place| (place, self.router.clone()));
+        let overload =
+            || self.overload_places.clone().try_acquire_owned().map(|place| (place, self.overloaded.clone()));
+        // Without any place left, not even a refusal is worth its cost.
+        let Ok((place, router)) = place.or_else(|_| overload()) else { return };
+        if let Err(error) = prepare(&socket, &self.settings) {
+            tracing::debug!(%error, "a connection went before it was served");
+            return;
+        }
+        self.tracker.spawn(self.drive(socket, place, router));
+    }
+
+    fn drive(
+        &self,
+        socket: TcpStream,
+        place: OwnedSemaphorePermit,
+        router: Router,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (finish, cut) = (self.finish.clone(), self.cut.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.settings.header_timeout)
+            .max_buf_size(BUFFER_BYTES)
+            .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
+        async move {
+            let _place = place;
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                () = finish.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = &mut connection => ended,
+                        () = cut.cancelled() => Ok(()),
+                    }
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended early");
+            }
+        }
+    }
+}
+
+/// A reader that takes nothing costs the kernel little, and is found out; so is one that has vanished.
+fn prepare(socket: &TcpStream, settings: &Settings) -> std::io::Result<()> {
+    socket.set_nodelay(true)?;
+    let socket = SockRef::from(socket);
+    socket.set_send_buffer_size(settings.send_buffer_bytes)?;
+    let probes = TcpKeepalive::new().with_time(settings.stall_timeout).with_interval(settings.stall_timeout / 3);
+    socket.set_tcp_keepalive(&probes)?;
+    socket.set_tcp_user_timeout(Some(settings.stall_timeout))
+}
