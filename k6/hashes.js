@@ -51,7 +51,7 @@ export default failOnException((hash) => {
 export function teardown(hash) {
   const fields = json(call('GET', ROUTE, `/v1/hashes/${hash}`)).fields || {};
   const counters = Object.keys(fields).filter((field) => field.startsWith('by-vu-'));
-  const sum = counters.reduce((all, field) => all + Number(fields[field]), 0);
-  check(fields, { 'no increment was lost or done twice': () => sum > 0 && sum === Number(fields.total) });
+  const sum = counters.reduce((all, field) => all + Number(fields[field].value), 0);
+  check(fields, { 'no increment was lost or done twice': () => sum > 0 && sum === Number(fields.total.value) });
   call('DELETE', ROUTE, `/v1/hashes/${hash}`);
 }

@@ -79,7 +79,8 @@ pub struct Settings {
     #[arg(long, env = "ROOMCAST_INSECURE_ALLOW_ANONYMOUS")]
     pub insecure_allow_anonymous: bool,
 
-    /// Connections at one time, streams among them; more are told to come back later.
+    /// Connections at one time, streams among them; more are told to come back later. Never more than the system allows
+    /// open files.
     #[arg(long, env = "ROOMCAST_MAX_CONNECTIONS", default_value_t = 50_000, value_name = "COUNT")]
     pub max_connections: usize,
 

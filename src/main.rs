@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn serve(settings: Settings) -> ExitCode {
+async fn serve(mut settings: Settings) -> ExitCode {
     if let Err(why) = settings.check() {
         return complain(&why.to_string(), BAD_SETTING);
     }
@@ -42,10 +42,8 @@ async fn serve(settings: Settings) -> ExitCode {
         return complain(&why, BAD_SETTING);
     }
     // A stream is an open file each.
-    let files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(0);
-    if files < settings.max_connections as u64 {
-        tracing::warn!(files, connections = settings.max_connections, "fewer open files than --max-connections");
-    }
+    let files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(u64::MAX);
+    settings.max_connections = settings.max_connections.min(usize::try_from(files).unwrap_or(usize::MAX));
     let listener = match TcpListener::bind(settings.listen).await {
         Ok(listener) => listener,
         Err(why) => return complain(&format!("--listen {}: {why}", settings.listen), BAD_SETTING),

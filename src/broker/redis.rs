@@ -98,7 +98,7 @@ impl RedisBroker {
             listener: OnceLock::new(),
             health: Mutex::new(Health {
                 commands: Some(Fault::new(FaultKind::Unreachable, "not connected yet")),
-                delivery: None,
+                delivery: Some(Fault::new(FaultKind::Deaf, "not connected yet")),
             }),
             told: census::Told::default(),
         })
@@ -128,15 +128,13 @@ impl RedisBroker {
         }
     }
 
-    fn note(&self, change: impl FnOnce(&mut Health)) {
+    fn note(&self, now: Health) {
         let mut health = self.health.lock().expect("no holder of the lock panics");
-        let before = health.clone();
-        change(&mut health);
-        if before.is_well() != health.is_well() {
-            match (&health.commands, &health.delivery) {
-                (None, None) => tracing::info!("Redis is well: a probe went through and came back"),
-                (Some(fault), _) | (None, Some(fault)) => tracing::warn!(%fault, "Redis is ill"),
-            }
+        let before = std::mem::replace(&mut *health, now);
+        match (before.is_well(), health.commands.as_ref().or(health.delivery.as_ref())) {
+            (false, None) => tracing::info!("Redis is well: a probe went through and came back"),
+            (true, Some(fault)) => tracing::warn!(%fault, "Redis is ill"),
+            (false, Some(_)) | (true, None) => {}
         }
     }
 

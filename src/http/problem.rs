@@ -224,7 +224,10 @@ pub async fn finish(request: Request, next: Next) -> Response {
     let request_id = super::request_id(request.headers());
     let mut response = next.run(request).await;
     let status = response.status();
-    let problem = response.extensions_mut().remove::<Problem>().or_else(|| raised_elsewhere(status));
+    // A report that a handler made itself, such as that of /healthz, stays as it is.
+    let reported = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    let problem = response.extensions_mut().remove::<Problem>();
+    let problem = problem.or_else(|| if reported { None } else { raised_elsewhere(status) });
     let Some(problem) = problem else { return response };
     let (code, status, title) = problem.code.parts();
     if status == StatusCode::INTERNAL_SERVER_ERROR {

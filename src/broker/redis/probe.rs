@@ -6,40 +6,44 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{interval, timeout};
 
 use super::RedisBroker;
-use crate::broker::{BrokerError, Fault, FaultKind, Listener};
+use crate::broker::{BrokerError, Fault, FaultKind, Health, Listener};
 use crate::room::EventId;
 
-const EVERY: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_secs(1);
 /// Longest way from the append's answer to the announcement.
 const RETURN_LIMIT: Duration = Duration::from_millis(1500);
 
 /// Probes for ever.
 pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn Listener>) {
     let mut returns = broker.pubsub.probes();
-    let mut ticks = interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = interval(PAUSE);
     let mut epoch = None;
     for count in 0u64.. {
         ticks.tick().await;
         let nonce = format!("{count} {:x}", fastrand::u64(..)).into_bytes();
+        let session = broker.pubsub.session();
         let appended = broker.append_probe(&nonce).await;
-        broker.note(|health| health.commands = appended.as_ref().err().map(fault));
-        let Ok(EventId { epoch: now, .. }) = appended else { continue };
-        if epoch.replace(now).is_some_and(|before| before != now) {
-            tracing::warn!("Redis has another history than before: restarted, failed over, or emptied");
-            listener.history_changed();
+        let mut heard = false;
+        if let Ok(EventId { epoch: now, .. }) = appended {
+            if epoch.replace(now).is_some_and(|before| before != now) {
+                tracing::warn!("Redis has another history than before: restarted, failed over, or emptied");
+                listener.history_changed();
+            }
+            heard = timeout(RETURN_LIMIT, returns.wait_for(|probe| *probe == nonce)).await.is_ok();
+            // A connection that came up meanwhile has had no chance to carry it.
+            if !heard && session.is_some() && session == broker.pubsub.session() {
+                broker.pubsub.reset();
+            }
         }
-        let heard = timeout(RETURN_LIMIT, returns.wait_for(|probe| *probe == nonce)).await.is_ok();
-        broker.note(|health| {
-            health.delivery =
-                (!heard).then(|| Fault::new(FaultKind::Deaf, "a probe did not come back on the pub/sub link"));
+        broker.note(Health {
+            commands: appended.err().as_ref().map(fault),
+            delivery: (!heard)
+                .then(|| Fault::new(FaultKind::Deaf, "a probe did not come back on the pub/sub link")),
         });
-        if !heard {
-            broker.pubsub.reset();
-        }
+        ticks.reset();
     }
 }
 

@@ -3,6 +3,7 @@
 //! what it may have missed.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use super::announcement::{Assembler, Heard};
 use super::keys::Keys;
-use super::links::CONNECT_LIMIT;
+use super::links::{CONNECT_LIMIT, timed_out};
 use crate::broker::Listener;
 use crate::room::RoomName;
 
@@ -35,6 +36,8 @@ pub(super) struct PubSub {
     changed: Notify,
     reset: Notify,
     probe: watch::Sender<Vec<u8>>,
+    /// Counts connections on which the probe's channel was confirmed; even while there is none.
+    session: AtomicU64,
 }
 
 #[derive(Default)]
@@ -53,6 +56,7 @@ impl PubSub {
             changed: Notify::new(),
             reset: Notify::new(),
             probe: watch::channel(Vec::new()).0,
+            session: AtomicU64::new(0),
         }
     }
 
@@ -85,6 +89,12 @@ impl PubSub {
         self.probe.subscribe()
     }
 
+    /// Which connection announcements come over now; none between two.
+    pub(super) fn session(&self) -> Option<u64> {
+        let session = self.session.load(Ordering::SeqCst);
+        (session % 2 == 1).then_some(session)
+    }
+
     /// Has the connection replaced.
     pub(super) fn reset(&self) {
         self.reset.notify_one();
@@ -99,22 +109,25 @@ impl PubSub {
             .with_jitter();
         let mut delays = schedule.build();
         loop {
-            match timeout(CONNECT_LIMIT, client.get_async_pubsub()).await {
-                Ok(Ok(connection)) => {
+            let connecting = timeout(CONNECT_LIMIT, client.get_async_pubsub()).await;
+            match connecting.unwrap_or_else(|_| Err(timed_out())) {
+                Ok(connection) => {
                     let (sink, stream) = connection.split();
-                    delays = schedule.build();
-                    let end = self.session(sink, stream, listener.as_ref()).await;
-                    tracing::warn!(reason = end, "pub/sub connection to Redis ended");
+                    let end = self.serve(sink, stream, listener.as_ref()).await;
+                    if self.session().is_some() {
+                        delays = schedule.build();
+                    }
+                    tracing::warn!(reason = end, "the pub/sub connection to Redis ended; connecting again");
                 }
-                Ok(Err(error)) => tracing::warn!(%error, "no pub/sub connection to Redis"),
-                Err(_) => tracing::warn!("no pub/sub connection to Redis: timed out"),
+                // The probe says once that Redis is away.
+                Err(error) => tracing::debug!(%error, "no pub/sub connection to Redis"),
             }
             self.forget_confirmations();
             sleep(delays.next().unwrap_or(RECONNECT_MOST).min(RECONNECT_MOST)).await;
         }
     }
 
-    async fn session(&self, sink: PubSubSink, stream: PubSubStream, listener: &dyn Listener) -> &'static str {
+    async fn serve(&self, sink: PubSubSink, stream: PubSubStream, listener: &dyn Listener) -> &'static str {
         tokio::select! {
             () = self.hear(stream, listener) => "closed",
             why = self.tell(sink, listener) => why,
@@ -149,6 +162,7 @@ impl PubSub {
         if !answered(sink.subscribe(self.keys.probe("live"))).await {
             return "the first subscription was not confirmed";
         }
+        self.session.fetch_add(1, Ordering::SeqCst);
         self.soil_all();
         let mut subscribed = HashSet::new();
         loop {
@@ -213,6 +227,9 @@ impl PubSub {
     }
 
     fn forget_confirmations(&self) {
+        if self.session().is_some() {
+            self.session.fetch_add(1, Ordering::SeqCst);
+        }
         for confirmed in self.interests().wanted.values() {
             confirmed.send_replace(false);
         }
