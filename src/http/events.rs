@@ -337,11 +337,13 @@ pub struct EventList {
     /// Oldest first.
     events: Vec<LoggedEvent>,
     /// The id of the oldest retained event.
+    #[schema(required = true)]
     oldest: Option<String>,
     /// The log's last position: what a stream that is opened now starts after.
     #[schema(example = "1790000000000000-42")]
     head: String,
     /// Set if the log no longer reaches back to `after`: events may be missing.
+    #[schema(required = true)]
     gap: Option<GapDescription>,
 }
 
@@ -352,6 +354,7 @@ pub struct LoggedEvent {
     #[schema(example = "1790000000000000-42")]
     id: String,
     /// Its name, if it was given one.
+    #[schema(required = true)]
     event: Option<String>,
     /// Its data as it was published; a text body as a JSON string.
     #[schema(value_type = serde_json::Value)]

@@ -28,16 +28,19 @@ const MAX_TAGS: usize = 20;
 
 /// A value as JSON: `value` where it is UTF-8, else `value_base64`.
 #[derive(Serialize, ToSchema)]
-pub struct Value {
+#[schema(example = json!({"value": "green"}))]
+pub struct HashValue {
     /// The value.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     value: Option<String>,
     /// The value in Base64, where it is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     value_base64: Option<String>,
 }
 
-impl Value {
+impl HashValue {
     fn of(bytes: &[u8]) -> Self {
         match std::str::from_utf8(bytes) {
             Ok(text) => Self { value: Some(text.into()), value_base64: None },
@@ -47,7 +50,8 @@ impl Value {
 }
 
 fn present(bytes: Option<&Bytes>) -> Present {
-    let Value { value, value_base64 } = bytes.map_or(Value { value: None, value_base64: None }, |b| Value::of(b));
+    let none = HashValue { value: None, value_base64: None };
+    let HashValue { value, value_base64 } = bytes.map_or(none, |bytes| HashValue::of(bytes));
     Present { value, value_base64 }
 }
 
@@ -59,12 +63,19 @@ pub struct FieldValue {
     hash: String,
     /// The field.
     field: String,
-    #[serde(flatten)]
-    value: Value,
+    /// The value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    value: Option<String>,
+    /// The value in Base64, where it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    value_base64: Option<String>,
 }
 
 fn field_value(hash: &HashName, field: &FieldName, value: &[u8]) -> FieldValue {
-    FieldValue { hash: hash.to_string(), field: field.to_string(), value: Value::of(value) }
+    let HashValue { value, value_base64 } = HashValue::of(value);
+    FieldValue { hash: hash.to_string(), field: field.to_string(), value, value_base64 }
 }
 
 fn quoted(tag: &str) -> HeaderValue {
@@ -298,8 +309,9 @@ pub struct FieldList {
     /// The hash.
     hash: String,
     /// Values by field.
-    fields: BTreeMap<String, Value>,
+    fields: BTreeMap<String, HashValue>,
     /// Where the next page starts; null on the last one.
+    #[schema(required = true)]
     next: Option<String>,
 }
 
@@ -327,7 +339,7 @@ pub async fn list_fields(
     } else {
         named_fields(&app, &hash, &query.field).await?
     };
-    let fields = page.fields.into_iter().map(|(field, value)| (field, Value::of(&value))).collect();
+    let fields = page.fields.into_iter().map(|(field, value)| (field, HashValue::of(&value))).collect();
     let list = FieldList { hash: hash.to_string(), fields, next: page.next };
     let link = list
         .next

@@ -66,6 +66,7 @@ fn document(version: OpenApiVersion) -> String {
     for (path, item) in paths {
         for operation in item.as_object_mut().into_iter().flat_map(|item| item.values_mut()) {
             add_common_failures(path, &mut operation["responses"]);
+            plain_parameters(operation);
             if version == OpenApiVersion::V31 {
                 strip_items(&mut operation["responses"]);
             }
@@ -84,6 +85,16 @@ fn add_common_failures(path: &str, responses: &mut Value) {
                 "description": description,
                 "content": { MEDIA_TYPE: { "schema": { "$ref": "#/components/schemas/Problem" } } },
             });
+        }
+    }
+}
+
+/// A header that may be left out is not one that may be null.
+fn plain_parameters(operation: &mut Value) {
+    for parameter in operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten() {
+        let kind = &mut parameter["schema"]["type"];
+        if let Some(first) = kind.as_array().and_then(|kinds| kinds.first()).cloned() {
+            *kind = first;
         }
     }
 }

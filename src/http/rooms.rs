@@ -81,6 +81,7 @@ pub struct RoomDescription {
     #[schema(example = "1790000000000000-42")]
     head: String,
     /// The id of the oldest retained event.
+    #[schema(required = true)]
     oldest: Option<String>,
     /// How many events the log holds.
     retained: u64,

@@ -1,4 +1,4 @@
-//! The highest ids, by epoch, that this replica has appended or seen in each recent room. They go with every step, so
+//! The highest ids, by epoch, that this replica has appended, seen or told in each recent room. They go with every step, so
 //! that a server which has lost one of them is found out in that very step.
 
 use std::collections::HashMap;
@@ -48,9 +48,6 @@ impl KnownIds {
     }
 
     pub(super) fn add(&self, room: &RoomName, id: EventId) {
-        if id.offset == 0 {
-            return;
-        }
         let mut generations = self.generations();
         let ids = generations.touch(room);
         match ids.binary_search_by_key(&id.epoch, |known| known.epoch) {
@@ -91,7 +88,6 @@ mod tests {
         let (known, room) = (KnownIds::default(), RoomName::new("a").unwrap());
         known.add(&room, EventId::new(1, 2));
         known.add(&room, EventId::new(1, 1));
-        known.add(&room, EventId::start_of(2));
         assert_eq!(known.of(&room), [EventId::new(1, 2)]);
         for epoch in (2..=10).rev() {
             known.add(&room, EventId::new(epoch, 1));
