@@ -1,1 +1,19 @@
-fn main() {}
+//! Behaviour through the front door: real gateways, real Redis processes, real clients.
+
+#[macro_use]
+mod support;
+
+mod cli;
+mod clients;
+mod connections;
+mod contract;
+mod documents;
+mod hashes;
+mod input;
+mod leaving;
+mod log;
+mod openapi;
+mod redis;
+mod replicas;
+mod streams;
+mod tidy;

@@ -1,0 +1,100 @@
+//! Connections that are half-hearted, silent, or too many.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{Gateway, within};
+
+async fn send(gateway: &Gateway, text: &str) -> TcpStream {
+    let mut socket = TcpStream::connect(gateway.address()).await.unwrap();
+    socket.write_all(text.as_bytes()).await.unwrap();
+    socket
+}
+
+/// Everything until the gateway closes.
+async fn all(mut socket: TcpStream) -> String {
+    let mut text = Vec::new();
+    // A reset is a close too.
+    let _ = within("the gateway closes", socket.read_to_end(&mut text)).await;
+    String::from_utf8(text).unwrap()
+}
+
+async fn impatient() -> Gateway {
+    Gateway::start(|settings| {
+        settings.header_timeout = Duration::from_millis(200);
+        settings.request_timeout = Duration::from_millis(400);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_silent_connection_and_half_a_head_are_closed() {
+    let gateway = impatient().await;
+    assert_eq!(all(send(&gateway, "").await).await, "");
+    all(send(&gateway, "GET /livez HTTP/1.1\r\nhost: localhost\r\nx-half").await).await;
+    assert_eq!(gateway.get("/livez").await.0, 200);
+}
+
+#[tokio::test]
+async fn half_a_body_gets_its_answer_in_time_and_stores_nothing() {
+    let gateway = impatient().await;
+    let head = "POST /v1/rooms/half/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n";
+    let answer = all(send(&gateway, &format!("{head}half")).await).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    let body: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    assert_eq!(body["code"], "request_timeout");
+    assert_eq!(gateway.get("/v1/rooms/half").await.1["retained"], 0);
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_closed_and_harms_nobody() {
+    let gateway = impatient().await;
+    for junk in ["\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET /livez HTTP/9.9\r\n\r\n", "\u{16}\u{3}\u{1}\u{2}"] {
+        let answer = all(send(&gateway, junk).await).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    let head = format!("GET /livez HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "x".repeat(100_000));
+    let socket = TcpStream::connect(gateway.address()).await.unwrap();
+    let (reader, mut writer) = socket.into_split();
+    let _ = writer.write_all(head.as_bytes()).await;
+    let answer = all(reader.reunite(writer).unwrap()).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    assert_eq!(gateway.get("/livez").await.0, 200);
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_are_told_to_come_back() {
+    let gateway = Gateway::start(|settings| settings.max_connections = 2).await;
+    let streams = [gateway.room("full").await, gateway.room("full").await];
+    let refused = gateway.room("full").await;
+    assert_eq!(refused.opened["reason"], "too_many_connections");
+    assert_eq!(refused.opened["reconnect"], "later");
+    let (status, problem) = gateway.get("/v1/rooms").await;
+    assert_eq!((status.as_u16(), problem["code"].as_str()), (503, Some("too_many_connections")));
+    let answer = gateway.answer(gateway.request(Method::GET, "/v1/rooms")).await;
+    assert_eq!(answer.headers()["retry-after"], "2");
+    drop(streams);
+    crate::support::eventually("there is a place again", async || {
+        (gateway.get("/livez").await.0 == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_subscriber_that_goes_leaves_its_room() {
+    let gateway = Gateway::start(|_| {}).await;
+    let stream = gateway.room("left").await;
+    crate::support::eventually("it is counted", async || {
+        (gateway.get("/v1/rooms/left").await.1["subscribers"] == 1).then_some(())
+    })
+    .await;
+    drop(stream);
+    crate::support::eventually("it is gone", async || {
+        (gateway.get("/v1/rooms/left").await.1["subscribers"] == 0).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,243 @@
+//! Bad input is harmless (P11): each malformed, oversized or hostile request gets a clear problem document.
+
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::Gateway;
+
+/// Sends a request that has to be refused, and checks the document.
+async fn refused(gateway: &Gateway, request: RequestBuilder, status: u16, code: &str) -> Value {
+    let answer = gateway.answer(request).await;
+    let told = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
+    assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    let got = answer.status();
+    let problem: Value = answer.json().await.unwrap();
+    assert_eq!((got.as_u16(), problem["code"].as_str()), (status, Some(code)), "{problem}");
+    assert_eq!(problem["status"], status);
+    assert_eq!(problem["request_id"], told);
+    assert_eq!(problem["type"], format!("urn:roomcast:problem:{code}"));
+    for member in ["title", "detail"] {
+        assert!(!problem[member].as_str().unwrap().is_empty(), "{problem}");
+    }
+    problem
+}
+
+on_both_brokers! {
+    async fn p11_names_that_are_not_allowed_are_refused_wherever_they_stand(world) {
+        let gateway = world.gateway().await;
+        let long = "x".repeat(129);
+        for name in ["a%20b", "a%2Fb", "%7Ba%7D", "a%0Ab", "a%00b", "a%25", "%252F", "a*", "..%2F..", "%C2%85", &long] {
+            for path in [
+                format!("/v1/rooms/{name}/events"), format!("/v1/rooms/{name}"), format!("/v1/rooms/{name}/stream"),
+                format!("/v1/stream?room={name}"), format!("/v1/hashes/{name}"), format!("/v1/hashes/{name}/fields/f"),
+            ] {
+                refused(&gateway, gateway.request(Method::GET, &path), 400, "invalid_name").await;
+            }
+        }
+        // Percent-encoded bytes that are not UTF-8.
+        refused(&gateway, gateway.request(Method::GET, "/v1/rooms/%FF"), 400, "invalid_name").await;
+        let long = "x".repeat(257);
+        for name in ["a%0Db", "a%00", &long] {
+            let path = format!("/v1/hashes/h/fields/{name}");
+            refused(&gateway, gateway.request(Method::PUT, &path).body("v"), 400, "invalid_name").await;
+        }
+        // An empty name is another route.
+        for path in ["/v1/rooms//events", "/v1/hashes//fields/f", "/v1/hashes/h/fields/"] {
+            refused(&gateway, gateway.request(Method::GET, path), 404, "route_not_found").await;
+        }
+        refused(&gateway, gateway.request(Method::GET, "/v1/stream?room="), 400, "invalid_name").await;
+    }
+
+    async fn p11_bodies_that_are_not_events_are_refused_and_store_nothing(world) {
+        let gateway = world.gateway_with(|settings| {
+            settings.max_body_bytes = 10_000;
+            settings.max_event_bytes = 5_000;
+        }).await;
+        let deep = format!(r#"{{"data":{}{}}}"#, "[".repeat(65), "]".repeat(65));
+        let very_deep = format!(r#"{{"data":{}"#, "[".repeat(9_000));
+        let large = format!(r#"{{"data":"{}"}}"#, "x".repeat(6_000));
+        let huge = "x".repeat(10_001);
+        let json_type = "application/json";
+        for (kind, body, status, code) in [
+            (json_type, "", 400, "invalid_body"),
+            (json_type, "{", 400, "invalid_body"),
+            (json_type, "null", 400, "invalid_body"),
+            (json_type, "[1]", 400, "invalid_body"),
+            (json_type, "{}", 400, "invalid_body"),
+            (json_type, r#"{"data":1}x"#, 400, "invalid_body"),
+            (json_type, r#"{"data":01}"#, 400, "invalid_body"),
+            (json_type, r#"{"data":1,"data":2}"#, 400, "invalid_body"),
+            (json_type, r#"{"data":1,"evnet":"slip"}"#, 400, "invalid_body"),
+            (json_type, r#"{"data":1,"event":"stream.open"}"#, 400, "invalid_body"),
+            (json_type, r#"{"data":1,"event":"presence.join"}"#, 400, "invalid_body"),
+            (json_type, r#"{"data":1,"event":"hash.set"}"#, 400, "invalid_body"),
+            (json_type, r#"{"data":1,"event":"a\nb"}"#, 400, "invalid_body"),
+            (json_type, r#"{"data":1,"event":""}"#, 400, "invalid_body"),
+            (json_type, r#"{"data":1,"event":7}"#, 400, "invalid_body"),
+            (json_type, r#"{"data":1,"except":["a b"]}"#, 400, "invalid_body"),
+            (json_type, &deep, 400, "invalid_body"),
+            (json_type, &very_deep, 400, "invalid_body"),
+            (json_type, &large, 413, "body_too_large"),
+            (json_type, &huge, 413, "body_too_large"),
+            ("text/plain", "", 400, "invalid_body"),
+            ("text/plain", &large, 413, "body_too_large"),
+            ("text/plain", &huge, 413, "body_too_large"),
+            ("application/octet-stream", "x", 415, "unsupported_media_type"),
+            ("image/png", "x", 415, "unsupported_media_type"),
+            ("application/xml", "<x/>", 415, "unsupported_media_type"),
+        ] {
+            let request = gateway.request(Method::POST, "/v1/rooms/bad/events").header("content-type", kind);
+            refused(&gateway, request.body(body.to_owned()), status, code).await;
+        }
+        for kind in ["text/plain", json_type] {
+            let request = gateway.request(Method::POST, "/v1/rooms/bad/events").header("content-type", kind);
+            refused(&gateway, request.body(b"{\"data\":\"\xff\xfe\"}".to_vec()), 400, "invalid_body").await;
+        }
+        for name in ["stream.x", "a%0Ab", "a%20b", ""] {
+            let request = gateway.request(Method::POST, &format!("/v1/rooms/bad/events?event={name}")).body("x");
+            refused(&gateway, request, 400, "invalid_name").await;
+        }
+        let request = gateway.request(Method::POST, "/v1/rooms/bad/events?event=a").json(&json!({"data": 1}));
+        refused(&gateway, request, 400, "invalid_query").await;
+        let request = gateway.request(Method::POST, "/v1/rooms/bad/events").header("idempotency-key", "k").body("x");
+        refused(&gateway, request, 400, "invalid_header").await;
+        assert_eq!(gateway.get("/v1/rooms/bad").await.1["retained"], 0);
+        // After all that it works as before.
+        gateway.publish("bad", "good").await;
+    }
+
+    async fn p11_bodies_that_are_not_values_are_refused(world) {
+        let gateway = world.gateway_with(|settings| settings.max_value_bytes = 1000).await;
+        let path = "/v1/hashes/h/fields/f";
+        for (kind, body, status, code) in [
+            ("application/json", "", 400, "invalid_body"),
+            ("application/json", r#"{"value":1}"#, 400, "invalid_body"),
+            ("application/json", r#"{"value":null}"#, 400, "invalid_body"),
+            ("application/json", r#"{"value":"a","x":1}"#, 400, "invalid_body"),
+            ("application/json", r#""a""#, 400, "invalid_body"),
+            ("text/plain", &"x".repeat(1001), 413, "body_too_large"),
+            ("image/png", "x", 415, "unsupported_media_type"),
+        ] {
+            let request = gateway.request(Method::PUT, path).header("content-type", kind).body(body.to_owned());
+            refused(&gateway, request, status, code).await;
+        }
+        for (name, value) in [("if-match", "x"), ("if-match", "\"a"), ("if-none-match", "\"a\""), ("if-match", "")] {
+            let request = gateway.request(Method::PUT, path).header(name, value).body("x");
+            refused(&gateway, request, 400, "invalid_header").await;
+        }
+        let both = gateway.request(Method::PUT, path).header("if-match", "*").header("if-none-match", "*").body("x");
+        refused(&gateway, both, 400, "invalid_header").await;
+        assert_eq!(gateway.get(path).await.0, StatusCode::NOT_FOUND);
+    }
+
+    async fn p11_positions_that_can_not_be_read_are_refused(world) {
+        let gateway = world.gateway().await;
+        for bad in ["x", "1", "1-", "-1", "1-1-1", "01-1", "1-99999999999999999", "c1.AAAA", "1790000000000000:1"] {
+            let path = "/v1/rooms/a/stream";
+            let header = gateway.request(Method::GET, path).header("last-event-id", bad);
+            refused(&gateway, header, 400, "invalid_position").await;
+            let twin = gateway.request(Method::GET, &format!("{path}?after={bad}"));
+            refused(&gateway, twin, 400, "invalid_position").await;
+            let log = gateway.request(Method::GET, &format!("/v1/rooms/a/events?after={bad}"));
+            refused(&gateway, log, 400, "invalid_position").await;
+        }
+        for bad in ["x", "1790000000000000-1", "c1.", "c1.A", "c1.!!!!", "c2.AAAA", &format!("c1.{}", "A".repeat(9000))] {
+            // The first cursor of no rooms is one, if of little use.
+            let status = if bad == "c1." { continue } else { 400 };
+            let header = gateway.request(Method::GET, "/v1/stream?room=a").header("last-event-id", bad);
+            refused(&gateway, header, status, "invalid_position").await;
+        }
+        let request = gateway.request(Method::GET, "/v1/rooms/a/stream").header("last-event-id", b"\xff".as_slice());
+        refused(&gateway, request, 400, "invalid_header").await;
+    }
+
+    async fn p11_a_cursor_of_other_rooms_joins_afresh(world) {
+        let gateway = world.gateway().await;
+        let cursor = gateway.stream("/v1/stream?room=x&room=y").await.last_event_id.clone();
+        let mut stream = gateway.resume("/v1/stream?room=z", Some(&cursor)).await;
+        assert_eq!(stream.opened["rooms"]["z"]["resume"], "fresh");
+        gateway.publish("z", "event").await;
+        assert_eq!(stream.event().await.json()["data"], "event");
+    }
+
+    async fn p11_queries_that_can_not_be_read_are_refused(world) {
+        let gateway = world.gateway().await;
+        let rooms: String = (0..21).map(|n| format!("&room=r{n}")).collect();
+        refused(&gateway, gateway.request(Method::GET, &format!("/v1/stream?{}", &rooms[1..])), 400, "too_many_rooms").await;
+        for path in [
+            "/v1/stream", "/v1/stream?room=a&room=a", "/v1/stream?rooms=a", "/v1/rooms/a/stream?unknown=1",
+            "/v1/rooms/a/stream?recent=x", "/v1/rooms/a/stream?recent=-1", "/v1/rooms/a/stream?recent=1001",
+            "/v1/rooms/a/stream?from=latest", "/v1/rooms/a/stream?from=earliest&recent=1",
+            "/v1/rooms/a/stream?after=1-1&after=1-2", "/v1/rooms/a/events?limit=0", "/v1/rooms/a/events?limit=1001",
+            "/v1/rooms/a/events?limit=x", "/v1/rooms/a/events?x=1", "/v1/rooms?limit=0", "/v1/rooms?x=1",
+            "/v1/hashes/h?limit=0", "/v1/hashes/h?x=1",
+        ] {
+            refused(&gateway, gateway.request(Method::GET, path), 400, "invalid_query").await;
+        }
+        refused(&gateway, gateway.request(Method::GET, "/v1/rooms/a/stream?event=a%0A"), 400, "invalid_name").await;
+        refused(&gateway, gateway.request(Method::GET, "/v1/rooms/a/stream?subscriber=a%20b"), 400, "invalid_name").await;
+    }
+}
+
+#[tokio::test]
+async fn unknown_routes_and_methods_get_problem_documents() {
+    let gateway = Gateway::start(|_| {}).await;
+    for path in ["/", "/v1", "/v2/rooms", "/v1/rooms/a/b", "/index.php", "/v1/rooms/a/"] {
+        refused(&gateway, gateway.request(Method::GET, path), 404, "route_not_found").await;
+    }
+    for (method, path, allow) in [
+        (Method::DELETE, "/v1/rooms", "GET,HEAD"),
+        (Method::PUT, "/v1/rooms/a/events", "POST,GET,HEAD"),
+        (Method::POST, "/livez", "GET,HEAD"),
+        (Method::GET, "/v1/events", "POST"),
+    ] {
+        let answer = gateway.answer(gateway.request(method.clone(), path)).await;
+        let allowed = answer.headers()["allow"].to_str().unwrap();
+        let sorted = |text: &str| {
+            let mut methods: Vec<_> = text.split(',').map(str::to_owned).collect();
+            methods.sort();
+            methods
+        };
+        assert_eq!(sorted(allowed), sorted(allow));
+        refused(&gateway, gateway.request(method, path), 405, "method_not_allowed").await;
+    }
+}
+
+#[tokio::test]
+async fn an_open_gateway_on_loopback_answers_no_foreign_page() {
+    let gateway = Gateway::start(|_| {}).await;
+    let get = || gateway.request(Method::GET, "/v1/rooms");
+    let publish = || gateway.request(Method::POST, "/v1/rooms/guarded/events").body("x");
+    refused(&gateway, get().header("host", "rebound.example"), 403, "foreign_host").await;
+    for request in [&get as &dyn Fn() -> RequestBuilder, &publish] {
+        for (name, value) in [
+            ("sec-fetch-site", "cross-site"),
+            ("origin", "https://evil.example"),
+            ("origin", "null"),
+            ("origin", "http://localhost.evil.example"),
+        ] {
+            refused(&gateway, request().header(name, value), 403, "cross_site").await;
+        }
+    }
+    assert_eq!(gateway.get("/v1/rooms/guarded").await.1["retained"], 0);
+    let own = publish().header("sec-fetch-site", "same-origin").header("origin", &gateway.url);
+    assert_eq!(gateway.send(own).await.0, 201);
+    // Where the operator has said so, anyone is answered.
+    let open = Gateway::start(|settings| settings.insecure_allow_anonymous = true).await;
+    let request = open.request(Method::GET, "/v1/rooms").header("host", "roomcast.example");
+    assert_eq!(open.send(request.header("origin", "https://app.example")).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_request_id_is_taken_over_if_it_is_harmless() {
+    let gateway = Gateway::start(|_| {}).await;
+    let ask = async |id: &str| {
+        let request = gateway.request(Method::GET, "/livez").header("x-request-id", id);
+        gateway.answer(request).await.headers()["x-request-id"].to_str().unwrap().to_owned()
+    };
+    assert_eq!(ask("trace-7").await, "trace-7");
+    for hostile in [" ", "a b", &"x".repeat(129)] {
+        let given = ask(hostile).await;
+        assert!(given != hostile && given.len() == 36, "{given}");
+    }
+}

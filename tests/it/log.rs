@@ -1,0 +1,110 @@
+//! Publishing in batches, and reading a room's log.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+fn datas(log: &Value) -> Vec<&str> {
+    log["events"].as_array().unwrap().iter().map(|event| event["data"].as_str().unwrap()).collect()
+}
+
+on_both_brokers! {
+    async fn the_log_is_read_in_pages_both_ways(world) {
+        let gateway = world.gateway().await;
+        let mut ids = Vec::new();
+        for count in 0..5 {
+            ids.push(gateway.publish("log", &count.to_string()).await);
+        }
+        let answer = gateway.answer(gateway.request(Method::GET, "/v1/rooms/log/events?limit=2")).await;
+        let next = format!("</v1/rooms/log/events?limit=2&after={}>; rel=\"next\"", ids[1]);
+        assert_eq!(answer.headers()["link"], next.as_str());
+        let (_, log) = gateway.get("/v1/rooms/log/events?limit=2").await;
+        assert_eq!(datas(&log), ["0", "1"]);
+        let (_, log) = gateway.get(&format!("/v1/rooms/log/events?limit=3&after={}", ids[1])).await;
+        assert_eq!(datas(&log), ["2", "3", "4"]);
+        assert_eq!(log["gap"], Value::Null);
+        let (_, log) = gateway.get(&format!("/v1/rooms/log/events?limit=2&before={}", ids[4])).await;
+        assert_eq!(datas(&log), ["2", "3"]);
+        let (_, log) = gateway.get(&format!("/v1/rooms/log/events?after={}&before={}", ids[0], ids[3])).await;
+        assert_eq!(datas(&log), ["1", "2"]);
+        let answer = gateway.answer(gateway.request(Method::GET, "/v1/rooms/log/events?limit=5")).await;
+        assert_eq!(answer.headers().get("link"), None);
+    }
+
+    async fn the_log_tells_what_an_event_was(world) {
+        let gateway = world.gateway().await;
+        gateway.publish_json("log", "chat", json!({"a": [1]})).await;
+        gateway.publish("log", "a \"text\"").await;
+        let (_, log) = gateway.get("/v1/rooms/log/events").await;
+        assert_eq!(log["events"][0]["event"], "chat");
+        assert_eq!(log["events"][0]["data"], json!({"a": [1]}));
+        assert_eq!(log["events"][1]["event"], Value::Null);
+        assert_eq!(log["events"][1]["data"], "a \"text\"");
+        assert!(log["events"][1]["published_at"].as_str().unwrap().ends_with('Z'));
+    }
+
+    async fn the_log_says_when_after_is_already_gone(world) {
+        let gateway = world.gateway().await;
+        let id = gateway.publish("log", "first").await;
+        let (_, log) = gateway.get("/v1/rooms/log/events?after=1700000000000000-5").await;
+        assert_eq!(log["gap"]["reason"], "unknown_position");
+        assert_eq!(datas(&log), ["first"]);
+        let (_, log) = gateway.get(&format!("/v1/rooms/log/events?after={id}")).await;
+        assert_eq!((&log["gap"], log["events"].as_array().unwrap().len()), (&Value::Null, 0));
+    }
+
+    async fn the_head_of_the_log_is_where_a_stream_can_go_on(world) {
+        let gateway = world.gateway().await;
+        let (_, log) = gateway.get("/v1/rooms/unused/events").await;
+        assert_eq!((&log["oldest"], log["events"].as_array().unwrap().len()), (&Value::Null, 0));
+        let head = log["head"].as_str().unwrap();
+        gateway.publish("unused", "first").await;
+        let mut stream = gateway.resume("/v1/rooms/unused/stream", Some(head)).await;
+        assert_eq!(stream.data().await, "first");
+    }
+
+    async fn a_room_is_described(world) {
+        let gateway = world.gateway().await;
+        let first = gateway.publish("described", "1").await;
+        let last = gateway.publish("described", "2").await;
+        let (_, room) = gateway.get("/v1/rooms/described").await;
+        let expected = json!({"room": "described", "subscribers": 0, "head": last, "oldest": first, "retained": 2});
+        assert_eq!(room, expected);
+    }
+
+    async fn a_batch_keeps_the_order_in_each_room_and_copies_share_an_id(world) {
+        let gateway = world.gateway().await;
+        let mut streams = [gateway.room("a").await, gateway.room("b").await];
+        let mut events: Vec<_> = (0..50).map(|n| json!({"room": "a", "event": "n", "data": n})).collect();
+        events.push(json!({"rooms": ["a", "b"], "data": "both"}));
+        let (status, answer) = gateway.post("/v1/events", &json!({"events": events})).await;
+        assert_eq!(status, 200, "{answer}");
+        let results = answer["results"].as_array().unwrap();
+        assert_eq!(results.len(), 51);
+        assert!(results.iter().all(|result| result["status"] == 201));
+        assert_eq!(results[50]["published"].as_array().unwrap().len(), 2);
+        let expected: Vec<_> = (0..50).map(|n| n.to_string()).collect();
+        assert_eq!(streams[0].datas(50).await, expected);
+        assert_eq!(streams[0].data().await, r#""both""#);
+        assert_eq!(streams[1].data().await, r#""both""#);
+        let (_, log) = gateway.get("/v1/rooms/b/events").await;
+        assert_eq!(log["events"][0]["publish_id"], results[50]["publish_id"]);
+    }
+
+    async fn a_batch_with_anything_wrong_in_it_stores_nothing(world) {
+        let gateway = world.gateway().await;
+        for wrong in [
+            json!({"events": []}),
+            json!({"events": [{"room": "a", "data": 1}, {"data": 1}]}),
+            json!({"events": [{"room": "a", "data": 1}, {"room": "a", "rooms": ["b"], "data": 1}]}),
+            json!({"events": [{"room": "a", "data": 1}, {"rooms": [], "data": 1}]}),
+            json!({"events": [{"room": "a", "data": 1}, {"room": "a/b", "data": 1}]}),
+            json!({"events": [{"room": "a", "data": 1}, {"room": "a"}]}),
+            json!({"events": [{"room": "a", "data": 1}, {"room": "a", "data": 1, "event": "stream.x"}]}),
+            json!({"events": vec![json!({"room": "a", "data": 1}); 1001]}),
+        ] {
+            let (status, problem) = gateway.post("/v1/events", &wrong).await;
+            assert_eq!((status.as_u16(), &problem["code"]), (400, &json!("invalid_body")), "{wrong}");
+        }
+        assert_eq!(gateway.get("/v1/rooms/a").await.1["retained"], 0);
+    }
+}

@@ -1,0 +1,329 @@
+//! What only a real Redis can show: formats, foreign keys, faults.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{Gateway, Link, Proxy, RedisServer, World, eventually};
+
+impl World {
+    fn server(&self) -> &RedisServer {
+        self.redis.as_ref().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn redis_cli_reads_a_value_that_was_put_and_a_get_reads_what_it_has_set() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let path = "/v1/hashes/lamp/fields/colour";
+    gateway.send(gateway.request(Method::PUT, path).body("green")).await;
+    assert_eq!(world.server().cli(&["HGET", "roomcast:hash:{lamp}", "colour"]), "green");
+    world.server().cli(&["HSET", "roomcast:hash:{lamp}", "colour", "red"]);
+    let answer = gateway.answer(gateway.request(Method::GET, path)).await;
+    let tag = answer.headers()["etag"].clone();
+    assert_eq!(answer.json::<Value>().await.unwrap()["value"], "red");
+    // The tag holds for the outside writer's value too.
+    let request = gateway.request(Method::PUT, path).header("if-match", tag).body("blue");
+    assert_eq!(gateway.send(request).await.0, 200);
+}
+
+#[tokio::test]
+async fn redis_cli_reads_the_log_in_the_documented_form() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let id = gateway.publish_json("form", "chat", json!({"n": 1})).await;
+    let entry = world.server().cli(&["XRANGE", "roomcast:{form}:log", "-", "+"]);
+    let lines: Vec<_> = entry.lines().collect();
+    assert_eq!((lines[0], lines[1]), (id.as_str(), "e"));
+    let stored: Value = serde_json::from_str(lines[2]).unwrap();
+    assert_eq!((&stored["event"], &stored["data"]), (&json!("chat"), &json!({"n": 1})));
+    let mark = world.server().cli(&["INFO", "replication"]);
+    let mark = mark.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap().trim();
+    assert_eq!(world.server().cli(&["GET", "roomcast:{form}:head"]), format!("{id} {mark}"));
+    for key in ["roomcast:{form}:log", "roomcast:{form}:head"] {
+        assert!(world.server().cli(&["PTTL", key]).parse::<i64>().unwrap() > 0, "{key} would stay for ever");
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_is_a_conflict_and_stays_as_it_is() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    world.server().cli(&["SET", "roomcast:hash:{h}", "text"]);
+    world.server().cli(&["SET", "roomcast:{r}:log", "text"]);
+    let hash = [
+        (Method::GET, "/v1/hashes/h", Value::Null),
+        (Method::GET, "/v1/hashes/h/fields/f", Value::Null),
+        (Method::GET, "/v1/hashes/h?field=f", Value::Null),
+        (Method::PUT, "/v1/hashes/h/fields/f", json!({"value": "x"})),
+        (Method::PATCH, "/v1/hashes/h", json!({"f": "x"})),
+        (Method::DELETE, "/v1/hashes/h", Value::Null),
+        (Method::DELETE, "/v1/hashes/h/fields/f", Value::Null),
+        (Method::POST, "/v1/hashes/h/fields/f/increment", json!({"by": 1})),
+        (Method::POST, "/v1/rooms/r/events", json!({"data": 1})),
+        (Method::GET, "/v1/rooms/r/events", Value::Null),
+        (Method::GET, "/v1/rooms/r", Value::Null),
+    ];
+    for (method, path, body) in hash {
+        let request = gateway.request(method.clone(), path);
+        let request = if body.is_null() { request } else { request.json(&body) };
+        let (status, problem) = gateway.send(request).await;
+        assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("wrong_type")), "{method} {path}");
+    }
+    assert_eq!(world.server().cli(&["GET", "roomcast:hash:{h}"]), "text");
+    assert_eq!(world.server().cli(&["GET", "roomcast:{r}:log"]), "text");
+}
+
+#[tokio::test]
+async fn a_gateway_whose_redis_is_away_starts_says_so_and_recovers_by_itself() {
+    let mut server = RedisServer::absent();
+    let gateway = Gateway::start(|settings| settings.redis_url = Some(server.url().parse().unwrap())).await;
+    let (status, health) = gateway.get("/healthz").await;
+    assert_eq!((status.as_u16(), &health["status"]), (503, &json!("ill")));
+    assert_eq!(gateway.get("/readyz").await.0, StatusCode::OK);
+    assert_eq!(gateway.get("/livez").await.0, StatusCode::OK);
+    let refused = gateway.room("away").await;
+    assert_eq!((&refused.opened["reason"], &refused.opened["reconnect"]), (&json!("unavailable"), &json!("later")));
+    let begin = Instant::now();
+    let answer = gateway.answer(gateway.request(Method::POST, "/v1/rooms/away/events").body("x")).await;
+    assert_eq!((answer.status().as_u16(), answer.headers().contains_key("retry-after")), (503, true));
+    assert_eq!(answer.json::<Value>().await.unwrap()["code"], "unavailable");
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    server.come_back().await;
+    gateway.until_well().await;
+    let mut stream = gateway.room("away").await;
+    gateway.publish("away", "back").await;
+    assert_eq!(stream.data().await, "back");
+}
+
+#[tokio::test]
+async fn p8_while_redis_hangs_publishes_are_answered_and_streams_stay_open() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let mut stream = gateway.room("hangs").await;
+    world.server().freeze();
+    let begin = Instant::now();
+    let (status, problem) = gateway.send(gateway.request(Method::POST, "/v1/rooms/hangs/events").body("x")).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("outcome_unknown")));
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    eventually("it is ill", async || (gateway.get("/healthz").await.0 == 503).then_some(())).await;
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    world.server().thaw();
+    gateway.until_well().await;
+    gateway.publish("hangs", "after").await;
+    // What the hung server had taken may come first.
+    while stream.data().await != "after" {}
+}
+
+#[tokio::test]
+async fn p2_events_published_while_a_replica_was_cut_off_reach_its_subscribers() {
+    let world = World::redis().await;
+    let proxy = Proxy::to(world.server().port()).await;
+    let cut_off = world.gateway_with(|settings| settings.redis_url = Some(proxy.url().parse().unwrap())).await;
+    let other = world.gateway().await;
+    let mut stream = cut_off.room("cut").await;
+    other.publish("cut", "before").await;
+    assert_eq!(stream.data().await, "before");
+    proxy.set(Link::Cut);
+    eventually("it is ill", async || (cut_off.get("/healthz").await.0 == 503).then_some(())).await;
+    for count in 0..150 {
+        other.publish("cut", &count.to_string()).await;
+    }
+    proxy.set(Link::Pass);
+    let expected: Vec<_> = (0..150).map(|count| count.to_string()).collect();
+    assert_eq!(stream.datas(150).await, expected);
+    cut_off.until_well().await;
+    other.publish("cut", "live again").await;
+    assert_eq!(stream.data().await, "live again");
+}
+
+#[tokio::test]
+async fn p2_events_published_while_links_were_frozen_reach_subscribers() {
+    let world = World::redis().await;
+    let proxy = Proxy::to(world.server().port()).await;
+    let frozen = world.gateway_with(|settings| settings.redis_url = Some(proxy.url().parse().unwrap())).await;
+    let other = world.gateway().await;
+    let mut stream = frozen.room("frozen").await;
+    proxy.set(Link::Freeze);
+    other.publish("frozen", "1").await;
+    eventually("it is ill", async || (frozen.get("/healthz").await.0 == 503).then_some(())).await;
+    other.publish("frozen", "2").await;
+    proxy.set(Link::Pass);
+    assert_eq!(stream.datas(2).await, ["1", "2"]);
+}
+
+#[tokio::test]
+async fn p2_a_killed_subscription_heals_and_loses_nothing() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let mut stream = gateway.room("killed").await;
+    for count in 0..5 {
+        world.server().cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        gateway.publish("killed", &count.to_string()).await;
+        assert_eq!(stream.data().await, count.to_string());
+    }
+}
+
+#[tokio::test]
+async fn p4_a_redis_that_comes_back_empty_is_told_by_one_gap() {
+    let mut world = World::redis().await;
+    let gateway = world.gateway().await;
+    let mut stream = gateway.room("emptied").await;
+    let id = gateway.publish("emptied", "lost later").await;
+    assert_eq!(stream.data().await, "lost later");
+    let server = world.redis.as_mut().unwrap();
+    server.kill();
+    server.come_back().await;
+    gateway.until_well().await;
+    let gap = stream.event().await;
+    assert_eq!((gap.event.as_str(), &gap.json()["reason"]), ("stream.gap", &json!("log_lost")));
+    let next = gateway.publish("emptied", "new").await;
+    assert_ne!(next, id);
+    assert_eq!(stream.data().await, "new");
+    // Who comes back with the old position is told too.
+    let mut stream = gateway.resume("/v1/rooms/emptied/stream", Some(&id)).await;
+    assert_eq!(stream.opened["rooms"]["emptied"]["resume"], "gap");
+    assert_eq!(stream.event().await.event, "stream.gap");
+    assert_eq!(stream.data().await, "new");
+}
+
+#[tokio::test]
+async fn p4_a_flushed_redis_is_told_by_one_gap() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let mut stream = gateway.room("flushed").await;
+    gateway.publish("flushed", "before").await;
+    assert_eq!(stream.data().await, "before");
+    world.server().cli(&["FLUSHALL"]);
+    gateway.publish("flushed", "after").await;
+    let gap = stream.event().await;
+    assert_eq!((gap.event.as_str(), &gap.json()["reason"]), ("stream.gap", &json!("log_lost")));
+    assert_eq!(stream.data().await, "after");
+}
+
+#[tokio::test]
+async fn p4_a_restart_that_loses_nothing_costs_no_gap() {
+    let mut world = World { redis: Some(RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await) };
+    let gateway = world.gateway().await;
+    let mut stream = gateway.room("kept").await;
+    let first = gateway.publish("kept", "before").await;
+    assert_eq!(stream.data().await, "before");
+    let server = world.redis.as_mut().unwrap();
+    server.kill();
+    server.come_back().await;
+    gateway.until_well().await;
+    let second = gateway.publish("kept", "after").await;
+    assert_eq!(stream.data().await, "after");
+    let epoch = |id: &str| id.split_once('-').unwrap().0.to_owned();
+    assert_ne!(epoch(&first), epoch(&second), "the server is another one, so the epoch is too");
+    let mut stream = gateway.resume("/v1/rooms/kept/stream", Some(&first)).await;
+    assert_eq!(stream.opened["rooms"]["kept"]["resume"], "complete");
+    assert_eq!(stream.data().await, "after");
+}
+
+#[tokio::test]
+async fn p4_an_emptied_log_whose_head_lives_costs_a_quiet_subscriber_no_gap() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let mut stream = gateway.room("quiet").await;
+    let id = gateway.publish("quiet", "last").await;
+    assert_eq!(stream.data().await, "last");
+    world.server().cli(&["DEL", "roomcast:{quiet}:log"]);
+    let mut resumed = gateway.resume("/v1/rooms/quiet/stream", Some(&id)).await;
+    assert_eq!(resumed.opened["rooms"]["quiet"]["resume"], "complete");
+    gateway.publish("quiet", "next").await;
+    assert_eq!(stream.data().await, "next");
+    assert_eq!(resumed.data().await, "next");
+}
+
+#[tokio::test]
+async fn the_heads_of_held_rooms_are_kept_alive() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let _stream = gateway.room("held").await;
+    world.server().cli(&["PEXPIRE", "roomcast:{held}:head", "60000"]);
+    eventually("the head is renewed", async || {
+        let left: i64 = world.server().cli(&["PTTL", "roomcast:{held}:head"]).parse().unwrap();
+        (left > 60_000).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn p11_junk_on_a_rooms_channel_is_counted_and_skipped() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let mut stream = gateway.room("junk").await;
+    let first = gateway.publish("junk", "1").await;
+    let channel = "roomcast:{junk}:live";
+    let next = first.replace("-1", "-2");
+    for junk in ["", "hello", "1-1 5\n{}", &format!("{next} 2\n{{}}"), &format!("{next} 99\n{{}}"), &format!("{next} 3\n{{{{}}")] {
+        world.server().cli(&["PUBLISH", channel, junk]);
+    }
+    gateway.publish("junk", "2").await;
+    assert_eq!(stream.datas(2).await, ["1", "2"]);
+    assert!(gateway.get("/healthz").await.1["junk_announcements"].as_u64().unwrap() >= 6);
+}
+
+#[tokio::test]
+async fn a_junk_head_counts_as_none() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    world.server().cli(&["SET", "roomcast:{head}:head", "junk"]);
+    let id = gateway.publish("head", "1").await;
+    assert!(id.ends_with("-1"));
+    let mut stream = gateway.stream("/v1/rooms/head/stream?from=earliest").await;
+    assert_eq!(stream.data().await, "1");
+}
+
+#[tokio::test]
+async fn an_event_too_large_for_one_message_comes_whole() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let mut stream = gateway.room("large").await;
+    for size in [4000, 4096, 5000, 60_000] {
+        let text = "x".repeat(size);
+        gateway.publish("large", &text).await;
+        assert_eq!(stream.data().await.len(), size);
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_refuses_writes_is_named() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let publish = async || gateway.send(gateway.request(Method::POST, "/v1/rooms/refused/events").body("x")).await;
+    for (setting, value, well, code) in [
+        ("maxmemory", "1", "0", "out_of_memory"),
+        ("min-replicas-to-write", "1", "0", "no_replicas"),
+    ] {
+        world.server().cli(&["CONFIG", "SET", setting, value]);
+        let (status, problem) = publish().await;
+        assert_eq!((status.as_u16(), &problem["code"]), (503, &json!(code)));
+        eventually("the monitor is told", async || {
+            (gateway.get("/healthz").await.1["commands"] == code).then_some(())
+        })
+        .await;
+        world.server().cli(&["CONFIG", "SET", setting, well]);
+        gateway.until_well().await;
+        assert_eq!(publish().await.0, 201);
+    }
+    world.server().cli(&["REPLICAOF", "127.0.0.1", "1"]);
+    let (status, problem) = publish().await;
+    assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("read_only")));
+    world.server().cli(&["REPLICAOF", "NO", "ONE"]);
+    gateway.until_well().await;
+    assert_eq!(publish().await.0, 201);
+}
+
+#[tokio::test]
+async fn scripts_that_redis_has_forgotten_are_loaded_again() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    gateway.publish("scripts", "1").await;
+    world.server().cli(&["SCRIPT", "FLUSH"]);
+    gateway.publish("scripts", "2").await;
+    assert_eq!(gateway.get("/v1/rooms/scripts").await.1["retained"], 2);
+}
