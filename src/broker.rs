@@ -282,6 +282,9 @@ pub enum BrokerError {
     /// The field's value is not a whole number, or the sum is out of range.
     #[error("the value is not a whole number, or the sum does not fit")]
     NotANumber,
+    /// No page starts there.
+    #[error("after: no page starts there; it has to be the `next` of the page before")]
+    UnknownPage,
 }
 
 /// What is wrong, by name and in detail.

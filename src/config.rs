@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::broker::Retention;
@@ -75,8 +76,9 @@ pub struct Settings {
     #[arg(long, env = "ROOMCAST_REPLICA_ID", value_name = "NAME", value_parser = replica)]
     pub replica_id: Option<String>,
 
-    /// Serve anyone who can reach the address, off loopback too, and from any web page.
-    #[arg(long, env = "ROOMCAST_INSECURE_ALLOW_ANONYMOUS")]
+    /// Serve anyone who can reach the address, off loopback too, and leave out the guard that keeps foreign web pages
+    /// from a gateway on loopback.
+    #[arg(long, env = "ROOMCAST_INSECURE_ALLOW_ANONYMOUS", value_parser = BoolishValueParser::new())]
     pub insecure_allow_anonymous: bool,
 
     /// Connections at one time, streams among them; more are told to come back later. Never more than the system allows
@@ -109,7 +111,7 @@ pub struct Settings {
     #[arg(long, env = "ROOMCAST_HEADER_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub header_timeout: Duration,
 
-    /// Time for a request's body to arrive and to be answered; for a stream, to its first byte.
+    /// Time for a request's body to arrive.
     #[arg(long, env = "ROOMCAST_REQUEST_TIMEOUT", default_value = "15s", value_parser = duration, value_name = "TIME")]
     pub request_timeout: Duration,
 

@@ -11,7 +11,6 @@ mod rooms;
 mod streams;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -78,7 +77,7 @@ pub fn router(app: App) -> Router {
     let routes = routes
         .fallback(|| async { Problem::new(Code::RouteNotFound, "see /openapi.json for the routes there are") })
         .layer(DefaultBodyLimit::max(limit))
-        .layer(middleware::from_fn_with_state(app.clone(), within_time))
+        .layer(middleware::from_fn(refuse_idempotency_key))
         .layer(middleware::from_fn_with_state(app.clone(), guard::refuse_foreign))
         .layer(CatchPanicLayer::custom(|_| Problem::new(Code::Internal, "a handler panicked").into_response()))
         .with_state(app.clone());
@@ -124,12 +123,13 @@ async fn drop_hostile_request_id(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Bounds the time in which a request's body arrives and its answer begins.
-async fn within_time(State(app): State<App>, request: Request, next: Next) -> Response {
-    let limit: Duration = app.settings.request_timeout;
-    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
-        Problem::new(Code::RequestTimeout, format!("the request was not complete within {limit:?}")).into_response()
-    })
+/// Better refused than taken for granted: a caller that sends a key means to be safe when it repeats the request.
+async fn refuse_idempotency_key(request: Request, next: Next) -> Response {
+    if request.headers().contains_key("idempotency-key") {
+        let detail = "Idempotency-Key is not supported by this version: a write that is repeated is done twice";
+        return Problem::new(Code::InvalidHeader, detail).into_response();
+    }
+    next.run(request).await
 }
 
 /// A leaving replica lets go of kept-alive connections with their next answer.

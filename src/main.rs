@@ -42,16 +42,16 @@ async fn serve(mut settings: Settings) -> ExitCode {
         return complain(&why, BAD_SETTING);
     }
     // A stream is an open file each.
-    let files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(u64::MAX);
-    settings.max_connections = settings.max_connections.min(usize::try_from(files).unwrap_or(usize::MAX));
+    let files = usize::try_from(rlimit::increase_nofile_limit(u64::MAX).unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+    settings.max_connections = settings.max_connections.min(files.saturating_sub(server::RESERVED_FILES).max(1));
     let listener = match TcpListener::bind(settings.listen).await {
         Ok(listener) => listener,
         Err(why) => return complain(&format!("--listen {}: {why}", settings.listen), BAD_SETTING),
     };
     let address = listener.local_addr().unwrap_or(settings.listen);
-    greet(&settings, address);
     let stop = CancellationToken::new();
     let mut signals = Signals::listen();
+    greet(&settings, address);
     let ended = tokio::select! {
         ended = server::run(settings, listener, stop.clone().cancelled_owned()) => ended,
         // The first signal asks to leave politely, the second to leave.

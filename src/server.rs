@@ -18,6 +18,8 @@ use crate::http::{self, App};
 use crate::hub::Hub;
 use crate::shutdown::{Drain, Tasks};
 
+/// Open files that connections leave for the listener, for Redis, and for answers to those above the limit.
+pub const RESERVED_FILES: usize = connections::OVERLOAD_CONNECTIONS + 64;
 /// After the drain window, the time for the last requests to finish.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 /// The time for background tasks to end.

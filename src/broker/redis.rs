@@ -10,13 +10,14 @@ mod links;
 mod probe;
 mod pubsub;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{Client, IntoConnectionInfo, RedisError, RedisResult, Script, Value, pipe};
+use redis::{Client, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult, Script, Value, pipe};
 
 use self::fault::{read_error, write_error};
 use self::keys::Keys;
@@ -86,10 +87,14 @@ impl RedisBroker {
             .set_nodelay(true)
             .set_keepalive(keepalive)
             .set_user_timeout(Duration::from_secs(5));
-        let client = Client::open(url.into_connection_info()?.set_tcp_settings(tcp))?;
+        let address = url.into_connection_info()?.set_tcp_settings(tcp);
+        let client = Client::open(address.clone())?;
+        // RESP3 tells the end of a connection at once.
+        let settings = address.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let commands = Client::open(address.set_redis_settings(settings))?;
         let keys = Keys::new(prefix, replica);
         Ok(Self {
-            links: Links::new(&client),
+            links: Links::new(&commands),
             pubsub: PubSub::new(keys.clone()),
             client,
             keys,
@@ -119,9 +124,9 @@ impl RedisBroker {
     /// A Redis that evicts keys loses logs and heads without a word.
     async fn warn_of_eviction(&self) {
         let Ok(mut link) = self.links.for_read().await else { return };
-        let policy: RedisResult<(String, String)> =
+        let policy: RedisResult<HashMap<String, String>> =
             redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").query_async(link.connection()).await;
-        if let Ok((_, policy)) = policy
+        if let Some(policy) = policy.ok().and_then(|mut settings| settings.remove("maxmemory-policy"))
             && policy != "noeviction"
         {
             tracing::warn!(%policy, "Redis's maxmemory-policy should be noeviction: any other drops rooms' events");

@@ -1,6 +1,7 @@
 //! Publishing events, and reading a room's log.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::OnceLock;
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -108,7 +109,6 @@ pub async fn publish_event(
     State(app): State<App>,
     request: Request,
 ) -> Result<(StatusCode, Json<Published>), Problem> {
-    refuse_idempotency_key(&request)?;
     let media = media(request.headers())?;
     let body = body(request, &app).await?;
     let event = match media {
@@ -140,15 +140,6 @@ fn text_data(body: &[u8]) -> Result<Data, Problem> {
         "" => Err(Problem::new(Code::InvalidBody, "the body is empty; it is the event's data")),
         text => Ok(Data::Text(text.into())),
     }
-}
-
-/// Better refused than taken for granted: a caller that sends a key means to be safe when it repeats the request.
-fn refuse_idempotency_key(request: &Request) -> Result<(), Problem> {
-    if request.headers().contains_key("idempotency-key") {
-        let detail = "Idempotency-Key is not supported by this version: publishing twice stores twice";
-        return Err(Problem::new(Code::InvalidHeader, detail));
-    }
-    Ok(())
 }
 
 /// Events for one or several rooms.
@@ -237,7 +228,6 @@ pub async fn publish_events(
     request: Request,
 ) -> Result<(StatusCode, Json<BatchAnswer>), Problem> {
     use axum::extract::FromRequest;
-    refuse_idempotency_key(&request)?;
     let JsonBody(batch) = JsonBody::<Batch>::from_request(request, &app).await?;
     let limit = app.settings.max_batch_items;
     if batch.events.is_empty() {
@@ -250,9 +240,13 @@ pub async fn publish_events(
     for (index, item) in batch.events.into_iter().enumerate() {
         let (rooms, publish_id) = match (item.room, item.rooms) {
             (Some(room), None) => (vec![room], None),
-            (None, Some(rooms)) if !rooms.is_empty() => (rooms, Some(uuid::Uuid::now_v7().to_string())),
+            (None, Some(rooms))
+                if !rooms.is_empty() && rooms.iter().collect::<HashSet<_>>().len() == rooms.len() =>
+            {
+                (rooms, Some(uuid::Uuid::now_v7().to_string()))
+            }
             _ => {
-                let detail = format!("event {index}: name one \"room\", or several \"rooms\"");
+                let detail = format!("event {index}: name one \"room\", or several \"rooms\", none twice");
                 return Err(Problem::new(Code::InvalidBody, detail));
             }
         };
@@ -271,7 +265,8 @@ pub async fn publish_events(
         }
         results.push(BatchResult { status: 201, published: Vec::new(), publish_id, problem: None });
     }
-    let publishing = by_room.into_iter().map(|(room, events)| publish_in_order(&app, room, events));
+    let away = OnceLock::new();
+    let publishing = by_room.into_iter().map(|(room, events)| publish_in_order(&app, room, events, &away));
     let stored: Vec<_> = futures_util::stream::iter(publishing).buffered(ROOMS_AT_ONCE).collect().await;
     for (index, room, outcome) in stored.into_iter().flatten() {
         let result = &mut results[index];
@@ -295,18 +290,27 @@ pub async fn publish_events(
 
 type Outcome = (usize, RoomName, Result<EventId, Problem>);
 
-async fn publish_in_order(app: &App, room: RoomName, events: Vec<(usize, Event)>) -> Vec<Outcome> {
+/// Nothing overtakes an event that was not stored; and a broker that is away is not asked again for each room, so that
+/// a batch is answered as fast as a single event.
+async fn publish_in_order(
+    app: &App,
+    room: RoomName,
+    events: Vec<(usize, Event)>,
+    away: &OnceLock<()>,
+) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(events.len());
-    let mut failed: Option<Problem> = None;
+    let mut failed = false;
     for (index, event) in events {
-        let outcome = match &failed {
-            Some(_) => {
-                Err(Problem::new(Code::Unavailable, "not tried: an earlier event of the batch was not stored"))
-            }
-            None => app.hub.publish(&room, &event).await.map_err(Problem::from),
+        let outcome = if failed || away.get().is_some() {
+            Err(Problem::new(Code::Unavailable, "not tried: an earlier event of the batch was not stored"))
+        } else {
+            app.hub.publish(&room, &event).await.map_err(Problem::from)
         };
         if let Err(problem) = &outcome {
-            failed.get_or_insert_with(|| problem.clone());
+            failed = true;
+            if problem.code().status() == StatusCode::SERVICE_UNAVAILABLE {
+                away.get_or_init(|| ());
+            }
         }
         outcomes.push((index, room.clone(), outcome));
     }
@@ -467,7 +471,7 @@ pub(super) fn page_limit(asked: Option<usize>, default: usize, most: usize) -> R
 }
 
 pub(super) fn position(what: &str, text: &str) -> Result<EventId, Problem> {
-    text.parse().map_err(|why| Problem::new(Code::InvalidPosition, format!("{what}={text:?} is {why}")))
+    text.parse().map_err(|why| Problem::new(Code::InvalidPosition, format!("{what}: {text:?} is {why}")))
 }
 
 /// The position from which a client resumes: the header wins over its twin in the query.

@@ -60,9 +60,14 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
-        let query = parts.uri.query().unwrap_or_default();
-        let refuse = |why: serde_html_form::de::Error| Problem::new(Code::InvalidQuery, why.to_string());
-        serde_html_form::from_str(query).map(Self).map_err(refuse)
+        let query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        let query = serde_html_form::Deserializer::new(query);
+        serde_path_to_error::deserialize(query).map(Self).map_err(|error| {
+            let place = error.path().to_string();
+            let why = error.into_inner().to_string();
+            let detail = if place == "." || why.contains('`') { why } else { format!("{place}: {why}") };
+            Problem::new(Code::InvalidQuery, detail)
+        })
     }
 }
 
@@ -126,7 +131,13 @@ pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Opti
 
 /// The whole body, within the limit.
 pub async fn body(request: Request, app: &App) -> Result<Bytes, Problem> {
-    Bytes::from_request(request, app).await.map_err(|rejection| {
+    let limit = app.settings.request_timeout;
+    // Only the body's arrival is bounded here: the broker's calls have limits of their own, and cutting one short would
+    // hide whether it was done.
+    let arrival = tokio::time::timeout(limit, Bytes::from_request(request, app)).await;
+    let arrival = arrival
+        .map_err(|_| Problem::new(Code::RequestTimeout, format!("the body was not complete within {limit:?}")))?;
+    arrival.map_err(|rejection| {
         if rejection.status() == Code::BodyTooLarge.status() {
             let limit = app.settings.max_body_bytes;
             Problem::new(Code::BodyTooLarge, format!("bodies are at most {limit} bytes"))

@@ -225,6 +225,9 @@ pub async fn delete_field(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let condition = condition(&headers)?;
+    if condition == Condition::Absent {
+        return Err(Problem::new(Code::InvalidHeader, "If-None-Match: * and DELETE exclude each other"));
+    }
     match app.hashes.remove(&hash, &field, &condition).await? {
         Removed::Gone => Ok(StatusCode::NO_CONTENT),
         Removed::Absent => Err(no_field(&hash, &field)),
@@ -267,11 +270,15 @@ fn tags(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Tags>, Problem>
     }
 }
 
-fn condition(headers: &HeaderMap) -> Result<Condition, Problem> {
-    if headers.contains_key("idempotency-key") {
-        let detail = "Idempotency-Key is not supported by this version; If-Match makes a write safe to repeat";
-        return Err(Problem::new(Code::InvalidHeader, detail));
+/// Better refused than left out: the write would be done although the condition does not hold.
+fn refuse_conditions(headers: &HeaderMap) -> Result<(), Problem> {
+    match condition(headers)? {
+        Condition::Always => Ok(()),
+        _ => Err(Problem::new(Code::InvalidHeader, "If-Match and If-None-Match are for single fields")),
     }
+}
+
+fn condition(headers: &HeaderMap) -> Result<Condition, Problem> {
     match (tags(headers, &header::IF_MATCH)?, tags(headers, &header::IF_NONE_MATCH)?) {
         (None, None) => Ok(Condition::Always),
         (Some(Tags::Any), None) => Ok(Condition::Present),
@@ -400,8 +407,10 @@ pub struct PatchAnswer {
 pub async fn patch_fields(
     Hash(hash): Hash,
     State(app): State<App>,
+    headers: HeaderMap,
     JsonBody(patch): JsonBody<BTreeMap<FieldName, Option<String>>>,
 ) -> Result<Json<PatchAnswer>, Problem> {
+    refuse_conditions(&headers)?;
     let limit = app.settings.max_batch_items;
     if patch.is_empty() || patch.len() > limit {
         return Err(Problem::new(Code::InvalidBody, format!("a patch has 1 to {limit} fields")));
@@ -431,7 +440,12 @@ pub async fn patch_fields(
         (status = 409, description = "The key holds something else", body = Document, content_type = "application/problem+json"),
     )
 )]
-pub async fn delete_hash(Hash(hash): Hash, State(app): State<App>) -> Result<StatusCode, Problem> {
+pub async fn delete_hash(
+    Hash(hash): Hash,
+    State(app): State<App>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    refuse_conditions(&headers)?;
     if app.hashes.clear(&hash).await? {
         Ok(StatusCode::NO_CONTENT)
     } else {
@@ -465,8 +479,10 @@ pub struct Increment {
 pub async fn increment_field(
     Field(hash, field): Field,
     State(app): State<App>,
+    headers: HeaderMap,
     JsonBody(increment): JsonBody<Increment>,
 ) -> Result<Response, Problem> {
+    refuse_conditions(&headers)?;
     let sum = app.hashes.increment(&hash, &field, increment.by).await?.to_string();
     let tag = quoted(&entity_tag(sum.as_bytes()));
     Ok(([(header::ETAG, tag)], Json(field_value(&hash, &field, sum.as_bytes()))).into_response())

@@ -181,6 +181,7 @@ impl From<BrokerError> for Problem {
         match &error {
             BrokerError::WrongType => Self::new(Code::WrongType, error.to_string()),
             BrokerError::NotANumber => Self::new(Code::NotANumber, error.to_string()),
+            BrokerError::UnknownPage => Self::new(Code::InvalidQuery, error.to_string()),
             // The fault's detail may name servers: it goes to the log, the caller gets the kind.
             BrokerError::Unavailable(fault) => {
                 tracing::warn!(%fault, "not done: the broker is ill");
@@ -269,7 +270,11 @@ fn raised_elsewhere(status: StatusCode) -> Option<Problem> {
         status if status.is_server_error() => Code::Internal,
         _ => return None,
     };
-    Some(Problem::new(code, code.parts().2))
+    let detail = match code {
+        Code::MethodNotAllowed => "see the Allow header for the methods that it has",
+        other => other.parts().2,
+    };
+    Some(Problem::new(code, detail))
 }
 
 #[cfg(test)]

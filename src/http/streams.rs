@@ -65,7 +65,8 @@ pub enum From {
 #[into_params(parameter_in = Query)]
 pub struct RoomsQuery {
     /// A room; repeated for each.
-    #[param(min_items = 1, example = json!(["lobby", "news"]))]
+    #[serde(default)]
+    #[param(required = true, min_items = 1, example = json!(["lobby", "news"]))]
     room: Vec<String>,
     /// The cursor to go on from: the last `id:` that an earlier stream gave. For clients that can't send
     /// `Last-Event-ID`, which wins over it.
@@ -118,8 +119,9 @@ pub async fn stream_room(
     State(app): State<App>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let resume =
-        resume_point(&headers, query.after.as_deref())?.map(|id| position("the position", id)).transpose()?;
+    let resume = resume_point(&headers, query.after.as_deref())?
+        .map(|id| position("Last-Event-ID or after", id))
+        .transpose()?;
     let start = resume.map_or(fresh_start(query.from, query.recent)?, Start::After);
     let reader = Reader::new(query.event, query.subscriber)?;
     let last_id = resume.map(|id| id.to_string());
@@ -200,7 +202,9 @@ async fn open(
             });
             Ok((stream_headers(), Body::from_stream(body)).into_response())
         }
-        Err(error @ (BrokerError::WrongType | BrokerError::NotANumber)) => Err(error.into()),
+        Err(error @ (BrokerError::WrongType | BrokerError::NotANumber | BrokerError::UnknownPage)) => {
+            Err(error.into())
+        }
         Err(BrokerError::Unavailable(fault) | BrokerError::OutcomeUnknown(fault)) => {
             tracing::debug!(%fault, "a stream was told to come back later");
             Ok(refuse(app, "unavailable", "later", last_id.as_deref()))
@@ -211,7 +215,15 @@ async fn open(
 /// Answers everything on a connection above the limit.
 pub async fn refuse_overload(State(app): State<App>, request: Request) -> Response {
     let mut response = if request.uri().path().ends_with("/stream") {
-        let last_id = resume_point(request.headers(), None).ok().flatten();
+        #[derive(Deserialize)]
+        struct Twin {
+            after: Option<String>,
+        }
+        let twin: Option<Twin> = serde_html_form::from_str(request.uri().query().unwrap_or_default()).ok();
+        let twin = twin.and_then(|twin| twin.after);
+        // Only what reads like a position goes back: it will be a line of the stream.
+        let last_id = resume_point(request.headers(), twin.as_deref()).ok().flatten();
+        let last_id = last_id.filter(|id| id.parse::<EventId>().is_ok() || Cursor::decode(id).is_ok());
         refuse(&app, "too_many_connections", "later", last_id)
     } else {
         Problem::new(Code::TooManyConnections, "try again, or another replica").into_response()

@@ -20,7 +20,7 @@ use crate::config::Settings;
 use crate::http::App;
 
 /// Connections above the limit that are still answered, politely, before more are just closed.
-const OVERLOAD_CONNECTIONS: usize = 256;
+pub(super) const OVERLOAD_CONNECTIONS: usize = 256;
 /// Most bytes of a request's head, and of what waits in hyper to be written to one connection.
 const BUFFER_BYTES: usize = 32 * 1024;
 /// Pause after an error of accept that concerns the process, such as too many open files.

@@ -6,8 +6,6 @@ use std::process::{Child, Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::free_port;
-
 fn roomcast(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
     command.args(arguments);
@@ -31,8 +29,7 @@ fn refuses(arguments: &[&str], words: &[&str]) {
 
 /// Serves on a free port, and waits until it says so.
 fn serve(arguments: &[&str]) -> (Child, String, String) {
-    let address = format!("127.0.0.1:{}", free_port());
-    let mut child = roomcast(&["--listen", &address])
+    let mut child = roomcast(&["--listen", "127.0.0.1:0"])
         .args(arguments)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -43,6 +40,7 @@ fn serve(arguments: &[&str]) -> (Child, String, String) {
     while !said.contains("curl http") {
         assert!(lines.read_line(&mut said).unwrap() > 0, "it ended: {said}");
     }
+    let address = said.split("http://").nth(1).unwrap().lines().next().unwrap().to_owned();
     (child, address, said)
 }
 
@@ -133,7 +131,9 @@ fn it_prints_the_openapi_documents() {
 #[test]
 fn help_names_every_flag_with_its_variable_and_its_default() {
     let help = String::from_utf8(output(&["--help"]).stdout).unwrap();
-    for words in ["--listen", "ROOMCAST_LISTEN", "127.0.0.1:8080", "--drain-window", "--redis-url", "health", "openapi"] {
+    for words in
+        ["--listen", "ROOMCAST_LISTEN", "127.0.0.1:8080", "--drain-window", "--redis-url", "health", "openapi"]
+    {
         assert!(help.contains(words), "{words}");
     }
 }

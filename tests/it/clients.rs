@@ -16,7 +16,8 @@ async fn run(gateway: &Gateway, program: &str, arguments: &[&str]) -> String {
     let running = tokio::task::spawn_blocking(move || command.output());
     // A script has limits of its own, above that of a single wait here.
     let output = tokio::time::timeout(crate::support::DEADLINE * 10, running).await.expect("the client ends");
-    let output = output.unwrap().unwrap_or_else(|why| panic!("{program} does not run ({why}); tests/run installs it"));
+    let output =
+        output.unwrap().unwrap_or_else(|why| panic!("{program} does not run ({why}); tests/run installs it"));
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?} failed:\n{said}\n{complained}");

@@ -70,7 +70,8 @@ async fn what_is_not_http_is_closed_and_harms_nobody() {
 async fn connections_above_the_limit_are_told_to_come_back() {
     let gateway = Gateway::start(|settings| settings.max_connections = 2).await;
     let streams = [gateway.room("full").await, gateway.room("full").await];
-    let refused = gateway.room("full").await;
+    let refused = gateway.stream("/v1/rooms/full/stream?after=7-7").await;
+    assert_eq!(refused.last_event_id, "7-7");
     assert_eq!(refused.opened["reason"], "too_many_connections");
     assert_eq!(refused.opened["reconnect"], "later");
     let (status, problem) = gateway.get("/v1/rooms").await;

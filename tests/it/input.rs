@@ -41,8 +41,11 @@ on_both_brokers! {
             let path = format!("/v1/hashes/h/fields/{name}");
             refused(&gateway, gateway.request(Method::PUT, &path).body("v"), 400, "invalid_name").await;
         }
-        // An empty name is another route.
-        for path in ["/v1/rooms//events", "/v1/hashes//fields/f", "/v1/hashes/h/fields/"] {
+        for path in ["/v1/rooms//events", "/v1/hashes//fields/f"] {
+            refused(&gateway, gateway.request(Method::GET, path), 400, "invalid_name").await;
+        }
+        // Without a last segment it is another route.
+        for path in ["/v1/rooms/", "/v1/hashes/h/fields/"] {
             refused(&gateway, gateway.request(Method::GET, path), 404, "route_not_found").await;
         }
         refused(&gateway, gateway.request(Method::GET, "/v1/stream?room="), 400, "invalid_name").await;
@@ -99,8 +102,6 @@ on_both_brokers! {
         }
         let request = gateway.request(Method::POST, "/v1/rooms/bad/events?event=a").json(&json!({"data": 1}));
         refused(&gateway, request, 400, "invalid_query").await;
-        let request = gateway.request(Method::POST, "/v1/rooms/bad/events").header("idempotency-key", "k").body("x");
-        refused(&gateway, request, 400, "invalid_header").await;
         assert_eq!(gateway.get("/v1/rooms/bad").await.1["retained"], 0);
         // After all that it works as before.
         gateway.publish("bad", "good").await;
@@ -128,6 +129,32 @@ on_both_brokers! {
         let both = gateway.request(Method::PUT, path).header("if-match", "*").header("if-none-match", "*").body("x");
         refused(&gateway, both, 400, "invalid_header").await;
         assert_eq!(gateway.get(path).await.0, StatusCode::NOT_FOUND);
+    }
+
+    async fn p11_headers_that_would_be_passed_over_in_silence_are_refused(world) {
+        let gateway = world.gateway().await;
+        let path = "/v1/hashes/h";
+        gateway.send(gateway.request(Method::PATCH, path).json(&json!({"n": "1"}))).await;
+        let increment = format!("{path}/fields/n/increment");
+        let writes = || [
+            gateway.request(Method::POST, "/v1/rooms/bad/events").json(&json!({"data": 1})),
+            gateway.request(Method::POST, "/v1/events").json(&json!({"events": [{"room": "bad", "data": 1}]})),
+            gateway.request(Method::POST, &increment).json(&json!({"by": 1})),
+            gateway.request(Method::PATCH, path).json(&json!({"n": "7"})),
+            gateway.request(Method::DELETE, path),
+            gateway.request(Method::PUT, "/v1/hashes/h/fields/n").body("7"),
+            gateway.request(Method::DELETE, "/v1/hashes/h/fields/n"),
+        ];
+        for write in writes() {
+            refused(&gateway, write.header("idempotency-key", "k"), 400, "invalid_header").await;
+        }
+        for write in writes().into_iter().skip(2).take(3) {
+            refused(&gateway, write.header("if-match", "\"x\""), 400, "invalid_header").await;
+        }
+        let delete = gateway.request(Method::DELETE, "/v1/hashes/h/fields/n").header("if-none-match", "*");
+        refused(&gateway, delete, 400, "invalid_header").await;
+        assert_eq!(gateway.get("/v1/rooms/bad").await.1["retained"], 0);
+        assert_eq!(gateway.get("/v1/hashes/h/fields/n").await.1["value"], "1");
     }
 
     async fn p11_positions_that_can_not_be_read_are_refused(world) {

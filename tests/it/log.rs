@@ -97,6 +97,7 @@ on_both_brokers! {
             json!({"events": [{"room": "a", "data": 1}, {"data": 1}]}),
             json!({"events": [{"room": "a", "data": 1}, {"room": "a", "rooms": ["b"], "data": 1}]}),
             json!({"events": [{"room": "a", "data": 1}, {"rooms": [], "data": 1}]}),
+            json!({"events": [{"rooms": ["a", "b", "a"], "data": 1}]}),
             json!({"events": [{"room": "a", "data": 1}, {"room": "a/b", "data": 1}]}),
             json!({"events": [{"room": "a", "data": 1}, {"room": "a"}]}),
             json!({"events": [{"room": "a", "data": 1}, {"room": "a", "data": 1, "event": "stream.x"}]}),

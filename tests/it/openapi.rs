@@ -15,7 +15,10 @@ fn is_locked(file: &str, version: OpenApiVersion) {
         std::fs::write(&path, text(version)).unwrap();
     }
     let locked = std::fs::read_to_string(&path).unwrap();
-    assert!(locked == text(version), "{file} differs from the code; UPDATE_OPENAPI=1 cargo test openapi rewrites it");
+    assert!(
+        locked == text(version),
+        "{file} differs from the code; UPDATE_OPENAPI=1 cargo test openapi rewrites it"
+    );
 }
 
 fn document(version: OpenApiVersion) -> Value {
@@ -52,7 +55,12 @@ fn every_operation_is_described_with_an_id_a_tag_and_its_failures() {
     for (name, operation) in operations(&document) {
         let id = operation["operationId"].as_str().unwrap();
         assert!(ids.insert(id), "{id} is there twice");
-        assert!(["get", "list", "publish", "stream", "set", "delete", "patch", "increment"].iter().any(|v| id.starts_with(v)), "{id}");
+        assert!(
+            ["get", "list", "publish", "stream", "set", "delete", "patch", "increment"]
+                .iter()
+                .any(|v| id.starts_with(v)),
+            "{id}"
+        );
         assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{name}");
         assert!(!operation["tags"].as_array().unwrap().is_empty(), "{name}");
         for parameter in operation["parameters"].as_array().into_iter().flatten() {

@@ -205,7 +205,8 @@ async fn p4_a_flushed_redis_is_told_by_one_gap() {
 
 #[tokio::test]
 async fn p4_a_restart_that_loses_nothing_costs_no_gap() {
-    let mut world = World { redis: Some(RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await) };
+    let mut world =
+        World { redis: Some(RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await) };
     let gateway = world.gateway().await;
     let mut stream = gateway.room("kept").await;
     let first = gateway.publish("kept", "before").await;
@@ -259,7 +260,14 @@ async fn p11_junk_on_a_rooms_channel_is_counted_and_skipped() {
     let first = gateway.publish("junk", "1").await;
     let channel = "roomcast:{junk}:live";
     let next = first.replace("-1", "-2");
-    for junk in ["", "hello", "1-1 5\n{}", &format!("{next} 2\n{{}}"), &format!("{next} 99\n{{}}"), &format!("{next} 3\n{{{{}}")] {
+    for junk in [
+        "",
+        "hello",
+        "1-1 5\n{}",
+        &format!("{next} 2\n{{}}"),
+        &format!("{next} 99\n{{}}"),
+        &format!("{next} 3\n{{{{}}"),
+    ] {
         world.server().cli(&["PUBLISH", channel, junk]);
     }
     gateway.publish("junk", "2").await;
@@ -295,10 +303,9 @@ async fn a_redis_that_refuses_writes_is_named() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
     let publish = async || gateway.send(gateway.request(Method::POST, "/v1/rooms/refused/events").body("x")).await;
-    for (setting, value, well, code) in [
-        ("maxmemory", "1", "0", "out_of_memory"),
-        ("min-replicas-to-write", "1", "0", "no_replicas"),
-    ] {
+    for (setting, value, well, code) in
+        [("maxmemory", "1", "0", "out_of_memory"), ("min-replicas-to-write", "1", "0", "no_replicas")]
+    {
         world.server().cli(&["CONFIG", "SET", setting, value]);
         let (status, problem) = publish().await;
         assert_eq!((status.as_u16(), &problem["code"]), (503, &json!(code)));

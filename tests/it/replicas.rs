@@ -84,7 +84,8 @@ async fn occupancy_counts_every_replica_and_forgets_one_that_left() {
         streams.push(replica.room("counted").await);
     }
     eventually("three are counted", async || {
-        (replicas[0].get("/v1/rooms").await.1["rooms"] == json!([{"room": "counted", "subscribers": 3}])).then_some(())
+        (replicas[0].get("/v1/rooms").await.1["rooms"] == json!([{"room": "counted", "subscribers": 3}]))
+            .then_some(())
     })
     .await;
     replicas.pop().unwrap().stop().await.unwrap();

@@ -56,7 +56,8 @@ fn each_module_uses_only_those_below_it() {
         if matches!(module.as_str(), "lib" | "main") {
             continue;
         }
-        let (_, allowed) = ORDER.iter().find(|(name, _)| *name == module).unwrap_or_else(|| panic!("{module} has no place"));
+        let (_, allowed) =
+            ORDER.iter().find(|(name, _)| *name == module).unwrap_or_else(|| panic!("{module} has no place"));
         for used in code(&text).split("crate::").skip(1) {
             let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             assert!(used == module || allowed.contains(&used.as_str()), "{} uses {used}", path.display());
@@ -71,7 +72,10 @@ fn each_library_is_named_only_where_it_belongs() {
         (&["axum::"], &["http", "server"]),
         (&["hyper::"], &["http", "server", "health_client"]),
         (&["std::env", "env = \"ROOMCAST"], &["config.rs"]),
-        (&["tokio::", "std::time", "Instant", "std::net", "std::fs"], &["broker", "hub", "http", "server", "main", "config", "shutdown", "health_client", "telemetry"]),
+        (
+            &["tokio::", "std::time", "Instant", "std::net", "std::fs"],
+            &["broker", "hub", "http", "server", "main", "config", "shutdown", "health_client", "telemetry"],
+        ),
     ];
     for (path, text) in sources() {
         let place = path.to_str().unwrap();

@@ -97,8 +97,7 @@ impl HashStore for RedisBroker {
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError> {
         let mut command = redis::cmd("HSCAN");
         // The caller's text goes to Redis only as a number, which is all that a cursor of it can be.
-        let from = from.map_or(Some(0), |from| from.parse::<u64>().ok());
-        let Some(from) = from else { return Ok(FieldPage::default()) };
+        let from: u64 = from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
         command.arg(self.keys.hash(hash)).arg(from).arg("COUNT").arg(limit);
         let mut link = self.links.for_read().await?;
         let result: RedisResult<(String, Vec<(Vec<u8>, Vec<u8>)>)> = command.query_async(link.connection()).await;

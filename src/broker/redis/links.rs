@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use bb8::{ManageConnection, Pool, RunError};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult};
+use redis::aio::SendError;
+use redis::{AsyncConnectionConfig, Client, PushInfo, PushKind, RedisError, RedisResult};
 
 use super::fault::{breaks_connection, fault_of};
 use crate::broker::{BrokerError, Fault, FaultKind};
@@ -105,14 +106,23 @@ impl ManageConnection for Manager {
     type Error = RedisError;
 
     async fn connect(&self) -> RedisResult<Link> {
+        let broken = Arc::new(AtomicBool::new(false));
+        let flag = broken.clone();
         let config = AsyncConnectionConfig::new()
+            // A link that ends while it is idle is replaced before the next command is lost on it.
+            .set_push_sender(move |push: PushInfo| -> Result<(), SendError> {
+                if push.kind == PushKind::Disconnection {
+                    flag.store(true, Ordering::Relaxed);
+                }
+                Ok(())
+            })
             .set_connection_timeout(Some(CONNECT_LIMIT))
             .set_response_timeout(Some(ANSWER_LIMIT))
             .set_pipeline_buffer_size(PIPELINE_COMMANDS);
         let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
         // Bounded as a whole: a hung server accepts connections and then says nothing.
         let connection = tokio::time::timeout(CONNECT_LIMIT, connecting).await.map_err(|_| timed_out())??;
-        Ok(Link { connection, broken: Arc::default() })
+        Ok(Link { connection, broken })
     }
 
     async fn is_valid(&self, link: &mut Link) -> RedisResult<()> {

@@ -70,7 +70,9 @@ async fn copy(
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        if link.wait_for(|link| *link != Link::Freeze).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
+        if link.wait_for(|link| *link != Link::Freeze).await.is_err()
+            || to.write_all(&buffer[..count]).await.is_err()
+        {
             return;
         }
     }

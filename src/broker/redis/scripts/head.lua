@@ -112,8 +112,11 @@ local function vouch(text, log, mark, known, random)
     floor = math.max(floor, id[1])
   end
   if not head then
-    -- Entries that no head vouches for can never be told to anyone.
-    redis.call('XTRIM', log, 'MAXLEN', 0)
+    -- Entries that no head vouches for can never be told to anyone. Only where there are some: once a script has
+    -- written, Redis lets it go on for lack of memory or replicas, and XADD would no longer be refused.
+    if redis.call('XLEN', log) > 0 then
+      redis.call('XTRIM', log, 'MAXLEN', 0)
+    end
     head = { epochs = {}, lost = {}, cut = 0 }
     begin(head, log, mark, floor, random)
     changed = true
