@@ -167,7 +167,7 @@ pub struct Settings {
     #[arg(long, env = "ROOMCAST_DRAIN_WINDOW", default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub drain_window: Duration,
 
-    /// What to log, as in RUST_LOG: a level, or levels by module.
+    /// What to log: a level (error, warn, info, debug, trace), or levels by module.
     #[arg(long, env = "ROOMCAST_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
 

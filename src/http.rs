@@ -71,7 +71,7 @@ fn routes() -> OpenApiRouter<App> {
 }
 
 /// Everything that is served.
-pub fn router(app: App) -> Router {
+pub fn router(app: &App) -> Router {
     let (routes, _) = routes().split_for_parts();
     let limit = app.settings.max_body_bytes;
     let routes = routes
@@ -81,7 +81,7 @@ pub fn router(app: App) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), guard::refuse_foreign))
         .layer(CatchPanicLayer::custom(|_| Problem::new(Code::Internal, "a handler panicked").into_response()))
         .with_state(app.clone());
-    dressed(routes, &app)
+    dressed(routes, app)
 }
 
 /// For connections above the limit: everyone is told to come back later, in the way that each understands.

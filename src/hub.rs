@@ -196,7 +196,9 @@ impl Hub {
                 continue;
             }
             let names: Vec<_> = batch.iter().map(|room| room.name().clone()).collect();
-            names.iter().for_each(|name| self.known.keep(name));
+            for name in &names {
+                self.known.keep(name);
+            }
             // While the broker is away there is nothing to compare; its return brings a doubt of its own.
             let Ok(Ok(ends)) = timeout(CALL_LIMIT, self.broker.ends(&names)).await else { continue };
             for (room, end) in batch.iter().zip(ends) {

@@ -40,6 +40,7 @@ impl EventId {
     }
 
     /// The position just before this event, in the same epoch.
+    #[must_use]
     pub const fn before(self) -> Self {
         Self { epoch: self.epoch, offset: self.offset.saturating_sub(1) }
     }

@@ -66,7 +66,7 @@ pub async fn run(
         replica,
         drain: drain.clone(),
     };
-    let connections = Connections::new(&app, http::router(app.clone()), http::overloaded(&app));
+    let connections = Connections::new(&app, http::router(&app), http::overloaded(&app));
     tracing::info!(address = %listener.local_addr()?, broker = hub.broker().kind(), "serving");
     {
         let leaving = async {

@@ -78,15 +78,15 @@ impl MemoryBroker {
         let now = Instant::now();
         let mut state = self.state();
         let State { logs, bytes, .. } = &mut *state;
-        let mut held = logs.remove(room);
-        if let Some(log) = &mut held {
+        let mut present = logs.remove(room);
+        if let Some(log) = &mut present {
             *bytes -= log.expire(now, self.retention);
             if log.is_forgotten(now, self.retention) {
                 *bytes -= OVERHEAD_BYTES;
-                held = None;
+                present = None;
             }
         }
-        let (head, entries) = if let Some(log) = held {
+        let (head, entries) = if let Some(log) = present {
             (Some(log.head), log.entries)
         } else {
             self.check_room_for(*bytes, OVERHEAD_BYTES)?;

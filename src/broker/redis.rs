@@ -31,7 +31,7 @@ use crate::shutdown::Tasks;
 /// How often a read is tried again because the head had to be vouched for meanwhile.
 const READ_ATTEMPTS: usize = 3;
 /// Lifetime of the probe's keys once a replica is gone.
-const PROBE_LIFETIME: Duration = Duration::from_secs(60);
+const PROBE_LIFETIME: Duration = Duration::from_mins(1);
 /// Heads compared in one command.
 const BATCH_HEADS: usize = 500;
 
@@ -160,9 +160,7 @@ impl RedisBroker {
         let mut call = self.scripts.append.key(head);
         call.key(log).arg(stored).arg(live).arg(retention.events);
         call.arg(milliseconds(retention.age)).arg(milliseconds(retention.age + retention.head)).arg(random());
-        known.iter().for_each(|id| {
-            call.arg(id.to_string());
-        });
+        call.arg(texts(known));
         let result: RedisResult<String> = call.invoke_async(link.connection()).await;
         let id = link.judge(result, write_error)?;
         id.parse().map_err(|_| {
@@ -188,8 +186,8 @@ impl RedisBroker {
         step.cmd("XRANGE").arg(&log).arg("-").arg("+").arg("COUNT").arg(1);
         step.cmd(command).arg(&log).arg(from).arg(to).arg("COUNT").arg(limit.max(1));
         let result = step.query_async(link.connection()).await;
-        let (head, info, retained, oldest, entries): (Option<String>, String, u64, Value, Value) =
-            link.judge(result, read_error)?;
+        let reply: (Option<String>, String, u64, Value, Value) = link.judge(result, read_error)?;
+        let (head, info, retained, oldest, entries) = reply;
         let mut entries = entries_of(entries);
         if matches!(range, Range::Before(_) | Range::Newest) {
             entries.reverse();
@@ -208,9 +206,7 @@ impl RedisBroker {
         let mut call = self.scripts.vouch.key(self.keys.head(room));
         call.key(self.keys.log(room));
         call.arg(milliseconds(self.retention.age + self.retention.head)).arg(random());
-        known.iter().for_each(|id| {
-            call.arg(id.to_string());
-        });
+        call.arg(texts(known));
         let result: RedisResult<Value> = call.invoke_async(link.connection()).await;
         link.judge(result, read_error).map(|_| ())
     }
@@ -236,7 +232,8 @@ impl Plain {
 
 /// The entries of a stream's reply. What has no id of ours, or not our one field, is not ours.
 fn entries_of(reply: Value) -> Vec<Entry> {
-    let reply: Vec<(String, Vec<(String, Vec<u8>)>)> = redis::from_redis_value(reply).unwrap_or_default();
+    type Fields = Vec<(String, Vec<u8>)>;
+    let reply: Vec<(String, Fields)> = redis::from_redis_value(reply).unwrap_or_default();
     let entries = reply.into_iter().filter_map(|(id, mut fields)| {
         let (_, stored) = fields.pop().filter(|(field, _)| field == "e")?;
         Some(Entry { id: id.parse().ok()?, stored: stored.into() })
@@ -246,6 +243,10 @@ fn entries_of(reply: Value) -> Vec<Entry> {
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn texts(ids: &[EventId]) -> Vec<String> {
+    ids.iter().map(EventId::to_string).collect()
 }
 
 /// Keeps two servers from giving out one epoch where neither can use the time.

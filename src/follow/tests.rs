@@ -236,10 +236,8 @@ proptest! {
                 prop_assert!(gap.to > position);
                 let missed = following.iter().filter(|id| **id <= gap.to);
                 prop_assert!(missed.clone().all(|id| !retained.contains(id)) && missed.count() > 0);
-                match retained.first() {
-                    Some(oldest) => prop_assert_eq!(next(&chain, retained, gap.to), Next::Event(*oldest)),
-                    None => prop_assert_eq!(next(&chain, retained, gap.to), Next::Nothing),
-                }
+                let then = retained.first().map_or(Next::Nothing, |oldest| Next::Event(*oldest));
+                prop_assert_eq!(next(&chain, retained, gap.to), then);
             }
         }
     }
@@ -267,7 +265,9 @@ proptest! {
                 0..=3 => {
                     let id = server.append(&mut known[replica]);
                     prop_assert!(given.insert(id), "{} was given out twice", id);
-                    due.iter_mut().for_each(|due| { due.insert(id); });
+                    for due in &mut due {
+                        due.insert(id);
+                    }
                 }
                 4 | 5 => {
                     let (events, told, position) = drain(&mut server, &known[replica], positions[subscriber]);

@@ -123,7 +123,7 @@ pub async fn stream_room(
         .map(|id| position("Last-Event-ID or after", id))
         .transpose()?;
     let start = resume.map_or(fresh_start(query.from, query.recent)?, Start::After);
-    let reader = Reader::new(query.event, query.subscriber)?;
+    let reader = Reader::new(&query.event, query.subscriber)?;
     let last_id = resume.map(|id| id.to_string());
     open(&app, vec![(room, start)], reader, Form::Single, last_id).await
 }
@@ -169,7 +169,7 @@ pub async fn stream_rooms(
     if rooms.is_empty() {
         return Err(Problem::new(Code::InvalidQuery, "name at least one room: ?room=lobby"));
     }
-    let reader = Reader::new(query.event, query.subscriber)?;
+    let reader = Reader::new(&query.event, query.subscriber)?;
     let last_id = last_id.map(str::to_owned);
     open(&app, rooms, reader, Form::Enveloped, last_id).await
 }
@@ -273,7 +273,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(selected: Vec<String>, subscriber: Option<String>) -> Result<Self, Problem> {
+    fn new(selected: &[String], subscriber: Option<String>) -> Result<Self, Problem> {
         if selected.len() > MAX_SELECTED {
             let detail = format!("a stream selects {MAX_SELECTED} event names at most");
             return Err(Problem::new(Code::InvalidQuery, detail));

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::broker::Entry;
-use crate::room::{Event, EventId, JunkEvent, RoomName};
+use crate::room::{Event, EventId, EventName, JunkEvent, RoomName};
 use crate::sse::Block;
 
 /// An event of a room's log with its text for streams.
@@ -35,7 +35,7 @@ impl Encoded {
     /// Reads an entry of a log.
     pub fn new(entry: &Entry) -> Result<Self, JunkEvent> {
         let event = Event::decode(&entry.stored)?;
-        let block = Block::new().id(entry.id).event(event.name.as_ref().map(|name| name.as_str()));
+        let block = Block::new().id(entry.id).event(event.name.as_ref().map(EventName::as_str));
         let block = block.data(event.data.as_text()).finish().into();
         Ok(Self { id: entry.id, event, block, enveloped: OnceLock::new() })
     }
@@ -58,7 +58,7 @@ impl Encoded {
     /// The block for a stream of several rooms, but for its `id:` line, which differs by subscriber.
     pub fn enveloped(&self, room: &RoomName) -> &Bytes {
         self.enveloped.get_or_init(|| {
-            let name = self.event.name.as_ref().map(|name| name.as_str());
+            let name = self.event.name.as_ref().map(EventName::as_str);
             let envelope = Envelope {
                 room,
                 id: self.id.to_string(),

@@ -10,7 +10,7 @@ use crate::room::{EventId, RoomName};
 /// Rooms in a generation; two are kept.
 const GENERATION_ROOMS: usize = 50_000;
 /// A generation's age. A room is remembered for one to two of them after it was last touched.
-const GENERATION_AGE: Duration = Duration::from_secs(300);
+const GENERATION_AGE: Duration = Duration::from_mins(5);
 /// Epochs remembered of a room, the newest.
 const KEPT_EPOCHS: usize = 8;
 

@@ -149,13 +149,12 @@ impl Cursor {
         let name = seat.room().name();
         let end = seat.room().end().unwrap_or(EventId::start_of(0));
         let position = match start {
-            Start::Now => end,
+            Start::Now | Start::Recent(0) => end,
             Start::After(position) => position,
             Start::Earliest => {
                 let slice = hub.read(name, Range::Oldest, 1).await?;
                 slice.oldest.map_or(slice.chain.end(), EventId::before)
             }
-            Start::Recent(0) => end,
             Start::Recent(count) => {
                 let slice = hub.read(name, Range::Newest, usize::try_from(count).unwrap_or(usize::MAX)).await?;
                 slice.entries.first().map_or(slice.chain.end(), |entry| entry.id.before())

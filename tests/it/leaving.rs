@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::support::{Gateway, eventually, within};
 
 async fn leaving() -> Gateway {
-    let gateway = Gateway::start(|settings| settings.drain_delay = Duration::from_secs(60)).await;
+    let gateway = Gateway::start(|settings| settings.drain_delay = Duration::from_mins(1)).await;
     assert_eq!(gateway.get("/readyz").await.0, StatusCode::OK);
     gateway.leave();
     eventually("it is unready", async || (gateway.get("/readyz").await.0 == 503).then_some(())).await;
@@ -29,7 +29,7 @@ async fn p12_during_the_drain_delay_it_is_unready_and_still_answers() {
 
 #[tokio::test]
 async fn p12_streams_that_were_open_go_on_during_the_drain_delay() {
-    let gateway = Gateway::start(|settings| settings.drain_delay = Duration::from_secs(60)).await;
+    let gateway = Gateway::start(|settings| settings.drain_delay = Duration::from_mins(1)).await;
     let mut stream = gateway.room("open").await;
     gateway.leave();
     eventually("it is unready", async || (gateway.get("/readyz").await.0 == 503).then_some(())).await;

@@ -1,5 +1,7 @@
 //! Behaviour through the front door: real gateways, real Redis processes, real clients.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
 #[macro_use]
 mod support;
 

@@ -1,4 +1,4 @@
-//! The OpenAPI documents are what the code says; `UPDATE_OPENAPI=1 cargo test openapi` rewrites them.
+//! The `OpenAPI` documents are what the code says; `UPDATE_OPENAPI=1 cargo test openapi` rewrites them.
 
 use std::path::Path;
 

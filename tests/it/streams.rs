@@ -165,7 +165,7 @@ on_both_brokers! {
 
     async fn rooms_with_subscribers_are_listed_with_counts(world) {
         let gateway = world.gateway().await;
-        let _streams = [gateway.room("listed").await, gateway.room("listed").await, gateway.room("other").await];
+        let streams = [gateway.room("listed").await, gateway.room("listed").await, gateway.room("other").await];
         crate::support::eventually("the rooms are listed", async || {
             let (_, rooms) = gateway.get("/v1/rooms").await;
             let expected = json!([{"room": "listed", "subscribers": 2}, {"room": "other", "subscribers": 1}]);
@@ -176,7 +176,7 @@ on_both_brokers! {
         assert_eq!(answer.headers()["link"], "</v1/rooms?limit=1&after=listed>; rel=\"next\"");
         let (_, rooms) = gateway.get("/v1/rooms?limit=1&after=listed").await;
         assert_eq!(rooms["rooms"], json!([{"room": "other", "subscribers": 1}]));
-        drop(_streams);
+        drop(streams);
         crate::support::eventually("the rooms are empty", async || {
             (gateway.get("/v1/rooms").await.1["rooms"] == json!([])).then_some(())
         }).await;

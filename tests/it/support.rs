@@ -1,5 +1,5 @@
 //! The harness: gateways through the same `server::run` as `main`, Redis processes, a proxy that fails on command, and
-//! a reader of streams that obeys EventSource's rules.
+//! a reader of streams that obeys `EventSource`'s rules.
 //!
 //! Tests wait for events, never for time; every wait has a deadline.
 

@@ -109,7 +109,7 @@ impl HashStore for MemoryBroker {
     ) -> Result<Patched, BrokerError> {
         let mut state = self.state();
         let more =
-            changes.iter().flat_map(|(field, value)| value.as_ref().map(|value| cost(field.as_str(), value)));
+            changes.iter().filter_map(|(field, value)| value.as_ref().map(|value| cost(field.as_str(), value)));
         self.check_room_for(state.bytes, more.sum())?;
         let mut patched = Patched::default();
         for (field, value) in changes {

@@ -28,17 +28,14 @@ impl RedisBroker {
         pipeline.cmd("SADD").arg(self.keys.replicas()).arg(self.keys.replica()).ignore();
         for batch in changed.chunks(BATCH_ROOMS) {
             let command = pipeline.cmd("HSET").arg(&rooms);
-            batch.iter().for_each(|(room, count)| {
+            for (room, count) in batch {
                 command.arg(room.as_str()).arg(count);
-            });
+            }
             command.ignore();
         }
         for batch in gone.chunks(BATCH_ROOMS) {
-            let command = pipeline.cmd("HDEL").arg(&rooms);
-            batch.iter().for_each(|room| {
-                command.arg(room.as_str());
-            });
-            command.ignore();
+            let names: Vec<_> = batch.iter().map(|room| room.as_str()).collect();
+            pipeline.cmd("HDEL").arg(&rooms).arg(names).ignore();
         }
         pipeline.cmd("HLEN").arg(&rooms);
         pipeline.cmd("PEXPIRE").arg(&rooms).arg(&lifetime).ignore();
@@ -48,9 +45,9 @@ impl RedisBroker {
         // Fewer than there should be: the counts had expired or were deleted, and all are due again.
         let mut told = self.told.0.lock().expect("no holder of the lock panics");
         if held == now.len() {
-            told.clone_from(now)
+            told.clone_from(now);
         } else {
-            told.clear()
+            told.clear();
         }
         Ok(())
     }
@@ -94,20 +91,15 @@ impl RedisBroker {
         if replicas.is_empty() {
             return Ok(replicas);
         }
-        let mut command = redis::cmd("MGET");
-        replicas.iter().for_each(|replica| {
-            command.arg(self.keys.lease(replica));
-        });
-        let result = command.query_async(link.connection()).await;
+        let leases: Vec<_> = replicas.iter().map(|replica| self.keys.lease(replica)).collect();
+        let result = redis::cmd("MGET").arg(leases).query_async(link.connection()).await;
         let leases: Vec<Option<String>> = link.judge(result, read_error)?;
         let (live, dead): (Vec<_>, Vec<_>) =
             replicas.into_iter().zip(leases).partition(|(_, lease)| lease.is_some());
         if !dead.is_empty() {
+            let dead: Vec<_> = dead.into_iter().map(|(replica, _)| replica).collect();
             let mut command = redis::cmd("SREM");
-            command.arg(self.keys.replicas());
-            dead.iter().for_each(|(replica, _)| {
-                command.arg(replica);
-            });
+            command.arg(self.keys.replicas()).arg(dead);
             let result: redis::RedisResult<u64> = command.query_async(link.connection()).await;
             link.judge(result, read_error)?;
         }

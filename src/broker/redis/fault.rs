@@ -14,11 +14,10 @@ pub(super) fn fault_of(error: &RedisError) -> Fault {
         Some("LOADING" | "MASTERDOWN") => FaultKind::Loading,
         Some("BUSY") => FaultKind::Busy,
         Some("NOPERM" | "NOAUTH" | "WRONGPASS") => FaultKind::NotPermitted,
-        Some(_) => FaultKind::Failed,
         None if error.is_timeout() => FaultKind::TimedOut,
         None if error.kind() == redis::ErrorKind::AuthenticationFailed => FaultKind::NotPermitted,
         None if error.is_io_error() => FaultKind::Unreachable,
-        None => FaultKind::Failed,
+        _ => FaultKind::Failed,
     };
     Fault::new(kind, error.to_string())
 }

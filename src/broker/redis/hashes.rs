@@ -66,9 +66,7 @@ impl RedisBroker {
         let mut link = self.links.for_write().await?;
         let mut call = script.key(self.keys.hash(hash));
         call.arg(field.as_str()).arg(value).arg(condition.name());
-        condition.tags().iter().for_each(|tag| {
-            call.arg(tag);
-        });
+        call.arg(condition.tags());
         let result = call.invoke_async(link.connection()).await;
         link.judge(result, write_error)
     }
@@ -85,9 +83,7 @@ impl HashStore for RedisBroker {
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError> {
         let mut command = redis::cmd("HMGET");
         command.arg(self.keys.hash(hash));
-        fields.iter().for_each(|field| {
-            command.arg(field.as_str());
-        });
+        command.arg(fields.iter().map(FieldName::as_str).collect::<Vec<_>>());
         match self.read_hash(command).await? {
             Value::Array(values) => Ok(values.into_iter().map(bytes).collect()),
             _ => Ok(vec![None; fields.len()]),

@@ -171,9 +171,7 @@ impl PubSub {
                 if !answered(sink.unsubscribe(self.channels(&leave))).await {
                     return "leaving channels was not confirmed";
                 }
-                leave.iter().for_each(|room| {
-                    subscribed.remove(room);
-                });
+                subscribed.retain(|room| !leave.contains(room));
             }
             if !join.is_empty() {
                 if !answered(sink.subscribe(self.channels(&join))).await {

@@ -53,8 +53,7 @@ impl Stream {
         let first = stream.next().await.expect("a stream has a first block");
         assert!(stream.retry.is_some(), "the first block has a retry");
         match first.event.as_str() {
-            "stream.open" => stream.opened = first.json(),
-            "stream.end" => stream.opened = first.json(),
+            "stream.open" | "stream.end" => stream.opened = first.json(),
             other => panic!("the first block is {other}"),
         }
         stream
@@ -115,7 +114,7 @@ impl Stream {
             let value = value.strip_prefix(' ').unwrap_or(value);
             match field {
                 "" if line.starts_with(':') => self.comments += 1,
-                "event" => event = value.to_owned(),
+                "event" => value.clone_into(&mut event),
                 "data" => match &mut data {
                     Some(data) => {
                         data.push('\n');
@@ -123,7 +122,7 @@ impl Stream {
                     }
                     None => data = Some(value.to_owned()),
                 },
-                "id" => self.last_event_id = value.to_owned(),
+                "id" => value.clone_into(&mut self.last_event_id),
                 "retry" => self.retry = value.parse().ok(),
                 _ => {}
             }
