@@ -17,5 +17,6 @@ mod log;
 mod openapi;
 mod redis;
 mod replicas;
+mod scripts;
 mod streams;
 mod tidy;

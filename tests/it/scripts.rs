@@ -1,0 +1,237 @@
+//! The Lua scripts and the rules in `follow` are the same rules: random steps through both lead to the same heads.
+//!
+//! The two count epochs by clocks of their own, so heads are compared with each epoch replaced by its place in the order
+//! in which epochs began.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use redis::{Connection, Script};
+use roomcast::follow::{Head, Moment};
+use roomcast::room::EventId;
+
+use crate::support::RedisServer;
+
+const HEAD: &str = "{room}:head";
+const LOG: &str = "{room}:log";
+const SEQUENCES: u64 = 150;
+const STEPS: usize = 40;
+
+/// A room as the rules have it.
+#[derive(Clone, Default)]
+struct Model {
+    head: Option<Head>,
+    log: Vec<EventId>,
+}
+
+/// The stored form of a head, as the README describes it.
+fn render(head: &Head) -> String {
+    let mut text = String::new();
+    for (place, epoch) in head.chain.epochs().iter().rev().enumerate() {
+        let _ = write!(text, "{}{}-{}", if place == 0 { "" } else { " " }, epoch.epoch, epoch.end);
+        if place == 0 {
+            let _ = write!(text, " {}", head.mark);
+        }
+        if let Some(since) = epoch.lost_since {
+            let _ = write!(text, " ~{since}");
+        }
+    }
+    for (epoch, offset) in head.chain.recorded() {
+        let _ = write!(text, " !{epoch}-{offset}");
+    }
+    if head.chain.dropped() > 0 {
+        let _ = write!(text, " ^{}", head.chain.dropped());
+    }
+    text
+}
+
+/// Replaces each epoch by its place among all that ever began here.
+fn normal(text: &str, epochs: &[u64]) -> String {
+    let place = |number: &str| {
+        let number: u64 = number.parse().unwrap();
+        epochs.iter().position(|epoch| *epoch == number).map_or(format!("?{number}"), |place| format!("e{place}"))
+    };
+    let tokens = text.split(' ').map(|token| {
+        let (tag, rest) = token.split_at(token.find(|c: char| c.is_ascii_digit()).unwrap_or(0));
+        match rest.split_once('-') {
+            Some((epoch, offset)) => format!("{tag}{}-{offset}", place(epoch)),
+            None if tag == "^" => format!("^{}", place(rest)),
+            None => token.to_owned(),
+        }
+    });
+    tokens.collect::<Vec<_>>().join(" ")
+}
+
+struct Pair {
+    connection: Connection,
+    append: Script,
+    vouch: Script,
+    mark: String,
+    model: Model,
+    time: u64,
+    /// Epochs in the order in which they began, in Redis and in the model.
+    epochs: Vec<(u64, u64)>,
+    /// Every id that was given out, as the place of its epoch and its offset.
+    given: Vec<(usize, u64)>,
+}
+
+impl Pair {
+    fn known(&self, dice: &mut fastrand::Rng) -> (Vec<String>, Vec<EventId>) {
+        let count = dice.usize(..4).min(self.given.len());
+        let mut highest: BTreeMap<usize, u64> = BTreeMap::new();
+        for (place, offset) in (0..count).map(|_| self.given[dice.usize(..self.given.len())]) {
+            let known = highest.entry(place).or_default();
+            *known = offset.max(*known);
+        }
+        let ids = |side: fn(&(u64, u64)) -> u64| {
+            highest
+                .iter()
+                .map(|(place, offset)| EventId::new(side(&self.epochs[*place]), *offset))
+                .collect::<Vec<_>>()
+        };
+        (ids(|pair| pair.0).iter().map(EventId::to_string).collect(), ids(|pair| pair.1))
+    }
+
+    fn vouch_model(&mut self, known: &[EventId]) -> &mut Head {
+        self.time += 1;
+        if self.model.head.is_none() {
+            self.model.log.clear();
+        }
+        let oldest = self.model.log.first().copied();
+        let moment = Moment { mark: &self.mark, time: self.time, random: 3, oldest };
+        let (head, _) = Head::vouch(self.model.head.take(), known, moment);
+        self.model.head.insert(head)
+    }
+
+    fn step(&mut self, append: bool, dice: &mut fastrand::Rng) {
+        let (texts, known) = self.known(dice);
+        let appended = if append {
+            let mut call = self.append.key(HEAD);
+            call.key(LOG).arg("{}").arg("channel").arg(1000).arg(3_600_000).arg(7_200_000).arg(3).arg(texts);
+            let id: String = call.invoke(&mut self.connection).unwrap();
+            Some(id.parse::<EventId>().unwrap())
+        } else {
+            let mut call = self.vouch.key(HEAD);
+            call.key(LOG).arg(7_200_000).arg(3).arg(texts);
+            let _: String = call.invoke(&mut self.connection).unwrap();
+            None
+        };
+        let chain = &mut self.vouch_model(&known).chain;
+        let modelled = append.then(|| chain.extend());
+        let began = chain.newest().epoch;
+        self.model.log.extend(modelled);
+        let head: String = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
+        let newest: EventId = head.split(' ').next().unwrap().parse().unwrap();
+        if self.epochs.iter().all(|(_, epoch)| *epoch != began) {
+            self.epochs.push((newest.epoch, began));
+        }
+        if let (Some(id), Some(model)) = (appended, modelled) {
+            let place = self.epochs.iter().position(|pair| pair.1 == model.epoch).unwrap();
+            assert_eq!((self.epochs[place].0, id.offset), (id.epoch, model.offset));
+            self.given.push((place, id.offset));
+        }
+    }
+
+    fn compare(&mut self, trail: &str) {
+        let head: Option<String> = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
+        let (ours, theirs): (Vec<_>, Vec<_>) = self.epochs.iter().copied().unzip();
+        let head = head.map(|head| normal(&head, &ours));
+        let expected = self.model.head.as_ref().map(|head| normal(&render(head), &theirs));
+        assert_eq!(head, expected, "{trail}");
+        let log: Vec<_> = self.entries().iter().map(|id| normal(id, &ours)).collect();
+        let expected: Vec<_> = self.model.log.iter().map(|id| normal(&id.to_string(), &theirs)).collect();
+        assert_eq!(log, expected, "{trail}");
+    }
+
+    fn entries(&mut self) -> Vec<String> {
+        let reply: Vec<(String, Vec<String>)> =
+            redis::cmd("XRANGE").arg(LOG).arg("-").arg("+").query(&mut self.connection).unwrap();
+        reply.into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// As a server does that restarts from an older dataset.
+    fn restore(&mut self, saved: &(Option<String>, Vec<String>, Model)) {
+        let (head, entries, model) = saved;
+        let _: () = redis::cmd("DEL").arg(HEAD).arg(LOG).query(&mut self.connection).unwrap();
+        if let Some(head) = head {
+            let _: () = redis::cmd("SET").arg(HEAD).arg(head).query(&mut self.connection).unwrap();
+        }
+        for id in entries {
+            let _: () = redis::cmd("XADD").arg(LOG).arg(id).arg("e").arg("{}").query(&mut self.connection).unwrap();
+        }
+        self.model = model.clone();
+        self.change_mark();
+    }
+
+    /// The head turns out to be another server's.
+    fn change_mark(&mut self) {
+        let other = "f".repeat(40);
+        let head: Option<String> = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
+        if let (Some(head), Some(model)) = (head, &mut self.model.head) {
+            let head = head.replacen(&self.mark, &other, 1);
+            let _: () = redis::cmd("SET").arg(HEAD).arg(head).query(&mut self.connection).unwrap();
+            model.mark = other;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_scripts_and_the_rules_agree_on_random_steps() {
+    let server = RedisServer::start().await;
+    tokio::task::spawn_blocking(move || {
+        let prelude = include_str!("../../src/broker/redis/scripts/head.lua");
+        let script = |text: &str| Script::new(&[prelude, text].concat());
+        let info = server.cli(&["INFO", "replication"]);
+        let mark = info.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap().trim().to_owned();
+        for seed in 0..SEQUENCES {
+            let mut dice = fastrand::Rng::with_seed(seed);
+            server.cli(&["FLUSHALL"]);
+            let mut pair = Pair {
+                connection: redis::Client::open(server.url()).unwrap().get_connection().unwrap(),
+                append: script(include_str!("../../src/broker/redis/scripts/append.lua")),
+                vouch: script(include_str!("../../src/broker/redis/scripts/vouch.lua")),
+                mark: mark.clone(),
+                model: Model::default(),
+                time: 1000,
+                epochs: Vec::new(),
+                given: Vec::new(),
+            };
+            let mut saved = (None, Vec::new(), Model::default());
+            let mut trail = format!("seed {seed}:");
+            for _ in 0..STEPS {
+                let what = dice.u8(..12);
+                let _ = write!(trail, " {what}");
+                match what {
+                    0..=3 => pair.step(true, &mut dice),
+                    4 | 5 => pair.step(false, &mut dice),
+                    6 => {
+                        let keep = dice.usize(..4);
+                        server.cli(&["XTRIM", LOG, "MAXLEN", &keep.to_string()]);
+                        let drop = pair.model.log.len().saturating_sub(keep);
+                        pair.model.log.drain(..drop);
+                    }
+                    7 => {
+                        let head = redis::cmd("GET").arg(HEAD).query(&mut pair.connection).unwrap();
+                        saved = (head, pair.entries(), pair.model.clone());
+                    }
+                    8 => pair.restore(&saved),
+                    9 => pair.change_mark(),
+                    10 if dice.bool() => {
+                        server.cli(&["DEL", HEAD]);
+                        pair.model.head = None;
+                    }
+                    _ => {
+                        // Many epochs: the oldest are cut from the chain.
+                        for _ in 0..12 {
+                            pair.change_mark();
+                            pair.step(false, &mut dice);
+                        }
+                    }
+                }
+                pair.compare(&trail);
+            }
+        }
+    })
+    .await
+    .unwrap();
+}
