@@ -66,6 +66,24 @@ impl Retained for Slice {
     }
 }
 
+/// Makes an append happen once, however often it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Once {
+    /// A digest of the caller and its key: keys of two callers never meet, and are not stored in clear.
+    pub key: String,
+    /// A digest of what is published: the same key with other content is a mistake.
+    pub content: String,
+}
+
+/// What became of an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The event's id.
+    pub id: EventId,
+    /// It had been appended by an earlier call with the same key.
+    pub replayed: bool,
+}
+
 /// How long logs are kept, and how much of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
@@ -75,6 +93,8 @@ pub struct Retention {
     pub age: Duration,
     /// Its head outlives it by this, so that quiet rooms cost nobody a gap.
     pub head: Duration,
+    /// How long an idempotency key is remembered.
+    pub once: Duration,
 }
 
 /// Hears what a broker announces. Called from the broker's own task or from within an append: never blocks.
@@ -120,8 +140,15 @@ pub trait Broker: Send + Sync {
     /// Appends an event in its stored form and announces it. `known` are the highest ids, by epoch, that the
     /// replica has appended to the room or seen in it.
     ///
-    /// Never repeated by the broker: an answer that was lost is [`BrokerError::OutcomeUnknown`].
-    async fn append(&self, room: &RoomName, known: &[EventId], stored: Bytes) -> Result<EventId, BrokerError>;
+    /// With `once`, the key is looked up and remembered in the same step. Never repeated by the broker: an answer that
+    /// was lost is [`BrokerError::OutcomeUnknown`].
+    async fn append(
+        &self,
+        room: &RoomName,
+        known: &[EventId],
+        stored: Bytes,
+        once: Option<&Once>,
+    ) -> Result<Appended, BrokerError>;
 
     /// Reads at most `limit` entries. Creates the head of a room that has none, so every room has a position.
     async fn read(
@@ -259,9 +286,14 @@ pub trait HashStore: Send + Sync {
 
 /// The entity tag of a value, without quotes: it comes from the value alone, so it holds for other writers too.
 pub fn entity_tag(value: &[u8]) -> String {
+    sha1_hex(value)
+}
+
+/// SHA-1 in hexadecimal digits, as Redis's `sha1hex` gives it.
+pub fn sha1_hex(bytes: &[u8]) -> String {
     use sha1::{Digest, Sha1};
     use std::fmt::Write;
-    Sha1::digest(value).iter().fold(String::with_capacity(40), |mut text, byte| {
+    Sha1::digest(bytes).iter().fold(String::with_capacity(40), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })
@@ -282,6 +314,9 @@ pub enum BrokerError {
     /// The field's value is not a whole number, or the sum is out of range.
     #[error("the value is not a whole number, or the sum does not fit")]
     NotANumber,
+    /// The idempotency key was used for something else.
+    #[error("the idempotency key was used for something else")]
+    KeyReused,
     /// No page starts there.
     #[error("after: no page starts there; it has to be the `next` of the page before")]
     UnknownPage,

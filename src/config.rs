@@ -143,6 +143,10 @@ pub struct Settings {
     #[arg(long, env = "ROOMCAST_RETENTION_HEAD", default_value = "24h", value_parser = lifetime, value_name = "TIME")]
     pub retention_head: Duration,
 
+    /// How long an idempotency key is remembered.
+    #[arg(long, env = "ROOMCAST_IDEMPOTENCY_WINDOW", default_value = "5m", value_parser = lifetime, value_name = "TIME")]
+    pub idempotency_window: Duration,
+
     /// Bytes of events and values that the embedded broker holds; beyond them it refuses writes.
     #[arg(long, env = "ROOMCAST_EMBEDDED_MAX_BYTES", default_value_t = 512 * 1024 * 1024, value_name = "BYTES")]
     pub embedded_max_bytes: usize,
@@ -236,7 +240,12 @@ impl Settings {
 
     /// How long logs are kept.
     pub fn retention(&self) -> Retention {
-        Retention { events: self.retention_events, age: self.retention_age, head: self.retention_head }
+        Retention {
+            events: self.retention_events,
+            age: self.retention_age,
+            head: self.retention_head,
+            once: self.idempotency_window,
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! Every route in one list, and the middleware in order.
 
+mod batch;
 mod events;
 mod extract;
 mod guard;
 mod hashes;
 mod health;
+mod idempotency;
 pub mod openapi;
 pub mod problem;
 mod rooms;
@@ -55,7 +57,7 @@ pub struct App {
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(events::publish_event, events::list_events))
-        .routes(routes!(events::publish_events))
+        .routes(routes!(batch::publish_events))
         .routes(routes!(streams::stream_room))
         .routes(routes!(streams::stream_rooms))
         .routes(routes!(rooms::list_rooms))
@@ -125,8 +127,9 @@ async fn drop_hostile_request_id(mut request: Request, next: Next) -> Response {
 
 /// Better refused than taken for granted: a caller that sends a key means to be safe when it repeats the request.
 async fn refuse_idempotency_key(request: Request, next: Next) -> Response {
-    if request.headers().contains_key("idempotency-key") {
-        let detail = "Idempotency-Key is not supported by this version: a write that is repeated is done twice";
+    let of_hashes = request.uri().path().starts_with("/v1/hashes");
+    if of_hashes && request.headers().contains_key(idempotency::IDEMPOTENCY_KEY) {
+        let detail = "writes to hashes take no Idempotency-Key; If-Match makes one safe to repeat";
         return Problem::new(Code::InvalidHeader, detail).into_response();
     }
     next.run(request).await

@@ -22,8 +22,10 @@ pub use self::subscription::{Delivery, Resume, Start, Subscription};
 
 use self::known::KnownIds;
 use self::room::{Room, Seat};
-use crate::broker::{Broker, BrokerError, CALL_LIMIT, Entry, Fault, FaultKind, Listener, Occupancy, Range, Slice};
-use crate::room::{Event, EventId, RoomName};
+use crate::broker::{
+    Appended, Broker, BrokerError, CALL_LIMIT, Entry, Fault, FaultKind, Listener, Occupancy, Once, Range, Slice,
+};
+use crate::room::{Event, RoomName};
 use crate::shutdown::Tasks;
 
 /// Longest time in which a stream opens or is told that it can't.
@@ -106,14 +108,22 @@ impl Hub {
     }
 
     /// Appends an event to a room's log. Subscribers get it when it comes back from the broker.
-    pub async fn publish(&self, room: &RoomName, event: &Event) -> Result<EventId, BrokerError> {
+    pub async fn publish(
+        &self,
+        room: &RoomName,
+        event: &Event,
+        once: Option<&Once>,
+    ) -> Result<Appended, BrokerError> {
         let known = self.known.of(room);
-        let append = self.broker.append(room, &known, event.encode());
-        let id = timeout(CALL_LIMIT, append).await.unwrap_or_else(|_| {
+        let append = self.broker.append(room, &known, event.encode(), once);
+        let appended = timeout(CALL_LIMIT, append).await.unwrap_or_else(|_| {
             Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to an append")))
         })?;
-        self.known.add(room, id);
-        Ok(id)
+        // What an earlier call appended may be lost since; only what was appended now is known to have existed now.
+        if !appended.replayed {
+            self.known.add(room, appended.id);
+        }
+        Ok(appended)
     }
 
     /// Reads a part of a room's log.

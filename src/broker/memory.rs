@@ -13,12 +13,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use self::log::Log;
-use super::{Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Range, Retention, Slice};
+use super::{
+    Appended, Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once, Range, Retention,
+    Slice,
+};
 use crate::follow::{Head, Moment};
 use crate::room::{EventId, HashName, RoomName};
 
 /// What an entry, a room or a field costs beside its bytes: an estimate, for the limit.
 const OVERHEAD_BYTES: usize = 128;
+/// What an idempotency key costs, digests included.
+const ONCE_BYTES: usize = 256;
 
 /// Logs and hashes in memory.
 pub struct MemoryBroker {
@@ -34,7 +39,17 @@ struct State {
     logs: HashMap<RoomName, Log>,
     hashes: HashMap<HashName, BTreeMap<String, Bytes>>,
     subscribers: Occupancy,
+    /// What idempotency keys have done, and until when that is remembered.
+    once: Keys,
     bytes: usize,
+}
+
+type Keys = HashMap<(RoomName, String), Done>;
+
+struct Done {
+    content: String,
+    id: EventId,
+    until: Instant,
 }
 
 impl MemoryBroker {
@@ -53,7 +68,14 @@ impl MemoryBroker {
     pub fn sweep(&self) {
         let now = Instant::now();
         let mut state = self.state();
-        let State { logs, bytes, .. } = &mut *state;
+        let State { logs, once, bytes, .. } = &mut *state;
+        once.retain(|_, done| {
+            let kept = done.until > now;
+            if !kept {
+                *bytes -= ONCE_BYTES;
+            }
+            kept
+        });
         logs.retain(|_, log| {
             *bytes -= log.expire(now, self.retention);
             let kept = !log.is_forgotten(now, self.retention);
@@ -73,11 +95,11 @@ impl MemoryBroker {
         &self,
         room: &RoomName,
         known: &[EventId],
-        step: impl FnOnce(&mut Log, &mut usize) -> Result<T, BrokerError>,
+        step: impl FnOnce(&mut Log, &mut usize, &mut Keys) -> Result<T, BrokerError>,
     ) -> Result<T, BrokerError> {
         let now = Instant::now();
         let mut state = self.state();
-        let State { logs, bytes, .. } = &mut *state;
+        let State { logs, bytes, once, .. } = &mut *state;
         let mut present = logs.remove(room);
         if let Some(log) = &mut present {
             *bytes -= log.expire(now, self.retention);
@@ -101,7 +123,7 @@ impl MemoryBroker {
         };
         let (head, _) = Head::vouch(head, known, moment);
         let log = logs.entry(room.clone()).or_insert(Log { head, entries, touched: now });
-        step(log, bytes)
+        step(log, bytes, once)
     }
 
     fn check_room_for(&self, present: usize, more: usize) -> Result<(), BrokerError> {
@@ -128,12 +150,35 @@ impl Broker for MemoryBroker {
         assert!(self.listener.set(listener).is_ok(), "a broker has one listener");
     }
 
-    async fn append(&self, room: &RoomName, known: &[EventId], stored: Bytes) -> Result<EventId, BrokerError> {
-        self.with_log(room, known, |log, bytes| {
+    async fn append(
+        &self,
+        room: &RoomName,
+        known: &[EventId],
+        stored: Bytes,
+        once: Option<&Once>,
+    ) -> Result<Appended, BrokerError> {
+        self.with_log(room, known, |log, bytes, keys| {
+            let now = Instant::now();
+            let place = once.map(|once| (room.clone(), once.key.clone()));
+            let before = place.as_ref().and_then(|place| keys.get(place)).filter(|done| done.until > now);
+            if let (Some(done), Some(once)) = (before, once) {
+                let same = done.content == once.content;
+                return if same {
+                    Ok(Appended { id: done.id, replayed: true })
+                } else {
+                    Err(BrokerError::KeyReused)
+                };
+            }
             let cost = stored.len() + OVERHEAD_BYTES;
-            self.check_room_for(*bytes, cost)?;
+            self.check_room_for(*bytes, cost + once.map_or(0, |_| ONCE_BYTES))?;
             let id = log.head.chain.extend();
-            log.touched = Instant::now();
+            log.touched = now;
+            if let (Some(place), Some(once)) = (place, once) {
+                let done = Done { content: once.content.clone(), id, until: now + self.retention.once };
+                if keys.insert(place, done).is_none() {
+                    *bytes += ONCE_BYTES;
+                }
+            }
             let entry = Entry { id, stored };
             *bytes += cost;
             *bytes -= log.entries.push(entry.clone(), self.retention.events);
@@ -141,7 +186,7 @@ impl Broker for MemoryBroker {
             if let Some(listener) = self.listener.get() {
                 listener.heard(room, entry);
             }
-            Ok(id)
+            Ok(Appended { id, replayed: false })
         })
     }
 
@@ -152,7 +197,7 @@ impl Broker for MemoryBroker {
         range: Range,
         limit: usize,
     ) -> Result<Slice, BrokerError> {
-        self.with_log(room, known, |log, _| {
+        self.with_log(room, known, |log, _, _| {
             Ok(Slice {
                 chain: log.head.chain.clone(),
                 oldest: log.entries.oldest(),

@@ -23,7 +23,10 @@ use self::fault::{read_error, write_error};
 use self::keys::Keys;
 use self::links::Links;
 use self::pubsub::PubSub;
-use super::{Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Range, Retention, Slice};
+use super::{
+    Appended, Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once, Range, Retention,
+    Slice,
+};
 use crate::follow::Head;
 use crate::room::{EventId, RoomName};
 use crate::shutdown::Tasks;
@@ -145,8 +148,8 @@ impl RedisBroker {
 
     async fn append_probe(&self, nonce: &[u8]) -> Result<EventId, BrokerError> {
         let keys = ["head", "log", "live"].map(|part| self.keys.probe(part));
-        let retention = Retention { events: 0, age: PROBE_LIFETIME, head: PROBE_LIFETIME };
-        self.append_to(keys, &[], nonce, retention).await
+        let lifetimes = Retention { events: 0, age: PROBE_LIFETIME, head: PROBE_LIFETIME, once: PROBE_LIFETIME };
+        self.append_to(keys, &[], nonce, lifetimes, None).await.map(|appended| appended.id)
     }
 
     async fn append_to(
@@ -155,17 +158,24 @@ impl RedisBroker {
         known: &[EventId],
         stored: &[u8],
         retention: Retention,
-    ) -> Result<EventId, BrokerError> {
+        once: Option<(String, &str)>,
+    ) -> Result<Appended, BrokerError> {
         let mut link = self.links.for_write().await?;
         let mut call = self.scripts.append.key(head);
-        call.key(log).arg(stored).arg(live).arg(retention.events);
+        call.key(log);
+        let (key, content) = once.unzip();
+        if let Some(key) = key {
+            call.key(key);
+        }
+        call.arg(stored).arg(live).arg(retention.events);
         call.arg(milliseconds(retention.age)).arg(milliseconds(retention.age + retention.head)).arg(random());
-        call.arg(texts(known));
-        let result: RedisResult<String> = call.invoke_async(link.connection()).await;
-        let id = link.judge(result, write_error)?;
-        id.parse().map_err(|_| {
+        call.arg(milliseconds(retention.once)).arg(content.unwrap_or_default()).arg(texts(known));
+        let result: RedisResult<Option<(String, bool)>> = call.invoke_async(link.connection()).await;
+        let (id, replayed) = link.judge(result, write_error)?.ok_or(BrokerError::KeyReused)?;
+        let id = id.parse().map_err(|_| {
             BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, format!("Redis answered {id:?} for an id")))
-        })
+        })?;
+        Ok(Appended { id, replayed })
     }
 
     /// Head, mark and entries in one step, without a script: the cheapest way, good wherever no epoch has to begin.
@@ -264,9 +274,16 @@ impl Broker for RedisBroker {
         assert!(self.listener.set(listener).is_ok(), "a broker has one listener");
     }
 
-    async fn append(&self, room: &RoomName, known: &[EventId], stored: Bytes) -> Result<EventId, BrokerError> {
+    async fn append(
+        &self,
+        room: &RoomName,
+        known: &[EventId],
+        stored: Bytes,
+        once: Option<&Once>,
+    ) -> Result<Appended, BrokerError> {
         let keys = [self.keys.head(room), self.keys.log(room), self.keys.live(room)];
-        self.append_to(keys, known, &stored, self.retention).await
+        let once = once.map(|once| (self.keys.once(room, &once.key), once.content.as_str()));
+        self.append_to(keys, known, &stored, self.retention, once).await
     }
 
     async fn read(

@@ -1,26 +1,20 @@
 //! Publishing events, and reading a room's log.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::OnceLock;
-
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{JsonBody, Media, Query, Room, body, event_name, header_text, json, media, text};
+use super::extract::{Media, Query, Room, body, event_name, header_text, json, media, text};
 use super::problem::{Code, Document, Problem};
-use super::{App, now};
+use super::{App, idempotency, now};
 use crate::broker::Range;
 use crate::follow::{Gap, Next, next};
-use crate::room::{Data, Event, EventId, EventName, RoomName, SubscriberId};
+use crate::room::{Data, Event, EventId, EventName, SubscriberId};
 
-/// Rooms that one batch publishes to at one time.
-const ROOMS_AT_ONCE: usize = 16;
 /// Subscribers that an event can leave out.
 const MAX_EXCEPT: usize = 100;
 const DEFAULT_LIMIT: usize = 100;
@@ -48,9 +42,9 @@ pub struct Publish {
 #[schema(example = json!({"room": "lobby", "id": "1790000000000000-42"}))]
 pub struct Published {
     /// The room.
-    room: String,
+    pub(super) room: String,
     /// The event's id.
-    id: String,
+    pub(super) id: String,
 }
 
 /// How a text body is published.
@@ -63,7 +57,7 @@ pub struct PublishQuery {
     event: Option<String>,
 }
 
-fn event(
+pub(super) fn event(
     app: &App,
     name: Option<EventName>,
     data: Data,
@@ -81,7 +75,7 @@ fn event(
     Ok(Event { name, data, published_at: now(), except, publish_id })
 }
 
-fn json_data(raw: &RawValue) -> Result<Data, Problem> {
+pub(super) fn json_data(raw: &RawValue) -> Result<Data, Problem> {
     Data::json(raw).map_err(|why| Problem::new(Code::InvalidBody, format!("the data is refused: {why}")))
 }
 
@@ -92,15 +86,19 @@ fn json_data(raw: &RawValue) -> Result<Data, Problem> {
 /// After `outcome_unknown` it may or may not be stored.
 #[utoipa::path(
     post, path = "/v1/rooms/{room}/events", operation_id = "publishEvent", tag = "Rooms",
-    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), PublishQuery),
+    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), PublishQuery,
+        ("Idempotency-Key" = Option<String>, Header, max_length = 255,
+            description = "Makes it safe to repeat the request: with the same key and content nothing is stored twice")),
     request_body(description = "The event", content(
         (Publish = "application/json", example = json!({"event": "chat", "data": {"text": "hello"}})),
         (String = "text/plain", example = "hello")
     )),
     responses(
-        (status = 201, description = "Stored", body = Published),
+        (status = 201, description = "Stored", body = Published,
+            headers(("Idempotency-Replayed" = String, description = "`true` if an earlier request with this key stored it"))),
         (status = 413, description = "The body or the event is too large", body = Document, content_type = "application/problem+json"),
         (status = 415, description = "Neither JSON nor text", body = Document, content_type = "application/problem+json"),
+        (status = 422, description = "The key was used for other content", body = Document, content_type = "application/problem+json"),
     )
 )]
 pub async fn publish_event(
@@ -108,7 +106,8 @@ pub async fn publish_event(
     Query(query): Query<PublishQuery>,
     State(app): State<App>,
     request: Request,
-) -> Result<(StatusCode, Json<Published>), Problem> {
+) -> Result<Response, Problem> {
+    let key = idempotency::key_of(request.headers())?.map(str::to_owned);
     let media = media(request.headers())?;
     let body = body(request, &app).await?;
     let event = match media {
@@ -131,8 +130,14 @@ pub async fn publish_event(
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
-    let id = app.hub.publish(&room, &event).await?;
-    Ok((StatusCode::CREATED, Json(Published { room: room.to_string(), id: id.to_string() })))
+    let once = key.map(|key| idempotency::once(&key, &event));
+    let appended = app.hub.publish(&room, &event, once.as_ref()).await?;
+    let published = Published { room: room.to_string(), id: appended.id.to_string() };
+    let mut response = (StatusCode::CREATED, Json(published)).into_response();
+    if appended.replayed {
+        response.headers_mut().insert(idempotency::REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
 }
 
 fn text_data(body: &[u8]) -> Result<Data, Problem> {
@@ -140,181 +145,6 @@ fn text_data(body: &[u8]) -> Result<Data, Problem> {
         "" => Err(Problem::new(Code::InvalidBody, "the body is empty; it is the event's data")),
         text => Ok(Data::Text(text.into())),
     }
-}
-
-/// Events for one or several rooms.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({"events": [
-    {"room": "lobby", "event": "chat", "data": {"text": "hello"}},
-    {"rooms": ["lobby", "news"], "data": 42}
-]}))]
-pub struct Batch {
-    /// In the order in which each room gets them.
-    events: Vec<BatchItem>,
-}
-
-/// One event of a batch.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct BatchItem {
-    /// The room, or else `rooms`.
-    #[schema(value_type = Option<String>, max_length = 128)]
-    room: Option<RoomName>,
-    /// Several rooms; each gets a copy, with a `publish_id` that they share.
-    #[schema(value_type = Option<Vec<String>>)]
-    rooms: Option<Vec<RoomName>>,
-    /// Names the kind of event.
-    #[schema(value_type = Option<String>, max_length = 128)]
-    event: Option<EventName>,
-    /// Any JSON.
-    #[schema(value_type = serde_json::Value)]
-    data: Box<RawValue>,
-    /// Subscribers that do not get it.
-    #[serde(default)]
-    #[schema(value_type = Vec<String>, max_items = 100)]
-    except: Vec<SubscriberId>,
-}
-
-/// What became of a batch.
-#[derive(Serialize, ToSchema)]
-pub struct BatchAnswer {
-    /// In the order of the batch's events.
-    results: Vec<BatchResult>,
-}
-
-/// What became of one event of a batch.
-#[derive(Serialize, ToSchema)]
-pub struct BatchResult {
-    /// 201 if every copy is stored; else the status of the first that is not.
-    status: u16,
-    /// The copies that are stored.
-    published: Vec<Published>,
-    /// Shared by the copies in several rooms.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    publish_id: Option<String>,
-    /// Why a copy is not stored.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<BatchProblem>,
-}
-
-/// Why one event of a batch is not stored, or not everywhere.
-#[derive(Clone, Serialize, ToSchema)]
-pub struct BatchProblem {
-    /// The kind's stable name.
-    code: String,
-    /// What was wrong.
-    detail: String,
-    /// Rooms in which it is not stored, or may not be.
-    rooms: Vec<String>,
-}
-
-/// Publish a batch of events
-///
-/// Order is kept in each room. Once an event can't be stored in a room, that room's later events are not tried, so none
-/// overtakes it.
-#[utoipa::path(
-    post, path = "/v1/events", operation_id = "publishEvents", tag = "Rooms",
-    request_body(content = Batch, content_type = "application/json"),
-    responses(
-        (status = 200, description = "Every event is stored", body = BatchAnswer),
-        (status = 207, description = "Some are not; each result says", body = BatchAnswer),
-        (status = 413, description = "The body or an event is too large", body = Document, content_type = "application/problem+json"),
-        (status = 415, description = "Not JSON", body = Document, content_type = "application/problem+json"),
-    )
-)]
-pub async fn publish_events(
-    State(app): State<App>,
-    request: Request,
-) -> Result<(StatusCode, Json<BatchAnswer>), Problem> {
-    use axum::extract::FromRequest;
-    let JsonBody(batch) = JsonBody::<Batch>::from_request(request, &app).await?;
-    let limit = app.settings.max_batch_items;
-    if batch.events.is_empty() {
-        return Err(Problem::new(Code::InvalidBody, "the batch is empty"));
-    }
-    let mut results = Vec::with_capacity(batch.events.len());
-    let mut by_room: Vec<(RoomName, Vec<(usize, Event)>)> = Vec::new();
-    let mut places: HashMap<RoomName, usize> = HashMap::new();
-    let mut copies = 0;
-    for (index, item) in batch.events.into_iter().enumerate() {
-        let (rooms, publish_id) = match (item.room, item.rooms) {
-            (Some(room), None) => (vec![room], None),
-            (None, Some(rooms))
-                if !rooms.is_empty() && rooms.iter().collect::<HashSet<_>>().len() == rooms.len() =>
-            {
-                (rooms, Some(uuid::Uuid::now_v7().to_string()))
-            }
-            _ => {
-                let detail = format!("event {index}: name one \"room\", or several \"rooms\", none twice");
-                return Err(Problem::new(Code::InvalidBody, detail));
-            }
-        };
-        copies += rooms.len();
-        if copies > limit {
-            let detail = format!("a batch stores {limit} events at most, copies included");
-            return Err(Problem::new(Code::InvalidBody, detail));
-        }
-        let event = event(&app, item.event, json_data(&item.data)?, item.except, publish_id.clone())?;
-        for room in rooms {
-            let place = *places.entry(room.clone()).or_insert_with(|| {
-                by_room.push((room, Vec::new()));
-                by_room.len() - 1
-            });
-            by_room[place].1.push((index, event.clone()));
-        }
-        results.push(BatchResult { status: 201, published: Vec::new(), publish_id, problem: None });
-    }
-    let away = OnceLock::new();
-    let publishing = by_room.into_iter().map(|(room, events)| publish_in_order(&app, room, events, &away));
-    let stored: Vec<_> = futures_util::stream::iter(publishing).buffered(ROOMS_AT_ONCE).collect().await;
-    for (index, room, outcome) in stored.into_iter().flatten() {
-        let result = &mut results[index];
-        match outcome {
-            Ok(id) => result.published.push(Published { room: room.to_string(), id: id.to_string() }),
-            Err(problem) => {
-                let code = problem.code();
-                if result.problem.is_none() {
-                    result.status = code.status().as_u16();
-                }
-                let first =
-                    BatchProblem { code: code.name().into(), detail: problem.detail().into(), rooms: Vec::new() };
-                result.problem.get_or_insert(first).rooms.push(room.to_string());
-            }
-        }
-    }
-    let all = results.iter().all(|result| result.problem.is_none());
-    let status = if all { StatusCode::OK } else { StatusCode::MULTI_STATUS };
-    Ok((status, Json(BatchAnswer { results })))
-}
-
-type Outcome = (usize, RoomName, Result<EventId, Problem>);
-
-/// Nothing overtakes an event that was not stored; and a broker that is away is not asked again for each room, so that
-/// a batch is answered as fast as a single event.
-async fn publish_in_order(
-    app: &App,
-    room: RoomName,
-    events: Vec<(usize, Event)>,
-    away: &OnceLock<()>,
-) -> Vec<Outcome> {
-    let mut outcomes = Vec::with_capacity(events.len());
-    let mut failed = false;
-    for (index, event) in events {
-        let outcome = if failed || away.get().is_some() {
-            Err(Problem::new(Code::Unavailable, "not tried: an earlier event of the batch was not stored"))
-        } else {
-            app.hub.publish(&room, &event).await.map_err(Problem::from)
-        };
-        if let Err(problem) = &outcome {
-            failed = true;
-            if problem.code().status() == StatusCode::SERVICE_UNAVAILABLE {
-                away.get_or_init(|| ());
-            }
-        }
-        outcomes.push((index, room.clone(), outcome));
-    }
-    outcomes
 }
 
 /// Which part of a log to read.

@@ -34,6 +34,7 @@ pub enum Code {
     WrongType,
     NotANumber,
     PreconditionFailed,
+    IdempotencyKeyReused,
     ForeignHost,
     CrossSite,
     Unavailable,
@@ -72,6 +73,9 @@ impl Code {
             Self::NotANumber => ("not_a_number", StatusCode::CONFLICT, "The value is not a whole number"),
             Self::PreconditionFailed => {
                 ("precondition_failed", StatusCode::PRECONDITION_FAILED, "The value is not what was expected")
+            }
+            Self::IdempotencyKeyReused => {
+                ("idempotency_key_reused", StatusCode::UNPROCESSABLE_ENTITY, "The key was used for something else")
             }
             Self::BodyTooLarge => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
             Self::UnsupportedMediaType => {
@@ -181,6 +185,10 @@ impl From<BrokerError> for Problem {
         match &error {
             BrokerError::WrongType => Self::new(Code::WrongType, error.to_string()),
             BrokerError::NotANumber => Self::new(Code::NotANumber, error.to_string()),
+            BrokerError::KeyReused => Self::new(
+                Code::IdempotencyKeyReused,
+                "this Idempotency-Key was used for other content in this room; take a new key",
+            ),
             BrokerError::UnknownPage => Self::new(Code::InvalidQuery, error.to_string()),
             // The fault's detail may name servers: it goes to the log, the caller gets the kind.
             BrokerError::Unavailable(fault) => {

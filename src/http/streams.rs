@@ -202,13 +202,11 @@ async fn open(
             });
             Ok((stream_headers(), Body::from_stream(body)).into_response())
         }
-        Err(error @ (BrokerError::WrongType | BrokerError::NotANumber | BrokerError::UnknownPage)) => {
-            Err(error.into())
-        }
         Err(BrokerError::Unavailable(fault) | BrokerError::OutcomeUnknown(fault)) => {
             tracing::debug!(%fault, "a stream was told to come back later");
             Ok(refuse(app, "unavailable", "later", last_id.as_deref()))
         }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -137,8 +137,6 @@ on_both_brokers! {
         gateway.send(gateway.request(Method::PATCH, path).json(&json!({"n": "1"}))).await;
         let increment = format!("{path}/fields/n/increment");
         let writes = || [
-            gateway.request(Method::POST, "/v1/rooms/bad/events").json(&json!({"data": 1})),
-            gateway.request(Method::POST, "/v1/events").json(&json!({"events": [{"room": "bad", "data": 1}]})),
             gateway.request(Method::POST, &increment).json(&json!({"by": 1})),
             gateway.request(Method::PATCH, path).json(&json!({"n": "7"})),
             gateway.request(Method::DELETE, path),
@@ -148,12 +146,11 @@ on_both_brokers! {
         for write in writes() {
             refused(&gateway, write.header("idempotency-key", "k"), 400, "invalid_header").await;
         }
-        for write in writes().into_iter().skip(2).take(3) {
+        for write in writes().into_iter().take(3) {
             refused(&gateway, write.header("if-match", "\"x\""), 400, "invalid_header").await;
         }
         let delete = gateway.request(Method::DELETE, "/v1/hashes/h/fields/n").header("if-none-match", "*");
         refused(&gateway, delete, 400, "invalid_header").await;
-        assert_eq!(gateway.get("/v1/rooms/bad").await.1["retained"], 0);
         assert_eq!(gateway.get("/v1/hashes/h/fields/n").await.1["value"], "1");
     }
 

@@ -14,6 +14,7 @@ mod hashes;
 mod input;
 mod leaving;
 mod log;
+mod once;
 mod openapi;
 mod redis;
 mod replicas;

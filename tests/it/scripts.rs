@@ -107,8 +107,9 @@ impl Pair {
         let (texts, known) = self.known(dice);
         let appended = if append {
             let mut call = self.append.key(HEAD);
-            call.key(LOG).arg("{}").arg("channel").arg(1000).arg(3_600_000).arg(7_200_000).arg(3).arg(texts);
-            let id: String = call.invoke(&mut self.connection).unwrap();
+            call.key(LOG).arg("{}").arg("channel").arg(1000).arg(3_600_000).arg(7_200_000).arg(3);
+            call.arg(300_000).arg("").arg(texts);
+            let (id, _): (String, bool) = call.invoke(&mut self.connection).unwrap();
             Some(id.parse::<EventId>().unwrap())
         } else {
             let mut call = self.vouch.key(HEAD);

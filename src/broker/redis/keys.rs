@@ -26,6 +26,10 @@ impl Keys {
         format!("{}:{{{room}}}:live", self.prefix)
     }
 
+    pub(super) fn once(&self, room: &RoomName, key: &str) -> String {
+        format!("{}:{{{room}}}:once:{key}", self.prefix)
+    }
+
     /// The room whose channel this is.
     pub(super) fn room_of_live(&self, channel: &str) -> Option<RoomName> {
         let name = channel.strip_prefix(&self.prefix)?.strip_prefix(":{")?.strip_suffix("}:live")?;

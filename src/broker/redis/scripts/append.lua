@@ -1,9 +1,19 @@
--- Appends an event to a room's log and announces it. Returns its id.
--- KEYS: head, log. ARGV: event, channel, entries to keep, log's and head's lifetime (ms), random, known ids…
+-- Appends an event to a room's log and announces it. Returns {id, 1 if an earlier call with the same key appended it},
+-- or nil if that call had other content.
+-- KEYS: head, log, and with an idempotency key its own. ARGV: event, channel, entries to keep, log's and head's lifetime
+-- (ms), random, idempotency key's lifetime (ms), digest of the content, known ids…
 
-local FIRST_KNOWN = 7
+local FIRST_KNOWN = 9
 -- Above this, Lua pays more for joining strings than Redis does for a second PUBLISH.
 local LARGE_BYTES = 4096
+
+if KEYS[3] then
+  local before = redis.call('GET', KEYS[3])
+  if before then
+    local content, id = string.match(before, '^(%S+) (%S+)$')
+    return content == ARGV[8] and { id, 1 }
+  end
+end
 
 local event, channel = ARGV[1], ARGV[2]
 local text = redis.call('GET', KEYS[1])
@@ -56,6 +66,9 @@ end
 local id = epoch .. '-' .. last
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 redis.call('SET', KEYS[1], id .. ' ' .. mark .. rest, 'PX', ARGV[5])
+if KEYS[3] then
+  redis.call('SET', KEYS[3], ARGV[8] .. ' ' .. id, 'PX', ARGV[7])
+end
 
 -- A hint only, so its failure is nobody's: the log is the truth.
 local header = id .. ' ' .. #event .. '\n'
@@ -65,4 +78,4 @@ if #event > LARGE_BYTES then
 else
   redis.pcall('PUBLISH', channel, header .. event)
 end
-return id
+return { id, 0 }
