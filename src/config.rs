@@ -116,7 +116,7 @@ pub struct Settings {
     pub request_timeout: Duration,
 
     /// A reader that takes nothing for this long is cut off.
-    #[arg(long, env = "ROOMCAST_STALL_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, env = "ROOMCAST_STALL_TIMEOUT", default_value = "30s", value_parser = lifetime, value_name = "TIME")]
     pub stall_timeout: Duration,
 
     /// Kernel memory for what a reader has not taken yet.
@@ -126,6 +126,10 @@ pub struct Settings {
     /// Pause after which an idle stream gets a comment.
     #[arg(long, env = "ROOMCAST_HEARTBEAT", default_value = "15s", value_parser = duration, value_name = "TIME")]
     pub heartbeat: Duration,
+
+    /// After this long a stream ends, and its client comes back, to another replica perhaps; jittered by a quarter.
+    #[arg(long, env = "ROOMCAST_STREAM_LIFETIME", default_value = "6h", value_parser = lifetime, value_name = "TIME")]
+    pub stream_lifetime: Duration,
 
     /// How long clients wait before they reconnect.
     #[arg(long, env = "ROOMCAST_RETRY", default_value = "2s", value_parser = duration, value_name = "TIME")]

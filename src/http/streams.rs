@@ -316,6 +316,8 @@ struct EventStream {
     moved: bool,
     /// When the replica leaves, this stream's place among the others that end.
     place: f64,
+    /// When the stream has lived long enough.
+    end_at: Instant,
 }
 
 enum StreamState {
@@ -329,6 +331,8 @@ impl EventStream {
         let rooms = subscription.opening().map(|(room, ..)| room.clone()).collect();
         let positions = subscription.opening().map(|(_, position, _)| position).collect();
         let beat_at = Instant::now() + app.settings.heartbeat;
+        // Spread, so that streams that opened together do not end together.
+        let end_at = Instant::now() + app.settings.stream_lifetime.mul_f64(fastrand::f64().mul_add(0.5, 0.75));
         Self {
             app,
             subscription,
@@ -340,6 +344,7 @@ impl EventStream {
             beat_at,
             moved: false,
             place: fastrand::f64(),
+            end_at,
         }
     }
 
@@ -358,11 +363,8 @@ impl EventStream {
             let bytes = tokio::select! {
                 delivery = self.subscription.next() => self.write(delivery),
                 () = sleep_until(self.beat_at) => Some(self.beat()),
-                () = drain.reaches(self.place) => {
-                    self.state = StreamState::Ended;
-                    let id = self.last_id();
-                    Some(end_block(self.app.settings.retry, "draining", "now", Some(&id)).into())
-                }
+                () = drain.reaches(self.place) => Some(self.end("draining")),
+                () = sleep_until(self.end_at) => Some(self.end("lifetime")),
             };
             if let Some(bytes) = bytes {
                 self.beat_at = Instant::now() + self.app.settings.heartbeat;
@@ -371,6 +373,12 @@ impl EventStream {
             }
             self.moved = true;
         }
+    }
+
+    /// The stream's last block: the client goes on elsewhere at once.
+    fn end(&mut self, reason: &str) -> Bytes {
+        self.state = StreamState::Ended;
+        end_block(self.app.settings.retry, reason, "now", Some(&self.last_id())).into()
     }
 
     fn open_block(&self) -> String {

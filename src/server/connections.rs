@@ -135,7 +135,9 @@ fn prepare(socket: &TcpStream, settings: &Settings) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = SockRef::from(socket);
     socket.set_send_buffer_size(settings.send_buffer_bytes)?;
-    let probes = TcpKeepalive::new().with_time(settings.stall_timeout).with_interval(settings.stall_timeout / 3);
+    // The kernel counts these in whole seconds, and takes no zero.
+    let interval = (settings.stall_timeout / 3).max(Duration::from_secs(1));
+    let probes = TcpKeepalive::new().with_time(settings.stall_timeout).with_interval(interval);
     socket.set_tcp_keepalive(&probes)?;
     socket.set_tcp_user_timeout(Some(settings.stall_timeout))
 }

@@ -1,5 +1,7 @@
 //! The promises, each by its number, on both brokers.
 
+use std::time::Duration;
+
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -178,6 +180,29 @@ on_both_brokers! {
         }
         for count in 0..100 {
             assert!(slow.data().await.starts_with(&format!("{count} ")), "event {count}");
+        }
+    }
+
+    async fn p7_a_reader_that_takes_nothing_is_cut_off_and_resumes(world) {
+        let gateway = world.gateway_with(|settings| settings.stall_timeout = Duration::from_secs(1)).await;
+        let mut stalled = gateway.room("stalled").await;
+        let large = "x".repeat(60_000);
+        let mut count = 0;
+        crate::support::eventually("the reader is cut off", async || {
+            // More than the kernel holds for it, and more again, until the kernel gives it up.
+            gateway.publish("stalled", &format!("{count} {large}")).await;
+            count += 1;
+            (count > 100 && gateway.get("/v1/rooms/stalled").await.1["subscribers"] == 0).then_some(())
+        }).await;
+        let mut got = 0;
+        while let Some(event) = stalled.next().await {
+            assert!(event.data.starts_with(&format!("{got} ")));
+            got += 1;
+        }
+        assert!(got < count);
+        let mut resumed = gateway.resume("/v1/rooms/stalled/stream", Some(&stalled.last_event_id)).await;
+        for expected in got..count {
+            assert!(resumed.data().await.starts_with(&format!("{expected} ")));
         }
     }
 

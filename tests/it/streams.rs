@@ -125,6 +125,18 @@ on_both_brokers! {
         stream.comments(3).await;
     }
 
+    async fn a_stream_that_has_lived_long_enough_ends_and_its_client_goes_on(world) {
+        let gateway = world.gateway_with(|settings| settings.stream_lifetime = Duration::from_secs(1)).await;
+        let mut stream = gateway.room("old").await;
+        gateway.publish("old", "1").await;
+        assert_eq!(stream.data().await, "1");
+        let end = stream.event().await;
+        assert_eq!((end.event.as_str(), end.json()), ("stream.end", json!({"reason": "lifetime", "reconnect": "now"})));
+        gateway.publish("old", "2").await;
+        let mut stream = gateway.resume("/v1/rooms/old/stream", Some(&end.id)).await;
+        assert_eq!(stream.data().await, "2");
+    }
+
     async fn several_rooms_share_a_stream_and_a_cursor(world) {
         let gateway = world.gateway().await;
         let mut stream = gateway.stream("/v1/stream?room=a&room=b").await;
