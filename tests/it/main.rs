@@ -10,6 +10,7 @@ mod clients;
 mod connections;
 mod contract;
 mod documents;
+mod faults;
 mod hashes;
 mod input;
 mod leaving;

@@ -4,16 +4,20 @@
 //! Tests wait for events, never for time; every wait has a deadline.
 
 mod gateway;
+mod load;
 mod proxy;
 mod redis_server;
+mod replica;
 mod stream;
 
 use std::time::{Duration, Instant};
 
 pub use gateway::{Gateway, World};
-pub use proxy::{Link, Proxy};
+pub use load::{Account, Balancer, Load};
+pub use proxy::{Link, Links, Proxy};
 pub use redis_server::RedisServer;
-pub use stream::Stream;
+pub use replica::Replica;
+pub use stream::{SseEvent, Stream};
 
 /// Longest wait for anything; only a failure takes it.
 pub const DEADLINE: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! A TCP proxy that cuts and freezes links on command.
+//! A TCP proxy in front of a Redis that cuts and freezes links on command, all of them or only those of one kind.
 
 use std::sync::Arc;
 
@@ -19,24 +19,32 @@ pub enum Link {
     Cut,
 }
 
+/// Which connections a command is for. One is for pub/sub once it has subscribed to something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    All,
+    PubSub,
+    Commands,
+}
+
 /// In front of a server.
 pub struct Proxy {
     port: u16,
-    link: Arc<watch::Sender<Link>>,
+    state: Arc<watch::Sender<(Links, Link)>>,
 }
 
 impl Proxy {
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own = listener.local_addr().unwrap().port();
-        let link = Arc::new(watch::channel(Link::Pass).0);
-        let sender = link.clone();
+        let state = Arc::new(watch::channel((Links::All, Link::Pass)).0);
+        let sender = state.clone();
         spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 spawn(pass(client, port, sender.subscribe()));
             }
         });
-        Self { port: own, link }
+        Self { port: own, state }
     }
 
     pub fn url(&self) -> String {
@@ -44,35 +52,68 @@ impl Proxy {
     }
 
     pub fn set(&self, link: Link) {
-        self.link.send_replace(link);
+        self.set_only(Links::All, link);
+    }
+
+    /// Has some links fail; the others pass.
+    pub fn set_only(&self, links: Links, link: Link) {
+        self.state.send_replace((links, link));
     }
 }
 
-async fn pass(mut client: TcpStream, port: u16, link: watch::Receiver<Link>) {
-    if *link.borrow() == Link::Cut {
+/// What is to become of the bytes of a connection of this kind.
+fn link((links, link): (Links, Link), subscribed: bool) -> Link {
+    let meant = match links {
+        Links::All => true,
+        Links::PubSub => subscribed,
+        Links::Commands => !subscribed,
+    };
+    if meant { link } else { Link::Pass }
+}
+
+async fn pass(mut client: TcpStream, port: u16, state: watch::Receiver<(Links, Link)>) {
+    // What kind a new connection is shows only later: it is cut then.
+    if *state.borrow() == (Links::All, Link::Cut) {
         return;
     }
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let (kind, _) = watch::channel(false);
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
-    let mut cut = link.clone();
     tokio::select! {
-        () = copy(&mut from_client, &mut to_server, link.clone()) => {}
-        () = copy(&mut from_server, &mut to_client, link) => {}
-        _ = cut.wait_for(|link| *link == Link::Cut) => {}
+        () = copy(&mut from_client, &mut to_server, state.clone(), &kind, true) => {}
+        () = copy(&mut from_server, &mut to_client, state.clone(), &kind, false) => {}
+        () = until_cut(state, kind.subscribe()) => {}
+    }
+}
+
+async fn until_cut(mut state: watch::Receiver<(Links, Link)>, mut kind: watch::Receiver<bool>) {
+    while link(*state.borrow_and_update(), *kind.borrow_and_update()) != Link::Cut {
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() { return },
+            changed = kind.changed() => if changed.is_err() { return },
+        }
     }
 }
 
 async fn copy(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
-    mut link: watch::Receiver<Link>,
+    mut state: watch::Receiver<(Links, Link)>,
+    kind: &watch::Sender<bool>,
+    is_client: bool,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        if link.wait_for(|link| *link != Link::Freeze).await.is_err()
-            || to.write_all(&buffer[..count]).await.is_err()
-        {
+        let bytes = &buffer[..count];
+        if is_client && bytes.windows(9).any(|word| word == b"SUBSCRIBE") {
+            kind.send_replace(true);
+        }
+        let subscribed = *kind.borrow();
+        let thawed = state.wait_for(|state| link(*state, subscribed) != Link::Freeze).await;
+        // One that was cut meanwhile is about to be dropped: nothing more gets through.
+        let through = thawed.is_ok_and(|state| link(*state, subscribed) == Link::Pass);
+        if !through || to.write_all(bytes).await.is_err() {
             return;
         }
     }

@@ -33,23 +33,22 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Connects, and takes the first block. Panics unless it is a stream.
-    pub async fn open(url: &str, last_event_id: Option<&str>) -> Self {
+    /// Connects; an error is one of the network, as an `EventSource` reconnects after. Panics on any other answer.
+    pub async fn connect(url: &str, last_event_id: Option<&str>) -> reqwest::Result<Self> {
         let mut request = reqwest::Client::new().get(url).header("accept", "text/event-stream");
         if let Some(id) = last_event_id {
             request = request.header("last-event-id", id);
         }
-        let response = within("a stream's head", request.send()).await.unwrap();
-        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
+        let response = within("a stream's head", request.send()).await?;
+        assert_eq!(response.status(), 200, "{}", response.text().await?);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let mut stream = Self {
-            response,
-            text: Vec::new(),
-            last_event_id: String::new(),
-            retry: None,
-            comments: 0,
-            opened: Value::Null,
-        };
+        let last_event_id = last_event_id.unwrap_or_default().to_owned();
+        Ok(Self { response, text: Vec::new(), last_event_id, retry: None, comments: 0, opened: Value::Null })
+    }
+
+    /// Connects, and takes the first block. Panics unless it is a stream.
+    pub async fn open(url: &str, last_event_id: Option<&str>) -> Self {
+        let mut stream = Self::connect(url, last_event_id).await.unwrap();
         let first = stream.next().await.expect("a stream has a first block");
         assert!(stream.retry.is_some(), "the first block has a retry");
         match first.event.as_str() {
