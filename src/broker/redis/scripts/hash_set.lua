@@ -1,10 +1,4 @@
--- Sets a field if the condition holds. Returns 1 (created), 0 (replaced), or {present value or false}.
--- KEYS: hash. ARGV: field, value, condition (always, absent, present, matches), entity tags…
+-- Sets a field if the condition holds. Returns 1 (created), 0 (replaced), or what the condition met.
+-- KEYS: hash. ARGV: field, value, and the condition.
 
-if ARGV[3] ~= 'always' then
-  local present = redis.call('HGET', KEYS[1], ARGV[1])
-  if not condition_holds(present) then
-    return { present }
-  end
-end
-return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return refusal() or redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
