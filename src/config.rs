@@ -83,7 +83,7 @@ pub struct Settings {
 
     /// Connections at one time, streams among them; more are told to come back later. Never more than the system allows
     /// open files.
-    #[arg(long, env = "ROOMCAST_MAX_CONNECTIONS", default_value_t = 50_000, value_name = "COUNT")]
+    #[arg(long, env = "ROOMCAST_MAX_CONNECTIONS", default_value_t = 50_000, value_name = "COUNT", value_parser = count)]
     pub max_connections: usize,
 
     /// Bytes of a request's body, a batch's included.
@@ -99,7 +99,7 @@ pub struct Settings {
     pub max_value_bytes: usize,
 
     /// Events in a batch, and fields in a patch.
-    #[arg(long, env = "ROOMCAST_MAX_BATCH_ITEMS", default_value_t = 1000, value_name = "COUNT")]
+    #[arg(long, env = "ROOMCAST_MAX_BATCH_ITEMS", default_value_t = 1000, value_name = "COUNT", value_parser = count)]
     pub max_batch_items: usize,
 
     /// Rooms on one stream.
@@ -108,15 +108,15 @@ pub struct Settings {
     pub max_rooms_per_stream: u16,
 
     /// Time for a request's head to arrive, and between requests on a connection.
-    #[arg(long, env = "ROOMCAST_HEADER_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, env = "ROOMCAST_HEADER_TIMEOUT", default_value = "10s", value_parser = interval, value_name = "TIME")]
     pub header_timeout: Duration,
 
     /// Time for a request's body to arrive.
-    #[arg(long, env = "ROOMCAST_REQUEST_TIMEOUT", default_value = "15s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, env = "ROOMCAST_REQUEST_TIMEOUT", default_value = "15s", value_parser = interval, value_name = "TIME")]
     pub request_timeout: Duration,
 
     /// A reader that takes nothing for this long is cut off.
-    #[arg(long, env = "ROOMCAST_STALL_TIMEOUT", default_value = "30s", value_parser = lifetime, value_name = "TIME")]
+    #[arg(long, env = "ROOMCAST_STALL_TIMEOUT", default_value = "30s", value_parser = stall, value_name = "TIME")]
     pub stall_timeout: Duration,
 
     /// Kernel memory for what a reader has not taken yet.
@@ -124,7 +124,7 @@ pub struct Settings {
     pub send_buffer_bytes: usize,
 
     /// Pause after which an idle stream gets a comment.
-    #[arg(long, env = "ROOMCAST_HEARTBEAT", default_value = "15s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, env = "ROOMCAST_HEARTBEAT", default_value = "15s", value_parser = interval, value_name = "TIME")]
     pub heartbeat: Duration,
 
     /// After this long a stream ends, and its client comes back, to another replica perhaps; jittered by a quarter.
@@ -132,11 +132,12 @@ pub struct Settings {
     pub stream_lifetime: Duration,
 
     /// How long clients wait before they reconnect.
-    #[arg(long, env = "ROOMCAST_RETRY", default_value = "2s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, env = "ROOMCAST_RETRY", default_value = "2s", value_parser = pause, value_name = "TIME")]
     pub retry: Duration,
 
     /// Events that a room's log keeps (Redis may keep some more); 0 keeps none.
-    #[arg(long, env = "ROOMCAST_RETENTION_EVENTS", default_value_t = 1000, value_name = "COUNT")]
+    #[arg(long, env = "ROOMCAST_RETENTION_EVENTS", default_value_t = 1000, value_name = "COUNT",
+        value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
     pub retention_events: u64,
 
     /// A room's events are dropped this long after the last one.
@@ -156,7 +157,7 @@ pub struct Settings {
     pub embedded_max_bytes: usize,
 
     /// Recent events kept ready for each room that has subscribers here.
-    #[arg(long, env = "ROOMCAST_RING_EVENTS", default_value_t = 256, value_name = "COUNT")]
+    #[arg(long, env = "ROOMCAST_RING_EVENTS", default_value_t = 256, value_name = "COUNT", value_parser = count)]
     pub ring_events: usize,
 
     /// Bytes of them.
@@ -164,15 +165,15 @@ pub struct Settings {
     pub ring_bytes: usize,
 
     /// How long a room stays ready after its last subscriber has left.
-    #[arg(long, env = "ROOMCAST_LINGER", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, env = "ROOMCAST_LINGER", default_value = "10s", value_parser = pause, value_name = "TIME")]
     pub linger: Duration,
 
     /// After SIGTERM: how long the replica goes on answering while the balancer notices that it is unready.
-    #[arg(long, env = "ROOMCAST_DRAIN_DELAY", default_value = "5s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, env = "ROOMCAST_DRAIN_DELAY", default_value = "5s", value_parser = pause, value_name = "TIME")]
     pub drain_delay: Duration,
 
     /// Then: the time over which the ends of its streams are spread.
-    #[arg(long, env = "ROOMCAST_DRAIN_WINDOW", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, env = "ROOMCAST_DRAIN_WINDOW", default_value = "10s", value_parser = pause, value_name = "TIME")]
     pub drain_window: Duration,
 
     /// What to log: a level (error, warn, info, debug, trace), or levels by module.
@@ -307,12 +308,38 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn between(least: Duration, most: Duration, text: &str) -> Result<Duration, String> {
+    let say = humantime::format_duration;
+    match duration(text)? {
+        fine if (least..=most).contains(&fine) => Ok(fine),
+        _ => Err(format!("it must be {} to {}", say(least), say(most))),
+    }
+}
+
 /// Redis refuses a lifetime of zero, and counts in milliseconds.
 fn lifetime(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        short if short < Duration::from_secs(1) => Err("it must be at least one second".into()),
-        long if long > Duration::from_hours(24 * 365 * 10) => Err("it must be at most ten years".into()),
-        fine => Ok(fine),
+    between(Duration::from_secs(1), Duration::from_hours(24 * 365), text)
+}
+
+/// The kernel counts keep-alive in whole seconds, up to 32,767 of them.
+fn stall(text: &str) -> Result<Duration, String> {
+    between(Duration::from_secs(1), Duration::from_hours(1), text)
+}
+
+/// What happens again and again, or has to leave time for something to happen.
+fn interval(text: &str) -> Result<Duration, String> {
+    between(Duration::from_millis(10), Duration::from_hours(1), text)
+}
+
+fn pause(text: &str) -> Result<Duration, String> {
+    between(Duration::ZERO, Duration::from_hours(1), text)
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".into()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("it is not a whole number".into()),
     }
 }
 

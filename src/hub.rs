@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use tokio::sync::Semaphore;
@@ -25,7 +25,7 @@ use self::room::{Room, Seat};
 use crate::broker::{
     Appended, Broker, BrokerError, CALL_LIMIT, Entry, Fault, FaultKind, Listener, Occupancy, Once, Range, Slice,
 };
-use crate::room::{Event, RoomName};
+use crate::room::{Event, EventId, RoomName};
 use crate::shutdown::Tasks;
 
 /// Longest time in which a stream opens or is told that it can't.
@@ -39,6 +39,12 @@ const REPORT_EVERY_TICKS: u32 = 5;
 const TICK: Duration = Duration::from_secs(1);
 /// Readers that fetch from the log at one time; more wait, so that a rush of them does not crowd out publishes.
 const LOG_READERS: usize = 64;
+/// Entries that one read of a page asks for, so that no single reply keeps others waiting for long.
+const READ_EVENTS: usize = 50;
+/// A page that has so many bytes gets no more.
+const READ_BYTES: usize = 4 * 1024 * 1024;
+/// A server's clock may be this far ahead of ours.
+const CLOCKS_APART: Duration = Duration::from_hours(24);
 /// Rooms that are vouched for at one time after the server's history has changed.
 const VOUCH_AT_ONCE: usize = 64;
 
@@ -137,6 +143,41 @@ impl Hub {
         // Whoever is told this position may come back to it: the replica has to remember that it was given out.
         self.known.add(room, slice.chain.end());
         Ok(slice)
+    }
+
+    /// Reads up to `limit` entries, in several reads where that is many, and fewer where they are large. Says whether it
+    /// stopped because of their size.
+    pub async fn read_page(
+        &self,
+        room: &RoomName,
+        range: Range,
+        limit: usize,
+    ) -> Result<(Slice, bool), BrokerError> {
+        let backwards = matches!(range, Range::Before(_) | Range::Newest);
+        let mut page = self.read(room, range, limit.min(READ_EVENTS)).await?;
+        let mut asked = limit.min(READ_EVENTS);
+        let mut got = page.entries.len();
+        loop {
+            let left = limit.saturating_sub(page.entries.len());
+            let (Some(first), Some(last)) = (page.entries.first(), page.entries.last()) else { break };
+            if left == 0 || got < asked {
+                break;
+            }
+            if page.entries.iter().map(|entry| entry.stored.len()).sum::<usize>() >= READ_BYTES {
+                return Ok((page, true));
+            }
+            let range = if backwards { Range::Before(first.id) } else { Range::After(last.id) };
+            asked = left.min(READ_EVENTS);
+            let mut more = self.read(room, range, asked).await?.entries;
+            got = more.len();
+            if backwards {
+                more.append(&mut page.entries);
+                page.entries = more;
+            } else {
+                page.entries.append(&mut more);
+            }
+        }
+        Ok((page, false))
     }
 
     /// Opens a stream of some rooms, each from its start. Ends within [`JOIN_LIMIT`].
@@ -247,13 +288,22 @@ impl Hub {
     }
 }
 
+/// An epoch is a time in microseconds. One that lies far ahead would push all later ones ahead of it, beyond what can be
+/// counted: no server gives it out.
+fn is_credible(id: EventId) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u128::from(id.epoch) <= (now + CLOCKS_APART).as_micros()
+}
+
 impl Listener for Hub {
     fn heard(&self, room: &RoomName, entry: Entry) {
-        self.known.add(room, entry.id);
+        // Only a room that is held is subscribed; what comes after it was let go is of no more use.
         let Some(held) = self.held(room) else { return };
-        match Encoded::new(&entry) {
-            Ok(event) => held.heard(Arc::new(event)),
-            Err(_) => self.junk(room),
+        let event = Encoded::new(&entry).ok().filter(|_| is_credible(entry.id));
+        let Some(event) = event else { return self.junk(room) };
+        self.known.add(room, entry.id);
+        if held.heard(Arc::new(event)) {
+            self.junk(room);
         }
     }
 

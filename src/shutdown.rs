@@ -16,10 +16,23 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Runs a task that may end when it is done, and is dropped when the gateway stops.
+    /// Runs a task that may end when it is done, and is dropped when the gateway stops. Should it panic, the gateway
+    /// stops.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        /// Speaks up when a panic drops it.
+        struct Watch(Tasks);
+        impl Drop for Watch {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    tracing::error!("a task has panicked; stopping");
+                    self.0.failed.cancel();
+                }
+            }
+        }
         let stop = self.stop.clone();
+        let watch = Watch(self.clone());
         self.tracker.spawn(async move {
+            let _watch = watch;
             tokio::select! {
                 () = task => {}
                 () = stop.cancelled() => {}

@@ -204,6 +204,7 @@ impl RedisBroker {
         }
         Ok(Plain {
             head: head.as_deref().and_then(head::parse),
+            text: head,
             mark: head::server_mark(&info).unwrap_or_default().to_owned(),
             retained,
             oldest: entries_of(oldest).first().map(|entry| entry.id),
@@ -211,12 +212,13 @@ impl RedisBroker {
         })
     }
 
-    async fn vouch(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError> {
+    /// `junk` is a head that can't be read here, so that it counts as none there too.
+    async fn vouch(&self, room: &RoomName, known: &[EventId], junk: Option<&str>) -> Result<(), BrokerError> {
         let mut link = self.links.for_write().await?;
         let mut call = self.scripts.vouch.key(self.keys.head(room));
         call.key(self.keys.log(room));
         call.arg(milliseconds(self.retention.age + self.retention.head)).arg(random());
-        call.arg(texts(known));
+        call.arg(junk.unwrap_or_default()).arg(texts(known));
         let result: RedisResult<Value> = call.invoke_async(link.connection()).await;
         link.judge(result, read_error).map(|_| ())
     }
@@ -225,6 +227,8 @@ impl RedisBroker {
 /// What a plain read found.
 struct Plain {
     head: Option<Head>,
+    /// The head as it is stored, junk or not.
+    text: Option<String>,
     mark: String,
     retained: u64,
     oldest: Option<EventId>,
@@ -242,13 +246,14 @@ impl Plain {
 
 /// The entries of a stream's reply. What has no id of ours, or not our one field, is not ours.
 fn entries_of(reply: Value) -> Vec<Entry> {
-    type Fields = Vec<(String, Vec<u8>)>;
-    let reply: Vec<(String, Fields)> = redis::from_redis_value(reply).unwrap_or_default();
-    let entries = reply.into_iter().filter_map(|(id, mut fields)| {
-        let (_, stored) = fields.pop().filter(|(field, _)| field == "e")?;
+    type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+    let Value::Array(reply) = reply else { return Vec::new() };
+    let entry = |entry| {
+        let (id, mut fields): (String, Fields) = redis::from_redis_value(entry).ok()?;
+        let (_, stored) = fields.pop().filter(|(field, _)| field == b"e")?;
         Some(Entry { id: id.parse().ok()?, stored: stored.into() })
-    });
-    entries.collect()
+    };
+    reply.into_iter().filter_map(entry).collect()
 }
 
 fn milliseconds(duration: Duration) -> u64 {
@@ -296,7 +301,8 @@ impl Broker for RedisBroker {
         for _ in 0..READ_ATTEMPTS {
             let plain = self.read_plainly(room, range, limit).await?;
             let Some(chain) = plain.chain(known).cloned() else {
-                self.vouch(room, known).await?;
+                let junk = plain.head.is_none().then_some(plain.text).flatten();
+                self.vouch(room, known, junk.as_deref()).await?;
                 continue;
             };
             let mut entries = plain.entries;
@@ -321,14 +327,16 @@ impl Broker for RedisBroker {
         let lifetime = milliseconds(self.retention.age + self.retention.head);
         for batch in rooms.chunks(BATCH_HEADS) {
             let mut step = pipe();
+            // A key of another type is that room's trouble alone.
+            step.ignore_errors();
             step.cmd("INFO").arg("replication");
             for room in batch {
                 step.cmd("GETEX").arg(self.keys.head(room)).arg("PX").arg(lifetime);
             }
             let mut link = self.links.for_read().await?;
             let result = step.query_async(link.connection()).await;
-            let reply: Vec<Option<String>> = link.judge(result, read_error)?;
-            let mut reply = reply.into_iter();
+            let reply: Vec<RedisResult<Option<String>>> = link.judge(result, read_error)?;
+            let mut reply = reply.into_iter().map(|head| head.ok().flatten());
             let info = reply.next().flatten().unwrap_or_default();
             let mark = head::server_mark(&info).unwrap_or_default();
             ends.extend(reply.map(|head| {

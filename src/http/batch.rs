@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::events::{Published, event, json_data};
-use super::extract::JsonBody;
+use super::extract::{JsonBody, Object};
 use super::problem::{Code, Document, Problem};
 use super::{App, idempotency};
 use crate::broker::{Appended, Once};
@@ -30,7 +30,8 @@ const ROOMS_AT_ONCE: usize = 16;
 ]}))]
 pub struct Batch {
     /// In the order in which each room gets them.
-    events: Vec<BatchItem>,
+    #[schema(value_type = Vec<BatchItem>)]
+    events: Vec<Object<BatchItem>>,
 }
 
 /// One event of a batch.
@@ -115,7 +116,7 @@ pub async fn publish_events(
     request: Request,
 ) -> Result<(StatusCode, Json<BatchAnswer>), Problem> {
     let batch_key = idempotency::key_of(request.headers())?.map(str::to_owned);
-    let JsonBody(batch) = JsonBody::<Batch>::from_request(request, &app).await?;
+    let JsonBody(Object(batch)) = JsonBody::<Object<Batch>>::from_request(request, &app).await?;
     let limit = app.settings.max_batch_items;
     if batch.events.is_empty() {
         return Err(Problem::new(Code::InvalidBody, "the batch is empty"));
@@ -124,7 +125,7 @@ pub async fn publish_events(
     let mut by_room: Vec<(RoomName, Vec<Item>)> = Vec::new();
     let mut places: HashMap<RoomName, usize> = HashMap::new();
     let mut copies = 0;
-    for (index, item) in batch.events.into_iter().enumerate() {
+    for (index, Object(item)) in batch.events.into_iter().enumerate() {
         let key = match (item.idempotency_key, &batch_key) {
             (Some(key), _) => {
                 let refuse =
@@ -198,19 +199,21 @@ type Outcome = (usize, RoomName, Result<Appended, Problem>);
 
 /// Nothing overtakes an event that was not stored; and a broker that is away is not asked again for each room, so that
 /// a batch is answered as fast as a single event.
-async fn publish_in_order(app: &App, room: RoomName, events: Vec<Item>, away: &OnceLock<()>) -> Vec<Outcome> {
+async fn publish_in_order(app: &App, room: RoomName, events: Vec<Item>, away: &OnceLock<Code>) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(events.len());
-    let mut failed = false;
+    let mut failed = None;
     for (index, event, once) in events {
-        let outcome = if failed || away.get().is_some() {
-            Err(Problem::new(Code::Unavailable, "not tried: an earlier event of the batch was not stored"))
+        let outcome = if let Some(code) = failed.or_else(|| away.get().copied()) {
+            Err(Problem::new(code, "not tried: an earlier event of the batch was not stored"))
         } else {
             app.hub.publish(&room, &event, once.as_ref()).await.map_err(Problem::from)
         };
         if let Err(problem) = &outcome {
-            failed = true;
-            if problem.code().status() == StatusCode::SERVICE_UNAVAILABLE {
-                away.get_or_init(|| ());
+            // What was not tried has surely not been stored, whatever became of the event before it.
+            let code = if problem.code() == Code::OutcomeUnknown { Code::Unavailable } else { problem.code() };
+            failed = Some(code);
+            if code.status() == StatusCode::SERVICE_UNAVAILABLE {
+                away.get_or_init(|| code);
             }
         }
         outcomes.push((index, room.clone(), outcome));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Media, Query, Room, body, event_name, header_text, json, media, text};
+use super::extract::{Media, Object, Query, Room, body, event_name, header_text, json, media, text};
 use super::problem::{Code, Document, Problem};
 use super::{App, idempotency, now};
 use crate::broker::Range;
@@ -118,7 +118,7 @@ pub async fn publish_event(
             ));
         }
         Media::Json => {
-            let publish: Publish = json(&body)?;
+            let Object(publish) = json::<Object<Publish>>(&body)?;
             event(&app, publish.event, json_data(&publish.data)?, publish.except, None)?
         }
         Media::Text => {
@@ -220,7 +220,8 @@ impl GapDescription {
 
 /// Read a room's log
 ///
-/// The retained events, oldest first, a page at a time: `Link` with `rel="next"` leads to the next one.
+/// The retained events, oldest first, a page at a time: `Link` with `rel="next"` leads to the next one. A page of large
+/// events may have fewer than `limit`.
 #[utoipa::path(
     get, path = "/v1/rooms/{room}/events", operation_id = "listEvents", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), ListQuery),
@@ -241,7 +242,7 @@ pub async fn list_events(
         (None, None) => Range::Oldest,
     };
     // One more than asked for tells whether there is a next page.
-    let mut slice = app.hub.read(&room, range, limit + 1).await?;
+    let (mut slice, cut_short) = app.hub.read_page(&room, range, limit + 1).await?;
     let gap = after.and_then(|after| match next(&slice.chain, &slice, after) {
         Next::Gap(gap) => Some(gap),
         Next::Event(_) | Next::Nothing => None,
@@ -249,10 +250,11 @@ pub async fn list_events(
     if let (Some(_), Some(before)) = (after, before) {
         slice.entries.retain(|entry| entry.id < before);
     }
-    let more = slice.entries.len() > limit;
+    let beyond = slice.entries.len() > limit;
+    let more = beyond || (cut_short && !slice.entries.is_empty());
     let mut next_page = None;
     if more && matches!(range, Range::Before(_)) {
-        slice.entries.remove(0);
+        slice.entries.drain(..usize::from(beyond));
         next_page = slice.entries.first().map(|first| format!("before={}", first.id));
     } else if more {
         slice.entries.truncate(limit);

@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::App;
 use super::events::{add_link, escape, page_limit};
-use super::extract::{Field, Hash, JsonBody, Media, Query, body, header_text, json, media};
+use super::extract::{Field, Hash, JsonBody, Media, Object, Query, body, header_text, json, media};
 use super::problem::{Code, Document, Present, Problem};
 use crate::broker::{Condition, FieldPage, Removed, Written, entity_tag};
 use crate::room::{FieldName, HashName};
@@ -163,8 +163,10 @@ pub struct SetField {
         (SetField = "application/json"), (String = "text/plain", example = "green"),
         (String = "application/octet-stream"))),
     responses(
-        (status = 200, description = "Set; there was a value before", body = FieldValue),
-        (status = 201, description = "Set; the field is new", body = FieldValue),
+        (status = 200, description = "Set; there was a value before", body = FieldValue,
+            headers(("ETag" = String, description = "Of the value"))),
+        (status = 201, description = "Set; the field is new", body = FieldValue,
+            headers(("ETag" = String, description = "Of the value"))),
         (status = 409, description = "The key holds something else", body = Document, content_type = "application/problem+json"),
         (status = 412, description = "The condition does not hold; `present` is the value", body = Document, content_type = "application/problem+json"),
         (status = 413, description = "The value is too large", body = Document, content_type = "application/problem+json"),
@@ -180,7 +182,7 @@ pub async fn set_field(
     let media = media(request.headers())?;
     let body = body(request, &app).await?;
     let value = match media {
-        Media::Json => Bytes::from(json::<SetField>(&body)?.value),
+        Media::Json => Bytes::from(json::<Object<SetField>>(&body)?.0.value),
         Media::Text | Media::Bytes => body,
     };
     check_value(&app, &value)?;
@@ -207,6 +209,8 @@ fn refused(hash: &HashName, field: &FieldName, met: Option<&Bytes>) -> Problem {
 }
 
 /// Delete a field
+///
+/// With `If-Match` only if the value is what the caller takes it for. A hash whose last field goes is gone too.
 #[utoipa::path(
     delete, path = "/v1/hashes/{hash}/fields/{field}", operation_id = "deleteField", tag = "Hashes",
     params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"),
@@ -431,6 +435,8 @@ pub async fn patch_fields(
 }
 
 /// Delete a hash
+///
+/// With all its fields, at once.
 #[utoipa::path(
     delete, path = "/v1/hashes/{hash}", operation_id = "deleteHash", tag = "Hashes",
     params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp")),
@@ -471,7 +477,8 @@ pub struct Increment {
         ("field" = String, Path, description = "The field's name", max_length = 256, example = "switched")),
     request_body(content = Increment, content_type = "application/json"),
     responses(
-        (status = 200, description = "The sum, as the string that the field now holds", body = FieldValue),
+        (status = 200, description = "The sum, as the string that the field now holds", body = FieldValue,
+            headers(("ETag" = String, description = "Of the value"))),
         (status = 409, description = "The value is no whole number of 64 bits, or the sum is not", body = Document, content_type = "application/problem+json"),
         (status = 415, description = "Not JSON", body = Document, content_type = "application/problem+json"),
     )
@@ -480,7 +487,7 @@ pub async fn increment_field(
     Field(hash, field): Field,
     State(app): State<App>,
     headers: HeaderMap,
-    JsonBody(increment): JsonBody<Increment>,
+    JsonBody(Object(increment)): JsonBody<Object<Increment>>,
 ) -> Result<Response, Problem> {
     refuse_conditions(&headers)?;
     let sum = app.hashes.increment(&hash, &field, increment.by).await?.to_string();

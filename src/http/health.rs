@@ -17,6 +17,8 @@ pub struct Status {
 }
 
 /// Ask whether the process lives
+///
+/// For containers: a process that does not answer should be started anew.
 #[utoipa::path(
     get, path = "/livez", operation_id = "getLiveness", tag = "Health",
     responses((status = 200, description = "It does", body = Status))

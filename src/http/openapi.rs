@@ -42,7 +42,14 @@ const COMMON: [(&str, &str); 4] = [
     ("500", "The gateway failed"),
 ];
 /// Failures of routes that need the broker.
-const OF_BROKER: (&str, &str) = ("503", "The broker is away or ill, or the replica is full; try again");
+const OF_BROKER: [(&str, &str); 2] = [
+    ("409", "The key on Redis holds something else"),
+    ("503", "The broker is away or ill, or the replica is full; try again"),
+];
+/// The failure of routes that take a body.
+const OF_BODY: (&str, &str) = ("413", "The body is too large");
+/// What any other route can still meet.
+const OF_REPLICA: (&str, &str) = ("503", "The replica has all the connections it takes; try again");
 
 static V31: LazyLock<String> = LazyLock::new(|| document(OpenApiVersion::V31));
 static V32: LazyLock<String> = LazyLock::new(|| document(OpenApiVersion::V32));
@@ -65,7 +72,9 @@ fn document(version: OpenApiVersion) -> String {
     let paths = document["paths"].as_object_mut().expect("a document has paths");
     for (path, item) in paths {
         for operation in item.as_object_mut().into_iter().flat_map(|item| item.values_mut()) {
-            add_common_failures(path, &mut operation["responses"]);
+            let has_body = operation.get("requestBody").is_some();
+            add_common_failures(path, has_body, &mut operation["responses"]);
+            add_headers(&mut operation["responses"]);
             plain_parameters(operation);
             if version == OpenApiVersion::V31 {
                 strip_items(&mut operation["responses"]);
@@ -77,14 +86,26 @@ fn document(version: OpenApiVersion) -> String {
     text
 }
 
-fn add_common_failures(path: &str, responses: &mut Value) {
-    let of_broker = path.starts_with("/v1/").then_some(OF_BROKER);
-    for (status, description) in COMMON.into_iter().chain(of_broker) {
+fn add_common_failures(path: &str, has_body: bool, responses: &mut Value) {
+    let of_broker = if path.starts_with("/v1/") { &OF_BROKER[..] } else { &[OF_REPLICA] };
+    let of_body = has_body.then_some(OF_BODY);
+    for (status, description) in COMMON.into_iter().chain(of_broker.iter().copied()).chain(of_body) {
         if responses.get(status).is_none() {
             responses[status] = json!({
                 "description": description,
                 "content": { MEDIA_TYPE: { "schema": { "$ref": "#/components/schemas/Problem" } } },
             });
+        }
+    }
+}
+
+/// Headers that every answer has, and those of a kind.
+fn add_headers(responses: &mut Value) {
+    let header = |description: &str| json!({ "description": description, "schema": { "type": "string" } });
+    for (status, response) in responses.as_object_mut().into_iter().flatten() {
+        response["headers"]["x-request-id"] = header("Names the request in the gateway's log");
+        if status == "503" {
+            response["headers"]["Retry-After"] = header("Seconds after which to try again");
         }
     }
 }

@@ -16,9 +16,9 @@ use crate::follow::{Chain, Next, next};
 use crate::room::{EventId, RoomName};
 
 /// Most bytes that a subscriber is given at one time: a write's worth.
-const BATCH_BYTES: usize = 64 * 1024;
-/// Most events fetched from the log in one read.
-pub(super) const PAGE_EVENTS: usize = 100;
+pub(super) const BATCH_BYTES: usize = 64 * 1024;
+/// Most events fetched for the ring in one read.
+const PAGE_EVENTS: usize = 100;
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
@@ -31,6 +31,8 @@ pub(super) struct Room {
     doubt: Notify,
     occupants: AtomicU64,
     vacated: Notify,
+    /// What keeps the room from being read, if time alone will not mend it.
+    refusal: watch::Sender<Option<BrokerError>>,
 }
 
 struct State {
@@ -61,6 +63,7 @@ impl Room {
             doubt: Notify::new(),
             occupants: AtomicU64::new(0),
             vacated: Notify::new(),
+            refusal: watch::channel(None).0,
         }
     }
 
@@ -80,6 +83,16 @@ impl Room {
     /// Has the log read again.
     pub(super) fn doubt(&self) {
         self.doubt.notify_one();
+    }
+
+    /// Resolves if the room can't be read and time alone will not mend that.
+    pub(super) async fn refusal(&self) -> BrokerError {
+        let mut refusal = self.refusal.subscribe();
+        match refusal.wait_for(Option::is_some).await.map(|refusal| refusal.clone()) {
+            Ok(Some(error)) => error,
+            // The sender is the room's own, so neither can be.
+            _ => std::future::pending().await,
+        }
     }
 
     /// Where the room's log ends, as far as this replica has read.
@@ -111,8 +124,8 @@ impl Room {
         }
     }
 
-    /// An announcement.
-    pub(super) fn heard(&self, event: Arc<Encoded>) {
+    /// An announcement. Says whether it conflicts with an event that the room has.
+    pub(super) fn heard(&self, event: Arc<Encoded>) -> bool {
         let mut state = self.state();
         let limit = state.limit;
         if let Some(waiting) = &mut state.reading {
@@ -120,16 +133,16 @@ impl Room {
             if waiting.len() < limit {
                 waiting.push_back(event);
             }
-            return;
+            return false;
         }
-        match state.take(event) {
-            Taken::Added => {
-                drop(state);
-                self.wake();
-            }
+        let taken = state.take(event);
+        drop(state);
+        match taken {
+            Taken::Added => self.wake(),
             Taken::Held => {}
-            Taken::Unexpected => self.doubt(),
+            Taken::Unexpected | Taken::Conflicting => self.doubt(),
         }
+        taken == Taken::Conflicting
     }
 
     /// Keeps the room subscribed and read until it has been empty for a while. Owns its place in the hub.
@@ -173,9 +186,11 @@ impl Room {
             .with_jitter();
         let mut delays = schedule.build();
         while let Err(error) = self.read(hub).await {
+            self.refusal.send_replace(matches!(error, BrokerError::WrongType).then(|| error.clone()));
             tracing::debug!(room = %self.name, %error, "the room's log can't be read; trying again");
             sleep(delays.next().unwrap_or(RETRY_MOST)).await;
         }
+        self.refusal.send_replace(None);
     }
 
     /// Reads forward from the ring's last event, or the newest events where there is none to go on from.
@@ -213,7 +228,7 @@ impl Room {
             return;
         }
         for event in waiting {
-            if matches!(state.take(event), Taken::Unexpected) {
+            if matches!(state.take(event), Taken::Unexpected | Taken::Conflicting) {
                 self.doubt();
             }
         }
@@ -228,10 +243,13 @@ impl Room {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Taken {
     Added,
     Held,
     Unexpected,
+    /// The ring held another event of this id.
+    Conflicting,
 }
 
 impl State {
@@ -239,9 +257,13 @@ impl State {
     fn take(&mut self, event: Arc<Encoded>) -> Taken {
         let Some(chain) = &mut self.chain else { return Taken::Held };
         if chain.holds(event.id()) {
-            // Two different events must never pass for one because they share an id: then the log decides.
             let same = self.ring.event(event.id()).is_none_or(|held| held.event() == event.event());
-            return if same { Taken::Held } else { Taken::Unexpected };
+            if same {
+                return Taken::Held;
+            }
+            // Two different events must never pass for one because they share an id: the log decides, for all of them.
+            self.ring.clear();
+            return Taken::Conflicting;
         }
         if event.id() != chain.upcoming() {
             return Taken::Unexpected;

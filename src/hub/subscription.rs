@@ -8,12 +8,19 @@ use futures_util::future::select_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::room::{Followed, PAGE_EVENTS, Seat};
+use super::room::{BATCH_BYTES, Followed, Seat};
 use super::{Encoded, Hub};
 use crate::broker::{BrokerError, Range, Slice};
 use crate::follow::{Chain, Gap, Next, Retained, next};
 use crate::room::{EventId, RoomName};
 
+/// Events in a reader's first page from the log. Later pages are as many as make up a few batches, whatever the events'
+/// size, so that slow readers of large events cost little memory.
+const FIRST_PAGE_EVENTS: usize = 8;
+/// Most events in a page.
+const PAGE_EVENTS: usize = 100;
+/// Bytes that a page should have.
+const PAGE_BYTES: usize = 4 * BATCH_BYTES;
 /// Pause before the log is asked again after it could not answer; jittered up to twice as long.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -88,6 +95,8 @@ struct Cursor {
     found: Option<Found>,
     /// When the log may be asked again.
     retry_at: Option<Instant>,
+    /// Events to ask the log for.
+    page: usize,
 }
 
 /// What the log said.
@@ -144,8 +153,11 @@ impl Subscription {
 impl Cursor {
     async fn open(hub: &Hub, seat: Seat, start: Start) -> Result<Self, BrokerError> {
         let mut changes = seat.room().changes();
-        // The room's task outlives every seat in it, so the channel can't close meanwhile.
-        let _ = changes.wait_for(|count| *count > 0).await;
+        tokio::select! {
+            // The room's task outlives every seat in it, so the channel can't close meanwhile.
+            _ = changes.wait_for(|count| *count > 0) => {}
+            error = seat.room().refusal() => return Err(error),
+        }
         let name = seat.room().name();
         let end = seat.room().end().unwrap_or(EventId::start_of(0));
         let position = match start {
@@ -160,7 +172,15 @@ impl Cursor {
                 slice.entries.first().map_or(slice.chain.end(), |entry| entry.id.before())
             }
         };
-        let mut cursor = Self { seat, changes, position, resume: Resume::Fresh, found: None, retry_at: None };
+        let mut cursor = Self {
+            seat,
+            changes,
+            position,
+            resume: Resume::Fresh,
+            found: None,
+            retry_at: None,
+            page: FIRST_PAGE_EVENTS,
+        };
         if matches!(start, Start::After(_)) {
             cursor.resume = Resume::Complete;
             if matches!(cursor.seat.room().follow(position), Followed::Unsure) {
@@ -208,11 +228,15 @@ impl Cursor {
     }
 
     /// What follows the position, from a fresh read: the only way in which a gap is told.
-    async fn ask_log(&self, hub: &Hub) -> Result<Found, BrokerError> {
+    async fn ask_log(&mut self, hub: &Hub) -> Result<Found, BrokerError> {
         let room = self.seat.room();
-        let slice = hub.read(room.name(), Range::After(self.position), PAGE_EVENTS).await?;
+        let slice = hub.read(room.name(), Range::After(self.position), self.page).await?;
         if !room.is_at(slice.chain.end()) {
             room.doubt();
+        }
+        let bytes: usize = slice.entries.iter().map(|entry| entry.stored.len()).sum();
+        if let Some(mean) = bytes.checked_div(slice.entries.len()) {
+            self.page = (PAGE_BYTES / mean.max(1)).clamp(1, PAGE_EVENTS);
         }
         Ok(Page::new(&slice).follow(self.position))
     }
@@ -237,11 +261,13 @@ impl<'a> Page<'a> {
     }
 
     fn follow(self, mut position: EventId) -> Found {
-        let mut count = 0;
+        let (mut count, mut bytes) = (0, 0);
         // Past its last event the page can't tell what the log still holds.
-        while count == 0 || count < self.events.len() {
+        while count == 0 || (count < self.events.len() && bytes < BATCH_BYTES) {
             match next(self.chain, &self, position) {
                 Next::Event(id) => {
+                    let at = self.events.partition_point(|event| event.id() < id);
+                    bytes += self.events.get(at).map_or(0, |event| event.block().len());
                     position = id;
                     count += 1;
                 }

@@ -70,6 +70,12 @@ fn a_bad_setting_is_one_clear_line_and_exit_2() {
     refuses(&["--redis-url", "http://host"], &["--redis-url", "redis://"]);
     refuses(&["--redis-prefix", "{x}"], &["--redis-prefix", "braces"]);
     refuses(&["--heartbeat", "soon"], &["--heartbeat", "soon"]);
+    refuses(&["--heartbeat", "0"], &["--heartbeat", "10ms to 1h"]);
+    refuses(&["--heartbeat", "10000000000000000000"], &["--heartbeat", "10ms to 1h"]);
+    refuses(&["--stall-timeout", "500ms"], &["--stall-timeout", "1s to 1h"]);
+    refuses(&["--max-connections", "0"], &["--max-connections", "at least 1"]);
+    refuses(&["--max-batch-items", "0"], &["--max-batch-items", "at least 1"]);
+    refuses(&["--retention-events", "18446744073709551615"], &["--retention-events", "1000000000"]);
     refuses(&["--max-body-bytes", "10"], &["--max-event-bytes", "--max-body-bytes"]);
     refuses(&["--log", "a=b=c"], &["--log"]);
     refuses(&["--no-such-flag"], &["--no-such-flag"]);

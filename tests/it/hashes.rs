@@ -146,7 +146,7 @@ on_both_brokers! {
             put(&gateway, "/v1/hashes/n/fields/count", text).await;
             assert_eq!(gateway.post(path, &json!({"by": 1})).await.0, 409, "{text:?}");
         }
-        for wrong in [json!({"by": 1.5}), json!({"by": "1"}), json!({}), json!({"by": 1, "x": 1})] {
+        for wrong in [json!({"by": 1.5}), json!({"by": "1"}), json!({}), json!({"by": 1, "x": 1}), json!([1])] {
             assert_eq!(gateway.post(path, &wrong).await.0, 400, "{wrong}");
         }
     }

@@ -66,6 +66,8 @@ on_both_brokers! {
             (json_type, "{", 400, "invalid_body"),
             (json_type, "null", 400, "invalid_body"),
             (json_type, "[1]", 400, "invalid_body"),
+            (json_type, r#"["name", 1]"#, 400, "invalid_body"),
+            (json_type, r#"["name", {"n": 1}, []]"#, 400, "invalid_body"),
             (json_type, "{}", 400, "invalid_body"),
             (json_type, r#"{"data":1}x"#, 400, "invalid_body"),
             (json_type, r#"{"data":01}"#, 400, "invalid_body"),
@@ -116,6 +118,7 @@ on_both_brokers! {
             ("application/json", r#"{"value":null}"#, 400, "invalid_body"),
             ("application/json", r#"{"value":"a","x":1}"#, 400, "invalid_body"),
             ("application/json", r#""a""#, 400, "invalid_body"),
+            ("application/json", r#"["a"]"#, 400, "invalid_body"),
             ("text/plain", &"x".repeat(1001), 413, "body_too_large"),
             ("image/png", "x", 415, "unsupported_media_type"),
         ] {

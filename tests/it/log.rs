@@ -30,6 +30,27 @@ on_both_brokers! {
         assert_eq!(answer.headers().get("link"), None);
     }
 
+    async fn a_page_of_large_events_has_fewer_and_leads_on(world) {
+        let gateway = world.gateway().await;
+        for count in 0..150 {
+            gateway.publish("large", &format!("{count:03} {}", "x".repeat(60_000))).await;
+        }
+        for first in ["/v1/rooms/large/events?limit=1000", "/v1/rooms/large/events?limit=1000&before=9000000000000000-1"] {
+            let (mut got, mut pages, mut path) = (Vec::new(), 0, Some(first.to_owned()));
+            while let Some(next) = path {
+                let answer = gateway.answer(gateway.request(Method::GET, &next)).await;
+                let link = answer.headers().get("link").map(|link| link.to_str().unwrap().to_owned());
+                path = link.map(|link| link[1..link.find('>').unwrap()].to_owned());
+                let log: Value = answer.json().await.unwrap();
+                got.extend(datas(&log).iter().map(|data| data[..3].to_owned()));
+                pages += 1;
+            }
+            got.sort();
+            assert_eq!(got, (0..150).map(|count| format!("{count:03}")).collect::<Vec<_>>());
+            assert!((2..10).contains(&pages), "{pages}");
+        }
+    }
+
     async fn the_log_tells_what_an_event_was(world) {
         let gateway = world.gateway().await;
         gateway.publish_json("log", "chat", json!({"a": [1]})).await;
@@ -94,6 +115,8 @@ on_both_brokers! {
         let gateway = world.gateway().await;
         for wrong in [
             json!({"events": []}),
+            json!([[["a", null, null, 1, [], null]]]),
+            json!({"events": [["a", null, null, 1, [], null]]}),
             json!({"events": [{"room": "a", "data": 1}, {"data": 1}]}),
             json!({"events": [{"room": "a", "data": 1}, {"room": "a", "rooms": ["b"], "data": 1}]}),
             json!({"events": [{"room": "a", "data": 1}, {"rooms": [], "data": 1}]}),

@@ -61,7 +61,9 @@ fn every_operation_is_described_with_an_id_a_tag_and_its_failures() {
                 .any(|v| id.starts_with(v)),
             "{id}"
         );
-        assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{name}");
+        for words in ["summary", "description"] {
+            assert!(operation[words].as_str().is_some_and(|text| !text.is_empty()), "{name} has no {words}");
+        }
         assert!(!operation["tags"].as_array().unwrap().is_empty(), "{name}");
         for parameter in operation["parameters"].as_array().into_iter().flatten() {
             assert!(parameter["description"].as_str().is_some_and(|text| !text.is_empty()), "{name} {parameter}");

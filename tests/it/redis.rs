@@ -65,6 +65,8 @@ async fn a_key_of_another_type_is_a_conflict_and_stays_as_it_is() {
         (Method::POST, "/v1/rooms/r/events", json!({"data": 1})),
         (Method::GET, "/v1/rooms/r/events", Value::Null),
         (Method::GET, "/v1/rooms/r", Value::Null),
+        (Method::GET, "/v1/rooms/r/stream", Value::Null),
+        (Method::GET, "/v1/stream?room=r&room=fine", Value::Null),
     ];
     for (method, path, body) in hash {
         let request = gateway.request(method.clone(), path);
@@ -263,6 +265,7 @@ async fn p11_junk_on_a_rooms_channel_is_counted_and_skipped() {
     for junk in [
         "",
         "hello",
+        "9007199254740991-5 2\nzz",
         "1-1 5\n{}",
         &format!("{next} 2\n{{}}"),
         &format!("{next} 99\n{{}}"),
@@ -270,9 +273,38 @@ async fn p11_junk_on_a_rooms_channel_is_counted_and_skipped() {
     ] {
         world.server().cli(&["PUBLISH", channel, junk]);
     }
+    // One that could be an event, but of a time that is far off.
+    let stored = r#"{"text":"x","published_at":"2026-01-01T00:00:00Z"}"#;
+    let far = format!("9007199254740991-5 {}\n{stored}", stored.len());
+    world.server().cli(&["PUBLISH", channel, &far]);
     gateway.publish("junk", "2").await;
     assert_eq!(stream.datas(2).await, ["1", "2"]);
-    assert!(gateway.get("/healthz").await.1["junk_announcements"].as_u64().unwrap() >= 6);
+    assert!(gateway.get("/healthz").await.1["junk_announcements"].as_u64().unwrap() >= 8);
+}
+
+#[tokio::test]
+async fn p11_an_announcement_that_conflicts_with_the_log_is_counted_and_the_log_decides() {
+    let world = World::redis().await;
+    let (gateway, other) = (world.gateway().await, world.gateway().await);
+    let mut stream = gateway.room("forged").await;
+    let first = gateway.publish("forged", "1").await;
+    assert_eq!(stream.data().await, "1");
+    // The next id, with other content than the log will have.
+    let next = first.replace("-1", "-2");
+    let stored = r#"{"text":"forged","published_at":"2026-01-01T00:00:00Z"}"#;
+    let announcement = format!("{next} {}\n{stored}", stored.len());
+    world.server().cli(&["PUBLISH", "roomcast:{forged}:live", &announcement]);
+    assert_eq!(stream.data().await, "forged");
+    assert_eq!(other.publish("forged", "real").await, next);
+    eventually("it is counted", async || {
+        (gateway.get("/healthz").await.1["junk_announcements"] == 1).then_some(())
+    })
+    .await;
+    eventually("the ring has what the log has", async || {
+        let mut resumed = gateway.resume("/v1/rooms/forged/stream", Some(&first)).await;
+        (resumed.data().await == "real").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -284,6 +316,74 @@ async fn a_junk_head_counts_as_none() {
     assert!(id.ends_with("-1"));
     let mut stream = gateway.stream("/v1/rooms/head/stream?from=earliest").await;
     assert_eq!(stream.data().await, "1");
+    // Junk that begins like a head.
+    let head = world.server().cli(&["GET", "roomcast:{head}:head"]);
+    for junk in [format!("{head} junk"), format!("0{head}"), format!("{head} {head}"), head.replacen('-', "-0", 1)]
+    {
+        world.server().cli(&["SET", "roomcast:{head}:head", &junk]);
+        let (status, room) = gateway.get("/v1/rooms/head").await;
+        assert_eq!(status, 200, "{junk}: {room}");
+        gateway.publish("head", "after").await;
+        let mut stream = gateway.stream("/v1/rooms/head/stream?from=earliest").await;
+        assert_eq!(stream.data().await, "after", "{junk}");
+    }
+}
+
+#[tokio::test]
+async fn entries_of_strangers_in_a_log_hide_nothing_and_stop_nothing() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let first = gateway.publish("strange", "1").await;
+    let epoch = first.split_once('-').unwrap().0;
+    // An id that the chain does not have, with a field whose name is not UTF-8.
+    let script = "return redis.call('XADD', KEYS[1], ARGV[1], '\\255', 'v')";
+    world.server().cli(&["EVAL", script, "1", "roomcast:{strange}:log", &format!("{epoch}-2")]);
+    let (_, log) = gateway.get("/v1/rooms/strange/events").await;
+    assert_eq!(log["events"].as_array().unwrap().len(), 1);
+    // The next id is taken: what lies above the chain counts as lost, and is told.
+    let second = gateway.publish("strange", "2").await;
+    let mut stream = gateway.resume("/v1/rooms/strange/stream", Some(&first)).await;
+    assert_eq!(stream.event().await.json()["reason"], "lost_tail");
+    assert_eq!(stream.data().await, "2");
+    // One beyond all time leaves no id above it.
+    for far in ["9999999999999999-1", "18446744073709551615-1"] {
+        world.server().cli(&["XADD", "roomcast:{strange}:log", far, "e", "x"]);
+        let id = gateway.publish("strange", "3").await;
+        let mut stream = gateway.resume("/v1/rooms/strange/stream", Some(&second)).await;
+        assert_eq!(stream.event().await.event, "stream.gap");
+        // Each stranger's entry costs what was there before it, and each loss is told.
+        while stream.event().await.event == "stream.gap" {}
+        assert_eq!(stream.last_event_id, id, "{far}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_of_another_type_keeps_no_other_room_from_being_compared() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let mut streams = Vec::new();
+    for n in 0..8 {
+        streams.push(gateway.room(&format!("compared{n}")).await);
+    }
+    for n in [0, 3, 5] {
+        let head = format!("roomcast:{{compared{n}}}:head");
+        world.server().cli(&["DEL", &head]);
+        world.server().cli(&["RPUSH", &head, "x"]);
+    }
+    // Appended, but announced to nobody.
+    let parts = [
+        include_str!("../../src/broker/redis/scripts/head.lua"),
+        include_str!("../../src/broker/redis/scripts/append.lua"),
+    ];
+    let script = parts.concat();
+    for n in [1, 2, 4, 6, 7] {
+        let keys = ["head", "log"].map(|part| format!("roomcast:{{compared{n}}}:{part}"));
+        let stored = r#"{"text":"unannounced","published_at":"2026-01-01T00:00:00Z"}"#;
+        let rest = ["nowhere", "1000", "3600000", "90000000", "1", "300000", "-"];
+        let arguments = [&["EVAL", &script, "2", &keys[0], &keys[1], stored][..], &rest].concat();
+        world.server().cli(&arguments);
+        assert_eq!(streams[n].data().await, "unannounced");
+    }
 }
 
 #[tokio::test]

@@ -113,7 +113,7 @@ impl Pair {
             Some(id.parse::<EventId>().unwrap())
         } else {
             let mut call = self.vouch.key(HEAD);
-            call.key(LOG).arg(7_200_000).arg(3).arg(texts);
+            call.key(LOG).arg(7_200_000).arg(3).arg("").arg(texts);
             let _: String = call.invoke(&mut self.connection).unwrap();
             None
         };

@@ -16,12 +16,13 @@ use redis::{AsyncConnectionConfig, Client, PushInfo, PushKind, RedisError, Redis
 use super::fault::{breaks_connection, fault_of};
 use crate::broker::{BrokerError, Fault, FaultKind};
 
-/// Longest wait for a connection; with [`ANSWER_LIMIT`] it stays below [`crate::broker::CALL_LIMIT`].
-const CHECKOUT_LIMIT: Duration = Duration::from_millis(1500);
+/// Longest wait for a connection. With it and three times [`ANSWER_LIMIT`], which is what a script takes that has to be
+/// loaded again, a call stays below [`crate::broker::CALL_LIMIT`].
+const CHECKOUT_LIMIT: Duration = Duration::from_millis(1200);
 /// Longest time to connect and to log in.
-pub(super) const CONNECT_LIMIT: Duration = Duration::from_millis(1200);
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// Longest wait for an answer.
-const ANSWER_LIMIT: Duration = Duration::from_millis(1500);
+const ANSWER_LIMIT: Duration = Duration::from_millis(1200);
 const WRITE_CONNECTIONS: u32 = 1;
 const READ_CONNECTIONS: u32 = 2;
 /// Commands that wait in one connection before senders have to.

@@ -6,6 +6,7 @@
 local FIRST_KNOWN = 9
 -- Above this, Lua pays more for joining strings than Redis does for a second PUBLISH.
 local LARGE_BYTES = 4096
+local DAY = 24 * 3600 * 1000000
 
 if KEYS[3] then
   local before = redis.call('GET', KEYS[3])
@@ -47,7 +48,8 @@ end
 -- XADD is the first write, so an error of it means that nothing was stored; after it nothing may fail.
 local added = add()
 if type(added) == 'table' and added.err and string.find(added.err, 'equal or smaller', 1, true) then
-  -- The log has ids above the chain's: its head was lost or is older than it.
+  -- The log has ids above the chain's: its head is older than it, or a stranger has written there. What lies above the
+  -- chain can't be told to anyone, so it counts as lost.
   local info = redis.call('XINFO', 'STREAM', KEYS[2])
   local above = 0
   for place = 1, #info, 2 do
@@ -56,7 +58,14 @@ if type(added) == 'table' and added.err and string.find(added.err, 'equal or sma
     end
   end
   head = head or parse(text)
+  local since = { head.epochs[1].number, head.epochs[1].last }
+  if above > tonumber(redis.call('TIME')[1]) * 1000000 + DAY then
+    -- Beyond any time, and no id could follow it.
+    redis.call('DEL', KEYS[2])
+    above = 0
+  end
   begin(head, KEYS[2], mark, above, tonumber(ARGV[6]))
+  mark_loss(head.epochs[1], since)
   adopt(head)
   added = add()
 end
@@ -64,7 +73,7 @@ if type(added) == 'table' and added.err then
   return added
 end
 local id = epoch .. '-' .. last
-redis.call('PEXPIRE', KEYS[2], ARGV[4])
+redis.pcall('PEXPIRE', KEYS[2], ARGV[4])
 redis.call('SET', KEYS[1], id .. ' ' .. mark .. rest, 'PX', ARGV[5])
 if KEYS[3] then
   redis.call('SET', KEYS[3], ARGV[8] .. ' ' .. id, 'PX', ARGV[7])
