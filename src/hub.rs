@@ -21,7 +21,7 @@ pub use self::encoded::Encoded;
 pub use self::subscription::{Delivery, Resume, Start, Subscription};
 
 use self::known::KnownIds;
-use self::room::{Room, Seat};
+use self::room::{Room, Seat, Taken};
 use crate::broker::{
     Appended, Broker, BrokerError, CALL_LIMIT, Entry, Fault, FaultKind, Listener, Occupancy, Once, Range, Slice,
 };
@@ -301,9 +301,10 @@ impl Listener for Hub {
         let Some(held) = self.held(room) else { return };
         let event = Encoded::new(&entry).ok().filter(|_| is_credible(entry.id));
         let Some(event) = event else { return self.junk(room) };
-        self.known.add(room, entry.id);
-        if held.heard(Arc::new(event)) {
-            self.junk(room);
+        match held.heard(Arc::new(event)) {
+            Taken::Added | Taken::Held => self.known.add(room, entry.id),
+            Taken::Waiting | Taken::Unexpected => self.known.add_foreign(room, entry.id),
+            Taken::Conflicting => self.junk(room),
         }
     }
 

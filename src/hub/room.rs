@@ -124,8 +124,8 @@ impl Room {
         }
     }
 
-    /// An announcement. Says whether it conflicts with an event that the room has.
-    pub(super) fn heard(&self, event: Arc<Encoded>) -> bool {
+    /// An announcement.
+    pub(super) fn heard(&self, event: Arc<Encoded>) -> Taken {
         let mut state = self.state();
         let limit = state.limit;
         if let Some(waiting) = &mut state.reading {
@@ -133,16 +133,16 @@ impl Room {
             if waiting.len() < limit {
                 waiting.push_back(event);
             }
-            return false;
+            return Taken::Waiting;
         }
         let taken = state.take(event);
         drop(state);
         match taken {
             Taken::Added => self.wake(),
-            Taken::Held => {}
+            Taken::Held | Taken::Waiting => {}
             Taken::Unexpected | Taken::Conflicting => self.doubt(),
         }
-        taken == Taken::Conflicting
+        taken
     }
 
     /// Keeps the room subscribed and read until it has been empty for a while. Owns its place in the hub.
@@ -158,8 +158,10 @@ impl Room {
                 () = room.read_until_done(&hub) => {}
                 () = room.deserted() => if hub.close(&room) { return } else { continue },
             }
+            let foreign = hub.known.foreign_wait(&room.name);
             tokio::select! {
                 () = room.doubt.notified() => {}
+                () = sleep(foreign.unwrap_or_default()), if foreign.is_some() => {}
                 () = room.deserted() => if hub.close(&room) { return },
             }
         }
@@ -243,10 +245,16 @@ impl Room {
     }
 }
 
+/// What became of an announcement.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Taken {
+pub(super) enum Taken {
+    /// It was the next one.
     Added,
+    /// The room had it.
     Held,
+    /// The log is being read; it is taken after that.
+    Waiting,
+    /// It was not the next one.
     Unexpected,
     /// The ring held another event of this id.
     Conflicting,

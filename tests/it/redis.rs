@@ -283,6 +283,30 @@ async fn p11_junk_on_a_rooms_channel_is_counted_and_skipped() {
 }
 
 #[tokio::test]
+async fn p11_a_flood_of_foreign_announcements_begins_few_epochs() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let _stream = gateway.room("flood").await;
+    let first = gateway.publish("flood", "1").await;
+    let epoch: u64 = first.split_once('-').unwrap().0.parse().unwrap();
+    let stored = r#"{"text":"foreign","published_at":"2026-01-01T00:00:00Z"}"#;
+    for n in 1..100 {
+        let announcement = format!("{}-1 {}\n{stored}", epoch + n, stored.len());
+        world.server().cli(&["PUBLISH", "roomcast:{flood}:live", &announcement]);
+    }
+    let epochs = || {
+        let head = world.server().cli(&["GET", "roomcast:{flood}:head"]);
+        head.split(' ').skip(2).filter(|token| token.starts_with(|c: char| c.is_ascii_digit())).count()
+    };
+    eventually("an epoch begins", async || (epochs() > 0).then_some(())).await;
+    // Those that waited may bring one more.
+    for count in 0..20 {
+        gateway.publish("flood", &count.to_string()).await;
+    }
+    assert!(epochs() < 5, "{} epochs", epochs());
+}
+
+#[tokio::test]
 async fn p11_an_announcement_that_conflicts_with_the_log_is_counted_and_the_log_decides() {
     let world = World::redis().await;
     let (gateway, other) = (world.gateway().await, world.gateway().await);
