@@ -37,7 +37,7 @@ pub enum Next {
 }
 
 /// What may be missing lies after `from`, up to and with `to`; the stream goes on from `to`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Gap {
     /// The last position that certainly holds.
     pub from: EventId,

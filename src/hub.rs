@@ -3,6 +3,7 @@
 
 mod encoded;
 mod known;
+mod mirror;
 mod ring;
 mod room;
 mod subscription;
@@ -21,7 +22,8 @@ pub use self::encoded::Encoded;
 pub use self::subscription::{Delivery, Resume, Start, Subscription};
 
 use self::known::KnownIds;
-use self::room::{Room, Seat, Taken};
+use self::mirror::Taken;
+use self::room::{Room, Seat};
 use crate::broker::{
     Appended, Broker, BrokerError, CALL_LIMIT, Entry, Fault, FaultKind, Listener, Occupancy, Once, Range, Slice,
 };

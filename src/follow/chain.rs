@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::room::EventId;
 
 /// One epoch of a log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Epoch {
     /// Its number.
     pub epoch: u64,
@@ -16,7 +16,7 @@ pub struct Epoch {
 }
 
 /// A log's epochs, oldest first, never empty.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Chain {
     epochs: Vec<Epoch>,
     recorded: BTreeMap<u64, u64>,

@@ -7,7 +7,7 @@ use crate::room::EventId;
 pub const KEPT_EPOCHS: usize = 32;
 
 /// A log's head.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Head {
     /// Which server's history this is (on Redis `master_replid`).
     pub mark: String,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::mirror::Logged;
 use crate::broker::Entry;
 use crate::room::{Event, EventId, EventName, JunkEvent, RoomName};
 use crate::sse::Block;
@@ -75,5 +76,20 @@ impl Encoded {
     /// Decodes entries; those that are not events are left out, and are then missing like trimmed ones.
     pub(super) fn all(entries: &[Entry]) -> Vec<Arc<Self>> {
         entries.iter().filter_map(|entry| Self::new(entry).ok().map(Arc::new)).collect()
+    }
+}
+
+impl Logged for Arc<Encoded> {
+    fn id(&self) -> EventId {
+        self.id
+    }
+
+    fn bytes(&self) -> usize {
+        // The block, and about as much again for the event that it was made from.
+        2 * self.block.len()
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.event == other.event
     }
 }

@@ -1,6 +1,5 @@
 //! A room that has subscribers on this replica: its copy of the chain, its ring, and the task that keeps them true.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -9,10 +8,10 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
-use super::ring::Ring;
+use super::mirror::{Followed, Mirror, Taken};
+use super::ring::Limits;
 use super::{Encoded, Hub, HubSettings};
-use crate::broker::{BrokerError, Range, Slice};
-use crate::follow::{Chain, Next, next};
+use crate::broker::{BrokerError, Range};
 use crate::room::{EventId, RoomName};
 
 /// Most bytes that a subscriber is given at one time: a write's worth.
@@ -25,8 +24,9 @@ const RETRY_MOST: Duration = Duration::from_secs(1);
 pub(super) struct Room {
     name: RoomName,
     linger: Duration,
-    state: Mutex<State>,
-    /// Counts changes of the state; 0 until it has been read first.
+    read_events: usize,
+    mirror: Mutex<Mirror<Arc<Encoded>>>,
+    /// Counts changes of the copy; 0 until it has been read first.
     changes: watch::Sender<u64>,
     doubt: Notify,
     occupants: AtomicU64,
@@ -35,30 +35,14 @@ pub(super) struct Room {
     refusal: watch::Sender<Option<BrokerError>>,
 }
 
-struct State {
-    /// The copy of the log's chain; none before the first read.
-    chain: Option<Chain>,
-    ring: Ring,
-    /// What is announced while the log is being read, to be taken after it.
-    reading: Option<VecDeque<Arc<Encoded>>>,
-    limit: usize,
-}
-
-/// What follows a position as far as the ring can say. It never says that there is a gap.
-pub(super) enum Followed {
-    Events(Vec<Arc<Encoded>>),
-    Nothing,
-    /// Only the log can tell.
-    Unsure,
-}
-
 impl Room {
     pub(super) fn new(name: RoomName, settings: HubSettings) -> Self {
-        let limit = settings.ring_events.max(1);
+        let limits = Limits { events: settings.ring_events.max(1), bytes: settings.ring_bytes };
         Self {
             name,
             linger: settings.linger,
-            state: Mutex::new(State { chain: None, ring: Ring::new(settings), reading: None, limit }),
+            read_events: limits.events.min(PAGE_EVENTS),
+            mirror: Mutex::new(Mirror::new(limits)),
             changes: watch::channel(0).0,
             doubt: Notify::new(),
             occupants: AtomicU64::new(0),
@@ -97,46 +81,21 @@ impl Room {
 
     /// Where the room's log ends, as far as this replica has read.
     pub(super) fn end(&self) -> Option<EventId> {
-        self.state().chain.as_ref().map(Chain::end)
+        self.mirror().end()
     }
 
     pub(super) fn is_at(&self, end: EventId) -> bool {
         self.end() == Some(end)
     }
 
-    /// What follows a position, from the ring. An event and nothing stand; anything else is for the log to say.
-    pub(super) fn follow(&self, mut position: EventId) -> Followed {
-        let state = self.state();
-        let Some(chain) = &state.chain else { return Followed::Unsure };
-        let (mut events, mut bytes) = (Vec::new(), 0);
-        loop {
-            match next(chain, &state.ring, position) {
-                Next::Event(id) if bytes < BATCH_BYTES => {
-                    let Some(event) = state.ring.event(id) else { return Followed::Unsure };
-                    bytes += event.block().len();
-                    events.push(event.clone());
-                    position = id;
-                }
-                _ if !events.is_empty() => return Followed::Events(events),
-                Next::Nothing => return Followed::Nothing,
-                Next::Event(_) | Next::Gap(_) => return Followed::Unsure,
-            }
-        }
+    /// What follows a position, as far as this replica's copy of the log can say.
+    pub(super) fn follow(&self, position: EventId) -> Followed<Arc<Encoded>> {
+        self.mirror().follow(position, BATCH_BYTES)
     }
 
     /// An announcement.
     pub(super) fn heard(&self, event: Arc<Encoded>) -> Taken {
-        let mut state = self.state();
-        let limit = state.limit;
-        if let Some(waiting) = &mut state.reading {
-            // Beyond the limit it may be forgotten: what follows will not be the next one, and be read.
-            if waiting.len() < limit {
-                waiting.push_back(event);
-            }
-            return Taken::Waiting;
-        }
-        let taken = state.take(event);
-        drop(state);
+        let taken = self.mirror().hear(event);
         match taken {
             Taken::Added => self.wake(),
             Taken::Held | Taken::Waiting => {}
@@ -201,14 +160,17 @@ impl Room {
         struct Reading<'a>(&'a Room);
         impl Drop for Reading<'_> {
             fn drop(&mut self) {
-                self.0.end_reading();
+                if self.0.mirror().end_read() {
+                    self.0.doubt();
+                }
             }
         }
-        let (last, page) = {
-            let mut state = self.state();
-            state.reading = Some(VecDeque::new());
-            (state.ring.last(), state.limit.min(PAGE_EVENTS))
+        let last = {
+            let mut mirror = self.mirror();
+            mirror.begin_read();
+            mirror.last()
         };
+        let page = self.read_events;
         let reading = Reading(self);
         let mut slice = match last {
             Some(last) => hub.read(&self.name, Range::After(last), page).await?,
@@ -217,84 +179,18 @@ impl Room {
         if last.is_some() && slice.entries.last().is_some_and(|entry| entry.id != slice.chain.end()) {
             slice = hub.read(&self.name, Range::Newest, page).await?;
         }
-        self.state().adopt(&slice);
+        self.mirror().adopt(&slice.chain, Encoded::all(&slice.entries));
         drop(reading);
         self.wake();
         Ok(())
-    }
-
-    fn end_reading(&self) {
-        let mut state = self.state();
-        let waiting = state.reading.take().unwrap_or_default();
-        if state.chain.is_none() {
-            return;
-        }
-        for event in waiting {
-            if matches!(state.take(event), Taken::Unexpected | Taken::Conflicting) {
-                self.doubt();
-            }
-        }
     }
 
     fn wake(&self) {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no holder of the lock panics")
-    }
-}
-
-/// What became of an announcement.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// It was the next one.
-    Added,
-    /// The room had it.
-    Held,
-    /// The log is being read; it is taken after that.
-    Waiting,
-    /// It was not the next one.
-    Unexpected,
-    /// The ring held another event of this id.
-    Conflicting,
-}
-
-impl State {
-    /// Takes an announcement unread only if it is the next offset of the newest epoch that has been read.
-    fn take(&mut self, event: Arc<Encoded>) -> Taken {
-        let Some(chain) = &mut self.chain else { return Taken::Held };
-        if chain.holds(event.id()) {
-            let same = self.ring.event(event.id()).is_none_or(|held| held.event() == event.event());
-            if same {
-                return Taken::Held;
-            }
-            // Two different events must never pass for one because they share an id: the log decides, for all of them.
-            self.ring.clear();
-            return Taken::Conflicting;
-        }
-        if event.id() != chain.upcoming() {
-            return Taken::Unexpected;
-        }
-        chain.extend();
-        self.ring.push(event);
-        Taken::Added
-    }
-
-    fn adopt(&mut self, slice: &Slice) {
-        self.ring.keep_only(&slice.chain);
-        for event in Encoded::all(&slice.entries) {
-            if let Some(last) = self.ring.last() {
-                if event.id() <= last {
-                    continue;
-                }
-                if next(&slice.chain, &[event.id()][..], last) != Next::Event(event.id()) {
-                    self.ring.clear();
-                }
-            }
-            self.ring.push(event);
-        }
-        self.chain = Some(slice.chain.clone());
+    fn mirror(&self) -> MutexGuard<'_, Mirror<Arc<Encoded>>> {
+        self.mirror.lock().expect("no holder of the lock panics")
     }
 }
 

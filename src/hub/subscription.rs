@@ -8,7 +8,8 @@ use futures_util::future::select_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::room::{BATCH_BYTES, Followed, Seat};
+use super::mirror::Followed;
+use super::room::{BATCH_BYTES, Seat};
 use super::{Encoded, Hub};
 use crate::broker::{BrokerError, Range, Slice};
 use crate::follow::{Chain, Gap, Next, Retained, next};

@@ -1,0 +1,153 @@
+//! A replica's copy of a room's log: its chain and its recent events. Pure: it neither reads nor waits, so that the model
+//! checker can drive the very code that runs.
+
+use std::collections::VecDeque;
+
+use super::ring::{Limits, Ring};
+use crate::follow::{Chain, Next, next};
+use crate::room::EventId;
+
+/// An event as the copy needs to know it.
+pub(super) trait Logged: Clone {
+    /// Where it stands in the log.
+    fn id(&self) -> EventId;
+    /// What it costs to keep.
+    fn bytes(&self) -> usize;
+    /// Whether it is the same event, not only of the same id.
+    fn is_same(&self, other: &Self) -> bool;
+}
+
+/// The copy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Mirror<E> {
+    /// None before the first read.
+    chain: Option<Chain>,
+    ring: Ring<E>,
+    /// What is announced while the log is being read, to be taken after it; bounded like the ring.
+    waiting: Option<VecDeque<E>>,
+}
+
+/// What became of an announcement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It was the next one.
+    Added,
+    /// The copy had it.
+    Held,
+    /// The log is being read; it is taken after that.
+    Waiting,
+    /// It was not the next one.
+    Unexpected,
+    /// The ring held another event of this id.
+    Conflicting,
+}
+
+/// What follows a position as far as the copy can say. It never says that there is a gap.
+#[derive(Debug)]
+pub(super) enum Followed<E> {
+    Events(Vec<E>),
+    Nothing,
+    /// Only the log can tell.
+    Unsure,
+}
+
+impl<E: Logged> Mirror<E> {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { chain: None, ring: Ring::new(limits), waiting: None }
+    }
+
+    /// Where the log ends, as far as it has been read.
+    pub(super) fn end(&self) -> Option<EventId> {
+        self.chain.as_ref().map(Chain::end)
+    }
+
+    /// The last event that is at hand: a read goes on from there.
+    pub(super) fn last(&self) -> Option<EventId> {
+        self.ring.last()
+    }
+
+    /// What follows a position, up to about so many bytes. An event and nothing stand; anything else is for the log to
+    /// say.
+    pub(super) fn follow(&self, mut position: EventId, most_bytes: usize) -> Followed<E> {
+        let Some(chain) = &self.chain else { return Followed::Unsure };
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        loop {
+            match next(chain, &self.ring, position) {
+                Next::Event(id) if bytes < most_bytes => {
+                    let Some(event) = self.ring.event(id) else { return Followed::Unsure };
+                    bytes += event.bytes();
+                    events.push(event.clone());
+                    position = id;
+                }
+                _ if !events.is_empty() => return Followed::Events(events),
+                Next::Nothing => return Followed::Nothing,
+                Next::Event(_) | Next::Gap(_) => return Followed::Unsure,
+            }
+        }
+    }
+
+    /// An announcement.
+    pub(super) fn hear(&mut self, event: E) -> Taken {
+        match &mut self.waiting {
+            None => self.take(event),
+            Some(waiting) => {
+                // Beyond the limit it may be forgotten: what follows will not be the next one, and be read.
+                if waiting.len() < self.ring.limits().events {
+                    waiting.push_back(event);
+                }
+                Taken::Waiting
+            }
+        }
+    }
+
+    /// From now on announcements wait, since the log is being read.
+    pub(super) fn begin_read(&mut self) {
+        self.waiting = Some(VecDeque::new());
+    }
+
+    /// The read is over, however it went. Says whether what waited calls for another one.
+    pub(super) fn end_read(&mut self) -> bool {
+        let waiting = self.waiting.take().unwrap_or_default();
+        let taken: Vec<_> = waiting.into_iter().map(|event| self.take(event)).collect();
+        taken.iter().any(|taken| matches!(taken, Taken::Unexpected | Taken::Conflicting))
+    }
+
+    /// What was read: the whole chain, and entries that follow the last one at hand, or the newest ones.
+    pub(super) fn adopt(&mut self, chain: &Chain, entries: Vec<E>) {
+        self.ring.keep_only(chain);
+        for event in entries {
+            if let Some(last) = self.ring.last() {
+                if event.id() <= last {
+                    continue;
+                }
+                if next(chain, &[event.id()][..], last) != Next::Event(event.id()) {
+                    self.ring.clear();
+                }
+            }
+            self.ring.push(event);
+        }
+        self.chain = Some(chain.clone());
+    }
+
+    /// Takes an announcement unread only if it is the next offset of the newest epoch that has been read.
+    fn take(&mut self, event: E) -> Taken {
+        let Some(chain) = &mut self.chain else { return Taken::Held };
+        if chain.holds(event.id()) {
+            if self.ring.event(event.id()).is_none_or(|held| held.is_same(&event)) {
+                return Taken::Held;
+            }
+            // Two different events must never pass for one because they share an id: the log decides, for all of them.
+            self.ring.clear();
+            return Taken::Conflicting;
+        }
+        if event.id() != chain.upcoming() {
+            return Taken::Unexpected;
+        }
+        chain.extend();
+        self.ring.push(event);
+        Taken::Added
+    }
+}
+
+#[cfg(test)]
+mod model;

@@ -1,0 +1,389 @@
+//! The core under a model checker: the very `next`, `vouch`, ring and read-forward code, on a server that restarts with
+//! and without loss, is emptied and trims, with two replicas and two subscribers that drop and resume.
+//!
+//! Every order of steps within a scope is visited. `ROOMCAST_MODEL=large cargo test --release model` takes a larger scope.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use stateright::{Checker, Model, Property};
+
+use super::super::ring::Limits;
+use super::{Followed, Logged, Mirror, Taken};
+use crate::follow::{Gap, GapReason, Head, Moment, Next, Retained, next};
+use crate::room::EventId;
+
+/// An event; `content` differs from that of every other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Event {
+    id: EventId,
+    content: u8,
+}
+
+impl Logged for Event {
+    fn id(&self) -> EventId {
+        self.id
+    }
+
+    fn bytes(&self) -> usize {
+        1
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self == other
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Log(Vec<Event>);
+
+impl Retained for Log {
+    fn first_after(&self, position: EventId) -> Option<EventId> {
+        self.0.iter().map(|event| event.id).find(|id| *id > position)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Dataset {
+    head: Option<Head>,
+    log: Log,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Replica {
+    mirror: Mirror<Event>,
+    known: BTreeMap<u64, u64>,
+    inbox: VecDeque<Event>,
+    doubt: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Told {
+    Event(Event),
+    Gap(Gap),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Subscriber {
+    replica: usize,
+    position: EventId,
+    told: Vec<Told>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct World {
+    now: Dataset,
+    /// What the server would come back with.
+    saved: Dataset,
+    mark: u8,
+    time: u64,
+    replicas: [Replica; 2],
+    subscribers: [Subscriber; 2],
+    acknowledged: Vec<Event>,
+    faults: u8,
+    drops: u8,
+    /// Something was lost that a subscriber may have to be told of.
+    lossy: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Step {
+    Publish(usize),
+    Deliver(usize),
+    Read(usize),
+    Serve(usize),
+    /// The subscriber's connection ends, and it resumes on the other replica.
+    Move(usize),
+    Save,
+    Restart,
+    RestartWithEverything,
+    Flush,
+    Trim,
+    /// An announcement gets lost, and nobody notices.
+    Mislay(usize),
+}
+
+/// How much may happen.
+#[derive(Clone, Copy)]
+struct Scope {
+    publishes: usize,
+    faults: u8,
+    drops: u8,
+}
+
+impl World {
+    fn start() -> Self {
+        let mirror = Mirror::new(Limits { events: 2, bytes: usize::MAX });
+        let replica = Replica { mirror, known: BTreeMap::new(), inbox: VecDeque::new(), doubt: false };
+        let subscriber = Subscriber { replica: 0, position: EventId::start_of(0), told: Vec::new() };
+        let nothing = Dataset { head: None, log: Log::default() };
+        let mut world = Self {
+            now: nothing.clone(),
+            saved: nothing,
+            mark: 0,
+            time: 10,
+            replicas: [replica.clone(), replica],
+            subscribers: [subscriber.clone(), Subscriber { replica: 1, ..subscriber }],
+            acknowledged: Vec::new(),
+            faults: 0,
+            drops: 0,
+            lossy: false,
+        };
+        for replica in 0..2 {
+            world.read(replica);
+        }
+        for subscriber in &mut world.subscribers {
+            subscriber.position = world.now.head.as_ref().unwrap().chain.end();
+        }
+        world.saved = world.now.clone();
+        world
+    }
+
+    /// Begins a step of a replica on the server.
+    fn vouch(&mut self, replica: usize) -> &mut Head {
+        let known: Vec<_> =
+            self.replicas[replica].known.iter().map(|(epoch, offset)| EventId::new(*epoch, *offset)).collect();
+        let mark = self.mark.to_string();
+        let oldest = self.now.log.0.first().map(|event| event.id);
+        if self.now.head.is_none() {
+            self.now.log = Log::default();
+        }
+        let moment = Moment { mark: &mark, time: self.time, random: 0, oldest };
+        let (head, changed) = Head::vouch(self.now.head.take(), &known, moment);
+        // Only steps that use the clock move it, so that states which differ in nothing else are one.
+        self.time += u64::from(changed);
+        self.now.head.insert(head)
+    }
+
+    fn know(&mut self, replica: usize, id: EventId) {
+        let offset = self.replicas[replica].known.entry(id.epoch).or_default();
+        *offset = id.offset.max(*offset);
+    }
+
+    fn publish(&mut self, replica: usize) {
+        let content = u8::try_from(self.acknowledged.len()).unwrap();
+        let id = self.vouch(replica).chain.extend();
+        let event = Event { id, content };
+        self.now.log.0.push(event);
+        self.acknowledged.push(event);
+        self.know(replica, id);
+        for replica in &mut self.replicas {
+            replica.inbox.push_back(event);
+        }
+    }
+
+    fn deliver(&mut self, replica: usize) {
+        let Some(event) = self.replicas[replica].inbox.pop_front() else { return };
+        let taken = self.replicas[replica].mirror.hear(event);
+        self.know(replica, event.id);
+        if matches!(taken, Taken::Unexpected | Taken::Conflicting) {
+            self.replicas[replica].doubt = true;
+        }
+    }
+
+    fn read(&mut self, replica: usize) {
+        let chain = self.vouch(replica).chain.clone();
+        self.know(replica, chain.end());
+        let entries = self.now.log.0.clone();
+        let Replica { mirror, doubt, .. } = &mut self.replicas[replica];
+        mirror.begin_read();
+        let from = mirror.last().unwrap_or(EventId::start_of(0));
+        mirror.adopt(&chain, entries.into_iter().filter(|event| event.id > from).collect());
+        *doubt = mirror.end_read();
+    }
+
+    /// Tells a subscriber what follows, if anything does.
+    fn serve(&mut self, subscriber: usize) {
+        let Subscriber { replica, position, .. } = self.subscribers[subscriber];
+        match self.replicas[replica].mirror.follow(position, 1) {
+            Followed::Events(events) => self.tell(subscriber, Told::Event(events[0])),
+            Followed::Nothing => {}
+            Followed::Unsure => self.serve_from_log(subscriber),
+        }
+    }
+
+    fn serve_from_log(&mut self, subscriber: usize) {
+        let Subscriber { replica, position, .. } = self.subscribers[subscriber];
+        let chain = self.vouch(replica).chain.clone();
+        self.know(replica, chain.end());
+        match next(&chain, &self.now.log, position) {
+            Next::Event(id) => {
+                let event = *self.now.log.0.iter().find(|event| event.id == id).unwrap();
+                self.tell(subscriber, Told::Event(event));
+            }
+            Next::Gap(gap) => self.tell(subscriber, Told::Gap(gap)),
+            Next::Nothing => {}
+        }
+    }
+
+    fn tell(&mut self, subscriber: usize, told: Told) {
+        let subscriber = &mut self.subscribers[subscriber];
+        subscriber.position = match told {
+            Told::Event(event) => event.id,
+            Told::Gap(gap) => gap.to,
+        };
+        subscriber.told.push(told);
+    }
+
+    /// Everyone reaches the server, and every subscriber is told what there is to tell.
+    fn settled(&self) -> Self {
+        let mut world = self.clone();
+        for replica in [0, 1, 0, 1] {
+            world.read(replica);
+        }
+        for subscriber in 0..2 {
+            loop {
+                let before = world.subscribers[subscriber].told.len();
+                world.serve_from_log(subscriber);
+                if world.subscribers[subscriber].told.len() == before {
+                    break;
+                }
+                assert!(before < 50, "it never comes to an end");
+            }
+        }
+        world
+    }
+}
+
+impl Subscriber {
+    fn events(&self) -> impl Iterator<Item = &Event> {
+        self.told.iter().filter_map(|told| match told {
+            Told::Event(event) => Some(event),
+            Told::Gap(_) => None,
+        })
+    }
+
+    fn gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.told.iter().filter_map(|told| match told {
+            Told::Gap(gap) => Some(gap),
+            Told::Event(_) => None,
+        })
+    }
+
+    fn covers(&self, event: &Event) -> bool {
+        let whole_past =
+            |gap: &Gap| matches!(gap.reason, GapReason::UnknownPosition | GapReason::LogLost | GapReason::Diverged);
+        self.gaps().any(|gap| event.id <= gap.to && (gap.from < event.id || whole_past(gap)))
+    }
+}
+
+impl Model for Scope {
+    type State = World;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::start()]
+    }
+
+    fn actions(&self, world: &World, steps: &mut Vec<Step>) {
+        let fault = world.faults < self.faults;
+        for n in 0..2 {
+            if world.acknowledged.len() < self.publishes {
+                steps.push(Step::Publish(n));
+            }
+            steps.push(Step::Serve(n));
+            if world.drops < self.drops {
+                steps.push(Step::Move(n));
+            }
+            if !world.replicas[n].inbox.is_empty() {
+                steps.push(Step::Deliver(n));
+                if fault {
+                    steps.push(Step::Mislay(n));
+                }
+            }
+            steps.push(Step::Read(n));
+        }
+        if fault {
+            steps.extend([Step::Save, Step::Restart, Step::RestartWithEverything, Step::Flush, Step::Trim]);
+        }
+    }
+
+    fn next_state(&self, before: &World, step: Step) -> Option<World> {
+        let mut world = before.clone();
+        match step {
+            Step::Publish(replica) => world.publish(replica),
+            Step::Deliver(replica) => world.deliver(replica),
+            Step::Read(replica) => world.read(replica),
+            Step::Serve(subscriber) => world.serve(subscriber),
+            Step::Move(subscriber) => {
+                world.drops += 1;
+                world.subscribers[subscriber].replica ^= 1;
+            }
+            Step::Save => world.saved = world.now.clone(),
+            Step::Mislay(replica) => {
+                world.faults += 1;
+                world.replicas[replica].inbox.pop_front();
+            }
+            Step::Restart | Step::RestartWithEverything => {
+                world.faults += 1;
+                world.mark += 1;
+                if step == Step::Restart {
+                    world.now = world.saved.clone();
+                    world.lossy |= world.now != before.now;
+                }
+            }
+            Step::Flush => {
+                world.faults += 1;
+                world.now = Dataset { head: None, log: Log::default() };
+                world.lossy = true;
+            }
+            Step::Trim => {
+                world.faults += 1;
+                world.now.log.0.drain(..1.min(before.now.log.0.len()));
+                world.lossy = true;
+            }
+        }
+        (world != *before).then_some(world)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("an id names one event", |_, world: &World| {
+                let mut named = BTreeMap::new();
+                let told = world.subscribers.iter().flat_map(Subscriber::events);
+                world.acknowledged.iter().chain(told).all(|event| *named.entry(event.id).or_insert(event) == event)
+            }),
+            Property::always("events come in order and once", |_, world: &World| {
+                world.subscribers.iter().all(|subscriber| {
+                    let ids: Vec<_> = subscriber.events().map(|event| event.id).collect();
+                    ids.is_sorted_by(|a, b| a < b)
+                })
+            }),
+            Property::always("a gap never moves a position backward", |_, world: &World| {
+                world.subscribers.iter().all(|subscriber| {
+                    let positions: Vec<_> = subscriber
+                        .told
+                        .iter()
+                        .map(|told| match told {
+                            Told::Event(event) => event.id,
+                            Told::Gap(gap) => gap.to,
+                        })
+                        .collect();
+                    positions.is_sorted_by(|a, b| a < b)
+                })
+            }),
+            Property::always("nothing is lost unsaid", |_, world: &World| {
+                let settled = world.settled();
+                settled.subscribers.iter().all(|subscriber| {
+                    let seen = |event: &Event| subscriber.events().any(|seen| seen == event);
+                    settled.acknowledged.iter().all(|event| seen(event) || subscriber.covers(event))
+                })
+            }),
+            Property::always("who has missed nothing is told of no gap", |_, world: &World| {
+                world.lossy || world.settled().subscribers.iter().all(|subscriber| subscriber.gaps().count() == 0)
+            }),
+        ]
+    }
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a switch, and the count, of this test alone")]
+fn model_every_order_of_steps_keeps_the_promises() {
+    let scope = match std::env::var("ROOMCAST_MODEL").as_deref() {
+        Ok("large") => Scope { publishes: 3, faults: 2, drops: 1 },
+        _ => Scope { publishes: 2, faults: 1, drops: 1 },
+    };
+    let checker = scope.checker().threads(2).spawn_bfs().join();
+    println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
+    checker.assert_properties();
+    assert!(checker.unique_state_count() > 1000);
+}
