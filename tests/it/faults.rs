@@ -19,8 +19,19 @@ impl Fault {
 
     async fn begin_with(redis: RedisServer) -> Self {
         let proxy = Proxy::to(redis.port()).await;
-        let replicas: Vec<_> =
-            [proxy.url(), redis.url(), redis.url()].iter().map(|url| Replica::start(url)).collect();
+        let urls = [proxy.url(), redis.url(), redis.url()];
+        Self::begin_at(redis, proxy, urls).await
+    }
+
+    /// Every replica reaches Redis through the proxy.
+    async fn begin_behind_the_proxy(redis: RedisServer) -> Self {
+        let proxy = Proxy::to(redis.port()).await;
+        let urls = [proxy.url(), proxy.url(), proxy.url()];
+        Self::begin_at(redis, proxy, urls).await
+    }
+
+    async fn begin_at(redis: RedisServer, proxy: Proxy, urls: [String; 3]) -> Self {
+        let replicas: Vec<_> = urls.iter().map(|url| Replica::start(url)).collect();
         let balancer = Balancer::default();
         balancer.set(replicas.iter().map(Replica::url));
         for replica in &replicas {
@@ -180,6 +191,66 @@ async fn p4_under_load_a_flushed_redis_is_told_and_nothing_is_lost_unsaid() {
     fault.redis.cli(&["FLUSHALL"]);
     let account = fault.heal().await;
     assert!(account.gaps.contains_key("log_lost"), "{account:?}");
+}
+
+/// A Redis that follows the first one, and has caught up.
+async fn follower(of: &RedisServer) -> RedisServer {
+    let follower = RedisServer::start().await;
+    follower.cli(&["REPLICAOF", "127.0.0.1", &of.port().to_string()]);
+    eventually("the follower has caught up", async || {
+        follower.cli(&["INFO", "replication"]).contains("master_link_status:up").then_some(())
+    })
+    .await;
+    follower
+}
+
+#[tokio::test]
+async fn p4_under_load_a_failover_that_loses_the_tail_is_told() {
+    let redis = RedisServer::start().await;
+    let other = follower(&redis).await;
+    let mut fault = Fault::begin_behind_the_proxy(redis).await;
+    // The follower stops following, and more is published: the tail that it will lack.
+    other.cli(&["REPLICAOF", "NO", "ONE"]);
+    fault.some_traffic().await;
+    fault.redis.kill();
+    fault.proxy.redirect(other.port());
+    let account = fault.heal().await;
+    assert!(account.gaps.keys().any(|reason| matches!(reason.as_str(), "lost_tail" | "diverged")), "{account:?}");
+}
+
+#[tokio::test]
+async fn p4_under_load_a_failover_and_back_never_takes_one_event_for_another() {
+    let redis = RedisServer::start().await;
+    let other = follower(&redis).await;
+    let fault = Fault::begin_behind_the_proxy(redis).await;
+    other.cli(&["REPLICAOF", "NO", "ONE"]);
+    fault.some_traffic().await;
+    fault.proxy.redirect(other.port());
+    fault.some_traffic().await;
+    // The first master never restarted: its mark is its head's, and it knows nothing of what the other one gave out.
+    fault.proxy.redirect(fault.redis.port());
+    let account = fault.heal().await;
+    assert!(!account.gaps.is_empty(), "{account:?}");
+}
+
+#[tokio::test]
+async fn p2_under_load_a_failover_that_loses_nothing_costs_no_gap() {
+    let redis = RedisServer::start().await;
+    let other = follower(&redis).await;
+    let mut fault = Fault::begin_behind_the_proxy(redis).await;
+    // Nothing is written any more until the follower has it all.
+    fault.proxy.set(Link::Cut);
+    let offset = |server: &RedisServer| {
+        let info = server.cli(&["INFO", "replication"]);
+        info.lines().find_map(|line| line.strip_prefix("master_repl_offset:")).unwrap().trim().to_owned()
+    };
+    eventually("the follower has everything", async || (offset(&fault.redis) == offset(&other)).then_some(()))
+        .await;
+    other.cli(&["REPLICAOF", "NO", "ONE"]);
+    fault.redis.kill();
+    fault.proxy.redirect(other.port());
+    fault.proxy.set(Link::Pass);
+    fault.heals_without_a_gap().await;
 }
 
 #[tokio::test]

@@ -30,6 +30,7 @@ pub enum Links {
 /// In front of a server.
 pub struct Proxy {
     port: u16,
+    target: Arc<watch::Sender<u16>>,
     state: Arc<watch::Sender<(Links, Link)>>,
 }
 
@@ -38,17 +39,30 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own = listener.local_addr().unwrap().port();
         let state = Arc::new(watch::channel((Links::All, Link::Pass)).0);
-        let sender = state.clone();
+        let target = Arc::new(watch::channel(port).0);
+        let (states, targets) = (state.clone(), target.clone());
         spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                spawn(pass(client, port, sender.subscribe()));
+                let (state, mut target) = (states.subscribe(), targets.subscribe());
+                spawn(async move {
+                    let port = *target.borrow_and_update();
+                    tokio::select! {
+                        () = pass(client, port, state) => {}
+                        _ = target.changed() => {}
+                    }
+                });
             }
         });
-        Self { port: own, state }
+        Self { port: own, target, state }
     }
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Closes all connections; new ones lead to another server, as after a failover.
+    pub fn redirect(&self, port: u16) {
+        self.target.send_replace(port);
     }
 
     pub fn set(&self, link: Link) {
