@@ -1,8 +1,8 @@
 //! The core under a model checker: the very `next`, `vouch`, ring and read-forward code, on a server that restarts with
 //! and without loss, is emptied and trims, with two replicas and two subscribers that drop and resume.
 //!
-//! Every order of steps within a scope is visited. `ROOMCAST_MODEL=2,2,0 cargo test --release model` takes another scope:
-//! publishes, faults, and drops of a connection.
+//! Every order of steps within a scope is visited. `ROOMCAST_MODEL=1,2,1 cargo test --release model` takes another scope:
+//! publishes, faults, and drops of a connection. (2,2,0 takes more than 16 GiB.)
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -389,11 +389,13 @@ impl Model for Scope {
 #[test]
 #[allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a switch, and the count, of this test alone")]
 fn model_every_order_of_steps_keeps_the_promises() {
-    let asked = std::env::var("ROOMCAST_MODEL").unwrap_or_else(|_| "2,1,1".into());
-    let counts: Vec<u8> = asked.split(',').map(|count| count.parse().expect("three numbers")).collect();
-    let scope = Scope { publishes: counts[0].into(), faults: counts[1], drops: counts[2] };
-    let checker = scope.checker().threads(2).spawn_bfs().join();
-    println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
-    checker.assert_properties();
-    assert!(checker.unique_state_count() > 1000);
+    let asked = std::env::var("ROOMCAST_MODEL").unwrap_or_else(|_| "2,1,1 1,2,0".into());
+    for scope in asked.split(' ') {
+        let counts: Vec<u8> = scope.split(',').map(|count| count.parse().expect("three numbers")).collect();
+        let scope = Scope { publishes: counts[0].into(), faults: counts[1], drops: counts[2] };
+        let checker = scope.checker().threads(2).spawn_bfs().join();
+        println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
+        checker.assert_properties();
+        assert!(checker.unique_state_count() > 1000);
+    }
 }
