@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use wildmatch::WildMatch;
 
 use crate::follow::{Chain, Retained};
 use crate::room::{EventId, FieldName, HashName, RoomName};
@@ -95,6 +96,23 @@ pub struct Retention {
     pub head: Duration,
     /// How long an idempotency key is remembered.
     pub once: Duration,
+}
+
+/// Which rooms are kept in which way.
+#[derive(Clone, Debug)]
+pub struct RetentionPolicy {
+    /// Rooms that no rule names.
+    pub default: Retention,
+    /// The first that matches a room's name decides.
+    pub rules: Vec<(WildMatch, Retention)>,
+}
+
+impl RetentionPolicy {
+    /// How a room is kept.
+    pub fn of(&self, room: &RoomName) -> Retention {
+        let rule = self.rules.iter().find(|(pattern, _)| pattern.matches(room.as_str()));
+        rule.map_or(self.default, |(_, retention)| *retention)
+    }
 }
 
 /// Hears what a broker announces. Called from the broker's own task or from within an append: never blocks.

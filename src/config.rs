@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use wildmatch::WildMatch;
 
-use crate::broker::Retention;
+use crate::broker::{Retention, RetentionPolicy};
 use crate::hub::HubSettings;
 use crate::room::SubscriberId;
+
+/// More events than any log should keep, and still a number that every part can count.
+const MAX_RETENTION_EVENTS: u64 = 1_000_000_000;
 
 /// HTTP gateway for realtime rooms and shared values.
 ///
@@ -137,12 +141,18 @@ pub struct Settings {
 
     /// Events that a room's log keeps (Redis may keep some more); 0 keeps none.
     #[arg(long, env = "ROOMCAST_RETENTION_EVENTS", default_value_t = 1000, value_name = "COUNT",
-        value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
+        value_parser = clap::value_parser!(u64).range(..=MAX_RETENTION_EVENTS))]
     pub retention_events: u64,
 
     /// A room's events are dropped this long after the last one.
     #[arg(long, env = "ROOMCAST_RETENTION_AGE", default_value = "1h", value_parser = lifetime, value_name = "TIME")]
     pub retention_age: Duration,
+
+    /// Other limits for rooms whose name matches a pattern with `*`: `chat.*=events:100,age:10m`, or `cursor.*=none` for
+    /// rooms whose events are not kept. May be repeated; the first that matches decides. In the variable, rules have a
+    /// space between them.
+    #[arg(long, env = "ROOMCAST_RETENTION", value_name = "PATTERN=LIMITS", value_delimiter = ' ')]
+    pub retention: Vec<RetentionRule>,
 
     /// A room's position outlives its events by this, so that quiet rooms cost nobody a gap.
     #[arg(long, env = "ROOMCAST_RETENTION_HEAD", default_value = "24h", value_parser = lifetime, value_name = "TIME")]
@@ -244,13 +254,50 @@ impl Settings {
     }
 
     /// How long logs are kept.
-    pub fn retention(&self) -> Retention {
-        Retention {
+    pub fn retention(&self) -> RetentionPolicy {
+        let default = Retention {
             events: self.retention_events,
             age: self.retention_age,
             head: self.retention_head,
             once: self.idempotency_window,
+        };
+        let rule = |rule: &RetentionRule| {
+            let (events, age) = (rule.events.unwrap_or(default.events), rule.age.unwrap_or(default.age));
+            (WildMatch::new(&rule.pattern), Retention { events, age, ..default })
+        };
+        RetentionPolicy { default, rules: self.retention.iter().map(rule).collect() }
+    }
+}
+
+/// Other limits for some rooms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetentionRule {
+    pattern: String,
+    events: Option<u64>,
+    age: Option<Duration>,
+}
+
+impl FromStr for RetentionRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pattern, limits) = text.split_once('=').ok_or("a rule reads like chat.*=events:100,age:10m")?;
+        let without_stars = pattern.replace('*', "x");
+        SubscriberId::new(&without_stars)
+            .map_err(|why| format!("the pattern {pattern:?} names no rooms: {why}"))?;
+        let mut rule = Self { pattern: pattern.into(), events: None, age: None };
+        for limit in limits.split(',') {
+            match limit.split_once(':') {
+                None if limit == "none" => rule.events = Some(0),
+                Some(("events", count)) => {
+                    let count = count.parse().ok().filter(|count| *count <= MAX_RETENTION_EVENTS);
+                    rule.events = Some(count.ok_or_else(|| format!("events is at most {MAX_RETENTION_EVENTS}"))?);
+                }
+                Some(("age", age)) => rule.age = Some(lifetime(age)?),
+                _ => return Err(format!("{limit:?} is no limit; events:100, age:10m and none are")),
+            }
         }
+        Ok(rule)
     }
 }
 
@@ -380,6 +427,21 @@ mod tests {
         assert!(settings.check().is_err());
         settings.insecure_allow_anonymous = true;
         assert_eq!(settings.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_rule_for_retention_has_a_pattern_and_limits() {
+        let rule: RetentionRule = "chat.*=events:100,age:10m".parse().unwrap();
+        assert_eq!(
+            (rule.pattern.as_str(), rule.events, rule.age),
+            ("chat.*", Some(100), Some(Duration::from_mins(10)))
+        );
+        assert_eq!("cursor.*=none".parse::<RetentionRule>().unwrap().events, Some(0));
+        for wrong in
+            ["", "chat", "=none", "a b=none", "a=", "a=events", "a=events:x", "a=age:0", "a=bytes:1", "a={}"]
+        {
+            assert!(wrong.parse::<RetentionRule>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -14,8 +14,8 @@ use bytes::Bytes;
 
 use self::log::Log;
 use super::{
-    Appended, Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once, Range, Retention,
-    Slice,
+    Appended, Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once, Range,
+    RetentionPolicy, Slice,
 };
 use crate::follow::{Head, Moment};
 use crate::room::{EventId, HashName, RoomName};
@@ -29,7 +29,7 @@ const ONCE_BYTES: usize = 256;
 pub struct MemoryBroker {
     state: Mutex<State>,
     listener: OnceLock<Arc<dyn Listener>>,
-    retention: Retention,
+    retention: RetentionPolicy,
     max_bytes: usize,
     mark: String,
 }
@@ -54,7 +54,7 @@ struct Done {
 
 impl MemoryBroker {
     /// An empty broker. Beyond `max_bytes` it refuses writes, as Redis does with `noeviction`.
-    pub fn new(retention: Retention, max_bytes: usize) -> Self {
+    pub fn new(retention: RetentionPolicy, max_bytes: usize) -> Self {
         Self {
             state: Mutex::default(),
             listener: OnceLock::new(),
@@ -76,9 +76,10 @@ impl MemoryBroker {
             }
             kept
         });
-        logs.retain(|_, log| {
-            *bytes -= log.expire(now, self.retention);
-            let kept = !log.is_forgotten(now, self.retention);
+        logs.retain(|room, log| {
+            let retention = self.retention.of(room);
+            *bytes -= log.expire(now, retention);
+            let kept = !log.is_forgotten(now, retention);
             if !kept {
                 *bytes -= OVERHEAD_BYTES;
             }
@@ -102,18 +103,19 @@ impl MemoryBroker {
         let State { logs, bytes, once, .. } = &mut *state;
         let mut present = logs.remove(room);
         if let Some(log) = &mut present {
-            *bytes -= log.expire(now, self.retention);
-            if log.is_forgotten(now, self.retention) {
+            let retention = self.retention.of(room);
+            *bytes -= log.expire(now, retention);
+            if log.is_forgotten(now, retention) {
                 *bytes -= OVERHEAD_BYTES;
                 present = None;
             }
         }
-        let (head, entries) = if let Some(log) = present {
-            (Some(log.head), log.entries)
+        let (head, entries, touched) = if let Some(log) = present {
+            (Some(log.head), log.entries, log.touched)
         } else {
             self.check_room_for(*bytes, OVERHEAD_BYTES)?;
             *bytes += OVERHEAD_BYTES;
-            (None, log::Entries::default())
+            (None, log::Entries::default(), now)
         };
         let moment = Moment {
             mark: &self.mark,
@@ -122,7 +124,7 @@ impl MemoryBroker {
             oldest: entries.oldest(),
         };
         let (head, _) = Head::vouch(head, known, moment);
-        let log = logs.entry(room.clone()).or_insert(Log { head, entries, touched: now });
+        let log = logs.entry(room.clone()).or_insert(Log { head, entries, touched });
         step(log, bytes, once)
     }
 
@@ -157,6 +159,7 @@ impl Broker for MemoryBroker {
         stored: Bytes,
         once: Option<&Once>,
     ) -> Result<Appended, BrokerError> {
+        let retention = self.retention.of(room);
         self.with_log(room, known, |log, bytes, keys| {
             let now = Instant::now();
             let place = once.map(|once| (room.clone(), once.key.clone()));
@@ -174,14 +177,14 @@ impl Broker for MemoryBroker {
             let id = log.head.chain.extend();
             log.touched = now;
             if let (Some(place), Some(once)) = (place, once) {
-                let done = Done { content: once.content.clone(), id, until: now + self.retention.once };
+                let done = Done { content: once.content.clone(), id, until: now + retention.once };
                 if keys.insert(place, done).is_none() {
                     *bytes += ONCE_BYTES;
                 }
             }
             let entry = Entry { id, stored };
             *bytes += cost;
-            *bytes -= log.entries.push(entry.clone(), self.retention.events);
+            *bytes -= log.entries.push(entry.clone(), retention.events);
             // Announced under the lock: that is what keeps announcements in the order of their ids.
             if let Some(listener) = self.listener.get() {
                 listener.heard(room, entry);

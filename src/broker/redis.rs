@@ -25,7 +25,7 @@ use self::links::Links;
 use self::pubsub::PubSub;
 use super::{
     Appended, Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once, Range, Retention,
-    Slice,
+    RetentionPolicy, Slice,
 };
 use crate::follow::Head;
 use crate::room::{EventId, RoomName};
@@ -45,7 +45,7 @@ pub struct RedisBroker {
     links: Links,
     scripts: Scripts,
     pubsub: PubSub,
-    retention: Retention,
+    retention: RetentionPolicy,
     listener: OnceLock<Arc<dyn Listener>>,
     health: Mutex<Health>,
     told: census::Told,
@@ -80,7 +80,7 @@ impl Scripts {
 
 impl RedisBroker {
     /// A broker on the Redis at `url`; connects in the background. Fails only on a URL that is none.
-    pub fn new(url: &str, prefix: &str, replica: &str, retention: Retention) -> Result<Self, RedisError> {
+    pub fn new(url: &str, prefix: &str, replica: &str, retention: RetentionPolicy) -> Result<Self, RedisError> {
         // A host that has vanished is noticed by the kernel; a hung process only by limits on answers.
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(5))
@@ -212,12 +212,18 @@ impl RedisBroker {
         })
     }
 
+    /// Milliseconds that a head lives: longer than its log.
+    fn head_lifetime(&self, room: &RoomName) -> u64 {
+        let retention = self.retention.of(room);
+        milliseconds(retention.age + retention.head)
+    }
+
     /// `junk` is a head that can't be read here, so that it counts as none there too.
     async fn vouch(&self, room: &RoomName, known: &[EventId], junk: Option<&str>) -> Result<(), BrokerError> {
         let mut link = self.links.for_write().await?;
         let mut call = self.scripts.vouch.key(self.keys.head(room));
         call.key(self.keys.log(room));
-        call.arg(milliseconds(self.retention.age + self.retention.head)).arg(random());
+        call.arg(self.head_lifetime(room)).arg(random());
         call.arg(junk.unwrap_or_default()).arg(texts(known));
         let result: RedisResult<Value> = call.invoke_async(link.connection()).await;
         link.judge(result, read_error).map(|_| ())
@@ -288,7 +294,7 @@ impl Broker for RedisBroker {
     ) -> Result<Appended, BrokerError> {
         let keys = [self.keys.head(room), self.keys.log(room), self.keys.live(room)];
         let once = once.map(|once| (self.keys.once(room, &once.key), once.content.as_str()));
-        self.append_to(keys, known, &stored, self.retention, once).await
+        self.append_to(keys, known, &stored, self.retention.of(room), once).await
     }
 
     async fn read(
@@ -324,14 +330,13 @@ impl Broker for RedisBroker {
 
     async fn ends(&self, rooms: &[RoomName]) -> Result<Vec<Option<EventId>>, BrokerError> {
         let mut ends = Vec::with_capacity(rooms.len());
-        let lifetime = milliseconds(self.retention.age + self.retention.head);
         for batch in rooms.chunks(BATCH_HEADS) {
             let mut step = pipe();
             // A key of another type is that room's trouble alone.
             step.ignore_errors();
             step.cmd("INFO").arg("replication");
             for room in batch {
-                step.cmd("GETEX").arg(self.keys.head(room)).arg("PX").arg(lifetime);
+                step.cmd("GETEX").arg(self.keys.head(room)).arg("PX").arg(self.head_lifetime(room));
             }
             let mut link = self.links.for_read().await?;
             let result = step.query_async(link.connection()).await;

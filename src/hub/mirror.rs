@@ -105,22 +105,28 @@ impl<E: Logged> Mirror<E> {
         self.waiting = Some(VecDeque::new());
     }
 
-    /// The read is over, however it went. Says whether what waited calls for another one.
-    pub(super) fn end_read(&mut self) -> bool {
+    /// The read is over: takes the whole chain, the entries that follow the last one at hand (or the newest ones), and
+    /// what waited. Says whether that calls for another read.
+    pub(super) fn end_read(&mut self, chain: &Chain, entries: Vec<E>) -> bool {
+        self.adopt(chain, entries);
+        self.give_up_read()
+    }
+
+    /// The read is over without a result. Says whether what waited calls for another one.
+    pub(super) fn give_up_read(&mut self) -> bool {
         let waiting = self.waiting.take().unwrap_or_default();
         let taken: Vec<_> = waiting.into_iter().map(|event| self.take(event)).collect();
         taken.iter().any(|taken| matches!(taken, Taken::Unexpected | Taken::Conflicting))
     }
 
-    /// What was read: the whole chain, and entries that follow the last one at hand, or the newest ones.
-    pub(super) fn adopt(&mut self, chain: &Chain, entries: Vec<E>) {
+    fn adopt(&mut self, chain: &Chain, entries: Vec<E>) {
         self.ring.keep_only(chain);
         for event in entries {
             if let Some(last) = self.ring.last() {
                 if event.id() <= last {
                     continue;
                 }
-                if next(chain, &[event.id()][..], last) != Next::Event(event.id()) {
+                if !follows(chain, Some(last), event.id()) {
                     self.ring.clear();
                 }
             }
@@ -133,20 +139,37 @@ impl<E: Logged> Mirror<E> {
     fn take(&mut self, event: E) -> Taken {
         let Some(chain) = &mut self.chain else { return Taken::Held };
         if chain.holds(event.id()) {
-            if self.ring.event(event.id()).is_none_or(|held| held.is_same(&event)) {
-                return Taken::Held;
-            }
-            // Two different events must never pass for one because they share an id: the log decides, for all of them.
-            self.ring.clear();
-            return Taken::Conflicting;
+            return match self.ring.event(event.id()) {
+                Some(held) if held.is_same(&event) => Taken::Held,
+                Some(_) => {
+                    // Two different events must never pass for one because they share an id: the log decides, for all
+                    // of them.
+                    self.ring.clear();
+                    Taken::Conflicting
+                }
+                // Of a room whose log keeps nothing, a read shows that there was an event, and only this has it.
+                None if follows(chain, self.ring.last(), event.id()) => {
+                    self.ring.push(event);
+                    Taken::Added
+                }
+                None => Taken::Held,
+            };
         }
         if event.id() != chain.upcoming() {
             return Taken::Unexpected;
         }
         chain.extend();
+        if !follows(chain, self.ring.last(), event.id()) {
+            self.ring.clear();
+        }
         self.ring.push(event);
         Taken::Added
     }
+}
+
+/// Whether an event can go into a ring after its last one, without a hole. Into an empty one, only the log's last.
+fn follows(chain: &Chain, last: Option<EventId>, id: EventId) -> bool {
+    last.map_or(id == chain.end(), |last| next(chain, &[id][..], last) == Next::Event(id))
 }
 
 #[cfg(test)]

@@ -160,8 +160,14 @@ impl Room {
         struct Reading<'a>(&'a Room);
         impl Drop for Reading<'_> {
             fn drop(&mut self) {
-                if self.0.mirror().end_read() {
+                let mut mirror = self.0.mirror();
+                let (again, is_read) = (mirror.give_up_read(), mirror.end().is_some());
+                drop(mirror);
+                if again {
                     self.0.doubt();
+                }
+                if is_read {
+                    self.0.wake();
                 }
             }
         }
@@ -179,9 +185,10 @@ impl Room {
         if last.is_some() && slice.entries.last().is_some_and(|entry| entry.id != slice.chain.end()) {
             slice = hub.read(&self.name, Range::Newest, page).await?;
         }
-        self.mirror().adopt(&slice.chain, Encoded::all(&slice.entries));
+        if self.mirror().end_read(&slice.chain, Encoded::all(&slice.entries)) {
+            self.doubt();
+        }
         drop(reading);
-        self.wake();
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use super::mirror::Followed;
 use super::room::{BATCH_BYTES, Seat};
 use super::{Encoded, Hub};
 use crate::broker::{BrokerError, Range, Slice};
-use crate::follow::{Chain, Gap, Next, Retained, next};
+use crate::follow::{Chain, Gap, GapReason, Next, Retained, next};
 use crate::room::{EventId, RoomName};
 
 /// Events in a reader's first page from the log. Later pages are as many as make up a few batches, whatever the events'
@@ -22,6 +22,8 @@ const FIRST_PAGE_EVENTS: usize = 8;
 const PAGE_EVENTS: usize = 100;
 /// Bytes that a page should have.
 const PAGE_BYTES: usize = 4 * BATCH_BYTES;
+/// How long an announcement may be on its way after its event was appended.
+const ON_THE_WAY: Duration = Duration::from_secs(1);
 /// Pause before the log is asked again after it could not answer; jittered up to twice as long.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -98,6 +100,8 @@ struct Cursor {
     retry_at: Option<Instant>,
     /// Events to ask the log for.
     page: usize,
+    /// Where the log had nothing more although there are events: their announcements may be on the way.
+    awaited: Option<EventId>,
 }
 
 /// What the log said.
@@ -181,6 +185,7 @@ impl Cursor {
             found: None,
             retry_at: None,
             page: FIRST_PAGE_EVENTS,
+            awaited: None,
         };
         if matches!(start, Start::After(_)) {
             cursor.resume = Resume::Complete;
@@ -205,6 +210,14 @@ impl Cursor {
                 Followed::Nothing => Found::Nothing,
                 Followed::Unsure if self.retry_at.is_some_and(|at| at > Instant::now()) => return None,
                 Followed::Unsure => match self.ask_log(hub).await {
+                    // A log that keeps nothing can't tell an event that was missed from one that is on its way.
+                    Ok(Found::Gap(Gap { reason: GapReason::Expired, .. }))
+                        if self.awaited != Some(self.position) =>
+                    {
+                        self.awaited = Some(self.position);
+                        self.retry_at = Some(Instant::now() + ON_THE_WAY);
+                        return None;
+                    }
                     Ok(found) => found,
                     Err(error) => {
                         tracing::debug!(room = %self.seat.room().name(), %error, "the log can't be asked");

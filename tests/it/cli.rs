@@ -78,6 +78,7 @@ fn a_bad_setting_is_one_clear_line_and_exit_2() {
     refuses(&["--retention-events", "18446744073709551615"], &["--retention-events", "1000000000"]);
     refuses(&["--max-body-bytes", "10"], &["--max-event-bytes", "--max-body-bytes"]);
     refuses(&["--log", "a=b=c"], &["--log"]);
+    refuses(&["--retention", "chat.*=forever"], &["--retention", "forever", "events:100"]);
     refuses(&["--no-such-flag"], &["--no-such-flag"]);
     refuses(&["no-such-command"], &["no-such-command"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

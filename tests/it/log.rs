@@ -51,6 +51,35 @@ on_both_brokers! {
         }
     }
 
+    async fn retention_differs_by_the_pattern_of_a_rooms_name(world) {
+        let gateway = world.gateway_with(|settings| {
+            settings.retention = ["cursor.*=none", "short.*=age:1s", "*.kept=events:500"].map(|r| r.parse().unwrap()).into();
+            settings.retention_events = 1;
+        }).await;
+        let mut stream = gateway.room("cursor.7").await;
+        let start = stream.last_event_id.clone();
+        for count in 0..3 {
+            gateway.publish("cursor.7", &count.to_string()).await;
+        }
+        // Nothing is kept, and those who listen get everything.
+        assert_eq!(stream.datas(3).await, ["0", "1", "2"]);
+        assert_eq!(gateway.get("/v1/rooms/cursor.7").await.1["retained"], 0);
+        let other = world.gateway_with(|settings| settings.retention = vec!["*=none".parse().unwrap()]).await;
+        if world.redis.is_some() {
+            let mut late = other.resume("/v1/rooms/cursor.7/stream", Some(&start)).await;
+            assert_eq!(late.event().await.json()["reason"], "expired");
+        }
+        for count in 0..200 {
+            gateway.publish("all.kept", &count.to_string()).await;
+        }
+        assert_eq!(gateway.get("/v1/rooms/all.kept").await.1["retained"], 200);
+        gateway.publish("short.1", "x").await;
+        // Reading does not keep it.
+        crate::support::eventually("it has aged out", async || {
+            (gateway.get("/v1/rooms/short.1").await.1["retained"] == 0).then_some(())
+        }).await;
+    }
+
     async fn the_log_tells_what_an_event_was(world) {
         let gateway = world.gateway().await;
         gateway.publish_json("log", "chat", json!({"a": [1]})).await;

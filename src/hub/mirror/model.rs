@@ -191,8 +191,7 @@ impl World {
         let Replica { mirror, doubt, .. } = &mut self.replicas[replica];
         mirror.begin_read();
         let from = mirror.last().unwrap_or(EventId::start_of(0));
-        mirror.adopt(&chain, entries.into_iter().filter(|event| event.id > from).collect());
-        *doubt = mirror.end_read();
+        *doubt = mirror.end_read(&chain, entries.into_iter().filter(|event| event.id > from).collect());
     }
 
     /// Tells a subscriber what follows, if anything does.
