@@ -80,6 +80,33 @@ on_both_brokers! {
         }).await;
     }
 
+    async fn a_room_that_keeps_nothing_delivers_everything_to_those_who_listen(world) {
+        let gateway = world.gateway_with(|settings| settings.retention_events = 0).await;
+        let mut streams = [gateway.room("live").await, gateway.room("live").await];
+        let publishers = (0..3).map(|_| {
+            let request = gateway.request(Method::POST, "/v1/rooms/live/events").body("x");
+            crate::support::spawn(async move {
+                for _ in 0..300 {
+                    assert_eq!(request.try_clone().unwrap().send().await.unwrap().status(), 201);
+                }
+            })
+        });
+        let publishers: Vec<_> = publishers.collect();
+        for stream in &mut streams {
+            let mut position: Option<u64> = None;
+            for _ in 0..900 {
+                let event = stream.event().await;
+                assert_eq!(event.event, "message", "{}", event.data);
+                let offset = event.id.split_once('-').unwrap().1.parse().unwrap();
+                assert!(position.is_none_or(|position| offset == position + 1), "{offset} after {position:?}");
+                position = Some(offset);
+            }
+        }
+        for publisher in publishers {
+            crate::support::within("a publisher ends", publisher).await.unwrap();
+        }
+    }
+
     async fn the_log_tells_what_an_event_was(world) {
         let gateway = world.gateway().await;
         gateway.publish_json("log", "chat", json!({"a": [1]})).await;
