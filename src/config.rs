@@ -11,7 +11,7 @@ use wildmatch::WildMatch;
 
 use crate::broker::{Retention, RetentionPolicy};
 use crate::hub::HubSettings;
-use crate::room::SubscriberId;
+use crate::room::{RoomName, SubscriberId};
 
 /// More events than any log should keep, and still a number that every part can count.
 const MAX_RETENTION_EVENTS: u64 = 1_000_000_000;
@@ -283,8 +283,7 @@ impl FromStr for RetentionRule {
     fn from_str(text: &str) -> Result<Self, String> {
         let (pattern, limits) = text.split_once('=').ok_or("a rule reads like chat.*=events:100,age:10m")?;
         let without_stars = pattern.replace('*', "x");
-        SubscriberId::new(&without_stars)
-            .map_err(|why| format!("the pattern {pattern:?} names no rooms: {why}"))?;
+        RoomName::new(&without_stars).map_err(|why| format!("the pattern {pattern:?} names no rooms: {why}"))?;
         let mut rule = Self { pattern: pattern.into(), events: None, age: None };
         for limit in limits.split(',') {
             match limit.split_once(':') {

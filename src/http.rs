@@ -8,6 +8,7 @@ mod hashes;
 mod health;
 mod idempotency;
 pub mod openapi;
+mod page;
 pub mod problem;
 mod rooms;
 mod streams;

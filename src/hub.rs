@@ -156,8 +156,8 @@ impl Hub {
         limit: usize,
     ) -> Result<(Slice, bool), BrokerError> {
         let backwards = matches!(range, Range::Before(_) | Range::Newest);
-        let mut page = self.read(room, range, limit.min(READ_EVENTS)).await?;
         let mut asked = limit.min(READ_EVENTS);
+        let mut page = self.read(room, range, asked).await?;
         let mut got = page.entries.len();
         loop {
             let left = limit.saturating_sub(page.entries.len());

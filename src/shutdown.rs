@@ -15,47 +15,45 @@ pub struct Tasks {
     failed: CancellationToken,
 }
 
+/// Speaks up when its task is gone and should not be.
+struct Watch {
+    /// Of a task that must not end at all.
+    name: Option<&'static str>,
+    tasks: Tasks,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let ended = self.name.is_some() && !self.tasks.stop.is_cancelled();
+        if ended || std::thread::panicking() {
+            let task = self.name.unwrap_or("of a room or a moment");
+            tracing::error!(task, "a task has panicked, or ended that must not; stopping");
+            self.tasks.failed.cancel();
+        }
+    }
+}
+
 impl Tasks {
     /// Runs a task that may end when it is done, and is dropped when the gateway stops. Should it panic, the gateway
     /// stops.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        /// Speaks up when a panic drops it.
-        struct Watch(Tasks);
-        impl Drop for Watch {
-            fn drop(&mut self) {
-                if std::thread::panicking() {
-                    tracing::error!("a task has panicked; stopping");
-                    self.0.failed.cancel();
-                }
-            }
-        }
+        self.run(None, task);
+    }
+
+    /// Runs a task that the gateway can't do without: should it end, even by a panic, the gateway stops.
+    pub fn supervise(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.run(Some(name), task);
+    }
+
+    fn run(&self, name: Option<&'static str>, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
-        let watch = Watch(self.clone());
+        let watch = Watch { name, tasks: self.clone() };
         self.tracker.spawn(async move {
             let _watch = watch;
             tokio::select! {
                 () = task => {}
                 () = stop.cancelled() => {}
             }
-        });
-    }
-
-    /// Runs a task that the gateway can't do without: should it end, even by a panic, the gateway stops.
-    pub fn supervise(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        /// Speaks up when it is dropped, however that comes about.
-        struct Watch(&'static str, Tasks);
-        impl Drop for Watch {
-            fn drop(&mut self) {
-                if !self.1.stop.is_cancelled() {
-                    tracing::error!(task = self.0, "a task that must not end has ended; stopping");
-                    self.1.failed.cancel();
-                }
-            }
-        }
-        let watch = Watch(name, self.clone());
-        self.spawn(async move {
-            let _watch = watch;
-            task.await;
         });
     }
 

@@ -2,13 +2,14 @@
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Media, Object, Query, Room, body, event_name, header_text, json, media, text};
+use super::extract::{Media, Object, Query, Room, body, event_name, json, media, text};
+use super::page::{add_link, escape, page_limit};
 use super::problem::{Code, Document, Problem};
 use super::{App, idempotency, now};
 use crate::broker::Range;
@@ -285,33 +286,6 @@ pub async fn list_events(
     Ok(response)
 }
 
-/// Percent-encodes a path's segment or a query's value.
-pub(super) fn escape(text: &str) -> String {
-    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
-}
-
-pub(super) fn add_link(response: &mut Response, target: &str) {
-    let link = HeaderValue::from_str(&format!("<{target}>; rel=\"next\""));
-    response.headers_mut().insert(header::LINK, link.expect("an escaped target is visible ASCII"));
-}
-
-pub(super) fn page_limit(asked: Option<usize>, default: usize, most: usize) -> Result<usize, Problem> {
-    match asked.unwrap_or(default) {
-        limit if (1..=most).contains(&limit) => Ok(limit),
-        _ => Err(Problem::new(Code::InvalidQuery, format!("limit is 1 to {most}"))),
-    }
-}
-
 pub(super) fn position(what: &str, text: &str) -> Result<EventId, Problem> {
     text.parse().map_err(|why| Problem::new(Code::InvalidPosition, format!("{what}: {text:?} is {why}")))
-}
-
-/// The position from which a client resumes: the header wins over its twin in the query.
-pub(super) fn resume_point<'a>(
-    headers: &'a axum::http::HeaderMap,
-    twin: Option<&'a str>,
-) -> Result<Option<&'a str>, Problem> {
-    let name = axum::http::HeaderName::from_static("last-event-id");
-    let given = header_text(headers, &name)?.filter(|id| !id.is_empty());
-    Ok(given.or_else(|| twin.filter(|id| !id.is_empty())))
 }

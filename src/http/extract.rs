@@ -22,7 +22,8 @@ pub struct Hash(pub HashName);
 /// The hash and the field in the path.
 pub struct Field(pub HashName, pub FieldName);
 
-fn name<T>(what: &str, text: &str, new: impl FnOnce(&str) -> Result<T, NameError>) -> Result<T, Problem> {
+/// Checks a name, wherever it stood.
+pub fn name<T>(what: &str, text: &str, new: impl FnOnce(&str) -> Result<T, NameError>) -> Result<T, Problem> {
     new(text).map_err(|why| Problem::new(Code::InvalidName, format!("{what} {text:?} is not a name: {why}")))
 }
 

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
-use super::events::{add_link, escape, page_limit};
-use super::extract::{Field, Hash, JsonBody, Media, Object, Query, body, header_text, json, media};
+use super::extract::{Field, Hash, JsonBody, Media, Object, Query, body, header_text, json, media, name};
+use super::page::{add_link, escape, page_limit};
 use super::problem::{Code, Document, Present, Problem};
 use crate::broker::{Condition, FieldPage, Removed, Written, entity_tag};
 use crate::room::{FieldName, HashName};
@@ -368,10 +368,7 @@ async fn named_fields(app: &App, hash: &HashName, names: &[String]) -> Result<Fi
         let detail = format!("a request names {MAX_NAMED_FIELDS} fields at most");
         return Err(Problem::new(Code::InvalidQuery, detail));
     }
-    let names = names.iter().map(|name| {
-        FieldName::new(name)
-            .map_err(|why| Problem::new(Code::InvalidName, format!("the field {name:?} is not a name: {why}")))
-    });
+    let names = names.iter().map(|text| name("the field", text, FieldName::new));
     let names = names.collect::<Result<Vec<_>, _>>()?;
     let values = app.hashes.values(hash, &names).await?;
     let found = names.into_iter().zip(values).filter_map(|(name, value)| Some((name.to_string(), value?)));

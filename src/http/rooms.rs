@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
-use super::events::{add_link, escape, page_limit};
 use super::extract::{Query, Room};
+use super::page::{add_link, escape, page_limit};
 use super::problem::Problem;
 use crate::broker::Range;
 

@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep_until};
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
-use super::events::{GapDescription, position, resume_point};
-use super::extract::{Query, Room, event_name};
+use super::events::{GapDescription, position};
+use super::extract::{Query, Room, event_name, header_text, name};
 use super::problem::{Code, Problem};
 use crate::broker::BrokerError;
 use crate::hub::{Delivery, Encoded, Start, Subscription};
@@ -154,11 +154,10 @@ pub async fn stream_rooms(
     let cursor = cursor.map_err(|why| Problem::new(Code::InvalidPosition, why.to_string()))?;
     let fresh = fresh_start(query.from, query.recent)?;
     let mut rooms: Vec<(RoomName, Start)> = Vec::with_capacity(query.room.len());
-    for name in &query.room {
-        let room = RoomName::new(name)
-            .map_err(|why| Problem::new(Code::InvalidName, format!("the room {name:?} is not a name: {why}")))?;
+    for text in &query.room {
+        let room = name("the room", text, RoomName::new)?;
         if rooms.iter().any(|(other, _)| *other == room) {
-            return Err(Problem::new(Code::InvalidQuery, format!("the room {name:?} is named twice")));
+            return Err(Problem::new(Code::InvalidQuery, format!("the room {text:?} is named twice")));
         }
         let start = match &cursor {
             Some(cursor) => cursor.position(&room).map_or(Start::Now, Start::After),
@@ -182,6 +181,12 @@ fn fresh_start(from: Option<From>, recent: Option<u64>) -> Result<Start, Problem
         (None, Some(_)) => Err(Problem::new(Code::InvalidQuery, format!("recent is {MAX_RECENT} at most"))),
         (Some(_), Some(_)) => Err(Problem::new(Code::InvalidQuery, "from and recent exclude each other")),
     }
+}
+
+/// The position from which a client resumes: the header wins over its twin in the query.
+fn resume_point<'a>(headers: &'a HeaderMap, twin: Option<&'a str>) -> Result<Option<&'a str>, Problem> {
+    let given = header_text(headers, &header::HeaderName::from_static("last-event-id"))?;
+    Ok(given.filter(|id| !id.is_empty()).or_else(|| twin.filter(|id| !id.is_empty())))
 }
 
 async fn open(
@@ -244,7 +249,7 @@ fn end_block(retry: Duration, reason: &str, reconnect: &str, last_id: Option<&st
     }
     // Jittered, so that those who were sent away together do not come back together.
     let mut block = Block::new().retry(retry.mul_f64(1.0 + fastrand::f64()).as_millis());
-    // A block without an id would not erase the client's position, but one with it can't.
+    // A block without an id would erase the client's position: the id buffer starts empty on each stream (HTML 9.2.6).
     if let Some(id) = last_id {
         block = block.id(id);
     }
@@ -278,9 +283,7 @@ impl Reader {
         }
         let selected = selected.iter().map(|name| event_name(name)).collect::<Result<_, _>>()?;
         let subscriber = subscriber.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let subscriber = SubscriberId::new(&subscriber).map_err(|why| {
-            Problem::new(Code::InvalidName, format!("the subscriber {subscriber:?} is not a name: {why}"))
-        })?;
+        let subscriber = name("the subscriber", &subscriber, SubscriberId::new)?;
         Ok(Self { subscriber, selected })
     }
 

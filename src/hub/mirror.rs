@@ -68,21 +68,12 @@ impl<E: Logged> Mirror<E> {
 
     /// What follows a position, up to about so many bytes. An event and nothing stand; anything else is for the log to
     /// say.
-    pub(super) fn follow(&self, mut position: EventId, most_bytes: usize) -> Followed<E> {
+    pub(super) fn follow(&self, position: EventId, most_bytes: usize) -> Followed<E> {
         let Some(chain) = &self.chain else { return Followed::Unsure };
-        let (mut events, mut bytes) = (Vec::new(), 0);
-        loop {
-            match next(chain, &self.ring, position) {
-                Next::Event(id) if bytes < most_bytes => {
-                    let Some(event) = self.ring.event(id) else { return Followed::Unsure };
-                    bytes += event.bytes();
-                    events.push(event.clone());
-                    position = id;
-                }
-                _ if !events.is_empty() => return Followed::Events(events),
-                Next::Nothing => return Followed::Nothing,
-                Next::Event(_) | Next::Gap(_) => return Followed::Unsure,
-            }
+        match self.ring.follow(chain, position, most_bytes) {
+            Ok(events) => Followed::Events(events),
+            Err(Next::Nothing) => Followed::Nothing,
+            Err(Next::Event(_) | Next::Gap(_)) => Followed::Unsure,
         }
     }
 

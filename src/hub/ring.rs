@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::mirror::Logged;
-use crate::follow::{Chain, Retained};
+use crate::follow::{Chain, Next, Retained, next};
 use crate::room::EventId;
 
 /// How much a ring holds.
@@ -37,6 +37,32 @@ impl<E: Logged> Ring<E> {
 
     pub(super) fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// Events that were read together, all of them.
+    pub(super) fn of(events: Vec<E>) -> Self {
+        let bytes = events.iter().map(Logged::bytes).sum();
+        let limits = Limits { events: usize::MAX, bytes: usize::MAX };
+        Self { events: events.into(), bytes, limits }
+    }
+
+    /// The events that follow a position, up to about so many bytes; if there are none, what else follows.
+    pub(super) fn follow(&self, chain: &Chain, mut position: EventId, most_bytes: usize) -> Result<Vec<E>, Next> {
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        loop {
+            let verdict = next(chain, self, position);
+            match verdict {
+                Next::Event(id) if bytes < most_bytes => {
+                    let Some(event) = self.event(id) else { return Err(verdict) };
+                    bytes += event.bytes();
+                    events.push(event.clone());
+                    position = id;
+                }
+                _ if events.is_empty() => return Err(verdict),
+                // Past its last event the ring can't tell what the log still holds.
+                _ => return Ok(events),
+            }
+        }
     }
 
     pub(super) fn last(&self) -> Option<EventId> {

@@ -9,10 +9,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::mirror::Followed;
+use super::ring::Ring;
 use super::room::{BATCH_BYTES, Seat};
 use super::{Encoded, Hub};
-use crate::broker::{BrokerError, Range, Slice};
-use crate::follow::{Chain, Gap, GapReason, Next, Retained, next};
+use crate::broker::{BrokerError, Range};
+use crate::follow::{Gap, GapReason, Next};
 use crate::room::{EventId, RoomName};
 
 /// Events in a reader's first page from the log. Later pages are as many as make up a few batches, whatever the events'
@@ -143,13 +144,13 @@ impl Subscription {
         let count = self.cursors.len();
         for step in 0..count {
             let room = (self.turn + step) % count;
-            if let Some(found) = self.cursors[room].look(&self.hub).await {
-                self.turn = room + 1;
-                return Some(match found {
-                    (events, None) => Delivery::Events { room, events },
-                    (_, Some(gap)) => Delivery::Gap { room, gap },
-                });
-            }
+            let delivery = match self.cursors[room].look(&self.hub).await {
+                Found::Events(events) => Delivery::Events { room, events },
+                Found::Gap(gap) => Delivery::Gap { room, gap },
+                Found::Nothing => continue,
+            };
+            self.turn = room + 1;
+            return Some(delivery);
         }
         None
     }
@@ -200,15 +201,15 @@ impl Cursor {
         Ok(cursor)
     }
 
-    /// What follows now, if anything does.
-    async fn look(&mut self, hub: &Hub) -> Option<(Vec<Arc<Encoded>>, Option<Gap>)> {
+    /// What follows now; the position moves on with it.
+    async fn look(&mut self, hub: &Hub) -> Found {
         self.changes.mark_unchanged();
         let found = match self.found.take() {
             Some(found) => found,
             None => match self.seat.room().follow(self.position) {
                 Followed::Events(events) => Found::Events(events),
                 Followed::Nothing => Found::Nothing,
-                Followed::Unsure if self.retry_at.is_some_and(|at| at > Instant::now()) => return None,
+                Followed::Unsure if self.retry_at.is_some_and(|at| at > Instant::now()) => return Found::Nothing,
                 Followed::Unsure => match self.ask_log(hub).await {
                     // A log that keeps nothing can't tell an event that was missed from one that is on its way.
                     Ok(Found::Gap(Gap { reason: GapReason::Expired, .. }))
@@ -216,29 +217,24 @@ impl Cursor {
                     {
                         self.awaited = Some(self.position);
                         self.retry_at = Some(Instant::now() + ON_THE_WAY);
-                        return None;
+                        return Found::Nothing;
                     }
                     Ok(found) => found,
                     Err(error) => {
                         tracing::debug!(room = %self.seat.room().name(), %error, "the log can't be asked");
                         self.retry_at = Some(Instant::now() + RETRY.mul_f64(1.0 + fastrand::f64()));
-                        return None;
+                        return Found::Nothing;
                     }
                 },
             },
         };
         self.retry_at = None;
-        match found {
-            Found::Events(events) => {
-                self.position = events.last()?.id();
-                Some((events, None))
-            }
-            Found::Gap(gap) => {
-                self.position = gap.to;
-                Some((Vec::new(), Some(gap)))
-            }
-            Found::Nothing => None,
+        match &found {
+            Found::Events(events) => self.position = events.last().map_or(self.position, |event| event.id()),
+            Found::Gap(gap) => self.position = gap.to,
+            Found::Nothing => {}
         }
+        found
     }
 
     /// What follows the position, from a fresh read: the only way in which a gap is told.
@@ -252,45 +248,11 @@ impl Cursor {
         if let Some(mean) = bytes.checked_div(slice.entries.len()) {
             self.page = (PAGE_BYTES / mean.max(1)).clamp(1, PAGE_EVENTS);
         }
-        Ok(Page::new(&slice).follow(self.position))
-    }
-}
-
-/// Decoded entries above the position at which they were asked for.
-struct Page<'a> {
-    chain: &'a Chain,
-    events: Vec<Arc<Encoded>>,
-}
-
-impl Retained for Page<'_> {
-    fn first_after(&self, position: EventId) -> Option<EventId> {
-        let at = self.events.partition_point(|event| event.id() <= position);
-        self.events.get(at).map(|event| event.id())
-    }
-}
-
-impl<'a> Page<'a> {
-    fn new(slice: &'a Slice) -> Self {
-        Self { chain: &slice.chain, events: Encoded::all(&slice.entries) }
-    }
-
-    fn follow(self, mut position: EventId) -> Found {
-        let (mut count, mut bytes) = (0, 0);
-        // Past its last event the page can't tell what the log still holds.
-        while count == 0 || (count < self.events.len() && bytes < BATCH_BYTES) {
-            match next(self.chain, &self, position) {
-                Next::Event(id) => {
-                    let at = self.events.partition_point(|event| event.id() < id);
-                    bytes += self.events.get(at).map_or(0, |event| event.block().len());
-                    position = id;
-                    count += 1;
-                }
-                _ if count > 0 => break,
-                Next::Nothing => return Found::Nothing,
-                Next::Gap(gap) => return Found::Gap(gap),
-            }
-        }
-        let first = self.events.partition_point(|event| event.id() <= position) - count;
-        Found::Events(self.events[first..first + count].to_vec())
+        let page = Ring::of(Encoded::all(&slice.entries));
+        Ok(match page.follow(&slice.chain, self.position, BATCH_BYTES) {
+            Ok(events) => Found::Events(events),
+            Err(Next::Gap(gap)) => Found::Gap(gap),
+            Err(Next::Nothing | Next::Event(_)) => Found::Nothing,
+        })
     }
 }
