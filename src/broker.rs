@@ -88,9 +88,12 @@ pub struct Appended {
 /// How long logs are kept, and how much of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// Entries a room; a broker may keep somewhat more.
+    /// Most entries of a room; a broker may keep somewhat more.
     pub events: u64,
-    /// A log is dropped this long after its last event.
+    /// Most bytes of them; the newest entry is kept whatever its size. A broker may keep up to half more.
+    pub bytes: u64,
+    /// Entries older than this are dropped, with the next events at the latest, and the whole log this long after its
+    /// last event.
     pub age: Duration,
     /// Its head outlives it by this, so that quiet rooms cost nobody a gap.
     pub head: Duration,
@@ -176,6 +179,9 @@ pub trait Broker: Send + Sync {
         range: Range,
         limit: usize,
     ) -> Result<Slice, BrokerError>;
+
+    /// Empties the room's log and keeps its head. The listener of every replica that has the room is told to doubt it.
+    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError>;
 
     /// Has the room's announcements come to the listener. Returns once that is confirmed; waits while the broker is
     /// away, so the caller bounds it.

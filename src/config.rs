@@ -15,6 +15,8 @@ use crate::room::{RoomName, SubscriberId};
 
 /// More events than any log should keep, and still a number that every part can count.
 const MAX_RETENTION_EVENTS: u64 = 1_000_000_000;
+/// As with events: a tebibyte.
+const MAX_RETENTION_BYTES: u64 = 1 << 40;
 
 /// HTTP gateway for realtime rooms and shared values.
 ///
@@ -144,12 +146,17 @@ pub struct Settings {
         value_parser = clap::value_parser!(u64).range(..=MAX_RETENTION_EVENTS))]
     pub retention_events: u64,
 
-    /// A room's events are dropped this long after the last one.
+    /// Bytes that a room's log takes (Redis may keep half more); the newest event is kept whatever its size.
+    #[arg(long, env = "ROOMCAST_RETENTION_BYTES", default_value_t = 1024 * 1024, value_name = "BYTES",
+        value_parser = clap::value_parser!(u64).range(..=MAX_RETENTION_BYTES))]
+    pub retention_bytes: u64,
+
+    /// Events older than this are dropped, with the room's next events, or once there were none for so long.
     #[arg(long, env = "ROOMCAST_RETENTION_AGE", default_value = "1h", value_parser = lifetime, value_name = "TIME")]
     pub retention_age: Duration,
 
-    /// Other limits for rooms whose name matches a pattern with `*`: `chat.*=events:100,age:10m`, or `cursor.*=none` for
-    /// rooms whose events are not kept. May be repeated; the first that matches decides. In the variable, rules have a
+    /// Other limits for rooms whose name matches a pattern with `*`: `chat.*=events:100,age:10m`, `big.*=bytes:8000000`, or
+    /// `cursor.*=none` for rooms whose events are not kept. May be repeated; the first that matches decides. In the variable, rules have a
     /// space between them.
     #[arg(long, env = "ROOMCAST_RETENTION", value_name = "PATTERN=LIMITS", value_delimiter = ' ')]
     pub retention: Vec<RetentionRule>,
@@ -257,13 +264,19 @@ impl Settings {
     pub fn retention(&self) -> RetentionPolicy {
         let default = Retention {
             events: self.retention_events,
+            bytes: self.retention_bytes,
             age: self.retention_age,
             head: self.retention_head,
             once: self.idempotency_window,
         };
         let rule = |rule: &RetentionRule| {
-            let (events, age) = (rule.events.unwrap_or(default.events), rule.age.unwrap_or(default.age));
-            (WildMatch::new(&rule.pattern), Retention { events, age, ..default })
+            let retention = Retention {
+                events: rule.events.unwrap_or(default.events),
+                bytes: rule.bytes.unwrap_or(default.bytes),
+                age: rule.age.unwrap_or(default.age),
+                ..default
+            };
+            (WildMatch::new(&rule.pattern), retention)
         };
         RetentionPolicy { default, rules: self.retention.iter().map(rule).collect() }
     }
@@ -274,6 +287,7 @@ impl Settings {
 pub struct RetentionRule {
     pattern: String,
     events: Option<u64>,
+    bytes: Option<u64>,
     age: Option<Duration>,
 }
 
@@ -284,20 +298,22 @@ impl FromStr for RetentionRule {
         let (pattern, limits) = text.split_once('=').ok_or("a rule reads like chat.*=events:100,age:10m")?;
         let without_stars = pattern.replace('*', "x");
         RoomName::new(&without_stars).map_err(|why| format!("the pattern {pattern:?} names no rooms: {why}"))?;
-        let mut rule = Self { pattern: pattern.into(), events: None, age: None };
+        let mut rule = Self { pattern: pattern.into(), events: None, bytes: None, age: None };
         for limit in limits.split(',') {
             match limit.split_once(':') {
                 None if limit == "none" => rule.events = Some(0),
-                Some(("events", count)) => {
-                    let count = count.parse().ok().filter(|count| *count <= MAX_RETENTION_EVENTS);
-                    rule.events = Some(count.ok_or_else(|| format!("events is at most {MAX_RETENTION_EVENTS}"))?);
-                }
+                Some(("events", count)) => rule.events = Some(at_most(MAX_RETENTION_EVENTS, "events", count)?),
+                Some(("bytes", count)) => rule.bytes = Some(at_most(MAX_RETENTION_BYTES, "bytes", count)?),
                 Some(("age", age)) => rule.age = Some(lifetime(age)?),
-                _ => return Err(format!("{limit:?} is no limit; events:100, age:10m and none are")),
+                _ => return Err(format!("{limit:?} is no limit; events:100, bytes:100000, age:10m and none are")),
             }
         }
         Ok(rule)
     }
+}
+
+fn at_most(most: u64, what: &str, count: &str) -> Result<u64, String> {
+    count.parse().ok().filter(|count| *count <= most).ok_or_else(|| format!("{what} is a number up to {most}"))
 }
 
 /// A Redis URL, which may hold a password: `Debug` and `Display` leave that out.
@@ -430,15 +446,23 @@ mod tests {
 
     #[test]
     fn a_rule_for_retention_has_a_pattern_and_limits() {
-        let rule: RetentionRule = "chat.*=events:100,age:10m".parse().unwrap();
-        assert_eq!(
-            (rule.pattern.as_str(), rule.events, rule.age),
-            ("chat.*", Some(100), Some(Duration::from_mins(10)))
-        );
+        let rule: RetentionRule = "chat.*=events:100,bytes:2000,age:10m".parse().unwrap();
+        assert_eq!(rule.pattern, "chat.*");
+        assert_eq!((rule.events, rule.bytes, rule.age), (Some(100), Some(2000), Some(Duration::from_mins(10))));
         assert_eq!("cursor.*=none".parse::<RetentionRule>().unwrap().events, Some(0));
-        for wrong in
-            ["", "chat", "=none", "a b=none", "a=", "a=events", "a=events:x", "a=age:0", "a=bytes:1", "a={}"]
-        {
+        for wrong in [
+            "",
+            "chat",
+            "=none",
+            "a b=none",
+            "a=",
+            "a=events",
+            "a=events:x",
+            "a=age:0",
+            "a=bytes:x",
+            "a=size:1",
+            "a={}",
+        ] {
             assert!(wrong.parse::<RetentionRule>().is_err(), "{wrong}");
         }
     }

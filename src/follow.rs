@@ -8,7 +8,7 @@
 mod chain;
 mod head;
 
-pub use chain::{Chain, Epoch};
+pub use chain::{Chain, Epoch, Late, Settled};
 pub use head::{Head, KEPT_EPOCHS, Moment};
 
 use crate::room::EventId;
@@ -78,15 +78,36 @@ impl GapReason {
     }
 }
 
-/// Decides what follows `position`.
-pub fn next(chain: &Chain, entries: &(impl Retained + ?Sized), position: EventId) -> Next {
+impl From<Gap> for Settled {
+    fn from(gap: Gap) -> Self {
+        // Of a position that the log does not know, all that came before is in doubt.
+        let is_known = gap.reason != GapReason::UnknownPosition;
+        Self { from: if is_known { gap.from } else { EventId::start_of(0) }, to: gap.to }
+    }
+}
+
+/// Decides what follows `position`, for a stream to which part of the past may be `settled`.
+pub fn next(
+    chain: &Chain,
+    entries: &(impl Retained + ?Sized),
+    position: EventId,
+    settled: Option<Settled>,
+) -> Next {
+    let gap = |to, reason| gap(chain, position, settled, to, reason);
+    let above = chain.start_from(position.epoch + 1);
     let Some(epoch) = chain.epoch(position.epoch) else {
-        let reason =
-            if chain.has_recorded(position.epoch) { GapReason::LogLost } else { GapReason::UnknownPosition };
-        return gap(chain, position, chain.start_above(position.epoch), reason);
+        let lost_since = chain.above(position.epoch).first().and_then(|epoch| epoch.lost_since);
+        if lost_since.is_none_or(|since| since > position) {
+            return gap(above, GapReason::UnknownPosition);
+        }
+        // The chain's older epochs, if it has any, may have parted from the stream's past anywhere.
+        let oldest = chain.epochs()[0];
+        let held = oldest.missing_since(settled).unwrap_or(position).min(EventId::start_of(oldest.epoch));
+        return self::gap(chain, position.min(held), settled, above, GapReason::LogLost);
     };
     if position.offset > epoch.end {
-        return gap(chain, position, chain.start_above(position.epoch), GapReason::Diverged);
+        let held = EventId::new(epoch.epoch, epoch.end);
+        return self::gap(chain, held, settled, above, GapReason::Diverged);
     }
     let wanted = if position.offset < epoch.end {
         EventId::new(position.epoch, position.offset + 1)
@@ -95,8 +116,8 @@ pub fn next(chain: &Chain, entries: &(impl Retained + ?Sized), position: EventId
         loop {
             match later.next() {
                 None => return Next::Nothing,
-                Some(epoch) if epoch.lost_since.is_some() => {
-                    return gap(chain, position, EventId::start_of(epoch.epoch), GapReason::LostTail);
+                Some(epoch) if epoch.missing_since(settled).is_some() => {
+                    return gap(chain.start_from(epoch.epoch), GapReason::LostTail);
                 }
                 Some(epoch) if epoch.end > 0 => break EventId::new(epoch.epoch, 1),
                 Some(_) => {}
@@ -105,16 +126,16 @@ pub fn next(chain: &Chain, entries: &(impl Retained + ?Sized), position: EventId
     };
     match entries.first_after(position) {
         Some(held) if held == wanted => Next::Event(wanted),
-        Some(later) => gap(chain, position, later.before(), GapReason::Trimmed),
-        None => gap(chain, position, chain.end(), GapReason::Expired),
+        Some(later) => gap(later.before(), GapReason::Trimmed),
+        None => gap(chain.end(), GapReason::Expired),
     }
 }
 
 /// The gap from `position` to `to`, told from where loss is known to begin in any epoch that it enters.
-fn gap(chain: &Chain, position: EventId, to: EventId, reason: GapReason) -> Next {
+fn gap(chain: &Chain, position: EventId, settled: Option<Settled>, to: EventId, reason: GapReason) -> Next {
     let entered = chain.above(position.epoch).iter().take_while(|epoch| epoch.epoch <= to.epoch);
-    let lost_since = entered.filter_map(|epoch| epoch.lost_since).min();
-    let from = lost_since.map_or(position, |since| since.min(position));
+    let missing_since = entered.filter_map(|epoch| epoch.missing_since(settled)).min();
+    let from = missing_since.map_or(position, |since| since.min(position));
     let reason = match reason {
         // Had it been past the loss, it has what the log no longer has.
         GapReason::LostTail if from < position => GapReason::Diverged,

@@ -57,7 +57,7 @@ pub struct App {
 /// The routes, and the document that describes them.
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
-        .routes(routes!(events::publish_event, events::list_events))
+        .routes(routes!(events::publish_event, events::list_events, events::delete_events))
         .routes(routes!(batch::publish_events))
         .routes(routes!(streams::stream_room))
         .routes(routes!(streams::stream_rooms))

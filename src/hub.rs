@@ -134,6 +134,14 @@ impl Hub {
         Ok(appended)
     }
 
+    /// Empties a room's log; whoever comes back to a position before its end is told of a gap.
+    pub async fn clear(&self, room: &RoomName) -> Result<(), BrokerError> {
+        let known = self.known.of(room);
+        timeout(CALL_LIMIT, self.broker.clear(room, &known)).await.unwrap_or_else(|_| {
+            Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to the emptying of a log")))
+        })
+    }
+
     /// Reads a part of a room's log.
     pub async fn read(&self, room: &RoomName, range: Range, limit: usize) -> Result<Slice, BrokerError> {
         let read = async {

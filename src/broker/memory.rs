@@ -7,7 +7,7 @@ mod log;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -49,7 +49,8 @@ type Keys = HashMap<(RoomName, String), Done>;
 struct Done {
     content: String,
     id: EventId,
-    until: Instant,
+    /// Microseconds since 1970.
+    until: u64,
 }
 
 impl MemoryBroker {
@@ -66,7 +67,7 @@ impl MemoryBroker {
 
     /// Drops what has expired, so that rooms nobody asks for leave the memory. To be called now and then.
     pub fn sweep(&self) {
-        let now = Instant::now();
+        let now = microseconds();
         let mut state = self.state();
         let State { logs, once, bytes, .. } = &mut *state;
         once.retain(|_, done| {
@@ -98,7 +99,7 @@ impl MemoryBroker {
         known: &[EventId],
         step: impl FnOnce(&mut Log, &mut usize, &mut Keys) -> Result<T, BrokerError>,
     ) -> Result<T, BrokerError> {
-        let now = Instant::now();
+        let now = microseconds();
         let mut state = self.state();
         let State { logs, bytes, once, .. } = &mut *state;
         let mut present = logs.remove(room);
@@ -117,12 +118,8 @@ impl MemoryBroker {
             *bytes += OVERHEAD_BYTES;
             (None, log::Entries::default(), now)
         };
-        let moment = Moment {
-            mark: &self.mark,
-            time: microseconds(),
-            random: fastrand::u64(..1 << 20),
-            oldest: entries.oldest(),
-        };
+        let moment =
+            Moment { mark: &self.mark, time: now, random: fastrand::u64(..1 << 20), oldest: entries.oldest() };
         let (head, _) = Head::vouch(head, known, moment);
         let log = logs.entry(room.clone()).or_insert(Log { head, entries, touched });
         step(log, bytes, once)
@@ -137,9 +134,13 @@ impl MemoryBroker {
     }
 }
 
+/// Now, in microseconds since 1970.
 fn microseconds() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    micros(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[async_trait]
@@ -161,7 +162,7 @@ impl Broker for MemoryBroker {
     ) -> Result<Appended, BrokerError> {
         let retention = self.retention.of(room);
         self.with_log(room, known, |log, bytes, keys| {
-            let now = Instant::now();
+            let now = microseconds();
             let place = once.map(|once| (room.clone(), once.key.clone()));
             let before = place.as_ref().and_then(|place| keys.get(place)).filter(|done| done.until > now);
             if let (Some(done), Some(once)) = (before, once) {
@@ -177,14 +178,15 @@ impl Broker for MemoryBroker {
             let id = log.head.chain.extend();
             log.touched = now;
             if let (Some(place), Some(once)) = (place, once) {
-                let done = Done { content: once.content.clone(), id, until: now + retention.once };
+                let done =
+                    Done { content: once.content.clone(), id, until: now.saturating_add(micros(retention.once)) };
                 if keys.insert(place, done).is_none() {
                     *bytes += ONCE_BYTES;
                 }
             }
             let entry = Entry { id, stored };
             *bytes += cost;
-            *bytes -= log.entries.push(entry.clone(), retention.events);
+            *bytes -= log.entries.push(entry.clone(), now, retention);
             // Announced under the lock: that is what keeps announcements in the order of their ids.
             if let Some(listener) = self.listener.get() {
                 listener.heard(room, entry);
@@ -210,12 +212,24 @@ impl Broker for MemoryBroker {
         })
     }
 
+    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError> {
+        self.with_log(room, known, |log, bytes, _| {
+            log.head.chain.clear();
+            *bytes -= log.entries.clear();
+            Ok(())
+        })?;
+        if let Some(listener) = self.listener.get() {
+            listener.doubt(room);
+        }
+        Ok(())
+    }
+
     async fn subscribe(&self, _: &RoomName) {}
 
     fn unsubscribe(&self, _: &RoomName) {}
 
     async fn ends(&self, rooms: &[RoomName]) -> Result<Vec<Option<EventId>>, BrokerError> {
-        let now = Instant::now();
+        let now = microseconds();
         let mut state = self.state();
         Ok(rooms
             .iter()

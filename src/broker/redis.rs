@@ -53,6 +53,7 @@ pub struct RedisBroker {
 
 struct Scripts {
     append: Script,
+    clear: Script,
     vouch: Script,
     hash_set: Script,
     hash_remove: Script,
@@ -68,6 +69,7 @@ impl Scripts {
             |script: &str| Script::new(&[include_str!("redis/scripts/condition.lua"), script].concat());
         Self {
             append: about_heads(include_str!("redis/scripts/append.lua")),
+            clear: about_heads(include_str!("redis/scripts/clear.lua")),
             vouch: about_heads(include_str!("redis/scripts/vouch.lua")),
             hash_set: conditional(include_str!("redis/scripts/hash_set.lua")),
             hash_remove: conditional(include_str!("redis/scripts/hash_remove.lua")),
@@ -148,7 +150,8 @@ impl RedisBroker {
 
     async fn append_probe(&self, nonce: &[u8]) -> Result<EventId, BrokerError> {
         let keys = ["head", "log", "live"].map(|part| self.keys.probe(part));
-        let lifetimes = Retention { events: 0, age: PROBE_LIFETIME, head: PROBE_LIFETIME, once: PROBE_LIFETIME };
+        let lifetimes =
+            Retention { events: 0, bytes: 0, age: PROBE_LIFETIME, head: PROBE_LIFETIME, once: PROBE_LIFETIME };
         self.append_to(keys, &[], nonce, lifetimes, None).await.map(|appended| appended.id)
     }
 
@@ -169,7 +172,8 @@ impl RedisBroker {
         }
         call.arg(stored).arg(live).arg(retention.events);
         call.arg(milliseconds(retention.age)).arg(milliseconds(retention.age + retention.head)).arg(random());
-        call.arg(milliseconds(retention.once)).arg(content.unwrap_or_default()).arg(texts(known));
+        call.arg(milliseconds(retention.once)).arg(content.unwrap_or_default());
+        call.arg(retention.bytes).arg(too_old(retention.age)).arg(texts(known));
         let result: RedisResult<Option<(String, bool)>> = call.invoke_async(link.connection()).await;
         let (id, replayed) = link.judge(result, write_error)?.ok_or(BrokerError::KeyReused)?;
         let id = id.parse().map_err(|_| {
@@ -245,8 +249,8 @@ impl Plain {
     /// Whether the head stands as it is: the same server's, and nothing known is missing.
     fn chain(&self, known: &[EventId]) -> Option<&crate::follow::Chain> {
         let head = self.head.as_ref().filter(|head| head.mark == self.mark)?;
-        let lost = known.iter().any(|id| head.chain.is_unmarked_loss(*id));
-        (!lost).then_some(&head.chain)
+        let contradicted = known.iter().any(|id| head.chain.is_contradicted_by(*id));
+        (!contradicted).then_some(&head.chain)
     }
 }
 
@@ -268,6 +272,12 @@ fn milliseconds(duration: Duration) -> u64 {
 
 fn texts(ids: &[EventId]) -> Vec<String> {
     ids.iter().map(EventId::to_string).collect()
+}
+
+/// The time before which an event is too old, in the form in which events tell theirs.
+fn too_old(age: Duration) -> String {
+    let now = jiff::Timestamp::now();
+    format!("{:.3}", now.checked_sub(age).unwrap_or(jiff::Timestamp::MIN))
 }
 
 /// Keeps two servers from giving out one epoch where neither can use the time.
@@ -318,6 +328,15 @@ impl Broker for RedisBroker {
         }
         let detail = "the room's head changed at every attempt to read it";
         Err(BrokerError::Unavailable(Fault::new(FaultKind::Failed, detail)))
+    }
+
+    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError> {
+        let mut link = self.links.for_write().await?;
+        let mut call = self.scripts.clear.key(self.keys.head(room));
+        call.key(self.keys.log(room));
+        call.arg(self.keys.live(room)).arg(self.head_lifetime(room)).arg(random()).arg(texts(known));
+        let result: RedisResult<Value> = call.invoke_async(link.connection()).await;
+        link.judge(result, write_error).map(|_| ())
     }
 
     async fn subscribe(&self, room: &RoomName) {

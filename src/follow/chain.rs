@@ -1,7 +1,5 @@
 //! The chain: a log's epochs in order, and where events are known to have been lost.
 
-use std::collections::BTreeMap;
-
 use crate::room::EventId;
 
 /// One epoch of a log.
@@ -13,30 +11,68 @@ pub struct Epoch {
     pub end: u64,
     /// Whoever enters this epoch from below may have missed what came after this position.
     pub lost_since: Option<EventId>,
+    /// A loss below an older epoch that was found out only now.
+    pub late: Option<Late>,
+}
+
+/// A loss that was found out late: some had entered the epoch above it by then, and had not been told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Late {
+    /// What came after this position may be missing.
+    pub since: EventId,
+    /// Whoever enters this epoch from now on is told there, and need not be told again.
+    pub entered: u64,
+}
+
+/// A stretch of the past of which a stream needs to be told nothing more: it has been, or it began after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Settled {
+    /// Where it begins.
+    pub from: EventId,
+    /// Where it ends.
+    pub to: EventId,
+}
+
+impl Settled {
+    fn covers(self, late: Late) -> bool {
+        self.from <= late.since && self.to >= EventId::start_of(late.entered)
+    }
+}
+
+impl Epoch {
+    /// An epoch that is being entered without a loss.
+    pub fn new(epoch: u64, end: u64) -> Self {
+        Self { epoch, end, lost_since: None, late: None }
+    }
+
+    /// Since when something may be missing to a stream that enters it from below.
+    pub(super) fn missing_since(&self, settled: Option<Settled>) -> Option<EventId> {
+        let late = self.late.filter(|late| !settled.is_some_and(|settled| settled.covers(*late)));
+        self.lost_since.into_iter().chain(late.map(|late| late.since)).min()
+    }
 }
 
 /// A log's epochs, oldest first, never empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Chain {
     epochs: Vec<Epoch>,
-    recorded: BTreeMap<u64, u64>,
     dropped: u64,
+    cleared: EventId,
 }
 
 impl Chain {
     /// A chain of one empty epoch.
     pub fn new(epoch: u64) -> Self {
-        Self::from_parts(vec![Epoch { epoch, end: 0, lost_since: None }], BTreeMap::new(), 0)
-            .expect("one epoch is a chain")
+        Self::from_parts(vec![Epoch::new(epoch, 0)], 0, EventId::start_of(0)).expect("one epoch is a chain")
     }
 
     /// Puts together what a broker stored. `None` if the epochs are none or not in rising order.
     ///
-    /// `recorded` holds, by epoch, the highest lost offset that is already marked; `dropped` is the newest epoch that
-    /// was cut from the chain.
-    pub fn from_parts(epochs: Vec<Epoch>, recorded: BTreeMap<u64, u64>, dropped: u64) -> Option<Self> {
+    /// `dropped` is the newest epoch that was cut from the chain, or 0; `cleared` the position up to which the log was
+    /// emptied on purpose, or 0-0.
+    pub fn from_parts(epochs: Vec<Epoch>, dropped: u64, cleared: EventId) -> Option<Self> {
         let rising = epochs.is_sorted_by(|a, b| a.epoch < b.epoch);
-        (rising && !epochs.is_empty()).then_some(Self { epochs, recorded, dropped })
+        (rising && !epochs.is_empty()).then_some(Self { epochs, dropped, cleared })
     }
 
     /// The epochs, oldest first.
@@ -44,14 +80,19 @@ impl Chain {
         &self.epochs
     }
 
-    /// Lost offsets that are already marked, by epoch.
-    pub fn recorded(&self) -> &BTreeMap<u64, u64> {
-        &self.recorded
-    }
-
     /// The newest epoch that was cut from the chain, or 0.
     pub fn dropped(&self) -> u64 {
         self.dropped
+    }
+
+    /// Up to where the log was emptied on purpose: no copy may give out what lies there.
+    pub fn cleared(&self) -> EventId {
+        self.cleared
+    }
+
+    /// Notes that the log is being emptied.
+    pub fn clear(&mut self) {
+        self.cleared = self.end();
     }
 
     /// The epoch that is being written.
@@ -81,12 +122,24 @@ impl Chain {
         EventId::new(newest.epoch, newest.end)
     }
 
-    /// Whether an id that a replica knows to have existed was lost, and is not marked as lost yet.
-    pub fn is_unmarked_loss(&self, id: EventId) -> bool {
-        id.offset > 0
-            && id.epoch > self.dropped
-            && !self.holds(id)
-            && self.recorded.get(&id.epoch).is_none_or(|offset| *offset < id.offset)
+    /// Whether an id that a replica knows to have been given out, as an event's or as a position, calls for a new epoch:
+    /// it is a loss that is not marked yet, or lies above the chain, on which no stream could go on from it.
+    pub fn is_contradicted_by(&self, known: EventId) -> bool {
+        known.epoch > self.newest().epoch || self.is_unmarked_loss(known)
+    }
+
+    /// Whether an event that existed was lost, and those who come past it are not told so yet.
+    pub(super) fn is_unmarked_loss(&self, id: EventId) -> bool {
+        let is_told = || {
+            let above = self.above(id.epoch).first().and_then(|epoch| epoch.lost_since);
+            above.is_some_and(|since| since <= self.lost_from(id))
+        };
+        id.offset > 0 && id.epoch > self.dropped && !self.holds(id) && !is_told()
+    }
+
+    /// The last position before a lost id that is not lost.
+    fn lost_from(&self, lost: EventId) -> EventId {
+        EventId::new(lost.epoch, self.epoch(lost.epoch).map_or(0, |epoch| epoch.end))
     }
 
     pub(super) fn epoch(&self, number: u64) -> Option<&Epoch> {
@@ -97,39 +150,35 @@ impl Chain {
         &self.epochs[self.epochs.partition_point(|epoch| epoch.epoch <= number)..]
     }
 
-    /// Before the first event of the first epoch above a number; the log's end where there is none.
-    pub(super) fn start_above(&self, number: u64) -> EventId {
-        self.above(number).first().map_or(self.end(), |epoch| EventId::start_of(epoch.epoch))
+    /// Where a stream goes on that enters an epoch of this number or above: before its first event. Epochs without
+    /// events are passed over; the log's end, if there is nothing else.
+    pub(super) fn start_from(&self, number: u64) -> EventId {
+        let mut entered = self.epochs[self.epochs.partition_point(|epoch| epoch.epoch < number)..].iter();
+        entered.find(|epoch| epoch.end > 0).map_or(self.end(), |epoch| EventId::start_of(epoch.epoch))
     }
 
-    pub(super) fn has_recorded(&self, number: u64) -> bool {
-        self.recorded.contains_key(&number)
-    }
-
-    /// Marks a loss on the newest epoch, for those already past it, and on the first one above it.
+    /// Marks a loss on the first epoch above it, and, for those who have entered that one already, on the newest.
     pub(super) fn record(&mut self, lost: EventId) {
-        let end = self.epoch(lost.epoch).map_or(0, |epoch| epoch.end);
-        let since = EventId::new(lost.epoch, end);
-        let first_above = self.epochs.partition_point(|epoch| epoch.epoch <= lost.epoch);
-        let newest = self.epochs.len() - 1;
-        for index in [newest, first_above] {
-            if let Some(epoch) = self.epochs.get_mut(index) {
-                epoch.lost_since = Some(epoch.lost_since.map_or(since, |marked| marked.min(since)));
-            }
+        let since = self.lost_from(lost);
+        let above = self.epochs.partition_point(|epoch| epoch.epoch <= lost.epoch);
+        let Some(first) = self.epochs.get_mut(above) else { return };
+        first.lost_since = Some(first.lost_since.map_or(since, |marked| marked.min(since)));
+        let entered = first.epoch;
+        let newest = self.epochs.last_mut().expect("a chain is never empty");
+        if newest.epoch != entered {
+            let late = newest.late.unwrap_or(Late { since, entered });
+            newest.late = Some(Late { since: late.since.min(since), entered: late.entered.max(entered) });
         }
-        let offset = self.recorded.entry(lost.epoch).or_default();
-        *offset = lost.offset.max(*offset);
     }
 
     /// Adds an epoch, and cuts old ones off: at least `keep` stay, and those from `oldest`'s epoch on.
     pub(super) fn begin(&mut self, epoch: u64, keep: usize, oldest: Option<EventId>) {
-        self.epochs.push(Epoch { epoch, end: 0, lost_since: None });
+        self.epochs.push(Epoch::new(epoch, 0));
         let retained = oldest.map_or(u64::MAX, |id| id.epoch);
         let spare = self.epochs.len().saturating_sub(keep);
         let cut = self.epochs[..spare].iter().take_while(|epoch| epoch.epoch < retained).count();
         if let Some(last) = self.epochs.drain(..cut).next_back() {
             self.dropped = last.epoch;
-            self.recorded = self.recorded.split_off(&(last.epoch + 1));
         }
     }
 }

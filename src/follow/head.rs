@@ -49,7 +49,7 @@ impl Head {
             }
         };
         let lost: Vec<_> = known.iter().copied().filter(|id| head.chain.is_unmarked_loss(*id)).collect();
-        if !lost.is_empty() && !begun {
+        if !begun && known.iter().any(|id| head.chain.is_contradicted_by(*id)) {
             head.begin(epoch_above(head.chain.newest().epoch), moment);
             begun = true;
         }

@@ -244,7 +244,7 @@ pub async fn list_events(
     };
     // One more than asked for tells whether there is a next page.
     let (mut slice, cut_short) = app.hub.read_page(&room, range, limit + 1).await?;
-    let gap = after.and_then(|after| match next(&slice.chain, &slice, after) {
+    let gap = after.and_then(|after| match next(&slice.chain, &slice, after, None) {
         Next::Gap(gap) => Some(gap),
         Next::Event(_) | Next::Nothing => None,
     });
@@ -284,6 +284,20 @@ pub async fn list_events(
         add_link(&mut response, &format!("/v1/rooms/{}/events?limit={limit}&{page}", escape(room.as_str())));
     }
     Ok(response)
+}
+
+/// Empty a room's log
+///
+/// Drops the retained events, for everyone; the room's position stays. A client that resumes from before it gets
+/// `stream.gap` with the reason `expired`.
+#[utoipa::path(
+    delete, path = "/v1/rooms/{room}/events", operation_id = "deleteEvents", tag = "Rooms",
+    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby")),
+    responses((status = 204, description = "The log is empty")),
+)]
+pub async fn delete_events(Room(room): Room, State(app): State<App>) -> Result<StatusCode, Problem> {
+    app.hub.clear(&room).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) fn position(what: &str, text: &str) -> Result<EventId, Problem> {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::ring::{Limits, Ring};
-use crate::follow::{Chain, Next, next};
+use crate::follow::{Chain, Next, Settled, next};
 use crate::room::EventId;
 
 /// An event as the copy needs to know it.
@@ -68,9 +68,9 @@ impl<E: Logged> Mirror<E> {
 
     /// What follows a position, up to about so many bytes. An event and nothing stand; anything else is for the log to
     /// say.
-    pub(super) fn follow(&self, position: EventId, most_bytes: usize) -> Followed<E> {
+    pub(super) fn follow(&self, position: EventId, settled: Option<Settled>, most_bytes: usize) -> Followed<E> {
         let Some(chain) = &self.chain else { return Followed::Unsure };
-        match self.ring.follow(chain, position, most_bytes) {
+        match self.ring.follow(chain, position, settled, most_bytes) {
             Ok(events) => Followed::Events(events),
             Err(Next::Nothing) => Followed::Nothing,
             Err(Next::Event(_) | Next::Gap(_)) => Followed::Unsure,
@@ -139,7 +139,7 @@ impl<E: Logged> Mirror<E> {
                     Taken::Conflicting
                 }
                 // Of a room whose log keeps nothing, a read shows that there was an event, and only this has it.
-                None if follows(chain, self.ring.last(), event.id()) => {
+                None if event.id() > chain.cleared() && follows(chain, self.ring.last(), event.id()) => {
                     self.ring.push(event);
                     Taken::Added
                 }
@@ -160,7 +160,7 @@ impl<E: Logged> Mirror<E> {
 
 /// Whether an event can go into a ring after its last one, without a hole. Into an empty one, only the log's last.
 fn follows(chain: &Chain, last: Option<EventId>, id: EventId) -> bool {
-    last.map_or(id == chain.end(), |last| next(chain, &[id][..], last) == Next::Event(id))
+    last.map_or(id == chain.end(), |last| next(chain, &[id][..], last, None) == Next::Event(id))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::mirror::Logged;
-use crate::follow::{Chain, Next, Retained, next};
+use crate::follow::{Chain, Next, Retained, Settled, next};
 use crate::room::EventId;
 
 /// How much a ring holds.
@@ -47,10 +47,16 @@ impl<E: Logged> Ring<E> {
     }
 
     /// The events that follow a position, up to about so many bytes; if there are none, what else follows.
-    pub(super) fn follow(&self, chain: &Chain, mut position: EventId, most_bytes: usize) -> Result<Vec<E>, Next> {
+    pub(super) fn follow(
+        &self,
+        chain: &Chain,
+        mut position: EventId,
+        settled: Option<Settled>,
+        most_bytes: usize,
+    ) -> Result<Vec<E>, Next> {
         let (mut events, mut bytes) = (Vec::new(), 0);
         loop {
-            let verdict = next(chain, self, position);
+            let verdict = next(chain, self, position, settled);
             match verdict {
                 Next::Event(id) if bytes < most_bytes => {
                     let Some(event) = self.event(id) else { return Err(verdict) };
@@ -83,9 +89,9 @@ impl<E: Logged> Ring<E> {
         }
     }
 
-    /// Drops what a chain does not have.
+    /// Drops what a chain does not have, or not any more.
     pub(super) fn keep_only(&mut self, chain: &Chain) {
-        self.events.retain(|event| chain.holds(event.id()));
+        self.events.retain(|event| chain.holds(event.id()) && event.id() > chain.cleared());
         self.bytes = self.events.iter().map(Logged::bytes).sum();
     }
 

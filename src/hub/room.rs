@@ -12,6 +12,7 @@ use super::mirror::{Followed, Mirror, Taken};
 use super::ring::Limits;
 use super::{Encoded, Hub, HubSettings};
 use crate::broker::{BrokerError, Range};
+use crate::follow::Settled;
 use crate::room::{EventId, RoomName};
 
 /// Most bytes that a subscriber is given at one time: a write's worth.
@@ -89,8 +90,8 @@ impl Room {
     }
 
     /// What follows a position, as far as this replica's copy of the log can say.
-    pub(super) fn follow(&self, position: EventId) -> Followed<Arc<Encoded>> {
-        self.mirror().follow(position, BATCH_BYTES)
+    pub(super) fn follow(&self, position: EventId, settled: Option<Settled>) -> Followed<Arc<Encoded>> {
+        self.mirror().follow(position, settled, BATCH_BYTES)
     }
 
     /// An announcement.

@@ -13,7 +13,7 @@ use super::ring::Ring;
 use super::room::{BATCH_BYTES, Seat};
 use super::{Encoded, Hub};
 use crate::broker::{BrokerError, Range};
-use crate::follow::{Gap, GapReason, Next};
+use crate::follow::{Gap, GapReason, Next, Settled};
 use crate::room::{EventId, RoomName};
 
 /// Events in a reader's first page from the log. Later pages are as many as make up a few batches, whatever the events'
@@ -94,6 +94,8 @@ struct Cursor {
     seat: Seat,
     changes: watch::Receiver<u64>,
     position: EventId,
+    /// Which losses this stream need not be told of.
+    settled: Option<Settled>,
     resume: Resume,
     /// What opening the stream found out already.
     found: Option<Found>,
@@ -182,6 +184,8 @@ impl Cursor {
             seat,
             changes,
             position,
+            // A stream that does not continue another one is owed nothing of what came before it.
+            settled: Some(Settled { from: EventId::start_of(0), to: position }),
             resume: Resume::Fresh,
             found: None,
             retry_at: None,
@@ -190,7 +194,8 @@ impl Cursor {
         };
         if matches!(start, Start::After(_)) {
             cursor.resume = Resume::Complete;
-            if matches!(cursor.seat.room().follow(position), Followed::Unsure) {
+            cursor.settled = None;
+            if matches!(cursor.seat.room().follow(position, None), Followed::Unsure) {
                 let found = cursor.ask_log(hub).await?;
                 if matches!(found, Found::Gap(_)) {
                     cursor.resume = Resume::Gap;
@@ -206,7 +211,7 @@ impl Cursor {
         self.changes.mark_unchanged();
         let found = match self.found.take() {
             Some(found) => found,
-            None => match self.seat.room().follow(self.position) {
+            None => match self.seat.room().follow(self.position, self.settled) {
                 Followed::Events(events) => Found::Events(events),
                 Followed::Nothing => Found::Nothing,
                 Followed::Unsure if self.retry_at.is_some_and(|at| at > Instant::now()) => return Found::Nothing,
@@ -231,7 +236,10 @@ impl Cursor {
         self.retry_at = None;
         match &found {
             Found::Events(events) => self.position = events.last().map_or(self.position, |event| event.id()),
-            Found::Gap(gap) => self.position = gap.to,
+            Found::Gap(gap) => {
+                self.position = gap.to;
+                self.settled = Some((*gap).into());
+            }
             Found::Nothing => {}
         }
         found
@@ -249,7 +257,7 @@ impl Cursor {
             self.page = (PAGE_BYTES / mean.max(1)).clamp(1, PAGE_EVENTS);
         }
         let page = Ring::of(Encoded::all(&slice.entries));
-        Ok(match page.follow(&slice.chain, self.position, BATCH_BYTES) {
+        Ok(match page.follow(&slice.chain, self.position, self.settled, BATCH_BYTES) {
             Ok(events) => Found::Events(events),
             Err(Next::Gap(gap)) => Found::Gap(gap),
             Err(Next::Nothing | Next::Event(_)) => Found::Nothing,

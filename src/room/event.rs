@@ -110,14 +110,15 @@ pub struct JunkEvent;
 /// in its place for a text body.
 #[derive(Serialize, Deserialize)]
 struct Stored<'a> {
+    // First, so that a script finds it without reading the rest.
+    #[serde(borrow)]
+    published_at: Cow<'a, str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     event: Option<EventName>,
     #[serde(borrow, default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     data: Option<&'a RawValue>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     text: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    published_at: Cow<'a, str>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     except: Vec<SubscriberId>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
@@ -137,10 +138,10 @@ impl Event {
             Data::Text(text) => (None, Some(Cow::Borrowed(&**text))),
         };
         let stored = Stored {
+            published_at: Cow::Borrowed(&self.published_at),
             event: self.name.clone(),
             data,
             text,
-            published_at: Cow::Borrowed(&self.published_at),
             except: self.except.clone(),
             publish_id: self.publish_id.as_deref().map(Cow::Borrowed),
         };

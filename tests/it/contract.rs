@@ -131,16 +131,16 @@ on_both_brokers! {
         let foreign = "1700000000000000-7".to_owned();
         let future = format!("{}-3", epoch + 1_000_000);
         let beyond = format!("{epoch}-9");
-        for (position, reason, to) in [
-            (foreign, "unknown_position", format!("{epoch}-0")),
-            (future, "unknown_position", id.clone()),
-            (beyond, "diverged", id.clone()),
+        for (position, reason, from, to) in [
+            (&foreign, "unknown_position", &foreign, &format!("{epoch}-0")),
+            (&future, "unknown_position", &future, &id),
+            (&beyond, "diverged", &id, &id),
         ] {
-            let mut stream = gateway.resume("/v1/rooms/p4/stream", Some(&position)).await;
+            let mut stream = gateway.resume("/v1/rooms/p4/stream", Some(position)).await;
             assert_eq!(stream.opened["rooms"]["p4"]["resume"], "gap", "{position}");
             let gap = stream.event().await;
             assert_eq!(gap.event, "stream.gap");
-            assert_eq!(gap.json(), json!({"room": "p4", "from": position, "to": to, "reason": reason}));
+            assert_eq!(gap.json(), json!({"room": "p4", "from": from, "to": to, "reason": reason}));
         }
     }
 
@@ -169,7 +169,9 @@ on_both_brokers! {
     }
 
     async fn p7_a_reader_that_stalls_delays_nobody_and_goes_on_from_the_log(world) {
-        let gateway = world.gateway_with(|settings| settings.ring_events = 20).await;
+        let gateway = world.gateway_with(|settings| {
+            (settings.ring_events, settings.retention_bytes) = (20, 100_000_000);
+        }).await;
         let mut slow = gateway.room("p7").await;
         let mut quick = gateway.room("p7").await;
         // More than the kernel and the gateway hold for a reader that takes nothing.
@@ -184,7 +186,9 @@ on_both_brokers! {
     }
 
     async fn p7_a_reader_that_takes_nothing_is_cut_off_and_resumes(world) {
-        let gateway = world.gateway_with(|settings| settings.stall_timeout = Duration::from_secs(1)).await;
+        let gateway = world.gateway_with(|settings| {
+            (settings.stall_timeout, settings.retention_bytes) = (Duration::from_secs(1), 100_000_000);
+        }).await;
         let mut stalled = gateway.room("stalled").await;
         let large = "x".repeat(60_000);
         let mut count = 0;

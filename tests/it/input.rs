@@ -214,7 +214,7 @@ async fn unknown_routes_and_methods_get_problem_documents() {
     }
     for (method, path, allow) in [
         (Method::DELETE, "/v1/rooms", "GET,HEAD"),
-        (Method::PUT, "/v1/rooms/a/events", "POST,GET,HEAD"),
+        (Method::PUT, "/v1/rooms/a/events", "POST,GET,HEAD,DELETE"),
         (Method::POST, "/livez", "GET,HEAD"),
         (Method::GET, "/v1/events", "POST"),
     ] {

@@ -31,7 +31,7 @@ on_both_brokers! {
     }
 
     async fn a_page_of_large_events_has_fewer_and_leads_on(world) {
-        let gateway = world.gateway().await;
+        let gateway = world.gateway_with(|settings| settings.retention_bytes = 100_000_000).await;
         for count in 0..150 {
             gateway.publish("large", &format!("{count:03} {}", "x".repeat(60_000))).await;
         }
@@ -78,6 +78,78 @@ on_both_brokers! {
         crate::support::eventually("it has aged out", async || {
             (gateway.get("/v1/rooms/short.1").await.1["retained"] == 0).then_some(())
         }).await;
+    }
+
+    async fn a_log_keeps_no_more_bytes_than_it_may(world) {
+        let gateway = world.gateway_with(|settings| {
+            settings.retention = vec!["small.*=bytes:100000".parse().unwrap()];
+        }).await;
+        let start = gateway.room("small.1").await.last_event_id;
+        let mut last = String::new();
+        for count in 0..60 {
+            last = gateway.publish("small.1", &format!("{count:02} {}", "x".repeat(9_000))).await;
+        }
+        let retained = gateway.get("/v1/rooms/small.1").await.1["retained"].as_u64().unwrap();
+        assert!((5..=16).contains(&retained), "{retained}");
+        // One that is too large by itself is kept, and alone.
+        gateway.publish("small.1", &"y".repeat(60_000)).await;
+        let large = gateway.publish("small.1", &"z".repeat(60_000)).await;
+        assert!(gateway.get("/v1/rooms/small.1").await.1["retained"].as_u64().unwrap() <= 5);
+        // One gap covers what was dropped, and the rest follows.
+        let mut stream = gateway.resume("/v1/rooms/small.1/stream", Some(&start)).await;
+        let gap = stream.event().await.json();
+        assert_eq!((&gap["reason"], &gap["from"]), (&json!("trimmed"), &json!(start)));
+        assert!(gap["to"].as_str().unwrap() >= last.as_str());
+        while stream.event().await.id != large {}
+    }
+
+    async fn events_age_out_one_by_one_while_others_come(world) {
+        let gateway = world.gateway_with(|settings| settings.retention_age = std::time::Duration::from_secs(1)).await;
+        let first = gateway.publish("ageing", "first").await;
+        crate::support::eventually("the oldest events are gone, and the newest are not", async || {
+            gateway.publish("ageing", "later").await;
+            let (_, room) = gateway.get("/v1/rooms/ageing").await;
+            assert_ne!(room["retained"], 0);
+            (room["oldest"] != first.as_str()).then_some(())
+        }).await;
+        let mut stream = gateway.resume("/v1/rooms/ageing/stream", Some(&first)).await;
+        assert_eq!(stream.event().await.json()["reason"], "trimmed");
+        assert_eq!(stream.data().await, "later");
+    }
+
+    async fn p4_a_log_that_is_emptied_is_told_to_those_who_lack_something_and_to_nobody_else(world) {
+        let gateway = world.gateway().await;
+        let (mut quick, mut slow) = (gateway.room("emptied").await, gateway.room("emptied").await);
+        let start = quick.last_event_id.clone();
+        for count in 0..3 {
+            gateway.publish("emptied", &count.to_string()).await;
+        }
+        assert_eq!(quick.datas(3).await, ["0", "1", "2"]);
+        let head = quick.last_event_id.clone();
+        let other = world.gateway().await;
+        let emptying = if world.redis.is_some() { &other } else { &gateway };
+        let answer = emptying.answer(emptying.request(Method::DELETE, "/v1/rooms/emptied/events")).await;
+        assert_eq!(answer.status(), 204);
+        let (_, log) = gateway.get("/v1/rooms/emptied/events").await;
+        assert_eq!((&log["head"], &log["oldest"], datas(&log).len()), (&json!(head), &Value::Null, 0));
+        // What this replica still had at hand is given out no more, as soon as it has heard.
+        crate::support::eventually("who comes back is told", async || {
+            let mut late = gateway.resume("/v1/rooms/emptied/stream", Some(&start)).await;
+            let event = late.event().await;
+            (event.event == "stream.gap").then(|| {
+                let gap = json!({"room": "emptied", "from": start, "to": head, "reason": "expired"});
+                assert_eq!(event.json(), gap);
+            })
+        }).await;
+        let resumed = gateway.resume("/v1/rooms/emptied/stream", Some(&head)).await;
+        assert_eq!(resumed.opened["rooms"]["emptied"]["resume"], "complete");
+        // Those who were connected had been given everything.
+        let next = gateway.publish("emptied", "3").await;
+        assert_eq!(next.split('-').next(), head.split('-').next());
+        for mut stream in [quick, resumed] {
+            assert_eq!(stream.data().await, "3");
+        }
+        assert_eq!(slow.datas(4).await, ["0", "1", "2", "3"]);
     }
 
     async fn a_room_that_keeps_nothing_delivers_everything_to_those_who_listen(world) {

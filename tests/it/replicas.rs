@@ -75,6 +75,43 @@ async fn p2_a_subscriber_resumes_on_another_replica() {
     assert_eq!(stream.datas(2).await, ["2", "3"]);
 }
 
+/// Each replica knows another part of what is lost, and finds it out one after the other.
+#[tokio::test]
+async fn p4_one_loss_is_told_by_one_gap_though_each_replica_knows_another_part_of_it() {
+    let world = World::redis().await;
+    let replicas = three(&world).await;
+    let mut streams = Vec::new();
+    for replica in &replicas {
+        streams.push(replica.room("lost").await);
+    }
+    let start = streams[0].last_event_id.clone();
+    for (replica, text) in replicas.iter().zip(["1", "2", "3"]) {
+        replica.publish("lost", text).await;
+    }
+    for stream in &mut streams {
+        assert_eq!(stream.datas(3).await, ["1", "2", "3"]);
+    }
+    world.redis.as_ref().unwrap().cli(&["FLUSHALL"]);
+    // This one knows nothing of the room, and begins an epoch in which no loss is marked.
+    let stranger = world.gateway().await;
+    stranger.publish("lost", "4").await;
+    for (replica, text) in replicas.iter().zip(["5", "6", "7"]) {
+        replica.publish("lost", text).await;
+    }
+    for (stream, replica) in streams.iter_mut().zip(&replicas) {
+        let gap = stream.event().await;
+        assert_eq!((gap.event.as_str(), &gap.json()["reason"]), ("stream.gap", &json!("log_lost")));
+        assert_eq!(stream.datas(4).await, ["4", "5", "6", "7"]);
+        // Nobody who joins now is told of what came before.
+        let mut fresh = replica.room("lost").await;
+        replica.publish("lost", "8").await;
+        assert_eq!(fresh.data().await, "8");
+    }
+    let mut late = stranger.resume("/v1/rooms/lost/stream", Some(&start)).await;
+    assert_eq!(late.event().await.json()["reason"], "log_lost");
+    assert_eq!(late.datas(4).await, ["4", "5", "6", "7"]);
+}
+
 #[tokio::test]
 async fn occupancy_counts_every_replica_and_forgets_one_that_left() {
     let world = World::redis().await;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use redis::{Connection, Script};
-use roomcast::follow::{Head, Moment};
+use roomcast::follow::{Head, Late, Moment};
 use roomcast::room::EventId;
 
 use crate::support::RedisServer;
@@ -35,12 +35,15 @@ fn render(head: &Head) -> String {
         if let Some(since) = epoch.lost_since {
             let _ = write!(text, " ~{since}");
         }
-    }
-    for (epoch, offset) in head.chain.recorded() {
-        let _ = write!(text, " !{epoch}-{offset}");
+        if let Some(Late { since, entered }) = epoch.late {
+            let _ = write!(text, " ?{since}/{entered}");
+        }
     }
     if head.chain.dropped() > 0 {
         let _ = write!(text, " ^{}", head.chain.dropped());
+    }
+    if head.chain.cleared().epoch > 0 {
+        let _ = write!(text, " ={}", head.chain.cleared());
     }
     text
 }
@@ -54,7 +57,10 @@ fn normal(text: &str, epochs: &[u64]) -> String {
     let tokens = text.split(' ').map(|token| {
         let (tag, rest) = token.split_at(token.find(|c: char| c.is_ascii_digit()).unwrap_or(0));
         match rest.split_once('-') {
-            Some((epoch, offset)) => format!("{tag}{}-{offset}", place(epoch)),
+            Some((epoch, offset)) => match offset.split_once('/') {
+                Some((offset, entered)) => format!("{tag}{}-{offset}/{}", place(epoch), place(entered)),
+                None => format!("{tag}{}-{offset}", place(epoch)),
+            },
             None if tag == "^" => format!("^{}", place(rest)),
             None => token.to_owned(),
         }
@@ -65,6 +71,7 @@ fn normal(text: &str, epochs: &[u64]) -> String {
 struct Pair {
     connection: Connection,
     append: Script,
+    clear: Script,
     vouch: Script,
     mark: String,
     model: Model,
@@ -103,12 +110,32 @@ impl Pair {
         self.model.head.insert(head)
     }
 
+    fn clear(&mut self, dice: &mut fastrand::Rng) {
+        let (texts, known) = self.known(dice);
+        let mut call = self.clear.key(HEAD);
+        call.key(LOG).arg("channel").arg(7_200_000).arg(3).arg(texts);
+        let _: () = call.invoke(&mut self.connection).unwrap();
+        self.vouch_model(&known).chain.clear();
+        self.model.log.clear();
+        self.note_epoch();
+    }
+
+    /// Remembers the newest epoch, if it has just begun.
+    fn note_epoch(&mut self) {
+        let head: String = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
+        let newest: EventId = head.split(' ').next().unwrap().parse().unwrap();
+        let began = self.model.head.as_ref().unwrap().chain.newest().epoch;
+        if self.epochs.iter().all(|(_, epoch)| *epoch != began) {
+            self.epochs.push((newest.epoch, began));
+        }
+    }
+
     fn step(&mut self, append: bool, dice: &mut fastrand::Rng) {
         let (texts, known) = self.known(dice);
         let appended = if append {
             let mut call = self.append.key(HEAD);
             call.key(LOG).arg("{}").arg("channel").arg(1000).arg(3_600_000).arg(7_200_000).arg(3);
-            call.arg(300_000).arg("").arg(texts);
+            call.arg(300_000).arg("").arg(1_000_000).arg("0").arg(texts);
             let (id, _): (String, bool) = call.invoke(&mut self.connection).unwrap();
             Some(id.parse::<EventId>().unwrap())
         } else {
@@ -119,13 +146,8 @@ impl Pair {
         };
         let chain = &mut self.vouch_model(&known).chain;
         let modelled = append.then(|| chain.extend());
-        let began = chain.newest().epoch;
         self.model.log.extend(modelled);
-        let head: String = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
-        let newest: EventId = head.split(' ').next().unwrap().parse().unwrap();
-        if self.epochs.iter().all(|(_, epoch)| *epoch != began) {
-            self.epochs.push((newest.epoch, began));
-        }
+        self.note_epoch();
         if let (Some(id), Some(model)) = (appended, modelled) {
             let place = self.epochs.iter().position(|pair| pair.1 == model.epoch).unwrap();
             assert_eq!((self.epochs[place].0, id.offset), (id.epoch, model.offset));
@@ -190,6 +212,7 @@ async fn the_scripts_and_the_rules_agree_on_random_steps() {
             let mut pair = Pair {
                 connection: redis::Client::open(server.url()).unwrap().get_connection().unwrap(),
                 append: script(include_str!("../../src/broker/redis/scripts/append.lua")),
+                clear: script(include_str!("../../src/broker/redis/scripts/clear.lua")),
                 vouch: script(include_str!("../../src/broker/redis/scripts/vouch.lua")),
                 mark: mark.clone(),
                 model: Model::default(),
@@ -217,7 +240,8 @@ async fn the_scripts_and_the_rules_agree_on_random_steps() {
                     }
                     8 => pair.restore(&saved),
                     9 => pair.change_mark(),
-                    10 if dice.bool() => {
+                    10 => pair.clear(&mut dice),
+                    11 if dice.bool() => {
                         server.cli(&["DEL", HEAD]);
                         pair.model.head = None;
                     }

@@ -1,7 +1,7 @@
 //! One room's log in memory.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::Duration;
 
 use super::OVERHEAD_BYTES;
 use crate::broker::{Entry, Range, Retention};
@@ -11,60 +11,92 @@ use crate::room::EventId;
 pub(super) struct Log {
     pub(super) head: Head,
     pub(super) entries: Entries,
-    /// The last event, or the last time that a replica renewed a log without events.
-    pub(super) touched: Instant,
+    /// When the last event came, or a replica last renewed a log without events; microseconds since 1970.
+    pub(super) touched: u64,
 }
 
 impl Log {
     /// Drops entries that have aged out; the bytes that this frees.
-    pub(super) fn expire(&mut self, now: Instant, retention: Retention) -> usize {
-        if now.duration_since(self.touched) < retention.age { 0 } else { self.entries.clear() }
+    pub(super) fn expire(&mut self, now: u64, retention: Retention) -> usize {
+        self.entries.drop_while(|entry| has_passed(now, entry.at, retention.age))
     }
 
-    pub(super) fn is_forgotten(&self, now: Instant, retention: Retention) -> bool {
-        now.duration_since(self.touched) >= retention.age + retention.head
+    pub(super) fn is_forgotten(&self, now: u64, retention: Retention) -> bool {
+        has_passed(now, self.touched, retention.age + retention.head)
     }
 }
 
+fn has_passed(now: u64, since: u64, time: Duration) -> bool {
+    Duration::from_micros(now.saturating_sub(since)) >= time
+}
+
+struct Kept {
+    entry: Entry,
+    /// When it was appended, microseconds since 1970.
+    at: u64,
+}
+
 #[derive(Default)]
-pub(super) struct Entries(VecDeque<Entry>);
+pub(super) struct Entries {
+    kept: VecDeque<Kept>,
+    bytes: usize,
+}
 
 impl Entries {
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.kept.len()
     }
 
     pub(super) fn oldest(&self) -> Option<EventId> {
-        self.0.front().map(|entry| entry.id)
+        self.kept.front().map(|kept| kept.entry.id)
     }
 
     /// Adds the newest entry and trims; the bytes that the trimming frees.
-    pub(super) fn push(&mut self, entry: Entry, limit: u64) -> usize {
-        self.0.push_back(entry);
+    pub(super) fn push(&mut self, entry: Entry, at: u64, retention: Retention) -> usize {
+        self.bytes += cost(&entry);
+        self.kept.push_back(Kept { entry, at });
         let mut freed = 0;
-        while self.0.len() as u64 > limit {
-            freed += self.0.pop_front().map_or(0, |entry| cost(&entry));
+        while self.kept.len() as u64 > retention.events
+            || (self.bytes as u64 > retention.bytes && self.kept.len() > 1)
+        {
+            freed += self.drop_oldest();
         }
         freed
     }
 
     pub(super) fn select(&self, range: Range, limit: usize) -> Vec<Entry> {
-        let end = self.0.len();
+        let end = self.kept.len();
         let (from, to) = match range {
-            Range::After(position) => (self.0.partition_point(|entry| entry.id <= position), end),
+            Range::After(position) => (self.kept.partition_point(|kept| kept.entry.id <= position), end),
             Range::Oldest => (0, end),
             Range::Before(id) => {
-                let to = self.0.partition_point(|entry| entry.id < id);
+                let to = self.kept.partition_point(|kept| kept.entry.id < id);
                 (to.saturating_sub(limit), to)
             }
             Range::Newest => (end.saturating_sub(limit), end),
         };
-        self.0.range(from..to).take(limit).cloned().collect()
+        self.kept.range(from..to).take(limit).map(|kept| kept.entry.clone()).collect()
     }
 
-    fn clear(&mut self) -> usize {
-        let freed = self.0.iter().map(cost).sum();
-        self.0 = VecDeque::new();
+    /// The bytes that this frees.
+    pub(super) fn clear(&mut self) -> usize {
+        std::mem::take(self).bytes
+    }
+
+    fn drop_while(&mut self, is_to_go: impl Fn(&Kept) -> bool) -> usize {
+        let mut freed = 0;
+        while self.kept.front().is_some_and(&is_to_go) {
+            freed += self.drop_oldest();
+        }
+        if self.kept.is_empty() {
+            self.kept.shrink_to_fit();
+        }
+        freed
+    }
+
+    fn drop_oldest(&mut self) -> usize {
+        let freed = self.kept.pop_front().map_or(0, |kept| cost(&kept.entry));
+        self.bytes -= freed;
         freed
     }
 }

@@ -1,5 +1,5 @@
 //! What goes over a room's channel: `<id> <length>\n<event>`, and for large events header and event as two adjacent
-//! messages. The length makes an announcement checkable in itself.
+//! messages. The length makes an announcement checkable in itself. `<id> cleared\n` says that the log was emptied.
 
 use bytes::Bytes;
 
@@ -20,6 +20,8 @@ pub(super) enum Heard {
     Entry(Entry),
     /// The first half of one.
     Header,
+    /// The log was emptied.
+    Cleared,
     /// Neither.
     Junk,
 }
@@ -33,7 +35,11 @@ impl Assembler {
         {
             return Heard::Entry(Entry { id, stored: Bytes::copy_from_slice(message) });
         }
-        let Some((id, length, rest)) = header(message) else { return Heard::Junk };
+        let Some((id, what, rest)) = header(message) else { return Heard::Junk };
+        if what == "cleared" && rest.is_empty() {
+            return Heard::Cleared;
+        }
+        let Ok(length) = what.parse::<usize>() else { return Heard::Junk };
         if rest.len() == length {
             return Heard::Entry(Entry { id, stored: Bytes::copy_from_slice(rest) });
         }
@@ -45,10 +51,10 @@ impl Assembler {
     }
 }
 
-fn header(message: &[u8]) -> Option<(EventId, usize, &[u8])> {
+fn header(message: &[u8]) -> Option<(EventId, &str, &[u8])> {
     let end = message.iter().take(64).position(|byte| *byte == b'\n')?;
-    let (id, length) = std::str::from_utf8(&message[..end]).ok()?.split_once(' ')?;
-    Some((id.parse().ok()?, length.parse().ok()?, &message[end + 1..]))
+    let (id, what) = std::str::from_utf8(&message[..end]).ok()?.split_once(' ')?;
+    Some((id.parse().ok()?, what, &message[end + 1..]))
 }
 
 #[cfg(test)]
@@ -65,12 +71,23 @@ mod tests {
         assert_eq!(assembler.take("a", b"7-1 2\n{}"), entry(b"{}"));
         assert_eq!(assembler.take("a", b"7-1 2\n"), Heard::Header);
         assert_eq!(assembler.take("a", b"{}"), entry(b"{}"));
+        assert_eq!(assembler.take("a", b"7-1 cleared\n"), Heard::Cleared);
     }
 
     #[test]
     fn a_truncated_or_foreign_message_is_junk() {
         let mut assembler = Assembler::default();
-        for junk in [&b"7-1 3\n{}"[..], b"7-1 1\n{}", b"", b"hello", b"7-1\n{}", b"x 2\n{}", b"\xff 2\n{}"] {
+        for junk in [
+            &b"7-1 3\n{}"[..],
+            b"7-1 1\n{}",
+            b"",
+            b"hello",
+            b"7-1\n{}",
+            b"x 2\n{}",
+            b"7-1 cleared\n{}",
+            b"x cleared\n",
+            b"\xff 2\n{}",
+        ] {
             assert_eq!(assembler.take("a", junk), Heard::Junk, "{junk:?}");
         }
         assert_eq!(assembler.take("a", b"7-1 2\n"), Heard::Header);

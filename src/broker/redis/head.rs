@@ -1,8 +1,6 @@
 //! The stored form of a head; it is described, and written, in `scripts/head.lua`. This side only reads it.
 
-use std::collections::BTreeMap;
-
-use crate::follow::{Chain, Epoch, Head};
+use crate::follow::{Chain, Epoch, Head, Late};
 use crate::room::EventId;
 
 /// Reads a head; `None` if it is junk, which counts as none.
@@ -10,24 +8,26 @@ pub(super) fn parse(text: &str) -> Option<Head> {
     let mut tokens = text.split(' ');
     let newest: EventId = tokens.next()?.parse().ok()?;
     let mark = tokens.next()?.to_owned();
-    let mut epochs = vec![Epoch { epoch: newest.epoch, end: newest.offset, lost_since: None }];
-    let mut recorded = BTreeMap::new();
-    let mut dropped = 0;
+    let mut epochs = vec![Epoch::new(newest.epoch, newest.offset)];
+    let (mut dropped, mut cleared) = (0, EventId::start_of(0));
     for token in tokens {
         if let Some(since) = token.strip_prefix('~') {
             epochs.last_mut()?.lost_since = Some(since.parse().ok()?);
-        } else if let Some(lost) = token.strip_prefix('!') {
-            let lost: EventId = lost.parse().ok()?;
-            recorded.insert(lost.epoch, lost.offset);
+        } else if let Some(late) = token.strip_prefix('?') {
+            let (since, entered) = late.split_once('/')?;
+            let late = Late { since: since.parse().ok()?, entered: entered.parse().ok()? };
+            epochs.last_mut()?.late = Some(late);
+        } else if let Some(position) = token.strip_prefix('=') {
+            cleared = position.parse().ok()?;
         } else if let Some(cut) = token.strip_prefix('^') {
             dropped = cut.parse().ok()?;
         } else {
             let id: EventId = token.parse().ok()?;
-            epochs.push(Epoch { epoch: id.epoch, end: id.offset, lost_since: None });
+            epochs.push(Epoch::new(id.epoch, id.offset));
         }
     }
     epochs.reverse();
-    Some(Head { mark, chain: Chain::from_parts(epochs, recorded, dropped)? })
+    Some(Head { mark, chain: Chain::from_parts(epochs, dropped, cleared)? })
 }
 
 /// The mark in what `INFO replication` says.
@@ -41,18 +41,22 @@ mod tests {
 
     #[test]
     fn a_head_reads_as_its_chain() {
-        let head = parse("30-2 abc ~20-7 20-7 10-0 ~9-1 !20-9 !25-1 ^9").unwrap();
+        let head = parse("30-2 abc ~20-7 ?9-1/10 20-7 10-0 ~9-1 ^9 =20-5").unwrap();
         assert_eq!(head.mark, "abc");
-        let epochs = [(10, 0, Some(EventId::new(9, 1))), (20, 7, None), (30, 2, Some(EventId::new(20, 7)))];
-        let expected = epochs.map(|(epoch, end, lost_since)| Epoch { epoch, end, lost_since });
+        let late = Late { since: EventId::new(9, 1), entered: 10 };
+        let expected = [
+            Epoch { lost_since: Some(EventId::new(9, 1)), ..Epoch::new(10, 0) },
+            Epoch::new(20, 7),
+            Epoch { lost_since: Some(EventId::new(20, 7)), late: Some(late), ..Epoch::new(30, 2) },
+        ];
         assert_eq!(head.chain.epochs(), expected);
-        assert_eq!(head.chain.recorded(), &BTreeMap::from([(20, 9), (25, 1)]));
         assert_eq!(head.chain.dropped(), 9);
+        assert_eq!(head.chain.cleared(), EventId::new(20, 5));
     }
 
     #[test]
     fn a_junk_head_counts_as_none() {
-        for junk in ["", "x", "1-1", "1-1 ab 2-2", "1-1 ab ~", "1-1 ab x-1", "1-1 ab  "] {
+        for junk in ["", "x", "1-1", "1-1 ab 2-2", "1-1 ab ~", "1-1 ab x-1", "1-1 ab ?1-1", "1-1 ab  "] {
             assert_eq!(parse(junk), None, "{junk:?}");
         }
     }

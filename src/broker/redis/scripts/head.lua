@@ -1,10 +1,11 @@
 -- Prelude of every script that reads or writes a room's head; the rules are those of src/follow.
 --
 -- A head is one string: "<epoch>-<last offset> <mark>", then tokens about the rest of the chain, newest epoch first:
---   ~<epoch>-<offset>      whoever enters the epoch named last may have missed what came after this position
---   <epoch>-<last offset>  the next older epoch
---   !<epoch>-<offset>      a lost id that is marked already
---   ^<epoch>               the newest epoch that was cut from the chain
+--   ~<epoch>-<offset>          whoever enters the epoch named last may have missed what came after this position
+--   ?<epoch>-<offset>/<epoch>  the same, but whoever entered the second epoch when that was marked has been told there
+--   <epoch>-<last offset>      the next older epoch
+--   ^<epoch>                   the newest epoch that was cut from the chain
+--   =<epoch>-<offset>          up to there the log was emptied on purpose
 -- A junk head counts as none. Epochs are microseconds, exact in Lua's numbers below 2^53.
 
 local KEPT_EPOCHS = 32
@@ -12,6 +13,10 @@ local KEPT_EPOCHS = 32
 -- tostring would print 1.79e+15.
 local function whole(number)
   return string.format('%.0f', number)
+end
+
+local function id_text(id)
+  return whole(id[1]) .. '-' .. whole(id[2])
 end
 
 -- Which server's history this is. Never passed in or cached: only read in the same step does it survive a
@@ -27,15 +32,17 @@ local function parse(text)
   if not epoch then
     return nil
   end
-  local head = { mark = mark, epochs = { { number = tonumber(epoch), last = tonumber(last) } }, lost = {}, cut = 0 }
-  for tag, first, second in string.gmatch(rest, ' ([~!^]?)(%d+)%-?(%d*)') do
+  local head = { mark = mark, epochs = { { number = tonumber(epoch), last = tonumber(last) } }, cut = 0 }
+  for tag, first, second, third in string.gmatch(rest, ' ([~?^=]?)(%d+)%-?(%d*)/?(%d*)') do
     first, second = tonumber(first), tonumber(second)
     if tag == '' then
       table.insert(head.epochs, { number = first, last = second })
     elseif tag == '~' then
       head.epochs[#head.epochs].since = { first, second }
-    elseif tag == '!' then
-      head.lost[first] = second
+    elseif tag == '?' then
+      head.epochs[#head.epochs].late = { since = { first, second }, entered = tonumber(third) }
+    elseif tag == '=' then
+      head.cleared = { first, second }
     else
       head.cut = first
     end
@@ -51,19 +58,17 @@ local function render(head)
       table.insert(parts, head.mark)
     end
     if epoch.since then
-      table.insert(parts, '~' .. whole(epoch.since[1]) .. '-' .. whole(epoch.since[2]))
+      table.insert(parts, '~' .. id_text(epoch.since))
     end
-  end
-  local numbers = {}
-  for number in pairs(head.lost) do
-    table.insert(numbers, number)
-  end
-  table.sort(numbers)
-  for _, number in ipairs(numbers) do
-    table.insert(parts, '!' .. whole(number) .. '-' .. whole(head.lost[number]))
+    if epoch.late then
+      table.insert(parts, '?' .. id_text(epoch.late.since) .. '/' .. whole(epoch.late.entered))
+    end
   end
   if head.cut > 0 then
     table.insert(parts, '^' .. whole(head.cut))
+  end
+  if head.cleared then
+    table.insert(parts, '=' .. id_text(head.cleared))
   end
   return table.concat(parts, ' ')
 end
@@ -86,11 +91,6 @@ local function begin(head, log, mark, floor, random)
     while #head.epochs > KEPT_EPOCHS and head.epochs[#head.epochs].number < retained do
       head.cut = table.remove(head.epochs).number
     end
-    for lost in pairs(head.lost) do
-      if lost <= head.cut then
-        head.lost[lost] = nil
-      end
-    end
   end
 end
 
@@ -98,9 +98,28 @@ local function earlier(a, b)
   return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2])
 end
 
-local function mark_loss(epoch, since)
-  if epoch and (not epoch.since or earlier(since, epoch.since)) then
-    epoch.since = since
+local function min(a, b)
+  return b and earlier(b, a) and b or a
+end
+
+-- The first epoch above a number.
+local function first_above(head, number)
+  local found
+  for _, epoch in ipairs(head.epochs) do
+    if epoch.number > number then
+      found = epoch
+    end
+  end
+  return found
+end
+
+-- Marks a loss on the first epoch above it, and, for those who have entered that one already, on the newest.
+local function mark_loss(head, since)
+  local newest, first = head.epochs[1], first_above(head, since[1])
+  first.since = min(since, first.since)
+  if first ~= newest then
+    local late = newest.late or { since = since, entered = first.number }
+    newest.late = { since = min(since, late.since), entered = math.max(late.entered, first.number) }
   end
 end
 
@@ -117,7 +136,7 @@ local function vouch(text, log, mark, known, random)
     if redis.call('XLEN', log) > 0 then
       redis.call('XTRIM', log, 'MAXLEN', 0)
     end
-    head = { epochs = {}, lost = {}, cut = 0 }
+    head = { epochs = {}, cut = 0 }
     begin(head, log, mark, floor, random)
     changed = true
   elseif head.mark ~= mark then
@@ -131,25 +150,22 @@ local function vouch(text, log, mark, known, random)
   local lost = {}
   for _, id in ipairs(known) do
     local on_chain = last[id[1]] and id[2] <= last[id[1]]
-    if id[2] > 0 and id[1] > head.cut and not on_chain and (head.lost[id[1]] or 0) < id[2] then
-      table.insert(lost, id)
+    if id[2] > 0 and id[1] > head.cut and not on_chain then
+      local since = { id[1], last[id[1]] or 0 }
+      local first = first_above(head, id[1])
+      -- Else those who come past it are told so already.
+      if not (first and first.since and not earlier(since, first.since)) then
+        table.insert(lost, since)
+      end
     end
   end
-  if #lost > 0 and not changed then
+  -- No stream could go on from a position above the chain.
+  if not changed and (#lost > 0 or floor > head.epochs[1].number) then
     begin(head, log, mark, floor, random)
     changed = true
   end
-  for _, id in ipairs(lost) do
-    local since = { id[1], last[id[1]] or 0 }
-    local first_above
-    for _, epoch in ipairs(head.epochs) do
-      if epoch.number > id[1] then
-        first_above = epoch
-      end
-    end
-    mark_loss(head.epochs[1], since)
-    mark_loss(first_above, since)
-    head.lost[id[1]] = math.max(head.lost[id[1]] or 0, id[2])
+  for _, since in ipairs(lost) do
+    mark_loss(head, since)
   end
   return head, changed
 end
