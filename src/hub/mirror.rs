@@ -165,3 +165,5 @@ fn follows(chain: &Chain, last: Option<EventId>, id: EventId) -> bool {
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod tests;

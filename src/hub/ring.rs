@@ -100,3 +100,6 @@ impl<E: Logged> Ring<E> {
         self.bytes = 0;
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

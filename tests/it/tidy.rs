@@ -18,7 +18,8 @@ const ORDER: [(&str, &[&str]); 11] = [
 ];
 
 /// Files that are compiled for tests alone.
-const ONLY_TESTS: [&str; 2] = ["follow/tests.rs", "hub/mirror/model.rs"];
+const ONLY_TESTS: [&str; 4] =
+    ["follow/tests.rs", "hub/mirror/model.rs", "hub/mirror/tests.rs", "hub/ring/tests.rs"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,0 +1,230 @@
+//! The copy against plain lists, on a server that restarts, loses and trims, while announcements are lost, late, repeated,
+//! out of order or forged, and reads overlap all of that.
+
+use proptest::prelude::*;
+
+use super::super::ring::Limits;
+use super::super::ring::tests::{Item, Past, Sample, Server, Told, keep_newest, told};
+use super::{Followed, Mirror, Taken};
+use crate::room::EventId;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The server appends, and announces it.
+    Append(usize),
+    /// An announcement arrives: any of those that were ever sent, or the oldest that has not come yet.
+    Hear(Option<prop::sample::Index>),
+    /// Someone announces an event that is none, under an id that there was, or that comes next.
+    Forge(prop::sample::Index),
+    /// The copy begins to read.
+    Begin,
+    /// The server answers the read.
+    Answer,
+    /// The answer arrives.
+    End,
+    GiveUp,
+    /// The server comes back without its last events.
+    Restart(usize),
+    /// The log lets go of its oldest events.
+    Trim(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0..40usize).prop_map(Step::Append),
+        8 => Just(Step::Hear(None)),
+        2 => any::<prop::sample::Index>().prop_map(|which| Step::Hear(Some(which))),
+        1 => any::<prop::sample::Index>().prop_map(Step::Forge),
+        3 => Just(Step::Begin),
+        3 => Just(Step::Answer),
+        4 => Just(Step::End),
+        1 => Just(Step::GiveUp),
+        1 => (0..4usize).prop_map(Step::Restart),
+        1 => (1..6usize).prop_map(Step::Trim),
+    ];
+    proptest::collection::vec(step, 0..80)
+}
+
+/// What the copy should have, as lists.
+struct Lists {
+    limits: Limits,
+    /// The log's past as far as it was read or heard.
+    past: Option<Past>,
+    held: Vec<Sample>,
+    waiting: Option<Vec<Sample>>,
+}
+
+impl Lists {
+    fn hear(&mut self, event: Sample) -> Taken {
+        if let Some(waiting) = &mut self.waiting {
+            if waiting.len() < self.limits.events {
+                waiting.push(event);
+            }
+            return Taken::Waiting;
+        }
+        let Some(past) = &mut self.past else { return Taken::Held };
+        if past.has(event.id) {
+            match self.held.iter().find(|held| held.id == event.id) {
+                Some(held) if *held == event => return Taken::Held,
+                Some(_) => {
+                    self.held.clear();
+                    return Taken::Conflicting;
+                }
+                None if !self.comes_after_held(event.id) => return Taken::Held,
+                None => {}
+            }
+        } else {
+            let end = past.end();
+            if event.id != EventId::new(end.epoch, end.offset + 1) {
+                return Taken::Unexpected;
+            }
+            past.0.push(Item::Event(event.id));
+            if !self.comes_after_held(event.id) {
+                self.held.clear();
+            }
+        }
+        self.held.push(event);
+        keep_newest(&mut self.held, self.limits);
+        Taken::Added
+    }
+
+    /// Whether no event and no loss lies between the last one held and this one; if none is held, whether it is the last.
+    fn comes_after_held(&self, id: EventId) -> bool {
+        let past = self.past.as_ref().unwrap();
+        match self.held.last() {
+            None => past.end() == id,
+            Some(last) => {
+                let rest = past.after(last.id).unwrap_or_default();
+                rest.iter().find(|item| !matches!(item, Item::Seam(_))) == Some(&Item::Event(id))
+            }
+        }
+    }
+
+    fn end_read(&mut self, answer: Option<(Past, Vec<Sample>)>) -> bool {
+        if let Some((past, entries)) = answer {
+            self.held.retain(|event| past.has(event.id));
+            self.past = Some(past);
+            for event in entries {
+                if self.held.last().is_some_and(|last| event.id <= last.id) {
+                    continue;
+                }
+                if !self.held.is_empty() && !self.comes_after_held(event.id) {
+                    self.held.clear();
+                }
+                self.held.push(event);
+                keep_newest(&mut self.held, self.limits);
+            }
+        }
+        let waiting = self.waiting.take().unwrap_or_default();
+        let taken: Vec<_> = waiting.into_iter().map(|event| self.hear(event)).collect();
+        taken.iter().any(|taken| matches!(taken, Taken::Unexpected | Taken::Conflicting))
+    }
+}
+
+/// Reads as a room does: forward from the last event at hand, or else the newest page.
+fn page(log: &[Sample], end: EventId, last: Option<EventId>, limit: usize) -> Vec<Sample> {
+    let newest = || log[log.len().saturating_sub(limit)..].to_vec();
+    let Some(last) = last else { return newest() };
+    let page: Vec<_> = log.iter().copied().filter(|event| event.id > last).take(limit).collect();
+    if page.last().is_some_and(|event| event.id != end) { newest() } else { page }
+}
+
+fn follow(mirror: &Mirror<Sample>, position: EventId, most_bytes: usize) -> Told {
+    match mirror.follow(position, most_bytes) {
+        Followed::Events(events) => Told::Events(events),
+        Followed::Nothing => Told::Nothing,
+        Followed::Unsure => Told::Else,
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_copy_says_what_plain_lists_say_and_nothing_that_the_log_does_not(
+        steps in steps(), events in 1..8usize, bytes in 0..200usize, most_bytes in 1..100usize
+    ) {
+        let limits = Limits { events, bytes };
+        let (mut server, mut mirror) = (Server::new(), Mirror::new(limits));
+        let mut lists = Lists { limits, past: None, held: Vec::new(), waiting: None };
+        let (mut sent, mut arrived, mut forged) = (Vec::new(), 0, Vec::new());
+        let mut reading: Option<Option<EventId>> = None;
+        let mut answer = None;
+        for step in steps {
+            match step {
+                Step::Append(bytes) => sent.push(server.append(bytes)),
+                Step::Hear(which) => {
+                    let event = match which {
+                        Some(_) if sent.is_empty() => continue,
+                        Some(which) => *which.get(&sent),
+                        None if arrived == sent.len() => continue,
+                        None => {
+                            arrived += 1;
+                            sent[arrived - 1]
+                        }
+                    };
+                    prop_assert_eq!(mirror.hear(event), lists.hear(event));
+                }
+                Step::Forge(which) => {
+                    let mut ids = server.given_out.clone();
+                    ids.push(server.chain().upcoming());
+                    let content = 1_000_000 + u32::try_from(forged.len()).unwrap();
+                    let event = Sample { id: *which.get(&ids), bytes: 7, content };
+                    forged.push(event);
+                    prop_assert_eq!(mirror.hear(event), lists.hear(event));
+                }
+                Step::Begin if reading.is_none() => {
+                    mirror.begin_read();
+                    lists.waiting = Some(Vec::new());
+                    reading = Some(mirror.last());
+                }
+                Step::Answer => {
+                    if let Some(last) = reading {
+                        let page = page(&server.log, server.past.end(), last, limits.events);
+                        answer = Some((server.chain().clone(), server.past.clone(), page));
+                    }
+                }
+                Step::End => {
+                    if let Some((chain, past, page)) = answer.take() {
+                        reading = None;
+                        prop_assert_eq!(mirror.end_read(&chain, page.clone()), lists.end_read(Some((past, page))));
+                    }
+                }
+                Step::GiveUp if reading.is_some() => {
+                    (reading, answer) = (None, None);
+                    prop_assert_eq!(mirror.give_up_read(), lists.end_read(None));
+                }
+                Step::Begin | Step::GiveUp => {}
+                Step::Restart(lost) => server.restart(lost),
+                Step::Trim(count) => drop(server.log.drain(..count.min(server.log.len()))),
+            }
+            prop_assert_eq!(mirror.end(), lists.past.as_ref().map(Past::end));
+            prop_assert_eq!(mirror.last(), lists.held.last().map(|event| event.id));
+            for position in server.positions() {
+                let said = follow(&mirror, position, most_bytes);
+                let expected =
+                    lists.past.as_ref().map_or(Told::Else, |past| told(past, &lists.held, position, most_bytes));
+                prop_assert_eq!(&said, &expected, "after {}", position);
+                // Whatever the lists say, only what was sent by the log or by a forger is given out.
+                if let Told::Events(events) = said {
+                    prop_assert!(events.iter().all(|event| sent.contains(event) || forged.contains(event)));
+                }
+            }
+        }
+        // Once a read has gone through with nothing forged, and nothing lost meanwhile, the copy is the log.
+        if reading.is_none() && forged.is_empty() {
+            mirror.begin_read();
+            let page = page(&server.log, server.past.end(), mirror.last(), limits.events);
+            mirror.end_read(server.chain(), page);
+            for position in server.positions() {
+                let log = told(&server.past, &server.log, position, usize::MAX);
+                match follow(&mirror, position, usize::MAX) {
+                    Told::Nothing => prop_assert_eq!(log, Told::Nothing, "after {}", position),
+                    // The log may have let go of what the copy still has.
+                    Told::Events(events) if server.log.first().is_some_and(|first| first.id <= events[0].id) => {
+                        prop_assert_eq!(log, Told::Events(events), "after {}", position);
+                    }
+                    Told::Events(_) | Told::Else => {}
+                }
+            }
+        }
+    }
+}
