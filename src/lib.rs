@@ -24,3 +24,6 @@ pub mod server;
 pub mod health_client;
 
 pub mod telemetry;
+
+#[cfg(test)]
+mod fuzz;

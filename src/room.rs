@@ -79,6 +79,9 @@ fn number(text: &str) -> Result<u64, EventIdError> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

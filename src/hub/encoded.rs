@@ -93,3 +93,6 @@ impl Logged for Arc<Encoded> {
         self.event == other.event
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,8 +18,15 @@ const ORDER: [(&str, &[&str]); 11] = [
 ];
 
 /// Files that are compiled for tests alone.
-const ONLY_TESTS: [&str; 4] =
-    ["follow/tests.rs", "hub/mirror/model.rs", "hub/mirror/tests.rs", "hub/ring/tests.rs"];
+const ONLY_TESTS: [&str; 7] = [
+    "follow/tests.rs",
+    "fuzz.rs",
+    "hub/encoded/tests.rs",
+    "hub/mirror/model.rs",
+    "hub/mirror/tests.rs",
+    "hub/ring/tests.rs",
+    "sse/tests.rs",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
