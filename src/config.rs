@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use redis::IntoConnectionInfo;
 use wildmatch::WildMatch;
 
 use crate::broker::{Retention, RetentionPolicy};
@@ -318,12 +319,15 @@ fn at_most(most: u64, what: &str, count: &str) -> Result<u64, String> {
 
 /// A Redis URL, which may hold a password: `Debug` and `Display` leave that out.
 #[derive(Clone, PartialEq, Eq)]
-pub struct RedisUrl(String);
+pub struct RedisUrl {
+    whole: String,
+    shown: String,
+}
 
 impl RedisUrl {
     /// The whole URL, password included.
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.whole
     }
 }
 
@@ -331,22 +335,23 @@ impl FromStr for RedisUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let url = redis::parse_redis_url(text).and_then(|url| {
+            let scheme = url.scheme().to_owned();
+            Some((scheme, url.into_connection_info().ok()?))
+        });
         // The library's words may quote the URL, password and all: say it in our own.
-        redis::parse_redis_url(text)
-            .filter(|url| matches!(url.scheme(), "redis" | "redis+unix" | "unix" | "valkey" | "valkey+unix"))
-            .map(|_| Self(text.to_owned()))
-            .ok_or_else(|| "it does not read like redis://[user:password@]host[:port][/database]".into())
+        let (scheme, server) = url
+            .filter(|(scheme, _)| !matches!(scheme.as_str(), "rediss" | "valkeys"))
+            .ok_or("it does not read like redis://[user:password@]host[:port][/database]")?;
+        let login = server.redis_settings();
+        let hidden = if login.username().or(login.password()).is_some() { "***@" } else { "" };
+        Ok(Self { whole: text.to_owned(), shown: format!("{scheme}://{hidden}{}", server.addr()) })
     }
 }
 
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.rsplit_once('@') {
-            Some((before, after)) => {
-                write!(f, "{}***@{after}", &before[..before.find("//").map_or(0, |at| at + 2)])
-            }
-            None => f.write_str(&self.0),
-        }
+        f.write_str(&self.shown)
     }
 }
 
@@ -421,17 +426,28 @@ fn replica(text: &str) -> Result<String, String> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_password_is_never_shown() {
-        for url in ["redis://:secret@host:6379/0", "redis://user:secret@host", "redis://u:s@secret@host"] {
-            let shown = format!("{:?}", RedisUrl(url.into()));
-            assert!(!shown.contains("secret"), "{shown}");
-            assert!(shown.contains("***@host"), "{shown}");
+        for (url, expected) in [
+            ("redis://:secret@host:6379/0", "redis://***@host:6379"),
+            ("redis://user:secret@host", "redis://***@host:6379"),
+            ("redis://secret@host", "redis://***@host:6379"),
+            ("unix:///run/redis.sock?pass=secret", "unix://***@/run/redis.sock"),
+            ("redis://host", "redis://host:6379"),
+        ] {
+            let url: RedisUrl = url.parse().unwrap();
+            assert_eq!((url.to_string().as_str(), format!("{url:?}").as_str()), (expected, expected));
         }
-        assert_eq!(RedisUrl("redis://host".into()).to_string(), "redis://host");
+        for wrong in ["redis://:secret@", "redis:/:secret@host", "redis://:secret@host/x", "rediss://:secret@host"]
+        {
+            assert!(!wrong.parse::<RedisUrl>().unwrap_err().contains("secret"));
+        }
     }
 
     #[test]

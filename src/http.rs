@@ -150,3 +150,6 @@ fn now() -> String {
     let now = jiff::Timestamp::now();
     format!("{now:.3}")
 }
+
+#[cfg(test)]
+mod fuzz;

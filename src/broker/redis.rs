@@ -387,3 +387,6 @@ impl Broker for RedisBroker {
         self.health.lock().expect("no holder of the lock panics").clone()
     }
 }
+
+#[cfg(test)]
+mod fuzz;

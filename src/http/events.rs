@@ -303,3 +303,6 @@ pub async fn delete_events(Room(room): Room, State(app): State<App>) -> Result<S
 pub(super) fn position(what: &str, text: &str) -> Result<EventId, Problem> {
     text.parse().map_err(|why| Problem::new(Code::InvalidPosition, format!("{what}: {text:?} is {why}")))
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -1,0 +1,73 @@
+//! Fuzz targets: what comes over channels and out of keys that others can write to.
+
+use super::announcement::{Assembler, Heard};
+use super::head;
+use super::keys::Keys;
+use crate::follow::{Head, Moment};
+use crate::fuzz::{shaped, shaped_text};
+
+/// A channel has whole announcements, halves, and anything else; what passes for an entry has the announced length, and is
+/// made of one message, or of two adjacent ones of the same channel.
+#[test]
+fn fuzz_announcements() {
+    let samples = ["7-1 2\n{}", "7-1 2\n", "{}", "7-2 10\n{\"text\":1}", "9007199254740991-1 0\n"];
+    bolero::check!().with_type::<Vec<(bool, Vec<u8>)>>().for_each(|messages: &Vec<(bool, Vec<u8>)>| {
+        let mut assembler = Assembler::default();
+        let mut before: Option<(&str, Vec<u8>)> = None;
+        for (channel, bytes) in messages {
+            let (channel, message) = (if *channel { "a" } else { "b" }, shaped(&samples, bytes));
+            if let Heard::Entry(entry) = assembler.take(channel, &message) {
+                let parts = match message.strip_suffix(&entry.stored[..]) {
+                    Some([]) | None => {
+                        let (other, header) = before.take().expect("a message before");
+                        assert_eq!(other, channel, "of the same channel");
+                        header
+                    }
+                    Some(header) => header.to_vec(),
+                };
+                let header = std::str::from_utf8(&parts).unwrap().strip_suffix('\n').unwrap();
+                let (id, length) = header.split_once(' ').unwrap();
+                assert_eq!(id, entry.id.to_string());
+                assert_eq!(length.parse::<usize>().unwrap(), entry.stored.len());
+                before = None;
+            } else {
+                before = Some((channel, message));
+            }
+        }
+    });
+}
+
+/// What reads as a head is a history that can go on.
+#[test]
+fn fuzz_heads() {
+    let samples = [
+        "1790000000000000-42 0123456789abcdef",
+        "30-2 abc ~20-7 20-7 10-0 ~9-1 !20-9 !25-1 ^9",
+        "9007199254740991-9007199254740991 m ~1-1",
+    ];
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let text = shaped_text(&samples, bytes);
+        let Some(head) = head::parse(&text) else { return };
+        let numbers: Vec<_> = head.chain.epochs().iter().map(|epoch| epoch.epoch).collect();
+        assert!(!numbers.is_empty() && numbers.is_sorted_by(|a, b| a < b), "epochs rise: {numbers:?}");
+        assert!(text.starts_with(&format!("{} {}", head.chain.end(), head.mark)), "it begins with the newest");
+        assert!(head.chain.holds(head.chain.end()));
+        let newest = head.chain.newest().epoch;
+        let moment = Moment { mark: "another server", time: 1, random: 0, oldest: None };
+        let (next, changed) = Head::vouch(Some(head), &[], moment);
+        assert!(changed && next.chain.newest().epoch > newest);
+    });
+}
+
+/// A channel leads to a room only if it is that room's.
+#[test]
+fn fuzz_channels() {
+    let keys = Keys::new("roomcast", "replica");
+    let samples = ["roomcast:{lobby}:live", "roomcast:{lobby}:log", "roomcast:{a}b}:live"];
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let channel = shaped_text(&samples, bytes);
+        if let Some(room) = keys.room_of_live(&channel) {
+            assert_eq!(keys.live(&room), channel);
+        }
+    });
+}
