@@ -130,7 +130,7 @@ fn page(log: &[Sample], end: EventId, last: Option<EventId>, limit: usize) -> Ve
 }
 
 fn follow(mirror: &Mirror<Sample>, position: EventId, most_bytes: usize) -> Told {
-    match mirror.follow(position, most_bytes) {
+    match mirror.follow(position, None, most_bytes) {
         Followed::Events(events) => Told::Events(events),
         Followed::Nothing => Told::Nothing,
         Followed::Unsure => Told::Else,

@@ -169,7 +169,7 @@ fn moment(mark: &str, time: u64) -> Moment<'_> {
 }
 
 fn follow(ring: &Ring<Sample>, chain: &Chain, position: EventId, most_bytes: usize) -> Told {
-    match ring.follow(chain, position, most_bytes) {
+    match ring.follow(chain, position, None, most_bytes) {
         Ok(events) => Told::Events(events),
         Err(Next::Nothing) => Told::Nothing,
         Err(Next::Event(_) | Next::Gap(_)) => Told::Else,
