@@ -1,6 +1,7 @@
 //! Behaviour through the front door: real gateways, real Redis processes, real clients.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+#![allow(clippy::print_stdout, reason = "what a test says is shown if it fails: its seed, for one")]
 
 #[macro_use]
 mod support;
@@ -17,6 +18,7 @@ mod leaving;
 mod log;
 mod once;
 mod openapi;
+mod outages;
 mod redis;
 mod replicas;
 mod scripts;
