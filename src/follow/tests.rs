@@ -162,6 +162,46 @@ fn trace_7_a_room_whose_head_lives_on_costs_its_quiet_subscribers_nothing() {
 }
 
 #[test]
+fn trace_8_back_from_a_lost_side_the_gap_covers_what_the_other_side_had_appended_before() {
+    let (mut server, mut here, mut there) = (Server::new(), Vec::new(), Vec::new());
+    let joined = server.join(&[]);
+    let mut copy = server.clone();
+    copy.mark = "b".into();
+    let missed = server.append(&mut here);
+    copy.time = server.time;
+    let seen = copy.append(&mut there);
+    assert_eq!(copy.serve(&there, joined), Next::Event(seen));
+    server.time = copy.time;
+    let Next::Gap(told) = server.serve(&there, seen) else { panic!("it was on the other side") };
+    assert!(told.from < missed && missed <= told.to, "{told:?} does not cover {missed}");
+}
+
+#[test]
+fn trace_9_one_loss_is_told_once_to_a_stream_and_to_those_who_have_passed_it_too() {
+    let (mut server, mut replica) = (Server::new(), Vec::new());
+    let first = server.append(&mut replica);
+    let before = server.clone();
+    server.append(&mut replica);
+    let lost = replica.clone();
+    server.append(&mut replica);
+    server.restart_as(&before, "b");
+    // One that knows of no loss goes on, and a stream passes by unknowing.
+    let after = server.append(&mut Vec::new());
+    assert_eq!(server.serve(&[], first), Next::Event(after));
+    // One that knows a part of it finds it out, and tells those who have passed.
+    let Next::Gap(told) = server.serve(&lost, after) else { panic!("it has passed the loss") };
+    assert_eq!((told.from, told.reason), (first, GapReason::Diverged));
+    let Next::Gap(late) = server.serve(&lost, first) else { panic!("it comes to the loss now") };
+    assert_eq!((late.from, late.to), (first, EventId::start_of(after.epoch)));
+    let chain = server.head.clone().unwrap().chain;
+    let log = server.log.as_slice();
+    assert_eq!(next(&chain, log, after, Some(late.into())), Next::Nothing);
+    // One that knows more of the same loss begins nothing.
+    server.serve(&replica, after);
+    assert_eq!(server.head.unwrap().chain, chain);
+}
+
+#[test]
 fn a_position_that_the_log_never_gave_out_is_a_gap_and_never_nothing_new() {
     let (mut server, mut replica) = (Server::new(), Vec::new());
     let id = server.append(&mut replica);

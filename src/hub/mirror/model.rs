@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use stateright::{Checker, Model, Property};
+use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use super::super::ring::Limits;
 use super::{Followed, Logged, Mirror, Taken};
@@ -319,7 +319,7 @@ impl World {
         for subscriber in 0..2 {
             loop {
                 let before = world.subscribers[subscriber].told.len();
-                world.serve_from_log(subscriber);
+                world.serve(subscriber);
                 if world.subscribers[subscriber].told.len() == before {
                     break;
                 }
@@ -481,7 +481,7 @@ fn model_every_order_of_steps_keeps_the_promises() {
     for scope in asked.split(' ') {
         let counts: Vec<u8> = scope.split(',').map(|count| count.parse().expect("three numbers")).collect();
         let scope = Scope { publishes: counts[0].into(), faults: counts[1], drops: counts[2] };
-        let checker = scope.checker().threads(2).spawn_bfs().join();
+        let checker = scope.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
         println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
         checker.assert_properties();
         assert!(checker.unique_state_count() > 1000);
