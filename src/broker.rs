@@ -379,6 +379,10 @@ pub enum FaultKind {
     Busy,
     /// The server refuses this user.
     NotPermitted,
+    /// No space left on the disk of the data folder.
+    DiskFull,
+    /// The disk of the data folder fails.
+    DiskFailed,
     /// Anything else.
     Failed,
 }
@@ -397,6 +401,8 @@ impl FaultKind {
             Self::Loading => "loading",
             Self::Busy => "busy",
             Self::NotPermitted => "not_permitted",
+            Self::DiskFull => "disk_full",
+            Self::DiskFailed => "disk_failed",
             Self::Failed => "failed",
         }
     }

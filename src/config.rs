@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use redis::IntoConnectionInfo;
 use wildmatch::WildMatch;
 
+use crate::broker::memory::{DataFolder, SyncPolicy};
 use crate::broker::{Retention, RetentionPolicy};
 use crate::hub::HubSettings;
 use crate::room::{RoomName, SubscriberId};
@@ -71,13 +73,22 @@ pub struct Settings {
     pub listen: SocketAddr,
 
     /// Redis 7 or later that carries events between replicas and keeps logs and hashes. Without it the embedded broker
-    /// does, in this process's memory.
+    /// does, in this process's memory and, with --data-dir, on its disk.
     #[arg(long, env = "ROOMCAST_REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub redis_url: Option<RedisUrl>,
 
     /// Where the names of this deployment's keys and channels on Redis begin.
     #[arg(long, env = "ROOMCAST_REDIS_PREFIX", default_value = "roomcast", value_parser = prefix)]
     pub redis_prefix: String,
+
+    /// Folder in which the embedded broker keeps logs and hashes over a restart. Without it, they are in memory alone.
+    #[arg(long, env = "ROOMCAST_DATA_DIR", value_name = "FOLDER")]
+    pub data_dir: Option<PathBuf>,
+
+    /// When what is in --data-dir is forced to the disk: always, before anything is answered; or everysec, which can lose
+    /// the last second when the machine stops, and nothing when the process does.
+    #[arg(long, env = "ROOMCAST_DATA_SYNC", value_enum, default_value = "always", value_name = "POLICY")]
+    pub data_sync: DataSync,
 
     /// This replica's name, unlike any other's. Random by default.
     #[arg(long, env = "ROOMCAST_REPLICA_ID", value_name = "NAME", value_parser = replica)]
@@ -203,6 +214,15 @@ pub struct Settings {
     pub log_format: LogFormat,
 }
 
+/// When changes are forced to the disk, in Redis's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DataSync {
+    /// Before anything is answered.
+    Always,
+    /// Each second.
+    Everysec,
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -221,6 +241,11 @@ pub enum SettingsError {
          --insecure-allow-anonymous to serve anyone who can reach it"
     )]
     OpenOffLoopback(SocketAddr),
+    /// Two places for the same.
+    #[error(
+        "--data-dir is for the embedded broker, and with --redis-url Redis keeps logs and hashes: leave one out"
+    )]
+    DataBesideRedis,
     /// An event that no body could carry.
     #[error("--max-event-bytes {event} is more than --max-body-bytes {body} lets through")]
     EventAboveBody {
@@ -250,6 +275,9 @@ impl Settings {
         if !self.listen.ip().is_loopback() && !self.insecure_allow_anonymous {
             return Err(SettingsError::OpenOffLoopback(self.listen));
         }
+        if self.data_dir.is_some() && self.redis_url.is_some() {
+            return Err(SettingsError::DataBesideRedis);
+        }
         if self.max_event_bytes > self.max_body_bytes {
             return Err(SettingsError::EventAboveBody { event: self.max_event_bytes, body: self.max_body_bytes });
         }
@@ -259,6 +287,15 @@ impl Settings {
     /// What a hub needs to know.
     pub fn hub(&self) -> HubSettings {
         HubSettings { ring_events: self.ring_events, ring_bytes: self.ring_bytes, linger: self.linger }
+    }
+
+    /// Where the embedded broker keeps what it holds, if anywhere.
+    pub fn data_folder(&self) -> Option<DataFolder> {
+        let sync = match self.data_sync {
+            DataSync::Always => SyncPolicy::Always,
+            DataSync::Everysec => SyncPolicy::EverySecond,
+        };
+        self.data_dir.clone().map(|path| DataFolder { path, sync })
     }
 
     /// How long logs are kept.

@@ -59,9 +59,7 @@ async fn serve(mut settings: Settings) -> ExitCode {
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ (server::ServeError::Settings(_) | server::ServeError::Redis(_))) => {
-            complain(&error.to_string(), BAD_SETTING)
-        }
+        Err(error) if error.is_of_settings() => complain(&error.to_string(), BAD_SETTING),
         Err(error) => complain(&error.to_string(), 1),
     }
 }
@@ -84,9 +82,12 @@ impl Signals {
 }
 
 fn greet(settings: &Settings, address: std::net::SocketAddr) {
-    let broker = match &settings.redis_url {
-        Some(url) => format!("Redis at {url}"),
-        None => "embedded: this process's memory (--redis-url for replicas over Redis)".into(),
+    let broker = match (&settings.redis_url, &settings.data_dir) {
+        (Some(url), _) => format!("Redis at {url}"),
+        (None, Some(folder)) => format!("embedded, kept in {}", folder.display()),
+        (None, None) => {
+            "embedded: this process's memory (--data-dir to keep it, --redis-url for replicas over Redis)".into()
+        }
     };
     let url = format!("http://{address}");
     say(&format!(

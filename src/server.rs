@@ -3,6 +3,7 @@
 mod connections;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use self::connections::Connections;
-use crate::broker::memory::MemoryBroker;
+use crate::broker::memory::{MemoryBroker, StoreError};
 use crate::broker::redis::RedisBroker;
 use crate::broker::{Broker, HashStore, Occupancy};
 use crate::config::{Settings, SettingsError};
@@ -36,12 +37,27 @@ pub enum ServeError {
     /// The Redis URL can't be used.
     #[error("--redis-url: {0}")]
     Redis(::redis::RedisError),
+    /// The data folder can't be used.
+    #[error("--data-dir {}: {why}", folder.display())]
+    Data {
+        /// The folder.
+        folder: PathBuf,
+        /// Why not.
+        why: StoreError,
+    },
     /// The listener failed.
     #[error("the listener failed: {0}")]
     Listener(#[from] io::Error),
     /// A part that the gateway can't do without has ended.
     #[error("a task that must not end has ended; the log says which")]
     TaskEnded,
+}
+
+impl ServeError {
+    /// Whether it never began to serve, since what it was told does not work.
+    pub fn is_of_settings(&self) -> bool {
+        matches!(self, Self::Settings(_) | Self::Redis(_) | Self::Data { .. })
+    }
 }
 
 /// Serves on a listener until `shutdown` resolves; then leaves politely, and returns.
@@ -56,7 +72,7 @@ pub async fn run(
         Some(name) => name.as_str().into(),
         None => uuid::Uuid::new_v4().simple().to_string()[..12].into(),
     };
-    let (hub, hashes) = build(&settings, &replica, &tasks)?;
+    let (hub, hashes) = build(&settings, &replica, &tasks).await?;
     let drain = Drain::new(settings.drain_window);
     let app = App {
         hub: hub.clone(),
@@ -94,7 +110,11 @@ pub async fn run(
     if failed { Err(ServeError::TaskEnded) } else { Ok(()) }
 }
 
-fn build(settings: &Settings, replica: &str, tasks: &Tasks) -> Result<(Arc<Hub>, Arc<dyn HashStore>), ServeError> {
+async fn build(
+    settings: &Settings,
+    replica: &str,
+    tasks: &Tasks,
+) -> Result<(Arc<Hub>, Arc<dyn HashStore>), ServeError> {
     let retention = settings.retention();
     if let Some(url) = &settings.redis_url {
         let broker = RedisBroker::new(url.expose(), &settings.redis_prefix, replica, retention);
@@ -103,7 +123,15 @@ fn build(settings: &Settings, replica: &str, tasks: &Tasks) -> Result<(Arc<Hub>,
         broker.start(tasks);
         return Ok((hub, broker));
     }
-    let broker = Arc::new(MemoryBroker::new(retention, settings.embedded_max_bytes));
+    let max_bytes = settings.embedded_max_bytes;
+    let broker = Arc::new(match settings.data_folder() {
+        None => MemoryBroker::new(retention, max_bytes),
+        Some(data) => {
+            let folder = data.path.clone();
+            let opened = MemoryBroker::open(data, retention, max_bytes, tasks).await;
+            opened.map_err(|why| ServeError::Data { folder, why })?
+        }
+    });
     let hub = start(broker.clone(), settings, tasks);
     let swept = broker.clone();
     tasks.supervise("sweep", async move {

@@ -45,6 +45,20 @@ impl Tasks {
         self.run(Some(name), task);
     }
 
+    /// Like [`Self::supervise`], for a task that has something to finish: it is told when the gateway stops, and ends by
+    /// itself.
+    pub fn supervise_to_end<F>(&self, name: &'static str, task: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let watch = Watch { name: Some(name), tasks: self.clone() };
+        let task = task(self.stop.clone());
+        self.tracker.spawn(async move {
+            let _watch = watch;
+            task.await;
+        });
+    }
+
     fn run(&self, name: Option<&'static str>, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         let watch = Watch { name, tasks: self.clone() };

@@ -1,34 +1,47 @@
 //! The embedded broker: logs and hashes in this process's memory, under the same contract as Redis.
 //!
-//! Its history begins with the process: a restart is a new epoch for every room, and clients are told.
+//! Its history begins with the process: a restart is a new epoch for every room, and clients are told what it cost. With
+//! a data folder it costs nothing: a journal keeps what the memory holds, and nothing is told before it is kept.
 
 mod hashes;
+mod journal;
 mod log;
+mod record;
+mod store;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::journal::SyncPolicy;
+use self::journal::{Ear, Journal, Step, Ticket};
 use self::log::Log;
+use self::record::Change;
+pub use self::store::StoreError;
 use super::{
     Appended, Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once, Range,
     RetentionPolicy, Slice,
 };
 use crate::follow::{Head, Moment};
 use crate::room::{EventId, HashName, RoomName};
+use crate::shutdown::Tasks;
 
 /// What an entry, a room or a field costs beside its bytes: an estimate, for the limit.
 const OVERHEAD_BYTES: usize = 128;
 /// What an idempotency key costs, digests included.
 const ONCE_BYTES: usize = 256;
+/// A quiet room that has subscribers is renewed about this often.
+const RENEW_EVERY: Duration = Duration::from_mins(1);
 
 /// Logs and hashes in memory.
 pub struct MemoryBroker {
     state: Mutex<State>,
-    listener: OnceLock<Arc<dyn Listener>>,
+    journal: Option<Arc<Journal>>,
+    listener: Ear,
     retention: RetentionPolicy,
     max_bytes: usize,
     mark: String,
@@ -42,6 +55,50 @@ struct State {
     /// What idempotency keys have done, and until when that is remembered.
     once: Keys,
     bytes: usize,
+    notes: Notes,
+    /// The last change of any hash.
+    hashes_ticket: Ticket,
+}
+
+/// What the present step has done.
+#[derive(Default)]
+struct Notes {
+    /// What it changed; not noted where nothing is kept.
+    changes: Option<Vec<Change>>,
+    appended: Option<(RoomName, Entry)>,
+}
+
+impl Notes {
+    fn add(&mut self, change: impl FnOnce() -> Change) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(change());
+        }
+    }
+}
+
+/// What a step on a room may change beside its log.
+struct Rest<'a> {
+    bytes: &'a mut usize,
+    once: &'a mut Keys,
+    notes: &'a mut Notes,
+}
+
+/// What has to be durable before the outcome of a step is told.
+#[derive(Clone, Copy)]
+enum Awaited {
+    /// A change that this step has made.
+    Own(Ticket),
+    /// What others have changed before.
+    Others(Ticket),
+}
+
+/// Where logs and hashes are kept.
+#[derive(Clone, Debug)]
+pub struct DataFolder {
+    /// The folder; made if it is not there.
+    pub path: PathBuf,
+    /// When its changes are forced to the disk.
+    pub sync: SyncPolicy,
 }
 
 type Keys = HashMap<(RoomName, String), Done>;
@@ -56,73 +113,164 @@ struct Done {
 impl MemoryBroker {
     /// An empty broker. Beyond `max_bytes` it refuses writes, as Redis does with `noeviction`.
     pub fn new(retention: RetentionPolicy, max_bytes: usize) -> Self {
-        Self {
-            state: Mutex::default(),
-            listener: OnceLock::new(),
-            retention,
-            max_bytes,
-            mark: uuid::Uuid::new_v4().simple().to_string(),
+        Self::with(State::default(), None, Arc::default(), retention, max_bytes)
+    }
+
+    /// A broker with what the folder holds, also if that is beyond `max_bytes`; it keeps there what it is given.
+    pub async fn open(
+        folder: DataFolder,
+        retention: RetentionPolicy,
+        max_bytes: usize,
+        tasks: &Tasks,
+    ) -> Result<Self, StoreError> {
+        let listener = Ear::default();
+        let load = |store: &mut store::Store| {
+            let mut state = State::default();
+            store.load(|key, value| state.restore(key, value))?;
+            state.notes.changes = Some(Vec::new());
+            Ok(state)
+        };
+        let (journal, state) = journal::open(folder, listener.clone(), tasks, load).await?;
+        tracing::info!(rooms = state.logs.len(), hashes = state.hashes.len(), bytes = state.bytes, "loaded");
+        if state.bytes > max_bytes {
+            tracing::warn!(bytes = state.bytes, max_bytes, "the data folder holds more than the limit: no writes");
         }
+        Ok(Self::with(state, Some(journal), listener, retention, max_bytes))
+    }
+
+    fn with(
+        state: State,
+        journal: Option<Arc<Journal>>,
+        listener: Ear,
+        retention: RetentionPolicy,
+        max_bytes: usize,
+    ) -> Self {
+        let mark = uuid::Uuid::new_v4().simple().to_string();
+        Self { state: Mutex::new(state), journal, listener, retention, max_bytes, mark }
     }
 
     /// Drops what has expired, so that rooms nobody asks for leave the memory. To be called now and then.
     pub fn sweep(&self) {
         let now = microseconds();
         let mut state = self.state();
-        let State { logs, once, bytes, .. } = &mut *state;
-        once.retain(|_, done| {
+        if self.check_journal().is_err() {
+            return;
+        }
+        let State { logs, once, bytes, notes, .. } = &mut *state;
+        once.retain(|(room, digest), done| {
             let kept = done.until > now;
             if !kept {
                 *bytes -= ONCE_BYTES;
+                notes.add(|| Change::no_once(room, digest));
             }
             kept
         });
         logs.retain(|room, log| {
             let retention = self.retention.of(room);
-            *bytes -= log.expire(now, retention);
+            *bytes -= log.expire(now, retention, |id| notes.add(|| Change::no_entry(room, id)));
             let kept = !log.is_forgotten(now, retention);
             if !kept {
                 *bytes -= OVERHEAD_BYTES;
+                notes.add(|| Change::no_head(room));
             }
             kept
         });
+        self.finish(&mut state);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of the lock panics")
     }
 
-    /// Begins every step on a room: expires, then vouches for the head.
+    /// Every step on a room: expires, then vouches for the head, then does what it is for.
     fn with_log<T>(
         &self,
         room: &RoomName,
         known: &[EventId],
-        step: impl FnOnce(&mut Log, &mut usize, &mut Keys) -> Result<T, BrokerError>,
+        step: impl FnOnce(&mut Log, &mut Rest<'_>) -> Result<T, BrokerError>,
+    ) -> Result<(T, Awaited), BrokerError> {
+        let mut state = self.state();
+        self.check_journal()?;
+        let outcome = self.step(&mut state, room, known, step);
+        let own = self.finish(&mut state);
+        let mut awaited = Awaited::Others(0);
+        if let Some(log) = state.logs.get_mut(room) {
+            log.ticket = own.unwrap_or(log.ticket);
+            awaited = own.map_or(Awaited::Others(log.ticket), Awaited::Own);
+        }
+        Ok((outcome?, awaited))
+    }
+
+    fn step<T>(
+        &self,
+        state: &mut State,
+        room: &RoomName,
+        known: &[EventId],
+        step: impl FnOnce(&mut Log, &mut Rest<'_>) -> Result<T, BrokerError>,
     ) -> Result<T, BrokerError> {
         let now = microseconds();
-        let mut state = self.state();
-        let State { logs, bytes, once, .. } = &mut *state;
+        let State { logs, bytes, once, notes, .. } = state;
         let mut present = logs.remove(room);
         if let Some(log) = &mut present {
             let retention = self.retention.of(room);
-            *bytes -= log.expire(now, retention);
+            *bytes -= log.expire(now, retention, |id| notes.add(|| Change::no_entry(room, id)));
             if log.is_forgotten(now, retention) {
                 *bytes -= OVERHEAD_BYTES;
+                notes.add(|| Change::no_head(room));
                 present = None;
             }
         }
-        let (head, entries, touched) = if let Some(log) = present {
-            (Some(log.head), log.entries, log.touched)
+        let (head, entries, touched, ticket) = if let Some(log) = present {
+            (Some(log.head), log.entries, log.touched, log.ticket)
         } else {
             self.check_room_for(*bytes, OVERHEAD_BYTES)?;
             *bytes += OVERHEAD_BYTES;
-            (None, log::Entries::default(), now)
+            (None, log::Entries::default(), now, 0)
         };
         let moment =
             Moment { mark: &self.mark, time: now, random: fastrand::u64(..1 << 20), oldest: entries.oldest() };
-        let (head, _) = Head::vouch(head, known, moment);
-        let log = logs.entry(room.clone()).or_insert(Log { head, entries, touched });
-        step(log, bytes, once)
+        let (head, is_new) = Head::vouch(head, known, moment);
+        let log = logs.entry(room.clone()).or_insert(Log { head, entries, touched, ticket });
+        if is_new {
+            notes.add(|| Change::head(room, log));
+        }
+        step(log, &mut Rest { bytes, once, notes })
+    }
+
+    /// Ends a step: has the journal keep what it changed, or announces at once what it appended.
+    fn finish(&self, state: &mut State) -> Option<Ticket> {
+        let Notes { changes, appended } = &mut state.notes;
+        let appended = appended.take();
+        if let Some(journal) = &self.journal {
+            let changes = changes.as_mut().map(std::mem::take).unwrap_or_default();
+            return (!changes.is_empty()).then(|| journal.push(Step { changes, appended }));
+        }
+        // Under the lock: that is what keeps announcements in the order of their ids.
+        if let (Some((room, entry)), Some(listener)) = (appended, self.listener.get()) {
+            listener.heard(&room, entry);
+        }
+        None
+    }
+
+    /// Returns when the outcome of a write may be told.
+    async fn written(&self, awaited: Awaited) -> Result<(), BrokerError> {
+        match (&self.journal, awaited) {
+            (Some(journal), Awaited::Own(ticket)) => journal.written(ticket).await,
+            _ => self.told(awaited).await,
+        }
+    }
+
+    /// Returns when what was read may be told.
+    async fn told(&self, awaited: Awaited) -> Result<(), BrokerError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let (Awaited::Own(ticket) | Awaited::Others(ticket)) = awaited;
+        journal.told(ticket).await
+    }
+
+    /// Nothing may change that can't be kept.
+    fn check_journal(&self) -> Result<(), BrokerError> {
+        let refusal = self.journal.as_ref().and_then(|journal| journal.refusal());
+        refusal.map_or(Ok(()), |fault| Err(BrokerError::Unavailable(fault)))
     }
 
     fn check_room_for(&self, present: usize, more: usize) -> Result<(), BrokerError> {
@@ -161,10 +309,10 @@ impl Broker for MemoryBroker {
         once: Option<&Once>,
     ) -> Result<Appended, BrokerError> {
         let retention = self.retention.of(room);
-        self.with_log(room, known, |log, bytes, keys| {
+        let (appended, awaited) = self.with_log(room, known, |log, rest| {
             let now = microseconds();
             let place = once.map(|once| (room.clone(), once.key.clone()));
-            let before = place.as_ref().and_then(|place| keys.get(place)).filter(|done| done.until > now);
+            let before = place.as_ref().and_then(|place| rest.once.get(place)).filter(|done| done.until > now);
             if let (Some(done), Some(once)) = (before, once) {
                 let same = done.content == once.content;
                 return if same {
@@ -173,26 +321,28 @@ impl Broker for MemoryBroker {
                     Err(BrokerError::KeyReused)
                 };
             }
-            let cost = stored.len() + OVERHEAD_BYTES;
-            self.check_room_for(*bytes, cost + once.map_or(0, |_| ONCE_BYTES))?;
+            let more = stored.len() + OVERHEAD_BYTES + once.map_or(0, |_| ONCE_BYTES);
+            self.check_room_for(*rest.bytes, more)?;
             let id = log.head.chain.extend();
             log.touched = now;
             if let (Some(place), Some(once)) = (place, once) {
                 let done =
                     Done { content: once.content.clone(), id, until: now.saturating_add(micros(retention.once)) };
-                if keys.insert(place, done).is_none() {
-                    *bytes += ONCE_BYTES;
+                rest.notes.add(|| Change::once(room, &once.key, &done));
+                if rest.once.insert(place, done).is_none() {
+                    *rest.bytes += ONCE_BYTES;
                 }
             }
             let entry = Entry { id, stored };
-            *bytes += cost;
-            *bytes -= log.entries.push(entry.clone(), now, retention);
-            // Announced under the lock: that is what keeps announcements in the order of their ids.
-            if let Some(listener) = self.listener.get() {
-                listener.heard(room, entry);
-            }
+            rest.notes.add(|| Change::head(room, log));
+            rest.notes.add(|| Change::entry(room, &entry, now));
+            rest.notes.appended = Some((room.clone(), entry.clone()));
+            *rest.bytes += log.entries.add(entry, now);
+            *rest.bytes -= log.entries.trim(retention, |id| rest.notes.add(|| Change::no_entry(room, id)));
             Ok(Appended { id, replayed: false })
-        })
+        })?;
+        self.written(awaited).await?;
+        Ok(appended)
     }
 
     async fn read(
@@ -202,22 +352,26 @@ impl Broker for MemoryBroker {
         range: Range,
         limit: usize,
     ) -> Result<Slice, BrokerError> {
-        self.with_log(room, known, |log, _, _| {
+        let (slice, awaited) = self.with_log(room, known, |log, _| {
             Ok(Slice {
                 chain: log.head.chain.clone(),
                 oldest: log.entries.oldest(),
                 retained: log.entries.len() as u64,
                 entries: log.entries.select(range, limit),
             })
-        })
+        })?;
+        self.told(awaited).await?;
+        Ok(slice)
     }
 
     async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError> {
-        self.with_log(room, known, |log, bytes, _| {
+        let ((), awaited) = self.with_log(room, known, |log, rest| {
             log.head.chain.clear();
-            *bytes -= log.entries.clear();
+            *rest.bytes -= log.entries.clear(|id| rest.notes.add(|| Change::no_entry(room, id)));
+            rest.notes.add(|| Change::head(room, log));
             Ok(())
         })?;
+        self.written(awaited).await?;
         if let Some(listener) = self.listener.get() {
             listener.doubt(room);
         }
@@ -230,17 +384,28 @@ impl Broker for MemoryBroker {
 
     async fn ends(&self, rooms: &[RoomName]) -> Result<Vec<Option<EventId>>, BrokerError> {
         let now = microseconds();
-        let mut state = self.state();
-        Ok(rooms
-            .iter()
-            .map(|room| {
-                let log = state.logs.get_mut(room)?;
-                if log.entries.len() == 0 {
+        let mut last = 0;
+        let ends = {
+            let mut state = self.state();
+            self.check_journal()?;
+            let State { logs, notes, .. } = &mut *state;
+            let mut end_of = |room: &RoomName| {
+                let log = logs.get_mut(room)?;
+                let every = micros(RENEW_EVERY.min(self.retention.of(room).head / 4));
+                if log.entries.len() == 0 && now.saturating_sub(log.touched) >= every {
                     log.touched = now;
+                    notes.add(|| Change::head(room, log));
                 }
+                last = last.max(log.ticket);
                 Some(log.head.chain.end())
-            })
-            .collect())
+            };
+            let ends = rooms.iter().map(&mut end_of).collect();
+            // Nobody waits for the renewals themselves.
+            self.finish(&mut state);
+            ends
+        };
+        self.told(Awaited::Others(last)).await?;
+        Ok(ends)
     }
 
     async fn report(&self, subscribers: &Occupancy) -> Result<(), BrokerError> {
@@ -257,6 +422,6 @@ impl Broker for MemoryBroker {
     }
 
     fn health(&self) -> Health {
-        Health::default()
+        Health { commands: self.journal.as_ref().and_then(|journal| journal.health()), delivery: None }
     }
 }

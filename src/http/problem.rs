@@ -43,6 +43,8 @@ pub enum Code {
     ReadOnly,
     NoReplicas,
     Misconfigured,
+    DiskFull,
+    DiskFailed,
     Busy,
     TooManyConnections,
     BadRequest,
@@ -90,6 +92,8 @@ impl Code {
             Self::ReadOnly => ("read_only", StatusCode::SERVICE_UNAVAILABLE, "The broker takes no writes"),
             Self::NoReplicas => ("no_replicas", StatusCode::SERVICE_UNAVAILABLE, "The broker lacks replicas"),
             Self::Misconfigured => ("misconfigured", StatusCode::SERVICE_UNAVAILABLE, "The broker can't save"),
+            Self::DiskFull => ("disk_full", StatusCode::SERVICE_UNAVAILABLE, "The disk is full"),
+            Self::DiskFailed => ("disk_failed", StatusCode::SERVICE_UNAVAILABLE, "The disk fails"),
             Self::Busy => ("busy", StatusCode::SERVICE_UNAVAILABLE, "The broker is busy"),
             Self::TooManyConnections => (
                 "too_many_connections",
@@ -210,6 +214,8 @@ fn code_of(fault: &Fault) -> Code {
         FaultKind::ReadOnly => Code::ReadOnly,
         FaultKind::NoReplicas => Code::NoReplicas,
         FaultKind::Misconfigured => Code::Misconfigured,
+        FaultKind::DiskFull => Code::DiskFull,
+        FaultKind::DiskFailed => Code::DiskFailed,
         FaultKind::Busy => Code::Busy,
         FaultKind::Unreachable
         | FaultKind::TimedOut

@@ -6,7 +6,8 @@ use std::ops::Bound;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{MemoryBroker, OVERHEAD_BYTES, State};
+use super::record::Change;
+use super::{Awaited, MemoryBroker, OVERHEAD_BYTES, State};
 use crate::broker::{BrokerError, Condition, FieldPage, HashStore, Patched, Removed, Written, entity_tag};
 use crate::room::{FieldName, HashName};
 
@@ -26,8 +27,9 @@ impl State {
         self.hashes.get(hash)?.get(field)
     }
 
-    fn insert(&mut self, hash: &HashName, field: &FieldName, value: Bytes) -> Option<Bytes> {
+    pub(super) fn insert(&mut self, hash: &HashName, field: &FieldName, value: Bytes) -> Option<Bytes> {
         self.bytes += cost(field.as_str(), &value);
+        self.notes.add(|| Change::field(hash, field.as_str(), Some(value.clone())));
         let fields = self.hashes.entry(hash.clone()).or_default();
         let before = fields.insert(field.as_str().into(), value);
         self.bytes -= before.as_ref().map_or(0, |before| cost(field.as_str(), before));
@@ -39,6 +41,7 @@ impl State {
         let fields = self.hashes.get_mut(hash)?;
         let before = fields.remove(field.as_str())?;
         self.bytes -= cost(field.as_str(), &before);
+        self.notes.add(|| Change::field(hash, field.as_str(), None));
         if fields.is_empty() {
             self.hashes.remove(hash);
         }
@@ -50,26 +53,52 @@ fn cost(field: &str, value: &Bytes) -> usize {
     field.len() + value.len() + OVERHEAD_BYTES
 }
 
+impl MemoryBroker {
+    fn with_hashes<T>(
+        &self,
+        step: impl FnOnce(&mut State) -> Result<T, BrokerError>,
+    ) -> Result<(T, Awaited), BrokerError> {
+        let mut state = self.state();
+        self.check_journal()?;
+        let outcome = step(&mut state);
+        let own = self.finish(&mut state);
+        state.hashes_ticket = own.unwrap_or(state.hashes_ticket);
+        Ok((outcome?, own.map_or(Awaited::Others(state.hashes_ticket), Awaited::Own)))
+    }
+
+    fn read_hashes<T>(&self, read: impl FnOnce(&State) -> T) -> (T, Awaited) {
+        let state = self.state();
+        (read(&state), Awaited::Others(state.hashes_ticket))
+    }
+}
+
 #[async_trait]
 impl HashStore for MemoryBroker {
     async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError> {
-        Ok(self.state().value(hash, field.as_str()).cloned())
+        let (value, awaited) = self.read_hashes(|state| state.value(hash, field.as_str()).cloned());
+        self.told(awaited).await?;
+        Ok(value)
     }
 
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError> {
-        let state = self.state();
-        Ok(fields.iter().map(|field| state.value(hash, field.as_str()).cloned()).collect())
+        let (values, awaited) = self
+            .read_hashes(|state| fields.iter().map(|field| state.value(hash, field.as_str()).cloned()).collect());
+        self.told(awaited).await?;
+        Ok(values)
     }
 
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError> {
-        let state = self.state();
-        let Some(all) = state.hashes.get(hash) else { return Ok(FieldPage::default()) };
-        let start = from.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut rest = all.range::<str, _>((start, Bound::Unbounded));
-        let fields: Vec<_> =
-            rest.by_ref().take(limit).map(|(field, value)| (field.clone(), value.clone())).collect();
-        let next = rest.next().and(fields.last()).map(|(field, _)| field.clone());
-        Ok(FieldPage { fields, next })
+        let (page, awaited) = self.read_hashes(|state| {
+            let Some(all) = state.hashes.get(hash) else { return FieldPage::default() };
+            let start = from.map_or(Bound::Unbounded, Bound::Excluded);
+            let mut rest = all.range::<str, _>((start, Bound::Unbounded));
+            let fields: Vec<_> =
+                rest.by_ref().take(limit).map(|(field, value)| (field.clone(), value.clone())).collect();
+            let next = rest.next().and(fields.last()).map(|(field, _)| field.clone());
+            FieldPage { fields, next }
+        });
+        self.told(awaited).await?;
+        Ok(page)
     }
 
     async fn set(
@@ -79,13 +108,16 @@ impl HashStore for MemoryBroker {
         value: Bytes,
         condition: &Condition,
     ) -> Result<Written, BrokerError> {
-        let mut state = self.state();
-        let present = state.value(hash, field.as_str());
-        if !condition.holds(present) {
-            return Ok(Written::Refused(present.cloned()));
-        }
-        self.check_room_for(state.bytes, cost(field.as_str(), &value))?;
-        Ok(state.insert(hash, field, value).map_or(Written::Created, |_| Written::Replaced))
+        let (written, awaited) = self.with_hashes(|state| {
+            let present = state.value(hash, field.as_str());
+            if !condition.holds(present) {
+                return Ok(Written::Refused(present.cloned()));
+            }
+            self.check_room_for(state.bytes, cost(field.as_str(), &value))?;
+            Ok(state.insert(hash, field, value).map_or(Written::Created, |_| Written::Replaced))
+        })?;
+        self.written(awaited).await?;
+        Ok(written)
     }
 
     async fn remove(
@@ -94,12 +126,15 @@ impl HashStore for MemoryBroker {
         field: &FieldName,
         condition: &Condition,
     ) -> Result<Removed, BrokerError> {
-        let mut state = self.state();
-        let present = state.value(hash, field.as_str());
-        if !condition.holds(present) {
-            return Ok(Removed::Refused(present.cloned()));
-        }
-        Ok(state.take(hash, field).map_or(Removed::Absent, |_| Removed::Gone))
+        let (removed, awaited) = self.with_hashes(|state| {
+            let present = state.value(hash, field.as_str());
+            if !condition.holds(present) {
+                return Ok(Removed::Refused(present.cloned()));
+            }
+            Ok(state.take(hash, field).map_or(Removed::Absent, |_| Removed::Gone))
+        })?;
+        self.written(awaited).await?;
+        Ok(removed)
     }
 
     async fn patch(
@@ -107,40 +142,52 @@ impl HashStore for MemoryBroker {
         hash: &HashName,
         changes: &BTreeMap<FieldName, Option<Bytes>>,
     ) -> Result<Patched, BrokerError> {
-        let mut state = self.state();
-        let more =
-            changes.iter().filter_map(|(field, value)| value.as_ref().map(|value| cost(field.as_str(), value)));
-        self.check_room_for(state.bytes, more.sum())?;
-        let mut patched = Patched::default();
-        for (field, value) in changes {
-            match value {
-                Some(value) => match state.insert(hash, field, value.clone()) {
-                    None => patched.created += 1,
-                    Some(_) => patched.replaced += 1,
-                },
-                None => patched.removed += u64::from(state.take(hash, field).is_some()),
+        let (patched, awaited) = self.with_hashes(|state| {
+            let values = changes.iter().filter_map(|(field, value)| Some((field, value.as_ref()?)));
+            let more = values.map(|(field, value)| cost(field.as_str(), value)).sum();
+            self.check_room_for(state.bytes, more)?;
+            let mut patched = Patched::default();
+            for (field, value) in changes {
+                match value {
+                    Some(value) => match state.insert(hash, field, value.clone()) {
+                        None => patched.created += 1,
+                        Some(_) => patched.replaced += 1,
+                    },
+                    None => patched.removed += u64::from(state.take(hash, field).is_some()),
+                }
             }
-        }
+            Ok(patched)
+        })?;
+        self.written(awaited).await?;
         Ok(patched)
     }
 
     async fn clear(&self, hash: &HashName) -> Result<bool, BrokerError> {
-        let mut state = self.state();
-        let Some(fields) = state.hashes.remove(hash) else { return Ok(false) };
-        state.bytes -= fields.iter().map(|(field, value)| cost(field, value)).sum::<usize>();
-        Ok(true)
+        let (cleared, awaited) = self.with_hashes(|state| {
+            let Some(fields) = state.hashes.remove(hash) else { return Ok(false) };
+            for (field, value) in &fields {
+                state.bytes -= cost(field, value);
+                state.notes.add(|| Change::field(hash, field, None));
+            }
+            Ok(true)
+        })?;
+        self.written(awaited).await?;
+        Ok(cleared)
     }
 
     async fn increment(&self, hash: &HashName, field: &FieldName, by: i64) -> Result<i64, BrokerError> {
-        let mut state = self.state();
-        let present = match state.value(hash, field.as_str()) {
-            None => 0,
-            Some(value) => whole_number(value).ok_or(BrokerError::NotANumber)?,
-        };
-        let sum = present.checked_add(by).ok_or(BrokerError::NotANumber)?;
-        let value = Bytes::from(sum.to_string());
-        self.check_room_for(state.bytes, cost(field.as_str(), &value))?;
-        state.insert(hash, field, value);
+        let (sum, awaited) = self.with_hashes(|state| {
+            let present = match state.value(hash, field.as_str()) {
+                None => 0,
+                Some(value) => whole_number(value).ok_or(BrokerError::NotANumber)?,
+            };
+            let sum = present.checked_add(by).ok_or(BrokerError::NotANumber)?;
+            let value = Bytes::from(sum.to_string());
+            self.check_room_for(state.bytes, cost(field.as_str(), &value))?;
+            state.insert(hash, field, value);
+            Ok(sum)
+        })?;
+        self.written(awaited).await?;
         Ok(sum)
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::OVERHEAD_BYTES;
+use super::journal::Ticket;
 use crate::broker::{Entry, Range, Retention};
 use crate::follow::Head;
 use crate::room::EventId;
@@ -13,12 +14,14 @@ pub(super) struct Log {
     pub(super) entries: Entries,
     /// When the last event came, or a replica last renewed a log without events; microseconds since 1970.
     pub(super) touched: u64,
+    /// Its last change, which has to be durable before anything of it is told.
+    pub(super) ticket: Ticket,
 }
 
 impl Log {
     /// Drops entries that have aged out; the bytes that this frees.
-    pub(super) fn expire(&mut self, now: u64, retention: Retention) -> usize {
-        self.entries.drop_while(|entry| has_passed(now, entry.at, retention.age))
+    pub(super) fn expire(&mut self, now: u64, retention: Retention, dropped: impl FnMut(EventId)) -> usize {
+        self.entries.drop_while(|entry| has_passed(now, entry.at, retention.age), dropped)
     }
 
     pub(super) fn is_forgotten(&self, now: u64, retention: Retention) -> bool {
@@ -51,15 +54,21 @@ impl Entries {
         self.kept.front().map(|kept| kept.entry.id)
     }
 
-    /// Adds the newest entry and trims; the bytes that the trimming frees.
-    pub(super) fn push(&mut self, entry: Entry, at: u64, retention: Retention) -> usize {
-        self.bytes += cost(&entry);
+    /// Adds the newest entry; the bytes that it takes.
+    pub(super) fn add(&mut self, entry: Entry, at: u64) -> usize {
+        let taken = cost(&entry);
+        self.bytes += taken;
         self.kept.push_back(Kept { entry, at });
+        taken
+    }
+
+    /// Drops the oldest entries beyond what is retained; the bytes that this frees.
+    pub(super) fn trim(&mut self, retention: Retention, mut dropped: impl FnMut(EventId)) -> usize {
         let mut freed = 0;
         while self.kept.len() as u64 > retention.events
             || (self.bytes as u64 > retention.bytes && self.kept.len() > 1)
         {
-            freed += self.drop_oldest();
+            freed += self.drop_oldest(&mut dropped);
         }
         freed
     }
@@ -79,14 +88,14 @@ impl Entries {
     }
 
     /// The bytes that this frees.
-    pub(super) fn clear(&mut self) -> usize {
-        std::mem::take(self).bytes
+    pub(super) fn clear(&mut self, dropped: impl FnMut(EventId)) -> usize {
+        self.drop_while(|_| true, dropped)
     }
 
-    fn drop_while(&mut self, is_to_go: impl Fn(&Kept) -> bool) -> usize {
+    fn drop_while(&mut self, is_to_go: impl Fn(&Kept) -> bool, mut dropped: impl FnMut(EventId)) -> usize {
         let mut freed = 0;
         while self.kept.front().is_some_and(&is_to_go) {
-            freed += self.drop_oldest();
+            freed += self.drop_oldest(&mut dropped);
         }
         if self.kept.is_empty() {
             self.kept.shrink_to_fit();
@@ -94,8 +103,10 @@ impl Entries {
         freed
     }
 
-    fn drop_oldest(&mut self) -> usize {
-        let freed = self.kept.pop_front().map_or(0, |kept| cost(&kept.entry));
+    fn drop_oldest(&mut self, dropped: &mut impl FnMut(EventId)) -> usize {
+        let Some(Kept { entry, .. }) = self.kept.pop_front() else { return 0 };
+        dropped(entry.id);
+        let freed = cost(&entry);
         self.bytes -= freed;
         freed
     }
