@@ -73,6 +73,8 @@ fn a_bad_setting_is_one_clear_line_and_exit_2() {
     refuses(&["--heartbeat", "0"], &["--heartbeat", "10ms to 1h"]);
     refuses(&["--heartbeat", "10000000000000000000"], &["--heartbeat", "10ms to 1h"]);
     refuses(&["--stall-timeout", "500ms"], &["--stall-timeout", "1s to 1h"]);
+    refuses(&["--data-dir", "d", "--redis-url", "redis://host"], &["--data-dir", "--redis-url", "leave one out"]);
+    refuses(&["--data-sync", "never"], &["--data-sync", "everysec"]);
     refuses(&["--max-connections", "0"], &["--max-connections", "at least 1"]);
     refuses(&["--max-batch-items", "0"], &["--max-batch-items", "at least 1"]);
     refuses(&["--retention-events", "18446744073709551615"], &["--retention-events", "1000000000"]);

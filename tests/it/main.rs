@@ -11,6 +11,7 @@ mod clients;
 mod connections;
 mod contract;
 mod documents;
+mod durable;
 mod faults;
 mod hashes;
 mod input;

@@ -207,8 +207,10 @@ async fn p4_a_flushed_redis_is_told_by_one_gap() {
 
 #[tokio::test]
 async fn p4_a_restart_that_loses_nothing_costs_no_gap() {
-    let mut world =
-        World { redis: Some(RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await) };
+    let mut world = World {
+        redis: Some(RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await),
+        ..World::embedded()
+    };
     let gateway = world.gateway().await;
     let mut stream = gateway.room("kept").await;
     let first = gateway.publish("kept", "before").await;

@@ -22,13 +22,18 @@ pub use stream::{SseEvent, Stream};
 /// Longest wait for anything; only a failure takes it.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Runs each test once on the embedded broker and once on Redis.
+/// Runs each test once on the embedded broker, once on the embedded broker with a data folder, and once on Redis.
 macro_rules! on_both_brokers {
     ($($(#[$doc:meta])* async fn $name:ident($world:ident) $body:block)*) => {
         $(async fn $name($world: $crate::support::World) $body)*
         mod on_the_embedded_broker {
             $($(#[$doc])* #[tokio::test] async fn $name() {
                 super::$name($crate::support::World::embedded()).await;
+            })*
+        }
+        mod on_a_data_folder {
+            $($(#[$doc])* #[tokio::test] async fn $name() {
+                super::$name($crate::support::World::durable()).await;
             })*
         }
         mod on_redis {

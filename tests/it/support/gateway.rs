@@ -1,5 +1,6 @@
 //! Gateways that run in the test's process.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -15,15 +16,23 @@ use super::{RedisServer, Stream, eventually, spawn, within};
 /// What the gateways of a test share.
 pub struct World {
     pub redis: Option<RedisServer>,
+    /// Each gateway has a folder of its own in it.
+    pub data: Option<tempfile::TempDir>,
+    pub gateways: AtomicUsize,
 }
 
 impl World {
     pub fn embedded() -> Self {
-        Self { redis: None }
+        Self { redis: None, data: None, gateways: AtomicUsize::new(0) }
+    }
+
+    /// The embedded broker with data folders.
+    pub fn durable() -> Self {
+        Self { data: Some(tempfile::tempdir().unwrap()), ..Self::embedded() }
     }
 
     pub async fn redis() -> Self {
-        Self { redis: Some(RedisServer::start().await) }
+        Self { redis: Some(RedisServer::start().await), ..Self::embedded() }
     }
 
     pub async fn gateway(&self) -> Gateway {
@@ -34,6 +43,8 @@ impl World {
         let url = self.redis.as_ref().map(RedisServer::url);
         let gateway = Gateway::start(|settings| {
             settings.redis_url = url.map(|url| url.parse().unwrap());
+            let number = self.gateways.fetch_add(1, Ordering::Relaxed).to_string();
+            settings.data_dir = self.data.as_ref().map(|data| data.path().join(number));
             change(settings);
         });
         let gateway = gateway.await;

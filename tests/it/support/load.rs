@@ -29,7 +29,7 @@ impl Balancer {
         *self.0.write().unwrap() = urls.into_iter().map(Into::into).collect();
     }
 
-    fn pick(&self) -> String {
+    pub fn pick(&self) -> String {
         let urls = self.0.read().unwrap();
         urls[fastrand::usize(..urls.len())].clone()
     }

@@ -1,6 +1,7 @@
 //! Gateways as processes of their own, for what can only be done to a process.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -13,11 +14,23 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Starts one with quick timings, and waits until it listens.
+    /// Starts one on Redis with quick timings, and waits until it listens.
     pub fn start(redis_url: &str) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_roomcast"))
-            .args(["--listen", "127.0.0.1:0", "--redis-url", redis_url, "--retry", "100ms", "--heartbeat", "500ms"])
+        Self::start_with(&["--redis-url", redis_url])
+    }
+
+    /// Starts one with the embedded broker, and its data in a folder.
+    pub fn start_on(folder: &Path, arguments: &[&str]) -> Self {
+        Self::start_with(&[&["--data-dir", folder.to_str().unwrap()], arguments].concat())
+    }
+
+    pub fn start_with(arguments: &[&str]) -> Self {
+        // A write beyond the largest file that the process may have is an error, and not its end: see `fill_disk`.
+        let mut process = Command::new("sh")
+            .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_roomcast")])
+            .args(["--listen", "127.0.0.1:0", "--retry", "100ms", "--heartbeat", "500ms"])
             .args(["--drain-delay", "500ms", "--drain-window", "1s", "--linger", "500ms"])
+            .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -28,8 +41,33 @@ impl Replica {
         Self { process, url }
     }
 
+    /// Whether it serves; false if it has ended instead.
+    pub async fn serves(&mut self) -> bool {
+        super::eventually("it serves, or ends", async || {
+            let serves = reqwest::get(format!("{}/livez", self.url)).await.is_ok();
+            (serves || self.process.try_wait().unwrap().is_some()).then_some(serves)
+        })
+        .await
+    }
+
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// From now on no file of its may grow, as on a full disk.
+    pub fn fill_disk(&self) {
+        self.limit_files("1:");
+    }
+
+    /// Ends that.
+    pub fn clear_disk(&self) {
+        self.limit_files("unlimited:");
+    }
+
+    fn limit_files(&self, bytes: &str) {
+        let pid = self.process.id().to_string();
+        let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes}")]).status();
+        assert!(limited.expect("prlimit is a part of util-linux").success());
     }
 
     /// Ends it on the spot.
