@@ -206,3 +206,61 @@ fn name(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let (name, rest) = rest.split_at_checked((*length).into())?;
     Some((std::str::from_utf8(name).ok()?, rest))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_stored_reads_as_what_it_was() {
+        let (room, hash) = (RoomName::new("a").unwrap(), HashName::new("h").unwrap());
+        let epochs = vec![
+            Epoch::new(5, 3),
+            Epoch {
+                lost_since: Some(EventId::new(5, 2)),
+                late: Some(Late { since: EventId::new(5, 1), entered: 5 }),
+                ..Epoch::new(9, 4)
+            },
+        ];
+        let chain = Chain::from_parts(epochs, 4, EventId::new(5, 2)).unwrap();
+        let head = Head { mark: "mark".into(), chain };
+        let log = Log { head: head.clone(), entries: Entries::default(), touched: 77, ticket: 0 };
+        let entry = Entry { id: EventId::new(9, 4), stored: Bytes::from_static(b"\x00stored") };
+        let done = Done { content: "c".into(), id: entry.id, until: 99 };
+        let changes = [
+            Change::head(&room, &log),
+            Change::entry(&room, &entry, 66),
+            Change::field(&hash, "\u{1}f", Some(Bytes::from_static(b"\xff"))),
+            Change::once(&room, "digest", &done),
+        ];
+        assert!(changes[0].key < changes[1].key, "a head is loaded before its entries");
+        let mut state = State::default();
+        for change in &changes {
+            state.restore(&change.key, change.value.as_ref().unwrap()).unwrap();
+        }
+        let log = &state.logs[&room];
+        assert_eq!((&log.head, log.touched), (&head, 77));
+        assert_eq!(log.entries.select(crate::broker::Range::Oldest, 9), [entry]);
+        assert_eq!(state.hashes[&hash]["\u{1}f"], b"\xff"[..]);
+        let kept = &state.once[&(room.clone(), "digest".into())];
+        assert_eq!((kept.content.as_str(), kept.id, kept.until), ("c", EventId::new(9, 4), 99));
+        // What goes has the key that it had.
+        assert_eq!(Change::no_head(&room).key, changes[0].key);
+        assert_eq!(Change::no_entry(&room, EventId::new(9, 4)).key, changes[1].key);
+        assert_eq!(Change::no_once(&room, "digest").key, changes[3].key);
+    }
+
+    proptest! {
+        #[test]
+        fn junk_is_named_and_never_a_panic(
+            kind in prop::sample::select(vec![HEAD, ENTRY, FIELD, ONCE, b'x']),
+            rest in prop::collection::vec(any::<u8>(), 0..40),
+            value in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let key = [&[kind][..], &rest].concat();
+            let _ = State::default().restore(&key, &value);
+        }
+    }
+}

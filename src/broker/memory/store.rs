@@ -199,5 +199,86 @@ fn make(folder: &Path) -> Result<(), StoreError> {
     open.database.persist(PersistMode::SyncAll)?;
     drop(open);
     fs::rename(&unfinished, folder.join(STORE))?;
-    Ok(File::open(folder)?.sync_all()?)
+    File::open(folder)?.sync_all()?;
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+    Ok(File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(key: &str, value: Option<&str>) -> Changes {
+        BTreeMap::from([(key.into(), value.map(|value| Bytes::from(value.to_owned())))])
+    }
+
+    fn kept(store: &mut Store) -> Vec<(String, String)> {
+        let mut kept = Vec::new();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.into()).unwrap();
+        let all = store.load::<StoreError>(|key, value| {
+            kept.push((text(key), text(value)));
+            Ok(())
+        });
+        all.unwrap();
+        kept
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_a_restart_and_after_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        store.commit(&change("a", Some("1")), true).unwrap();
+        store.commit(&change("b", Some("2")), false).unwrap();
+        store.commit(&change("a", None), false).unwrap();
+        store.sync().unwrap();
+        assert_eq!(kept(&mut store), [("b".into(), "2".into())]);
+        // As after an error.
+        store.open = None;
+        store.commit(&change("c", Some("3")), true).unwrap();
+        drop(store);
+        let mut store = Store::open(folder.path()).unwrap();
+        assert_eq!(kept(&mut store), [("b".into(), "2".into()), ("c".into(), "3".into())]);
+    }
+
+    #[test]
+    fn a_folder_is_held_by_one_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert!(matches!(Store::open(folder.path()), Err(StoreError::Locked)));
+        drop(store);
+        Store::open(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn another_format_is_refused_and_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        store.commit(&change("!format", Some("2")), true).unwrap();
+        drop(store);
+        assert!(matches!(Store::open(folder.path()), Err(StoreError::OtherFormat(format)) if format == "2"));
+        // The library's own.
+        let marker = folder.path().join(STORE).join("version");
+        fs::write(&marker, b"FJL\x02").unwrap();
+        assert!(matches!(Store::open(folder.path()), Err(StoreError::OtherFormat(_))));
+    }
+
+    #[test]
+    fn a_store_whose_making_was_cut_short_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join(UNFINISHED)).unwrap();
+        fs::write(folder.path().join(UNFINISHED).join("0.jnl"), "").unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        store.commit(&change("a", Some("1")), true).unwrap();
+    }
+
+    #[test]
+    fn a_store_that_has_lost_its_own_files_is_not_begun_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        fs::remove_dir_all(folder.path().join(STORE)).unwrap();
+        fs::create_dir(folder.path().join(STORE)).unwrap();
+        assert!(matches!(Store::open(folder.path()), Err(StoreError::Damaged(_))));
+        // Nor at the next start, when the library has left files there.
+        assert!(matches!(Store::open(folder.path()), Err(StoreError::Damaged(_))));
+    }
 }
