@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 /// A running process; killed when dropped.
 pub struct Replica {
@@ -14,10 +15,11 @@ pub struct Replica {
 
 impl Replica {
     /// Starts one with quick timings, and waits until it listens.
-    pub fn start(redis_url: &str) -> Self {
+    pub fn start(redis_url: &str, more: &[&str]) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_roomcast"))
             .args(["--listen", "127.0.0.1:0", "--redis-url", redis_url, "--retry", "100ms", "--heartbeat", "500ms"])
             .args(["--drain-delay", "500ms", "--drain-window", "1s", "--linger", "500ms"])
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -30,6 +32,15 @@ impl Replica {
 
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Waits until it says whether a publish would be delivered.
+    pub async fn until(&self, status: u16) -> Value {
+        super::eventually(&format!("a replica's health is {status}"), async || {
+            let answer = reqwest::get(format!("{}/healthz", self.url)).await.ok()?;
+            if answer.status() == status { answer.json().await.ok() } else { None }
+        })
+        .await
     }
 
     /// Ends it on the spot.
