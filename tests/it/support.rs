@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 pub use account::{Account, Evidence, Place};
 pub use event_source::{EventSource, SseEvent};
 pub use gateway::{Gateway, World};
-pub use load::{Balancer, Load, ROOMS, Record, Told, content};
+pub use load::{Balancer, Load, ROOMS, Record, content};
 pub use proxy::{Link, Links, Proxy, Way};
 pub use publisher::LAST;
 pub use random::{number_from, random};

@@ -30,13 +30,13 @@ impl Stage {
 }
 
 /// The newest entries of a room's log, newest first, as announcements.
-fn newest(stage: &Stage, room: &str) -> Vec<String> {
+pub fn newest(stage: &Stage, room: &str) -> Vec<String> {
     let log = stage.redis.cli(&["XREVRANGE", &key(room, "log"), "+", "-", "COUNT", "20"]);
     let lines: Vec<_> = log.lines().collect();
     lines.chunks_exact(3).map(|entry| format!("{} {}\n{}", entry[0], entry[2].len(), entry[2])).collect()
 }
 
-fn announce(stage: &Stage, room: &str, announcement: &str) {
+pub fn announce(stage: &Stage, room: &str, announcement: &str) {
     stage.redis.cli(&["PUBLISH", &key(room, "live"), announcement]);
 }
 

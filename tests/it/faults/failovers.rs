@@ -6,7 +6,7 @@ use crate::support::{Link, Links, RedisServer, eventually};
 const TAIL: &[&str] = &["diverged", "lost_tail"];
 
 /// A Redis that follows another one, and has caught up.
-async fn follower(of: &RedisServer) -> RedisServer {
+pub async fn follower(of: &RedisServer) -> RedisServer {
     let follower = RedisServer::start().await;
     follow(&follower, of).await;
     follower
@@ -28,13 +28,13 @@ async fn has_everything(follower: &RedisServer, master: &RedisServer) {
     eventually("the follower has everything", async || (offset(master) == offset(follower)).then_some(())).await;
 }
 
-fn promote(server: &RedisServer) {
+pub fn promote(server: &RedisServer) {
     server.cli(&["REPLICAOF", "NO", "ONE"]);
 }
 
 impl Stage {
     /// Nothing is written any more until the follower has it all, and is promoted.
-    async fn promote_without_loss(&self, other: &RedisServer, links: Links) {
+    pub async fn promote_without_loss(&self, other: &RedisServer, links: Links) {
         self.set_all(links, Link::Cut);
         has_everything(other, &self.redis).await;
         promote(other);

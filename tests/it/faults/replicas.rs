@@ -18,11 +18,7 @@ async fn p2_under_load_a_killed_replica_loses_nothing() {
 async fn p12_under_load_a_rolling_restart_of_all_three_loses_nothing() {
     let mut stage = Stage::begin(202).await;
     for number in 0..3 {
-        let fresh = Replica::start(&stage.proxies[number].url(), &stage.arguments);
-        fresh.until(200).await;
-        let old = stage.replicas.remove(0);
-        stage.replicas.push(fresh);
-        stage.balancer.set(stage.replicas.iter().map(Replica::url));
+        let old = stage.replace(number).await;
         assert_eq!(old.terminate().await, Some(0));
     }
     stage.heal("Rolling restart of all three replicas (`SIGTERM`)", Promise::NoGap).await;

@@ -67,8 +67,7 @@ impl Plan {
         if self.redis.is_none() {
             self.redis = Some(RedisServer::start().await);
         }
-        let mut stage = self.begin_alone().await;
-        stage.until_well().await;
+        let mut stage = self.begin_with(async |replicas| until(replicas, 200).await).await;
         stage.load.all_joined().await;
         stage.some_traffic().await;
         stage
@@ -76,6 +75,10 @@ impl Plan {
 
     /// Starts replicas and load, whether or not Redis is there.
     pub async fn begin_alone(self) -> Stage {
+        self.begin_with(async |_| ()).await
+    }
+
+    async fn begin_with(self, before_the_load: impl AsyncFnOnce(&[Replica])) -> Stage {
         let mut rng = random(self.seed);
         let redis = self.redis.unwrap_or_else(RedisServer::absent);
         let arguments = [&KEEP[..], &self.arguments].concat();
@@ -85,6 +88,7 @@ impl Plan {
             replicas.push(Replica::start(&proxy.url(), &arguments));
             proxies.push(proxy);
         }
+        before_the_load(&replicas).await;
         let balancer = Balancer::default();
         balancer.set(replicas.iter().map(Replica::url));
         let load = Load::begin(&balancer, rng.fork());
@@ -100,6 +104,12 @@ impl Plan {
             forged: BTreeSet::new(),
             most_gaps: 1,
         }
+    }
+}
+
+async fn until(replicas: &[Replica], status: u16) {
+    for replica in replicas {
+        replica.until(status).await;
     }
 }
 
@@ -124,15 +134,11 @@ impl Stage {
     }
 
     pub async fn until_well(&self) {
-        for replica in &self.replicas {
-            replica.until(200).await;
-        }
+        until(&self.replicas, 200).await;
     }
 
     pub async fn until_all_ill(&self) {
-        for replica in &self.replicas {
-            replica.until(503).await;
-        }
+        until(&self.replicas, 503).await;
     }
 
     /// Lets some events be acknowledged: how many, the seed says.
@@ -141,8 +147,17 @@ impl Stage {
         eventually("events are published", async || (self.load.stored() >= enough).then_some(())).await;
     }
 
-    /// Waits until everyone is well again, ends the load, and checks every record. The outcome goes into the table.
-    pub async fn heal(mut self, fault: &'static str, promise: Promise) -> Account {
+    /// Replaces a replica's process by a fresh one.
+    pub async fn replace(&mut self, number: usize) -> Replica {
+        let fresh = Replica::start(&self.proxies[number].url(), &self.arguments);
+        fresh.until(200).await;
+        let old = std::mem::replace(&mut self.replicas[number], fresh);
+        self.balancer.set(self.replicas.iter().map(Replica::url));
+        old
+    }
+
+    /// Waits until everyone is well again, ends the load, and checks every record.
+    pub async fn settle(mut self) -> Account {
         self.until_well().await;
         self.some_traffic().await;
         let (published, records) = self.load.finish().await;
@@ -150,7 +165,12 @@ impl Stage {
         let log = |redis| rooms.iter().flat_map(|room| log_of(redis, room)).collect();
         let (log, other_logs) = (log(&self.redis), self.others.iter().map(log).collect());
         let (forged, most_gaps) = (self.forged, self.most_gaps);
-        let account = Evidence { published, records, log, other_logs, forged, most_gaps }.check();
+        Evidence { published, records, log, other_logs, forged, most_gaps }.check()
+    }
+
+    /// Settles, checks what was promised, and keeps the outcome for the table.
+    pub async fn heal(self, fault: &'static str, promise: Promise) -> Account {
+        let account = self.settle().await;
         assert!(account.acknowledged > 100, "{account:?}");
         promise.check(&account);
         outcome::record(fault, promise, &account);
@@ -159,7 +179,7 @@ impl Stage {
 }
 
 impl Promise {
-    fn check(self, account: &Account) {
+    pub fn check(self, account: &Account) {
         let reasons = self.reasons();
         assert!(account.gaps.keys().all(|reason| reasons.contains(&reason.as_str())), "{account:?}");
         match self {
