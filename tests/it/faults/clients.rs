@@ -1,7 +1,5 @@
 //! A client that disconnects at every byte of a stream, and comes back as `EventSource` does.
 
-use std::collections::BTreeMap;
-
 use futures_util::StreamExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -91,16 +89,13 @@ async fn cut_at_every_byte(gateway: &Gateway, path: &str) -> usize {
 on_both_brokers! {
     async fn p2_a_client_that_disconnects_at_any_byte_of_a_stream_misses_and_repeats_nothing(world) {
         let gateway = world.gateway().await;
-        let ids = async || {
-            for (number, text) in EVENTS.iter().enumerate() {
-                if number == 1 {
-                    gateway.publish_json("a", "note", json!({"text": text})).await;
-                } else {
-                    gateway.publish("a", text).await;
-                }
+        for (number, text) in EVENTS.iter().enumerate() {
+            if number == 1 {
+                gateway.publish_json("a", "note", json!({"text": text})).await;
+            } else {
+                gateway.publish("a", text).await;
             }
-        };
-        ids().await;
+        }
         let mut cuts = 0;
         for path in ["/v1/rooms/a/stream", "/v1/stream?room=a&room=b"] {
             let separator = if path.contains('?') { '&' } else { '?' };
@@ -111,7 +106,6 @@ on_both_brokers! {
         let fault = "A client disconnects at every byte of a stream";
         let delivered = cuts * EVENTS.len();
         let account = Account { acknowledged: EVENTS.len(), subscribers: cuts, delivered, ..Account::default() };
-        assert_eq!(account.gaps, BTreeMap::new());
         outcome::record(fault, Promise::NoGap, &account);
     }
 }

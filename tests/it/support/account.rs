@@ -42,6 +42,8 @@ pub struct Account {
     pub refusals: usize,
     /// Acknowledged, and not in the log any more.
     pub lost: usize,
+    /// Events that were delivered under a forged id, and may stand in for the one that the log gave it to.
+    pub stand_ins: usize,
     /// Gaps that subscribers were told, by reason.
     pub gaps: BTreeMap<String, usize>,
 }
@@ -75,6 +77,7 @@ impl Evidence {
         }
         account.acknowledged = acknowledged.len();
         account.lost = acknowledged.iter().filter(|at| !self.log.contains_key(*at)).count();
+        account.stand_ins = self.delivered().filter(|(at, _)| self.forged.contains(at)).count();
         account.refused = self.published.iter().map(|publish| publish.refused).sum();
         account.unknown = self.published.iter().map(|publish| publish.unknown).sum();
         account
@@ -209,5 +212,172 @@ impl View {
             }
         }
         view
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> EventId {
+        text.parse().unwrap()
+    }
+
+    fn event(at: &str, content: &str) -> Told {
+        Told::Event { room: "red".into(), id: id(at), content: content.into() }
+    }
+
+    fn gap(from: &str, to: &str, reason: &str) -> Told {
+        Told::Gap { room: "red".into(), from: id(from), to: id(to), reason: reason.into() }
+    }
+
+    fn publish(content: &str, stored: &[&str]) -> Publish {
+        Publish {
+            room: "red".into(),
+            content: content.into(),
+            has_key: false,
+            stored: stored.iter().map(|at| id(at)).collect(),
+            refused: 0,
+            unknown: 0,
+        }
+    }
+
+    /// Three events were stored, and are in the log; one subscriber was told this.
+    fn evidence(told: Vec<Told>) -> Evidence {
+        let events = [("1-1", "a"), ("1-2", "b"), ("1-3", "c")];
+        Evidence {
+            published: events.iter().map(|(at, content)| publish(content, &[at])).collect(),
+            records: vec![Record { starts: [("red".into(), id("1-0"))].into(), told, refusals: 0 }],
+            log: events.iter().map(|(at, content)| (("red".into(), id(at)), (*content).into())).collect(),
+            other_logs: Vec::new(),
+            forged: BTreeSet::new(),
+            most_gaps: 1,
+        }
+    }
+
+    fn all() -> Vec<Told> {
+        vec![event("1-1", "a"), event("1-2", "b"), event("1-3", "c")]
+    }
+
+    #[test]
+    fn a_whole_record_is_in_order() {
+        let account = evidence(all()).check();
+        assert_eq!((account.acknowledged, account.delivered, account.lost), (3, 3, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "1-2 was lost unsaid")]
+    fn an_event_that_did_not_come_is_found() {
+        evidence(vec![event("1-1", "a"), event("1-3", "c")]).check();
+    }
+
+    #[test]
+    fn a_gap_covers_what_did_not_come() {
+        let told = vec![event("1-1", "a"), gap("1-1", "1-2", "trimmed"), event("1-3", "c")];
+        assert_eq!(evidence(told).check().gaps["trimmed"], 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "1-3 was lost unsaid")]
+    fn a_gap_that_ends_too_early_does_not_cover_the_rest() {
+        evidence(vec![event("1-1", "a"), gap("1-1", "1-2", "lost_tail")]).check();
+    }
+
+    #[test]
+    #[should_panic(expected = "had missed nothing")]
+    fn a_gap_with_nothing_in_it_is_false() {
+        let told = [all(), vec![gap("1-3", "2-0", "lost_tail")]].concat();
+        evidence(told).check();
+    }
+
+    #[test]
+    #[should_panic(expected = "had missed nothing")]
+    fn a_trimmed_log_takes_nothing_back_from_someone_who_has_it_all() {
+        let mut evidence = evidence([all(), vec![gap("1-3", "1-3", "trimmed")]].concat());
+        evidence.log.pop_first();
+        evidence.check();
+    }
+
+    #[test]
+    fn someone_who_has_what_was_lost_may_be_told_that_it_is() {
+        let mut evidence = evidence([all(), vec![gap("1-2", "2-0", "diverged")]].concat());
+        evidence.log.pop_last();
+        assert_eq!(evidence.check().lost, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "told too often")]
+    fn one_loss_is_told_once() {
+        let again = vec![gap("1-2", "2-0", "diverged"), gap("2-0", "3-0", "diverged")];
+        let mut evidence = evidence([all(), again].concat());
+        evidence.log.pop_last();
+        evidence.check();
+    }
+
+    #[test]
+    #[should_panic(expected = "came after")]
+    fn an_event_that_comes_twice_is_found() {
+        evidence([all(), vec![event("1-3", "c")]].concat()).check();
+    }
+
+    #[test]
+    #[should_panic(expected = "a gap back")]
+    fn a_gap_that_leads_back_is_found() {
+        evidence([all(), vec![gap("1-1", "1-2", "lost_tail")]].concat()).check();
+    }
+
+    #[test]
+    #[should_panic(expected = "names two events")]
+    fn an_id_that_names_two_events_is_found() {
+        evidence(vec![event("1-1", "a"), event("1-2", "other"), event("1-3", "c")]).check();
+    }
+
+    #[test]
+    #[should_panic(expected = "nobody has published")]
+    fn an_event_from_nowhere_is_found() {
+        evidence([all(), vec![event("1-4", "x")]].concat()).check();
+    }
+
+    #[test]
+    #[should_panic(expected = "it appears too often")]
+    fn an_event_that_was_refused_and_came_all_the_same_is_found() {
+        let mut evidence = evidence([all(), vec![event("1-4", "d")]].concat());
+        evidence.published.push(Publish { refused: 1, ..publish("d", &[]) });
+        evidence.check();
+    }
+
+    #[test]
+    fn an_event_whose_outcome_is_unknown_may_come_once() {
+        let mut evidence = evidence([all(), vec![event("1-4", "d")]].concat());
+        evidence.published.push(Publish { unknown: 1, ..publish("d", &[]) });
+        evidence.check();
+    }
+
+    #[test]
+    #[should_panic(expected = "it appears too often")]
+    fn an_event_whose_outcome_is_unknown_may_not_come_twice() {
+        let mut evidence = evidence([all(), vec![event("1-4", "d"), event("1-5", "d")]].concat());
+        evidence.published.push(Publish { unknown: 1, ..publish("d", &[]) });
+        evidence.check();
+    }
+
+    #[test]
+    #[should_panic(expected = "one key, two events")]
+    fn a_key_that_stored_two_events_is_found() {
+        let mut evidence = evidence([all(), vec![event("1-4", "d"), event("2-1", "d")]].concat());
+        for at in ["1-4", "2-1"] {
+            evidence.log.insert(("red".into(), id(at)), "d".into());
+        }
+        evidence.published.push(Publish { has_key: true, unknown: 1, ..publish("d", &["2-1"]) });
+        evidence.check();
+    }
+
+    #[test]
+    fn a_key_that_was_lost_with_its_event_stores_it_again() {
+        let told = vec![event("1-4", "d"), gap("1-3", "2-0", "diverged"), event("2-1", "d")];
+        let mut evidence = evidence([all(), told].concat());
+        evidence.log.insert(("red".into(), id("2-1")), "d".into());
+        evidence.published.push(Publish { has_key: true, unknown: 1, ..publish("d", &["2-1"]) });
+        evidence.check();
     }
 }

@@ -44,7 +44,7 @@ pub struct Record {
     pub refusals: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Told {
     Event { room: String, id: EventId, content: String },
     Gap { room: String, from: EventId, to: EventId, reason: String },
