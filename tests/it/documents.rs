@@ -58,7 +58,7 @@ fn the_readme_has_a_row_for_every_fault_that_is_tested() {
     let readme = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = readme.split_once(TABLE[0]).expect("README has a table of faults");
     let (table, after) = rest.split_once(TABLE[1]).expect("the table of faults ends");
-    let head = "| Fault | Subscribers are told of a gap | Lost unsaid | Twice, or out of order | Test |\n\
+    let head = "| Fault | Gaps that are told | Lost unsaid | Twice, or out of order | Test |\n\
                 | --- | --- | --- | --- | --- |\n";
     let tests = fault_tests();
     if crate::support::number_from("UPDATE_FAULTS").is_some() {

@@ -15,7 +15,7 @@ pub fn folder() -> PathBuf {
 /// Keeps a test's outcome under the test's name. What differs from run to run is in the file alone, not in the table.
 pub fn record(fault: &str, promise: Promise, account: &Account) {
     let told = match promise {
-        Promise::NoGap => "nothing".to_owned(),
+        Promise::NoGap => "none".to_owned(),
         Promise::Perhaps(reasons) => format!("{} if need be", listed(reasons)),
         Promise::Told(reasons) => listed(reasons),
     };
