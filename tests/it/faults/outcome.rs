@@ -31,7 +31,8 @@ pub fn record(fault: &str, promise: Promise, account: &Account) {
         "twice_or_out_of_order": "0",
         "acknowledged": account.acknowledged, "refused": account.refused, "unknown": account.unknown,
         "subscribers": account.subscribers, "delivered": account.delivered, "lost": account.lost,
-        "refused_streams": account.refusals, "stand_ins": account.stand_ins, "gaps": account.gaps,
+        "refused_streams": account.refusals, "stand_ins": account.stand_ins,
+        "mistaken": account.mistaken, "gaps": account.gaps,
     });
     let file = place.map_or_else(|| format!("{name}.json"), |place| format!("{name}.{place}.json"));
     std::fs::create_dir_all(folder()).unwrap();

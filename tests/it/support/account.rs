@@ -44,6 +44,8 @@ pub struct Account {
     pub lost: usize,
     /// Events that were delivered under a forged id, and may stand in for the one that the log gave it to.
     pub stand_ins: usize,
+    /// Of these, those whose id the log gave to an event: whoever got one may miss that event unsaid.
+    pub mistaken: usize,
     /// Gaps that subscribers were told, by reason.
     pub gaps: BTreeMap<String, usize>,
 }
@@ -77,7 +79,12 @@ impl Evidence {
         }
         account.acknowledged = acknowledged.len();
         account.lost = acknowledged.iter().filter(|at| !self.log.contains_key(*at)).count();
-        account.stand_ins = self.delivered().filter(|(at, _)| self.forged.contains(at)).count();
+        let stand_ins =
+            self.delivered().filter(|(at, content)| self.forged.contains(at) && content.starts_with("forged"));
+        for (at, _) in stand_ins {
+            account.stand_ins += 1;
+            account.mistaken += usize::from(self.log.contains_key(&at));
+        }
         account.refused = self.published.iter().map(|publish| publish.refused).sum();
         account.unknown = self.published.iter().map(|publish| publish.unknown).sum();
         account
