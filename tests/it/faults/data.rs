@@ -1,8 +1,9 @@
 //! A room's keys that vanish, a clock that is set back, and a log that is trimmed faster than someone reads.
 
+use roomcast::room::EventId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::stage::{Plan, Promise, Stage, key, room_of};
 use crate::support::{EventSource, LAST, ROOMS, Record, RedisServer, Stream, eventually, within};
@@ -95,8 +96,13 @@ const HOSE: &str = "hose";
 const BURST: usize = 150;
 const BURSTS: usize = 3;
 
-/// Reads while it may, with a small buffer; says how far it has come.
-async fn read_slowly(address: String, mut may_read: watch::Receiver<bool>, came: watch::Sender<String>) -> Record {
+/// Reads while it may, with a small buffer; says how far it has come, and where each gap ended.
+async fn read_slowly(
+    address: String,
+    mut may_read: watch::Receiver<bool>,
+    came: watch::Sender<String>,
+    edges: mpsc::Sender<String>,
+) -> Record {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut connection = socket.connect(address.parse().unwrap()).await.unwrap();
@@ -121,6 +127,8 @@ async fn read_slowly(address: String, mut may_read: watch::Receiver<bool>, came:
                 }
             } else if event.event == "stream.open" {
                 came.send_replace(event.event);
+            } else if event.event == "stream.gap" {
+                edges.send(event.id).await.unwrap();
             }
         }
     }
@@ -144,7 +152,8 @@ async fn p7_under_load_a_log_trimmed_faster_than_a_slow_reader_reads_costs_only_
     let address = stage.replicas[stage.rng.usize(..3)].url().strip_prefix("http://").unwrap().to_owned();
     let (may_read, reading) = watch::channel(true);
     let (came, mut coming) = watch::channel(String::new());
-    stage.load.add_record(HOSE, read_slowly(address, reading, came));
+    let (edge, mut edges) = mpsc::channel(BURSTS);
+    stage.load.add_record(HOSE, read_slowly(address, reading, came, edge));
     within("the slow reader joins", coming.wait_for(|came| came == "stream.open")).await.unwrap();
     let (mut tries, mut last) = (0, String::new());
     for _ in 0..BURSTS {
@@ -163,6 +172,10 @@ async fn p7_under_load_a_log_trimmed_faster_than_a_slow_reader_reads_costs_only_
         }
         may_read.send_replace(true);
         within("the slow reader goes on", coming.wait_for(|came| *came == last)).await.unwrap();
+        let oldest = stage.redis.cli(&["XRANGE", &key(HOSE, "log"), "-", "+", "COUNT", "1"]);
+        let oldest: EventId = oldest.lines().next().unwrap().parse().unwrap();
+        let edge = within("the slow reader is told", edges.recv()).await.unwrap();
+        assert_eq!(edge, oldest.before().to_string(), "the gap ends at the log's edge");
     }
     for (mut stream, mut record) in quick {
         stage.load.add_record(HOSE, async move {

@@ -68,8 +68,10 @@ impl Evidence {
                 assert!(view.gaps.len() <= self.most_gaps, "{who} was told too often: {:?}", view.gaps);
                 for gap in &view.gaps {
                     *account.gaps.entry(gap.reason.clone()).or_default() += 1;
-                    let need = self.need(room, *start, gap, &view, &existed, &lost);
+                    let need = self.need(room, gap, &view, &existed, &lost);
                     assert!(need, "{who} was told {gap:?} and had missed nothing");
+                    let jumped = self.log.keys().find(|at| !self.lacks(at) && gap.skips(room, at, &view));
+                    assert_eq!(jumped, None, "{who} was told {gap:?}, which jumps what the log has");
                 }
                 for (_, id) in acknowledged.iter().filter(|(of, id)| of == room && id > start) {
                     let covered = view.seen.contains(id) || view.gaps.iter().any(|gap| gap.covers(*id));
@@ -147,24 +149,16 @@ impl Evidence {
     }
 
     /// Whether there was something to tell this subscriber.
-    fn need(
-        &self,
-        room: &str,
-        start: EventId,
-        gap: &Gap,
-        view: &View,
-        existed: &BTreeSet<Place>,
-        lost: &BTreeSet<Place>,
-    ) -> bool {
-        let missed = |(of, id): &Place| of == room && gap.from < *id && *id <= gap.to && !view.seen.contains(id);
-        if existed.iter().any(missed) || self.log.keys().any(missed) || self.forged.iter().any(missed) {
+    fn need(&self, room: &str, gap: &Gap, view: &View, existed: &BTreeSet<Place>, lost: &BTreeSet<Place>) -> bool {
+        let believed_lost = |(of, id): &Place| of == room && gap.from < *id && *id <= gap.to;
+        if existed.iter().any(|at| gap.skips(room, at, view)) || self.forged.iter().any(believed_lost) {
             return true;
         }
         if LIMITS.contains(&gap.reason.as_str()) {
             return self.may_have_been_lost(room);
         }
         // What it has seen is not there any more; or what nobody saw may have been.
-        lost.iter().chain(&self.forged).any(|(of, id)| of == room && *id > start && *id <= gap.to)
+        lost.iter().chain(&self.forged).any(|(of, id)| of == room && *id > view.start && *id <= gap.to)
             || self.may_have_been_lost(room)
     }
 
@@ -182,6 +176,7 @@ impl Evidence {
 
 /// What one subscriber saw of one room.
 struct View {
+    start: EventId,
     seen: BTreeSet<EventId>,
     gaps: Vec<Gap>,
 }
@@ -194,6 +189,11 @@ struct Gap {
 }
 
 impl Gap {
+    /// Whether it leads over an event that came after the subscriber, who has not seen it.
+    fn skips(&self, room: &str, (of, id): &Place, view: &View) -> bool {
+        of == room && *id > self.from.max(view.start) && *id <= self.to && !view.seen.contains(id)
+    }
+
     fn covers(&self, id: EventId) -> bool {
         id <= self.to && (id > self.from || WHOLE_PAST.contains(&self.reason.as_str()))
     }
@@ -201,7 +201,7 @@ impl Gap {
 
 impl View {
     fn of(record: &Record, room: &str, start: EventId, who: &str) -> Self {
-        let (mut position, mut view) = (start, Self { seen: BTreeSet::new(), gaps: Vec::new() });
+        let (mut position, mut view) = (start, Self { start, seen: BTreeSet::new(), gaps: Vec::new() });
         for told in &record.told {
             match told {
                 Told::Event { room: of, id, .. } if of == room => {
@@ -281,13 +281,26 @@ mod tests {
     #[test]
     fn a_gap_covers_what_did_not_come() {
         let told = vec![event("1-1", "a"), gap("1-1", "1-2", "trimmed"), event("1-3", "c")];
-        assert_eq!(evidence(told).check().gaps["trimmed"], 1);
+        let mut evidence = evidence(told);
+        evidence.log.remove(&("red".into(), id("1-2")));
+        assert_eq!(evidence.check().gaps["trimmed"], 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "jumps what the log has")]
+    fn a_gap_may_not_lead_over_what_the_log_has() {
+        let told = vec![event("1-1", "a"), gap("1-1", "1-3", "trimmed")];
+        let mut evidence = evidence(told);
+        evidence.log.remove(&("red".into(), id("1-2")));
+        evidence.check();
     }
 
     #[test]
     #[should_panic(expected = "1-3 was lost unsaid")]
     fn a_gap_that_ends_too_early_does_not_cover_the_rest() {
-        evidence(vec![event("1-1", "a"), gap("1-1", "1-2", "lost_tail")]).check();
+        let mut evidence = evidence(vec![event("1-1", "a"), gap("1-1", "1-2", "lost_tail")]);
+        evidence.log.clear();
+        evidence.check();
     }
 
     #[test]
