@@ -1,7 +1,7 @@
 //! Announcements that are repeated, reordered or forged by another client of Redis. Whoever can write to the Redis is
 //! trusted; these tests say how much harm a wrong announcement can do.
 
-use super::stage::{Promise, Stage, key};
+use super::stage::{GAPS_PER_LOSS, Promise, Stage, key};
 use crate::support::ROOMS;
 
 /// Announces an event that is never appended, under an id that is made from the newest one's.
@@ -131,13 +131,14 @@ async fn p11_under_load_a_forged_id_that_was_never_given_out_costs_at_most_a_gap
 #[tokio::test]
 async fn p11_under_load_a_forged_next_event_may_stand_in_for_one_event_and_no_more() {
     let mut stage = Stage::begin(606).await;
-    for _ in 0..3 {
+    let times = 3;
+    for _ in 0..times {
         for room in ROOMS {
             stage.forge(room, 0, 1);
         }
         stage.some_traffic().await;
     }
-    stage.most_gaps = 3;
+    stage.most_gaps = times * GAPS_PER_LOSS;
     let told = Promise::Perhaps(&["diverged", "lost_tail"]);
     let fault = "The next id is announced with other content; delivered until the log decides";
     let account = stage.heal(fault, told).await;

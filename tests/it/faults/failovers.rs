@@ -1,6 +1,6 @@
 //! Another server takes over, with everything or without the last events, and back.
 
-use super::stage::{Plan, Promise, Stage};
+use super::stage::{GAPS_PER_LOSS, Plan, Promise, Stage};
 use crate::support::{Link, Links, RedisServer, eventually};
 
 const TAIL: &[&str] = &["diverged", "lost_tail"];
@@ -99,7 +99,7 @@ async fn p4_under_load_a_failover_and_back_never_takes_one_event_for_another() {
     let other = stage.fail_over(first);
     stage.others.push(other);
     // Both servers have lost something to the other.
-    stage.most_gaps = 2;
+    stage.most_gaps = 2 * GAPS_PER_LOSS;
     stage.heal("Failover without the last events, and back to a master that never knew", Promise::Told(BACK)).await;
 }
 

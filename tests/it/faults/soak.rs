@@ -4,13 +4,11 @@ use std::time::{Duration, Instant};
 
 use super::announcements::{announce, newest};
 use super::failovers::{follower, promote};
-use super::stage::{Plan, Promise, Stage, key, room_of};
+use super::stage::{GAPS_PER_LOSS, Plan, Promise, Stage, key, room_of};
 use crate::support::{Link, Links, RedisServer, Way, number_from};
 
 /// How long it goes on if nobody says.
 const MINUTES: u64 = 3;
-/// A replica that was cut off finds a loss by other ids than the others did, and may tell of it again.
-const GAPS_PER_LOSS: usize = 3;
 /// What subscribers may be told in a round that loses something.
 const ANY: &[&str] = &["diverged", "expired", "log_lost", "lost_tail", "trimmed"];
 

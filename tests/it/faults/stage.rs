@@ -11,6 +11,9 @@ use crate::support::{
 /// A log that is not trimmed during a test, so that what it has at the end is what was not lost.
 const KEEP: [&str; 2] = ["--retention-events", "1000000"];
 
+/// Most gaps by which one stream is told of one loss in a room, whatever replicas knew of it.
+pub const GAPS_PER_LOSS: usize = 1;
+
 /// What subscribers may be told.
 #[derive(Clone, Copy, Debug)]
 pub enum Promise {
@@ -102,7 +105,7 @@ impl Plan {
             load,
             arguments,
             forged: BTreeSet::new(),
-            most_gaps: 1,
+            most_gaps: GAPS_PER_LOSS,
         }
     }
 }
