@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 /// A log that is not trimmed during a test, so that what it has at the end is what was not lost.
-const KEEP: [&str; 2] = ["--retention-events", "1000000"];
+const KEEP: [&str; 4] = ["--retention-events", "1000000", "--retention-bytes", "1000000000"];
 
 /// Most gaps by which one stream is told of one loss in a room, whatever replicas knew of it.
 pub const GAPS_PER_LOSS: usize = 1;
