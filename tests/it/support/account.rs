@@ -8,8 +8,8 @@ use roomcast::room::EventId;
 use super::load::{Record, Told};
 use super::publisher::{LAST, Publish};
 
-/// Gaps that put the subscriber's own past in doubt, so that everything up to `to` may be missing.
-const WHOLE_PAST: [&str; 3] = ["unknown_position", "log_lost", "diverged"];
+/// A gap that puts all of the subscriber's past in doubt, so that everything up to `to` may be missing.
+const WHOLE_PAST: &str = "unknown_position";
 /// Gaps that are about the log's limits, not about a loss.
 const LIMITS: [&str; 2] = ["trimmed", "expired"];
 
@@ -195,7 +195,7 @@ impl Gap {
     }
 
     fn covers(&self, id: EventId) -> bool {
-        id <= self.to && (id > self.from || WHOLE_PAST.contains(&self.reason.as_str()))
+        id <= self.to && (id > self.from || self.reason == WHOLE_PAST)
     }
 }
 
