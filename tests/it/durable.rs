@@ -1,5 +1,6 @@
 //! The embedded broker with a data folder: what was acknowledged outlives the process.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +10,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Balancer, Load, Replica, Stream, eventually, spawn, within};
+use crate::support::{
+    Balancer, Evidence, Load, Place, ROOMS, Replica, Stream, content, eventually, random, spawn, within,
+};
 
 const FIELDS: usize = 4;
 
@@ -60,9 +63,10 @@ struct Counters {
 }
 
 impl Counters {
-    fn start(balancer: &Balancer) -> Self {
+    fn start(balancer: &Balancer, random: &mut fastrand::Rng) -> Self {
         let (acknowledged, stop) = (Arc::<Mutex<[u64; FIELDS]>>::default(), CancellationToken::new());
-        let write = |field: usize| {
+        let mut write = |field: usize| {
+            let mut random = random.fork();
             let (acknowledged, stop, balancer) = (acknowledged.clone(), stop.clone(), balancer.clone());
             spawn(async move {
                 let client = Client::new();
@@ -70,7 +74,7 @@ impl Counters {
                     if stop.is_cancelled() {
                         return;
                     }
-                    let url = format!("{}/v1/hashes/h/fields/{field}", balancer.pick());
+                    let url = format!("{}/v1/hashes/h/fields/{field}", balancer.pick(&mut random));
                     let put = client.put(url).timeout(Duration::from_secs(10)).body(count.to_string());
                     if put.send().await.is_ok_and(|answer| answer.status().is_success()) {
                         acknowledged.lock().unwrap()[field] = count;
@@ -80,7 +84,7 @@ impl Counters {
                 }
             })
         };
-        let writers = (0..FIELDS).map(write).collect();
+        let writers = (0..FIELDS).map(&mut write).collect();
         Self { acknowledged, stop, writers }
     }
 
@@ -99,17 +103,32 @@ impl Counters {
     }
 }
 
+/// What the log of a room has, from the first page to the last.
+async fn whole_log(replica: &Replica, room: &str) -> Vec<(Place, String)> {
+    let (mut all, mut after) = (Vec::new(), String::new());
+    loop {
+        let (status, page) = get(replica, &format!("/v1/rooms/{room}/events?limit=1000{after}")).await;
+        assert_eq!(status, 200, "{page}");
+        let events = page["events"].as_array().unwrap();
+        let Some(last) = events.last() else { return all };
+        after = format!("&after={}", last["id"].as_str().unwrap());
+        let place = |event: &Value| (room.to_owned(), event["id"].as_str().unwrap().parse().unwrap());
+        all.extend(events.iter().map(|event| (place(event), content(&event["data"]))));
+    }
+}
+
 /// Kills the process under load, again and again, and starts it on the same folder.
-async fn survives_kills(kills: u32, arguments: &[&str]) {
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+async fn survives_kills(seed: u64, kills: u32, arguments: &[&str]) {
+    let mut random = random(seed);
+    let unlimited = ["--retention-events", "1000000", "--retention-bytes", "1000000000"];
+    let arguments = &[&unlimited[..], arguments].concat();
     let folder = tempfile::tempdir().unwrap();
     let mut replica = Replica::start_on(folder.path(), arguments);
     let balancer = Balancer::default();
     balancer.set([replica.url()]);
-    let load = Load::start(&balancer).await;
-    let counters = Counters::start(&balancer);
+    let mut load = Load::begin(&balancer, random.fork());
+    load.all_joined().await;
+    let counters = Counters::start(&balancer, &mut random);
     for _ in 0..kills {
         let until = counters.total() + random.u64(1..400);
         eventually("the hash is written to", async || (counters.total() >= until).then_some(())).await;
@@ -123,19 +142,25 @@ async fn survives_kills(kills: u32, arguments: &[&str]) {
     for writer in counters.writers {
         within("a writer ends", writer).await.unwrap();
     }
-    let account = load.finish().await;
+    let (published, records) = load.finish().await;
+    let mut log = Vec::new();
+    for room in ROOMS {
+        log.extend(whole_log(&replica, room).await);
+    }
+    let (log, other_logs, forged) = (log.into_iter().collect(), Vec::new(), BTreeSet::new());
+    let account = Evidence { published, records, log, other_logs, forged, most_gaps: 0 }.check();
     assert!(account.acknowledged > kills as usize, "{account:?}");
-    assert!(account.gaps.is_empty(), "{account:?}");
+    assert_eq!((account.lost, account.gaps.len()), (0, 0), "{account:?}");
 }
 
 #[tokio::test]
 async fn p8_under_load_a_process_that_is_killed_again_and_again_keeps_all_it_acknowledged() {
-    survives_kills(25, &[]).await;
+    survives_kills(71, 25, &[]).await;
 }
 
 #[tokio::test]
 async fn p8_under_load_kills_cost_nothing_with_everysec_either() {
-    survives_kills(20, &["--data-sync", "everysec"]).await;
+    survives_kills(72, 20, &["--data-sync", "everysec"]).await;
 }
 
 #[tokio::test]

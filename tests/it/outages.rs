@@ -21,7 +21,7 @@ struct Patient {
 
 impl Patient {
     async fn on(redis: RedisServer) -> Self {
-        let world = World { redis: Some(redis) };
+        let world = World { redis: Some(redis), ..World::embedded() };
         let gateway = world.gateway().await;
         let stream = gateway.room("patient").await;
         let mut patient = Self { world, gateway, stream, published: 0 };
@@ -215,7 +215,7 @@ async fn p8_throughout_an_outage_everyone_is_answered_and_the_replica_stays_read
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p8_ten_thousand_rooms_are_back_after_redis_has_returned() {
     let redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "no"]).await;
-    let mut world = World { redis: Some(redis) };
+    let mut world = World { redis: Some(redis), ..World::embedded() };
     let gateway = world.gateway_with(|settings| settings.max_rooms_per_stream = 100).await;
     let rooms: Vec<String> = (0..ROOMS).map(|n| format!("r{n}")).collect();
     let mut streams = Vec::new();

@@ -1,23 +1,31 @@
-//! The harness: gateways through the same `server::run` as `main`, Redis processes, a proxy that fails on command, and
-//! a reader of streams that obeys `EventSource`'s rules.
+//! The harness: gateways through the same `server::run` as `main`, Redis processes, a proxy that fails on command, a
+//! reader of streams that obeys `EventSource`'s rules, and load with an exact account of it.
 //!
 //! Tests wait for events, never for time; every wait has a deadline.
 
+mod account;
+mod event_source;
 mod gateway;
 mod load;
 mod proxy;
+mod publisher;
+mod random;
 mod redis_server;
 mod replica;
 mod stream;
 
 use std::time::{Duration, Instant};
 
+pub use account::{Account, Evidence, Place};
+pub use event_source::{EventSource, SseEvent};
 pub use gateway::{Gateway, World};
-pub use load::{Account, Balancer, Load};
-pub use proxy::{Link, Links, Proxy};
+pub use load::{Balancer, Load, ROOMS, Record, content};
+pub use proxy::{Link, Links, Proxy, Way};
+pub use publisher::LAST;
+pub use random::{number_from, random};
 pub use redis_server::RedisServer;
 pub use replica::Replica;
-pub use stream::{SseEvent, Stream};
+pub use stream::Stream;
 
 /// Longest wait for anything; only a failure takes it.
 pub const DEADLINE: Duration = Duration::from_secs(30);

@@ -1,24 +1,23 @@
-//! Continuous load, and an exact account of it: publishers that count, subscribers that reconnect as `EventSource` does,
-//! and a check of every subscriber's record.
+//! Continuous load: publishers that count, and subscribers that reconnect as `EventSource` does and keep a record of all
+//! that they are told. What it comes to is for [`super::account`] to say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use roomcast::room::EventId;
 use serde_json::Value;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{SseEvent, Stream, spawn, within};
+use super::publisher::{Counts, LAST, NAME, Publish, Publisher, content_of};
+use super::{SseEvent, Stream, eventually, spawn, within};
 
-const ROOMS: [&str; 3] = ["red", "green", "blue"];
+pub const ROOMS: [&str; 3] = ["red", "green", "blue"];
 const PUBLISHERS: usize = 4;
 const SUBSCRIBERS: usize = 50;
-/// Data of the last event of each room.
-const LAST: &str = "last";
-/// Gaps that put the subscriber's own past in doubt, so that everything up to `to` may be missing.
-const WHOLE_PAST: [&str; 3] = ["unknown_position", "log_lost", "diverged"];
 
 /// The replicas that a balancer would send requests to now.
 #[derive(Clone, Default)]
@@ -29,209 +28,207 @@ impl Balancer {
         *self.0.write().unwrap() = urls.into_iter().map(Into::into).collect();
     }
 
-    pub fn pick(&self) -> String {
+    pub fn pick(&self, rng: &mut fastrand::Rng) -> String {
         let urls = self.0.read().unwrap();
-        urls[fastrand::usize(..urls.len())].clone()
+        urls[rng.usize(..urls.len())].clone()
     }
 }
 
-/// What was acknowledged: room, id, data.
-type Published = Vec<(String, EventId, String)>;
-
 /// What a subscriber was told, in order.
-#[derive(Default)]
-struct Record {
-    starts: BTreeMap<String, EventId>,
-    told: Vec<Told>,
+#[derive(Debug, Default)]
+pub struct Record {
+    /// Where it joined each room.
+    pub starts: BTreeMap<String, EventId>,
+    pub told: Vec<Told>,
+    /// Streams that only said: come back later.
+    pub refusals: usize,
 }
 
-enum Told {
-    Event { room: String, id: EventId, data: String },
+#[derive(Clone, Debug)]
+pub enum Told {
+    Event { room: String, id: EventId, content: String },
     Gap { room: String, from: EventId, to: EventId, reason: String },
 }
 
 /// Publishers and subscribers at work.
 pub struct Load {
     balancer: Balancer,
+    rng: fastrand::Rng,
     stop: CancellationToken,
-    publishers: Vec<JoinHandle<Published>>,
+    publishers: Vec<JoinHandle<Vec<Publish>>>,
     subscribers: Vec<JoinHandle<Record>>,
-}
-
-/// What the account came to.
-#[derive(Debug)]
-pub struct Account {
-    pub acknowledged: usize,
-    /// Gaps that subscribers were told, by reason.
-    pub gaps: BTreeMap<String, usize>,
+    /// Publishes what the test itself wants published.
+    pub own: Publisher,
+    rooms: BTreeSet<String>,
+    counts: Arc<Counts>,
+    joined: mpsc::Sender<()>,
+    joins: mpsc::Receiver<()>,
+    awaited: usize,
 }
 
 impl Load {
-    /// Starts it; returns once every subscriber has joined and the first events are stored.
-    pub async fn start(balancer: &Balancer) -> Self {
-        let stop = CancellationToken::new();
-        let (joined, mut joins) = tokio::sync::mpsc::channel(SUBSCRIBERS);
-        let subscribe = |n| spawn(subscribe(balancer.clone(), n, joined.clone()));
-        let subscribers = (0..SUBSCRIBERS).map(subscribe).collect();
-        for _ in 0..SUBSCRIBERS {
-            within("every subscriber joins", joins.recv()).await.unwrap();
+    /// Starts it, whether or not anyone can join yet.
+    pub fn begin(balancer: &Balancer, mut rng: fastrand::Rng) -> Self {
+        let (joined, joins) = mpsc::channel(2 * SUBSCRIBERS);
+        let (stop, counts) = (CancellationToken::new(), Arc::<Counts>::default());
+        let own = Publisher::new(balancer, PUBLISHERS, rng.fork(), &counts);
+        let mut load = Self {
+            balancer: balancer.clone(),
+            stop,
+            publishers: Vec::new(),
+            subscribers: Vec::new(),
+            own,
+            rooms: BTreeSet::new(),
+            counts,
+            joined,
+            joins,
+            awaited: 0,
+            rng,
+        };
+        for number in 0..SUBSCRIBERS {
+            let all = &ROOMS[..];
+            let rooms = if number.is_multiple_of(3) { all } else { &all[number % 3..][..1] };
+            load.subscribe(rooms, &load.balancer.clone());
         }
-        let publish = |n| spawn(publish(balancer.clone(), n, stop.clone()));
-        let publishers = (0..PUBLISHERS).map(publish).collect();
-        Self { balancer: balancer.clone(), stop, publishers, subscribers }
+        for number in 0..PUBLISHERS {
+            let publisher = Publisher::new(balancer, number, load.rng.fork(), &load.counts);
+            load.publishers.push(spawn(publisher.run(load.stop.clone())));
+        }
+        load
     }
 
-    /// Ends the load, waits until every subscriber has what was published last, and checks each record.
-    pub async fn finish(self) -> Account {
+    /// One more subscriber.
+    pub fn subscribe(&mut self, rooms: &[&'static str], balancer: &Balancer) {
+        self.rooms.extend(rooms.iter().map(|room| (*room).to_owned()));
+        let (joined, rng) = (self.joined.clone(), self.rng.fork());
+        self.subscribers.push(spawn(subscribe(balancer.clone(), rooms.to_vec(), rng, joined)));
+        self.awaited += 1;
+    }
+
+    /// Waits until every subscriber has joined.
+    pub async fn all_joined(&mut self) {
+        for _ in 0..std::mem::take(&mut self.awaited) {
+            within("every subscriber joins", self.joins.recv()).await.unwrap();
+        }
+    }
+
+    /// Events that were acknowledged so far.
+    pub fn stored(&self) -> usize {
+        self.counts.stored.load(Ordering::SeqCst)
+    }
+
+    /// Publishes that were refused so far, or that nobody knows the outcome of.
+    pub fn failed(&self) -> usize {
+        self.counts.failed.load(Ordering::SeqCst)
+    }
+
+    /// A subscriber of the test's own, which reads a room until the last event has come.
+    pub fn add_record(&mut self, room: &str, record: impl Future<Output = Record> + Send + 'static) {
+        self.rooms.insert(room.into());
+        self.subscribers.push(spawn(record));
+    }
+
+    /// Ends the load, and waits until every subscriber has what was published last.
+    pub async fn finish(mut self) -> (Vec<Publish>, Vec<Record>) {
         self.stop.cancel();
-        let mut published = Published::new();
+        let mut published = Vec::new();
         for publisher in self.publishers {
             published.extend(within("a publisher ends", publisher).await.unwrap());
         }
-        for room in ROOMS {
-            let last = super::eventually("the last event is stored", async || {
-                try_publish(&reqwest::Client::new(), &self.balancer.pick(), room, LAST).await
-            });
-            published.push((room.into(), last.await, LAST.into()));
+        for room in &self.rooms {
+            eventually("the last event is stored", async || self.own.publish_to(room, LAST).await.then_some(()))
+                .await;
         }
+        published.extend(self.own.run(self.stop).await);
         let mut records = Vec::new();
         for subscriber in self.subscribers {
             records.push(within("a subscriber has what was published last", subscriber).await.unwrap());
         }
-        check(&published, &records)
+        (published, records)
     }
-}
-
-async fn publish(balancer: Balancer, number: usize, stop: CancellationToken) -> Published {
-    let client = reqwest::Client::new();
-    let mut published = Published::new();
-    for count in 0u64.. {
-        if stop.is_cancelled() {
-            break;
-        }
-        let room = ROOMS[fastrand::usize(..ROOMS.len())];
-        let data = format!("{number} {count}");
-        if let Some(id) = try_publish(&client, &balancer.pick(), room, &data).await {
-            published.push((room.into(), id, data));
-        }
-        // A pace that two cores keep with fifty readers; the test does not depend on it.
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    published
-}
-
-async fn try_publish(client: &reqwest::Client, url: &str, room: &str, data: &str) -> Option<EventId> {
-    let request = client.post(format!("{url}/v1/rooms/{room}/events")).timeout(Duration::from_secs(10));
-    let answer = request.body(data.to_owned()).send().await.ok()?;
-    if answer.status() != 201 {
-        assert_eq!(answer.status(), 503, "{}", answer.text().await.unwrap());
-        return None;
-    }
-    let body: Value = answer.json().await.ok()?;
-    Some(body["id"].as_str().unwrap().parse().unwrap())
 }
 
 /// Reads one room, or all on one stream, until the last event of each has come.
-async fn subscribe(balancer: Balancer, subscriber: usize, joined: tokio::sync::mpsc::Sender<()>) -> Record {
-    let rooms = if subscriber.is_multiple_of(3) { &ROOMS[..] } else { &ROOMS[subscriber % 3..][..1] };
-    let path = match rooms {
-        [room] => format!("/v1/rooms/{room}/stream"),
-        rooms => format!("/v1/stream?room={}", rooms.join("&room=")),
-    };
+async fn subscribe(
+    balancer: Balancer,
+    rooms: Vec<&'static str>,
+    mut rng: fastrand::Rng,
+    joined: mpsc::Sender<()>,
+) -> Record {
+    let path = path_of(&rooms);
     let (mut record, mut last_event_id) = (Record::default(), String::new());
-    let mut open: BTreeSet<String> = rooms.iter().map(|room| (*room).to_owned()).collect();
+    let mut open: BTreeSet<&str> = rooms.iter().copied().collect();
     loop {
         let resume = (!last_event_id.is_empty()).then_some(last_event_id.as_str());
         let mut retry = 100;
-        if let Ok(mut stream) = Stream::connect(&format!("{}{path}", balancer.pick()), resume).await {
+        if let Ok(mut stream) = Stream::connect(&format!("{}{path}", balancer.pick(&mut rng)), resume).await {
             while let Some(event) = stream.next().await {
-                last_event_id.clone_from(&event.id);
                 if event.event == "stream.open" && record.starts.is_empty() {
-                    let opened = event.json();
-                    let start = |room: &&str| opened["rooms"][room]["position"].as_str().unwrap().parse().unwrap();
-                    record.starts = rooms.iter().map(|room| ((*room).to_owned(), start(room))).collect();
                     joined.send(()).await.unwrap();
                 }
-                if let Some(told) = told(&event, rooms) {
-                    if let Told::Event { room, data, .. } = &told
-                        && data == LAST
-                    {
-                        open.remove(room);
-                    }
-                    record.told.push(told);
+                if let Some((room, content)) = record.take(&event, &rooms)
+                    && content == LAST
+                {
+                    open.remove(room);
                 }
                 if open.is_empty() {
                     return record;
                 }
             }
+            last_event_id.clone_from(&stream.last_event_id);
             retry = stream.retry.unwrap_or(retry);
         }
         tokio::time::sleep(Duration::from_millis(retry)).await;
     }
 }
 
-fn told(event: &SseEvent, rooms: &[&str]) -> Option<Told> {
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    match event.event.as_str() {
-        "stream.gap" => {
-            let gap = event.json();
-            let id = |name: &str| text(&gap[name]).parse().unwrap();
-            Some(Told::Gap {
-                room: text(&gap["room"]),
-                from: id("from"),
-                to: id("to"),
-                reason: text(&gap["reason"]),
-            })
-        }
-        "message" if rooms.len() == 1 => {
-            let id = event.id.parse().unwrap();
-            Some(Told::Event { room: rooms[0].into(), id, data: event.data.clone() })
-        }
-        "message" => {
-            let event = event.json();
-            let id = text(&event["id"]).parse().unwrap();
-            Some(Told::Event { room: text(&event["room"]), id, data: text(&event["data"]) })
-        }
-        _ => None,
+pub fn path_of(rooms: &[&str]) -> String {
+    match rooms {
+        [room] => format!("/v1/rooms/{room}/stream"),
+        rooms => format!("/v1/stream?room={}", rooms.join("&room=")),
     }
 }
 
-/// Everything acknowledged came once and in order, or a gap covers it; and no id names two events.
-fn check(published: &Published, records: &[Record]) -> Account {
-    let mut named: BTreeMap<(&str, EventId), &str> = BTreeMap::new();
-    let mut name = |room, id, data| {
-        let before = *named.entry((room, id)).or_insert(data);
-        assert_eq!(before, data, "{room} {id} names two events");
-    };
-    for (room, id, data) in published {
-        name(room, *id, data);
-    }
-    let mut gaps: BTreeMap<String, usize> = BTreeMap::new();
-    for (subscriber, record) in records.iter().enumerate() {
-        for (room, start) in &record.starts {
-            let (mut seen, mut told_gaps, mut position) = (BTreeSet::new(), Vec::new(), *start);
-            for told in &record.told {
-                match told {
-                    Told::Event { room: of, id, data } if of == room => {
-                        assert!(*id > position, "subscriber {subscriber}: {room} {id} came after {position}");
-                        name(room, *id, data);
-                        position = *id;
-                        seen.insert(*id);
-                    }
-                    Told::Gap { room: of, from, to, reason } if of == room => {
-                        *gaps.entry(reason.clone()).or_default() += 1;
-                        position = *to;
-                        told_gaps.push((*from, *to, WHOLE_PAST.contains(&reason.as_str())));
-                    }
-                    _ => {}
-                }
+impl Record {
+    /// Notes what an event of the stream says; an event of a room is returned as its room and content.
+    pub fn take<'a>(&'a mut self, event: &SseEvent, rooms: &[&'a str]) -> Option<(&'a str, &'a str)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let id = |value: &Value| value.as_str().unwrap().parse().unwrap();
+        match event.event.as_str() {
+            "stream.open" if self.starts.is_empty() => {
+                let opened = event.json();
+                let start = |room: &&str| ((*room).to_owned(), id(&opened["rooms"][room]["position"]));
+                self.starts = rooms.iter().map(start).collect();
             }
-            for (of, id, data) in published {
-                let missing = of == room && id > start && !seen.contains(id);
-                let covered = told_gaps.iter().any(|(from, to, whole)| id <= to && (*whole || id > from));
-                assert!(!missing || covered, "subscriber {subscriber}: {room} {id} ({data}) was lost unsaid");
+            "stream.gap" => {
+                let gap = event.json();
+                let (from, to) = (id(&gap["from"]), id(&gap["to"]));
+                self.told.push(Told::Gap { room: text(&gap["room"]), from, to, reason: text(&gap["reason"]) });
             }
+            "stream.end" => self.refusals += usize::from(event.json()["reason"] == "unavailable"),
+            name if !name.starts_with("stream.") => {
+                let (room, id, data) = if let [room] = rooms {
+                    let data = serde_json::from_str(&event.data).unwrap_or(Value::String(event.data.clone()));
+                    ((*room).to_owned(), event.id.parse().unwrap(), data)
+                } else {
+                    let envelope = event.json();
+                    assert_eq!(envelope["event"].as_str().unwrap_or("message"), name);
+                    (text(&envelope["room"]), id(&envelope["id"]), envelope["data"].clone())
+                };
+                let content = content(&data);
+                assert_eq!(name == NAME, content.starts_with('j'), "{content} has the name {name}");
+                self.told.push(Told::Event { room, id, content });
+                let Some(Told::Event { room, content, .. }) = self.told.last() else { unreachable!() };
+                return Some((rooms.iter().find(|of| *of == room)?, content));
+            }
+            _ => {}
         }
+        None
     }
-    Account { acknowledged: published.len(), gaps }
+}
+
+/// The content of an event's data, be it a text or an object that has it.
+pub fn content(data: &Value) -> String {
+    let text = data.get("content").unwrap_or(data);
+    text.as_str().map_or_else(|| text.to_string(), |text| content_of(text).to_owned())
 }

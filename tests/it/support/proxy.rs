@@ -1,22 +1,46 @@
-//! A TCP proxy in front of a Redis that cuts and freezes links on command, all of them or only those of one kind.
+//! A TCP proxy in front of a Redis whose links fail on command, all of them or only those of one kind.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use super::spawn;
+
+/// What the proxy's kernel takes from a server for a link that is frozen, so that the server soon notices.
+const RECEIVE_BUFFER: u32 = 32 * 1024;
+/// Bytes that a corrupted chunk loses.
+const LOST_BYTES: usize = 7;
 
 /// What becomes of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     /// They pass.
     Pass,
+    /// Each piece waits for this long.
+    Delay(Duration),
     /// They wait, and the connections stay.
     Freeze,
+    /// Those that go this way vanish, and the connections stay: they are half-open. TCP never delivers what comes after a
+    /// hole, so a connection that has lost a byte passes none that way any more, whatever is set later.
+    Drop(Way),
+    /// Each connection loses some bytes from the server, once, out of the middle of others. TCP does not do that; a
+    /// defective middlebox may.
+    Corrupt,
     /// Connections are closed, and new ones too.
     Cut,
+    /// The same, with a reset.
+    Reset,
+}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    ToServer,
+    ToClient,
 }
 
 /// Which connections a command is for. One is for pub/sub once it has subscribed to something.
@@ -27,33 +51,44 @@ pub enum Links {
     Commands,
 }
 
+impl Links {
+    fn has(self, subscribed: bool) -> bool {
+        match self {
+            Self::All => true,
+            Self::PubSub => subscribed,
+            Self::Commands => !subscribed,
+        }
+    }
+}
+
 /// In front of a server.
 pub struct Proxy {
     port: u16,
-    target: Arc<watch::Sender<u16>>,
-    state: Arc<watch::Sender<(Links, Link)>>,
+    target: watch::Sender<(Links, u16)>,
+    state: watch::Sender<(Links, Link)>,
+    corrupted: Arc<AtomicUsize>,
 }
 
 impl Proxy {
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own = listener.local_addr().unwrap().port();
-        let state = Arc::new(watch::channel((Links::All, Link::Pass)).0);
-        let target = Arc::new(watch::channel(port).0);
-        let (states, targets) = (state.clone(), target.clone());
+        let state = watch::channel((Links::All, Link::Pass)).0;
+        let target = watch::channel((Links::All, port)).0;
+        let corrupted = Arc::new(AtomicUsize::new(0));
+        let proxy = Self { port: own, target: target.clone(), state: state.clone(), corrupted: corrupted.clone() };
         spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (state, mut target) = (states.subscribe(), targets.subscribe());
-                spawn(async move {
-                    let port = *target.borrow_and_update();
-                    tokio::select! {
-                        () = pass(client, port, state) => {}
-                        _ = target.changed() => {}
-                    }
-                });
+                let connection = Connection {
+                    state: state.subscribe(),
+                    target: target.subscribe(),
+                    is_subscribed: watch::channel(false).0,
+                    corrupted: corrupted.clone(),
+                };
+                spawn(async move { connection.pass(client).await });
             }
         });
-        Self { port: own, target, state }
+        proxy
     }
 
     pub fn url(&self) -> String {
@@ -62,7 +97,12 @@ impl Proxy {
 
     /// Closes all connections; new ones lead to another server, as after a failover.
     pub fn redirect(&self, port: u16) {
-        self.target.send_replace(port);
+        self.redirect_only(Links::All, port);
+    }
+
+    /// Closes connections of a kind; new ones, of whatever kind, lead to another server.
+    pub fn redirect_only(&self, links: Links, port: u16) {
+        self.target.send_replace((links, port));
     }
 
     pub fn set(&self, link: Link) {
@@ -73,62 +113,114 @@ impl Proxy {
     pub fn set_only(&self, links: Links, link: Link) {
         self.state.send_replace((links, link));
     }
-}
 
-/// What is to become of the bytes of a connection of this kind.
-fn link((links, link): (Links, Link), subscribed: bool) -> Link {
-    let meant = match links {
-        Links::All => true,
-        Links::PubSub => subscribed,
-        Links::Commands => !subscribed,
-    };
-    if meant { link } else { Link::Pass }
-}
-
-async fn pass(mut client: TcpStream, port: u16, state: watch::Receiver<(Links, Link)>) {
-    // What kind a new connection is shows only later: it is cut then.
-    if *state.borrow() == (Links::All, Link::Cut) {
-        return;
-    }
-    let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
-    let (kind, _) = watch::channel(false);
-    let (mut from_client, mut to_client) = client.split();
-    let (mut from_server, mut to_server) = server.split();
-    tokio::select! {
-        () = copy(&mut from_client, &mut to_server, state.clone(), &kind, true) => {}
-        () = copy(&mut from_server, &mut to_client, state.clone(), &kind, false) => {}
-        () = until_cut(state, kind.subscribe()) => {}
+    /// How many connections have lost bytes so far.
+    pub fn corrupted(&self) -> usize {
+        self.corrupted.load(Ordering::SeqCst)
     }
 }
 
-async fn until_cut(mut state: watch::Receiver<(Links, Link)>, mut kind: watch::Receiver<bool>) {
-    while link(*state.borrow_and_update(), *kind.borrow_and_update()) != Link::Cut {
-        tokio::select! {
-            changed = state.changed() => if changed.is_err() { return },
-            changed = kind.changed() => if changed.is_err() { return },
+struct Connection {
+    state: watch::Receiver<(Links, Link)>,
+    target: watch::Receiver<(Links, u16)>,
+    is_subscribed: watch::Sender<bool>,
+    corrupted: Arc<AtomicUsize>,
+}
+
+impl Connection {
+    async fn pass(&self, mut client: TcpStream) {
+        // What kind a new connection is shows only later: it is cut then.
+        match *self.state.borrow() {
+            (Links::All, Link::Cut) => return,
+            (Links::All, Link::Reset) => return reset(&client),
+            _ => {}
+        }
+        let mut target = self.target.clone();
+        let (_, port) = *target.borrow_and_update();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(RECEIVE_BUFFER).unwrap();
+        let Ok(mut server) = socket.connect(([127, 0, 0, 1], port).into()).await else { return };
+        let (mut from_client, mut to_client) = client.split();
+        let (mut from_server, mut to_server) = server.split();
+        let end = tokio::select! {
+            () = self.copy(&mut from_client, &mut to_server, Way::ToServer) => Link::Cut,
+            () = self.copy(&mut from_server, &mut to_client, Way::ToClient) => Link::Cut,
+            end = self.until_cut() => end,
+            () = self.until_redirected(target) => Link::Cut,
+        };
+        if end == Link::Reset {
+            reset(&client);
+            reset(&server);
+        }
+    }
+
+    /// What is to become of this connection's bytes.
+    fn link(&self, (links, link): (Links, Link)) -> Link {
+        if links.has(*self.is_subscribed.borrow()) { link } else { Link::Pass }
+    }
+
+    async fn until_cut(&self) -> Link {
+        let (mut state, mut kind) = (self.state.clone(), self.is_subscribed.subscribe());
+        loop {
+            kind.mark_unchanged();
+            let now = *state.borrow_and_update();
+            let link = self.link(now);
+            if matches!(link, Link::Cut | Link::Reset) {
+                return link;
+            }
+            tokio::select! {
+                changed = state.changed() => if changed.is_err() { return Link::Cut },
+                _ = kind.changed() => {}
+            }
+        }
+    }
+
+    async fn until_redirected(&self, mut target: watch::Receiver<(Links, u16)>) {
+        while target.changed().await.is_ok() {
+            let (links, _) = *target.borrow_and_update();
+            if links.has(*self.is_subscribed.borrow()) {
+                return;
+            }
+        }
+    }
+
+    async fn copy(&self, from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteExt + Unpin), way: Way) {
+        let mut state = self.state.clone();
+        let (mut has_lost, mut is_corrupted) = (false, false);
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut buffer).await {
+            let mut bytes = &buffer[..count];
+            if way == Way::ToServer && bytes.windows(9).any(|word| word == b"SUBSCRIBE") {
+                self.is_subscribed.send_replace(true);
+            }
+            let thawed = state.wait_for(|state| self.link(*state) != Link::Freeze).await;
+            let Ok(now) = thawed.map(|state| *state) else { return };
+            match self.link(now) {
+                Link::Pass | Link::Drop(_) | Link::Corrupt | Link::Freeze => {}
+                Link::Delay(pause) => tokio::time::sleep(pause).await,
+                // About to be dropped: nothing more gets through.
+                Link::Cut | Link::Reset => return,
+            }
+            has_lost |= self.link(now) == Link::Drop(way);
+            if has_lost {
+                continue;
+            }
+            if self.link(now) == Link::Corrupt && way == Way::ToClient && !is_corrupted && count > 4 * LOST_BYTES {
+                is_corrupted = true;
+                self.corrupted.fetch_add(1, Ordering::SeqCst);
+                if to.write_all(&bytes[..count / 2]).await.is_err() {
+                    return;
+                }
+                bytes = &bytes[count / 2 + LOST_BYTES..];
+            }
+            if to.write_all(bytes).await.is_err() {
+                return;
+            }
         }
     }
 }
 
-async fn copy(
-    from: &mut (impl AsyncReadExt + Unpin),
-    to: &mut (impl AsyncWriteExt + Unpin),
-    mut state: watch::Receiver<(Links, Link)>,
-    kind: &watch::Sender<bool>,
-    is_client: bool,
-) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let bytes = &buffer[..count];
-        if is_client && bytes.windows(9).any(|word| word == b"SUBSCRIBE") {
-            kind.send_replace(true);
-        }
-        let subscribed = *kind.borrow();
-        let thawed = state.wait_for(|state| link(*state, subscribed) != Link::Freeze).await;
-        // One that was cut meanwhile is about to be dropped: nothing more gets through.
-        let through = thawed.is_ok_and(|state| link(*state, subscribed) == Link::Pass);
-        if !through || to.write_all(bytes).await.is_err() {
-            return;
-        }
-    }
+/// Has the connection end with a reset when it is dropped.
+fn reset(connection: &TcpStream) {
+    connection.set_zero_linger().unwrap();
 }

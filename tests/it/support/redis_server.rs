@@ -1,11 +1,14 @@
 //! Redis processes of the tests' own.
 
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{eventually, free_port};
+
+const LOG: &str = "redis.log";
 
 /// A `redis-server` with nothing in it; ends when dropped.
 pub struct RedisServer {
@@ -46,7 +49,7 @@ impl RedisServer {
     pub async fn come_back(&mut self) {
         let process = Command::new("redis-server")
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--dir", self.folder.path().to_str().unwrap()])
+            .args(["--dir", self.folder.path().to_str().unwrap(), "--logfile", LOG])
             .args(&self.arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -61,6 +64,22 @@ impl RedisServer {
             let _ = process.kill();
             let _ = process.wait();
         }
+    }
+
+    /// What the server has said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default()
+    }
+
+    /// The file that writes are appended to, for a server with `--appendonly yes`.
+    pub fn append_only_file(&self) -> PathBuf {
+        self.folder.path().join("appendonlydir/appendonly.aof.1.incr.aof")
+    }
+
+    /// Runs a script of its own, beside the gateways.
+    pub fn eval(&self, script: &str, keys: &[&str], arguments: &[&str]) -> String {
+        let count = keys.len().to_string();
+        self.cli(&[&["EVAL", script, &count], keys, arguments].concat())
     }
 
     /// Hangs: the kernel still accepts connections, and nothing answers.

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 /// A running process; killed when dropped.
 pub struct Replica {
@@ -15,8 +16,8 @@ pub struct Replica {
 
 impl Replica {
     /// Starts one on Redis with quick timings, and waits until it listens.
-    pub fn start(redis_url: &str) -> Self {
-        Self::start_with(&["--redis-url", redis_url])
+    pub fn start(redis_url: &str, more: &[&str]) -> Self {
+        Self::start_with(&[&["--redis-url", redis_url], more].concat())
     }
 
     /// Starts one with the embedded broker, and its data in a folder.
@@ -68,6 +69,15 @@ impl Replica {
         let pid = self.process.id().to_string();
         let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes}")]).status();
         assert!(limited.expect("prlimit is a part of util-linux").success());
+    }
+
+    /// Waits until it says whether a publish would be delivered.
+    pub async fn until(&self, status: u16) -> Value {
+        super::eventually(&format!("a replica's health is {status}"), async || {
+            let answer = reqwest::get(format!("{}/healthz", self.url)).await.ok()?;
+            if answer.status() == status { answer.json().await.ok() } else { None }
+        })
+        .await
     }
 
     /// Ends it on the spot.

@@ -1,0 +1,130 @@
+//! Another server takes over, with everything or without the last events, and back.
+
+use super::stage::{GAPS_PER_LOSS, Plan, Promise, Stage};
+use crate::support::{Link, Links, RedisServer, eventually};
+
+const TAIL: &[&str] = &["diverged", "lost_tail"];
+/// To the first master the other one's events are an epoch that is gone as a whole.
+const BACK: &[&str] = &["diverged", "log_lost", "lost_tail"];
+
+/// A Redis that follows another one, and has caught up.
+pub async fn follower(of: &RedisServer) -> RedisServer {
+    let follower = RedisServer::start().await;
+    follow(&follower, of).await;
+    follower
+}
+
+async fn follow(follower: &RedisServer, master: &RedisServer) {
+    follower.cli(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]);
+    eventually("the follower is linked", async || {
+        follower.cli(&["INFO", "replication"]).contains("master_link_status:up").then_some(())
+    })
+    .await;
+}
+
+async fn has_everything(follower: &RedisServer, master: &RedisServer) {
+    let offset = |server: &RedisServer| {
+        let info = server.cli(&["INFO", "replication"]);
+        info.lines().find_map(|line| line.strip_prefix("master_repl_offset:")).unwrap().trim().to_owned()
+    };
+    eventually("the follower has everything", async || (offset(master) == offset(follower)).then_some(())).await;
+}
+
+pub fn promote(server: &RedisServer) {
+    server.cli(&["REPLICAOF", "NO", "ONE"]);
+}
+
+impl Stage {
+    /// Nothing is written any more until the follower has it all, and is promoted.
+    pub async fn promote_without_loss(&self, other: &RedisServer, links: Links) {
+        self.set_all(links, Link::Cut);
+        has_everything(other, &self.redis).await;
+        promote(other);
+    }
+}
+
+#[tokio::test]
+async fn p2_under_load_a_failover_that_loses_nothing_costs_no_gap() {
+    let redis = RedisServer::start().await;
+    let other = follower(&redis).await;
+    let mut stage = Plan::with(401).on(redis).begin().await;
+    stage.promote_without_loss(&other, Links::All).await;
+    stage.fail_over(other).kill();
+    stage.set_all(Links::All, Link::Pass);
+    stage.heal("Failover to a follower that has everything", Promise::NoGap).await;
+}
+
+#[tokio::test]
+async fn p4_under_load_a_failover_that_loses_the_tail_is_told() {
+    let redis = RedisServer::start().await;
+    let other = follower(&redis).await;
+    let mut stage = Plan::with(402).on(redis).begin().await;
+    // The follower stops following, and more is published: the tail that it will lack.
+    promote(&other);
+    stage.some_traffic().await;
+    stage.redis.kill();
+    stage.fail_over(other);
+    let account = stage.heal("Failover to a follower without the last events", Promise::Told(TAIL)).await;
+    assert!(account.lost > 0, "{account:?}");
+}
+
+#[tokio::test]
+async fn p4_under_load_a_failover_that_loses_the_tail_and_a_proper_one_back_tell_one_loss() {
+    let redis = RedisServer::start().await;
+    let other = follower(&redis).await;
+    let mut stage = Plan::with(403).on(redis).begin().await;
+    promote(&other);
+    stage.some_traffic().await;
+    let first = stage.fail_over(other);
+    stage.until_well().await;
+    stage.some_traffic().await;
+    // The old master throws its tail away, follows, and takes over again.
+    follow(&first, &stage.redis).await;
+    stage.promote_without_loss(&first, Links::All).await;
+    stage.fail_over(first);
+    stage.set_all(Links::All, Link::Pass);
+    stage.heal("The same, and a fail-back by `REPLICAOF` that loses nothing more", Promise::Told(TAIL)).await;
+}
+
+#[tokio::test]
+async fn p4_under_load_a_failover_and_back_never_takes_one_event_for_another() {
+    let redis = RedisServer::start().await;
+    let other = follower(&redis).await;
+    let mut stage = Plan::with(404).on(redis).begin().await;
+    promote(&other);
+    stage.some_traffic().await;
+    let first = stage.fail_over(other);
+    stage.some_traffic().await;
+    // The first master never restarted: its mark is its head's, and it knows nothing of what the other one gave out.
+    let other = stage.fail_over(first);
+    stage.others.push(other);
+    // Both servers have lost something to the other.
+    stage.most_gaps = 2 * GAPS_PER_LOSS;
+    stage.heal("Failover without the last events, and back to a master that never knew", Promise::Told(BACK)).await;
+}
+
+#[tokio::test]
+async fn p2_under_load_a_subscription_left_on_an_isolated_old_master_is_found_and_moved() {
+    let redis = RedisServer::start().await;
+    let other = follower(&redis).await;
+    let mut stage = Plan::with(405).on(redis).begin().await;
+    stage.promote_without_loss(&other, Links::Commands).await;
+    // Until the fault has been seen, so that it does not heal between two looks.
+    other.cli(&["ACL", "SETUSER", "default", "-subscribe"]);
+    for proxy in &stage.proxies {
+        proxy.redirect_only(Links::Commands, other.port());
+    }
+    let old = std::mem::replace(&mut stage.redis, other);
+    stage.set_all(Links::All, Link::Pass);
+    let subscribed = |server: &RedisServer| {
+        let clients = server.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+        clients.lines().filter(|client| !client.contains(" sub=0 ")).count()
+    };
+    stage.until_all_ill().await;
+    stage.redis.cli(&["ACL", "SETUSER", "default", "+subscribe"]);
+    eventually("all subscriptions are at the new master", async || {
+        (subscribed(&stage.redis) == 3 && subscribed(&old) == 0).then_some(())
+    })
+    .await;
+    stage.heal("Failover that leaves subscriptions on the old master", Promise::NoGap).await;
+}
