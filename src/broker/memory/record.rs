@@ -232,7 +232,7 @@ mod tests {
         let changes = [
             Change::head(&room, &log),
             Change::entry(&room, &entry, 66),
-            Change::field(&hash, "\u{1}f", Some(Bytes::from_static(b"\xff"))),
+            Change::field(&hash, "é f", Some(Bytes::from_static(b"\xff"))),
             Change::once(&room, "digest", &done),
         ];
         assert!(changes[0].key < changes[1].key, "a head is loaded before its entries");
@@ -243,7 +243,7 @@ mod tests {
         let log = &state.logs[&room];
         assert_eq!((&log.head, log.touched), (&head, 77));
         assert_eq!(log.entries.select(crate::broker::Range::Oldest, 9), [entry]);
-        assert_eq!(state.hashes[&hash]["\u{1}f"], b"\xff"[..]);
+        assert_eq!(state.hashes[&hash]["é f"], b"\xff"[..]);
         let kept = &state.once[&(room.clone(), "digest".into())];
         assert_eq!((kept.content.as_str(), kept.id, kept.until), ("c", EventId::new(9, 4), 99));
         // What goes has the key that it had.
