@@ -85,9 +85,9 @@ pub struct BatchResult {
 }
 
 /// Why one event of a batch is not stored, or not everywhere.
-#[derive(Clone, Serialize, ToSchema)]
+#[derive(Clone, Default, Serialize, ToSchema)]
 pub struct BatchProblem {
-    /// The kind's stable name.
+    /// The kind's stable name; `outcome_unknown` if the event may be stored in one of the rooms.
     code: String,
     /// What was wrong.
     detail: String,
@@ -178,19 +178,31 @@ pub async fn publish_events(
                 result.published.push(Published { room: room.to_string(), id: appended.id.to_string() });
             }
             Err(problem) => {
-                let code = problem.code();
-                if result.problem.is_none() {
-                    result.status = code.status().as_u16();
-                }
-                let first =
-                    BatchProblem { code: code.name().into(), detail: problem.detail().into(), rooms: Vec::new() };
-                result.problem.get_or_insert(first).rooms.push(room.to_string());
+                result.fail(&problem, &room);
             }
         }
+    }
+    for result in &mut results {
+        result.replayed &= !result.published.is_empty();
     }
     let all = results.iter().all(|result| result.problem.is_none());
     let status = if all { StatusCode::OK } else { StatusCode::MULTI_STATUS };
     Ok((status, Json(BatchAnswer { results })))
+}
+
+impl BatchResult {
+    /// One answer for all rooms that the event is not known to be stored in: the first one's, unless the event may be
+    /// stored in another.
+    fn fail(&mut self, problem: &Problem, room: &RoomName) {
+        let code = problem.code();
+        let failed = self.problem.get_or_insert_default();
+        if failed.rooms.is_empty() || code == Code::OutcomeUnknown {
+            self.status = code.status().as_u16();
+            failed.code = code.name().into();
+            failed.detail = problem.detail().into();
+        }
+        failed.rooms.push(room.to_string());
+    }
 }
 
 /// An event of a batch, and its place there.
@@ -219,4 +231,23 @@ async fn publish_in_order(app: &App, room: RoomName, events: Vec<Item>, away: &O
         outcomes.push((index, room.clone(), outcome));
     }
     outcomes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_that_may_be_stored_somewhere_is_never_said_to_be_stored_nowhere() {
+        let mut result =
+            BatchResult { status: 201, published: Vec::new(), publish_id: None, replayed: true, problem: None };
+        let rooms = ["a", "b", "c"].map(|room| RoomName::new(room).unwrap());
+        let codes = [Code::Unavailable, Code::OutcomeUnknown, Code::Unavailable];
+        for (code, room) in codes.into_iter().zip(&rooms) {
+            result.fail(&Problem::new(code, "why"), room);
+        }
+        let problem = result.problem.unwrap();
+        assert_eq!((result.status, problem.code.as_str()), (503, "outcome_unknown"));
+        assert_eq!(problem.rooms, ["a", "b", "c"]);
+    }
 }
