@@ -7,8 +7,8 @@ and vanish under traffic, as with `docker compose up --scale roomcast=N`.
 
     cargo build && python3 tests/topology.py
 
-ROOMCAST_BIN names another binary. Needs redis-server, nginx, and unshare, setpriv, mount (util-linux), ip
-(iproute2). Where PyYAML is missing, docker-compose.yml is not looked at.
+ROOMCAST_BIN names another binary, ROOMCAST_OUTAGE the seconds for which Redis is away (5). Needs redis-server, nginx, and unshare, setpriv, mount (util-linux), ip
+(iproute2), and for browsers what tests/clients/README.md says. Where PyYAML is missing, docker-compose.yml is not looked at.
 """
 
 import http.client
@@ -33,7 +33,8 @@ INSIDE = "ROOMCAST_TOPOLOGY_INSIDE"
 
 BALANCER = ("127.0.0.1", 8000)
 WAIT = 10  # seconds that anything expected may take
-LIMIT = 58  # seconds for the whole run
+OUTAGE = int(os.environ.get("ROOMCAST_OUTAGE", 5))  # seconds
+LIMIT = 100 + 2 * OUTAGE  # seconds for the whole run
 # A query that must never be logged, whatever the gateway makes of it.
 SECRET = "access_token=SECRET"
 
@@ -97,6 +98,11 @@ def start_replica(programs, name, address):
     )  # fmt: skip
     # Publishing must work, not just listening.
     until(lambda: answers((address, 8080), "/healthz"), f"{name} to be healthy")
+
+
+def start_redis(programs):
+    programs.start("redis", "redis-server", "--appendonly", "yes", "--maxmemory-policy", "noeviction")
+    until(lambda: accepts(("127.0.0.1", 6379)), "Redis")
 
 
 def start_nginx(programs):
@@ -335,8 +341,7 @@ class Topology:
 
     def start(self):
         self.dns.start()
-        self.programs.start("redis", "redis-server", "--appendonly", "yes", "--maxmemory-policy", "noeviction")
-        until(lambda: accepts(("127.0.0.1", 6379)), "Redis")
+        start_redis(self.programs)
         for name, address in self.replicas.items():
             start_replica(self.programs, name, address)
         self.dns.addresses = list(self.replicas.values())
@@ -369,6 +374,51 @@ class Topology:
             id = published("prompt", number)
             reader.wait(lambda: id in reader.ids, f"event {number}", seconds=2)
         reader.close()
+
+    def redis_outage(self):
+        """while Redis is away writes are refused, and every EventSource, a browser's too, recovers by itself"""
+        env = {**os.environ, "ROOMCAST_URL": "http://{}:{}".format(*BALANCER)}
+        script = subprocess.Popen(
+            ["node", "outage.mjs"], cwd=ROOT / "tests/clients", env=env, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        said = []
+
+        def hear(word):
+            for line in script.stdout:
+                said.append(line)
+                if line.startswith(word):
+                    return
+            raise AssertionError("".join(said[-5:]))
+
+        try:
+            hear("take Redis away")
+            self.programs.kill("redis")
+            script.stdin.write("gone\n")
+            script.stdin.flush()
+            ends = time.monotonic() + OUTAGE
+            refused = until(lambda: [answer] if (answer := publish("away", 1))[0] != 201 else None, "a refusal")[0]
+            problem(refused, 503, json.loads(refused[2])["code"])
+            assert json.loads(refused[2])["code"] in ("unavailable", "outcome_unknown"), refused[2]
+            while time.monotonic() < ends:
+                asked = time.monotonic()
+                answer = publish("away", 1)
+                problem(answer, 503, "unavailable")
+                assert int(answer[1]["Retry-After"]) > 0 and time.monotonic() - asked < 5
+                for name, address in self.replicas.items():
+                    assert answers((address, 8080), "/readyz"), f"{name} is unready"
+                time.sleep(0.1)
+            start_redis(self.programs)
+            script.stdin.write("back\n")
+            script.stdin.flush()
+            until(lambda: all(answers((address, 8080), "/healthz") for address in self.replicas.values()), "health")
+            hear("recovered")
+            assert script.wait(WAIT) == 0, said[-5:]
+        finally:
+            script.kill()
+            script.wait()
+            if "redis" not in self.programs.running:
+                start_redis(self.programs)
 
     def scale_out_and_in(self):
         """a replica comes and one goes under traffic: no publish fails, no subscriber misses or repeats"""
@@ -536,6 +586,7 @@ def main():
             check(topology.request_ids)
             check(topology.refusals)
             check(topology.secrets)
+            check(topology.redis_outage)
             check(topology.scale_out_and_in)
             check(topology.no_replica)
             check(topology.no_repeated_post)

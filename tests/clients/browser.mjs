@@ -3,8 +3,8 @@
 import { once } from 'node:events'
 import http from 'node:http'
 import { pipeline } from 'node:stream'
-import { chromium } from 'playwright-core'
-import { check, cuttingProxy, EVENT_TYPES, gateway, idsByRoom, Inbox, opening, publish, tick, unique, within } from './support.mjs'
+import { launchChromium, openPage } from './chromium.mjs'
+import { check, cuttingProxy, gateway, idsByRoom, opening, publish, tick, unique, within } from './support.mjs'
 
 /** Serves an empty page, and the gateway's API under the same origin as a reverse proxy would (`Host` is kept). */
 async function pageServer() {
@@ -23,32 +23,6 @@ async function pageServer() {
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   return { url: `http://127.0.0.1:${server.address().port}`, close: () => server.close() }
-}
-
-/** Opens the page, and an EventSource in it for each `listen(path)`. */
-async function openPage(browser, url) {
-  const page = await browser.newPage()
-  const inboxes = new Map()
-  await page.exposeFunction('heard', (path, event) => inboxes.get(path).push(event))
-  await page.goto(url)
-  const listen = async (path) => {
-    const inbox = new Inbox()
-    inboxes.set(path, inbox)
-    await page.evaluate(
-      ([path, types]) => {
-        const source = new EventSource(path)
-        for (const type of types) {
-          source.addEventListener(type, ({ lastEventId, data }) => heard(path, { type, id: lastEventId, data }))
-        }
-        source.addEventListener('error', () => {
-          if (source.readyState === EventSource.CLOSED) heard(path, { type: 'closed' })
-        })
-      },
-      [path, EVENT_TYPES],
-    )
-    return inbox
-  }
-  return { page, listen }
 }
 
 async function onePageOneRoom({ page, listen }, proxy) {
@@ -147,20 +121,7 @@ async function aForeignPageIsRefused({ page, listen }) {
 
 const server = await pageServer()
 const proxy = await cuttingProxy(server.url)
-// Playwright gives every launch a user data folder of its own, and removes it.
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-  headless: true,
-  chromiumSandbox: false, // a root user in a container has none
-  args: [
-    '--disable-gpu',
-    '--disable-quic',
-    '--no-first-run',
-    '--disable-background-networking',
-    '--disable-component-update',
-    '--disable-sync',
-  ],
-})
+const browser = await launchChromium()
 
 const page = await openPage(browser, proxy.url)
 await onePageOneRoom(page, proxy)

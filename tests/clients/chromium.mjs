@@ -1,0 +1,47 @@
+// A real Chromium, and EventSources on a page in it.
+
+import { chromium } from 'playwright-core'
+import { EVENT_TYPES, Inbox } from './support.mjs'
+
+/** Playwright gives every launch a user data folder of its own, and removes it. */
+export function launchChromium() {
+  return chromium.launch({
+    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+    headless: true,
+    chromiumSandbox: false, // a root user in a container has none
+    args: [
+      '--disable-gpu',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+    ],
+  })
+}
+
+/** Opens the page, and an EventSource in it for each `listen(path)`. */
+export async function openPage(browser, url) {
+  const page = await browser.newPage()
+  const inboxes = new Map()
+  await page.exposeFunction('heard', (path, event) => inboxes.get(path).push(event))
+  await page.goto(url)
+  const listen = async (path) => {
+    const inbox = new Inbox()
+    inboxes.set(path, inbox)
+    await page.evaluate(
+      ([path, types]) => {
+        const source = new EventSource(path)
+        for (const type of types) {
+          source.addEventListener(type, ({ lastEventId, data }) => heard(path, { type, id: lastEventId, data }))
+        }
+        source.addEventListener('error', () => {
+          if (source.readyState === EventSource.CLOSED) heard(path, { type: 'closed' })
+        })
+      },
+      [path, EVENT_TYPES],
+    )
+    return inbox
+  }
+  return { page, listen }
+}
