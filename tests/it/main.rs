@@ -20,6 +20,7 @@ mod log;
 mod once;
 mod openapi;
 mod outages;
+mod rawbytes;
 mod redis;
 mod replicas;
 mod scripts;
