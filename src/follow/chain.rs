@@ -48,7 +48,10 @@ impl Epoch {
     /// Since when something may be missing to a stream that enters it from below.
     pub(super) fn missing_since(&self, settled: Option<Settled>) -> Option<EventId> {
         let late = self.late.filter(|late| !settled.is_some_and(|settled| settled.covers(*late)));
-        self.lost_since.into_iter().chain(late.map(|late| late.since)).min()
+        let since = self.lost_since.into_iter().chain(late.map(|late| late.since)).min()?;
+        // A new loss is not told from where an older one began of which the stream has been told.
+        let told = settled.filter(|settled| settled.from <= since && since < settled.to);
+        Some(told.map_or(since, |told| told.to))
     }
 }
 

@@ -202,6 +202,25 @@ fn trace_9_one_loss_is_told_once_to_a_stream_and_to_those_who_have_passed_it_too
 }
 
 #[test]
+fn trace_10_a_second_loss_is_told_from_where_it_began_and_not_from_where_the_first_did() {
+    let (mut server, mut replica) = (Server::new(), Vec::new());
+    let first = server.append(&mut replica);
+    server.head = None;
+    let second = server.append(&mut replica);
+    let Next::Gap(told) = server.serve(&replica, first) else { panic!("everything is lost") };
+    assert_eq!((told.from, told.to), (EventId::start_of(first.epoch), EventId::start_of(second.epoch)));
+    server.head = None;
+    let chain = server.vouch(&replica).chain.clone();
+    let Next::Gap(again) = next(&chain, server.log.as_slice(), second, Some(told.into())) else {
+        panic!("everything is lost again")
+    };
+    assert_eq!(again.from, told.to);
+    // To one that comes back, all of it may be news.
+    let Next::Gap(again) = next(&chain, server.log.as_slice(), second, None) else { panic!("as above") };
+    assert_eq!(again.from, told.from);
+}
+
+#[test]
 fn a_position_that_the_log_never_gave_out_is_a_gap_and_never_nothing_new() {
     let (mut server, mut replica) = (Server::new(), Vec::new());
     let id = server.append(&mut replica);

@@ -289,7 +289,7 @@ pub async fn list_events(
 /// Empty a room's log
 ///
 /// Drops the retained events, for everyone; the room's position stays. A client that resumes from before it gets
-/// `stream.gap` with the reason `expired`.
+/// `stream.gap`.
 #[utoipa::path(
     delete, path = "/v1/rooms/{room}/events", operation_id = "deleteEvents", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby")),
