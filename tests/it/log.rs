@@ -109,12 +109,20 @@ on_both_brokers! {
         crate::support::eventually("the oldest events are gone, and the newest are not", async || {
             gateway.publish("ageing", "later").await;
             let (_, room) = gateway.get("/v1/rooms/ageing").await;
-            assert_ne!(room["retained"], 0);
-            (room["oldest"] != first.as_str()).then_some(())
+            (room["oldest"] != first.as_str() && room["retained"] != 0).then_some(())
         }).await;
         let mut stream = gateway.resume("/v1/rooms/ageing/stream", Some(&first)).await;
-        assert_eq!(stream.event().await.json()["reason"], "trimmed");
-        assert_eq!(stream.data().await, "later");
+        assert_eq!(stream.event().await.event, "stream.gap");
+        // On a slow machine more of them age out meanwhile, which is told too.
+        gateway.publish("ageing", "last").await;
+        loop {
+            let event = stream.event().await;
+            match event.data.as_str() {
+                "last" => break,
+                "later" => {}
+                _ => assert_eq!(event.event, "stream.gap"),
+            }
+        }
     }
 
     async fn p4_a_log_that_is_emptied_is_told_to_those_who_lack_something_and_to_nobody_else(world) {
