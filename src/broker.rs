@@ -190,8 +190,8 @@ pub trait Broker: Send + Sync {
     /// Ends that.
     fn unsubscribe(&self, room: &RoomName);
 
-    /// The ends of rooms' logs, and keeps their heads alive. `None` where the room has to be read.
-    async fn ends(&self, rooms: &[RoomName]) -> Result<Vec<Option<EventId>>, BrokerError>;
+    /// The chains of rooms' logs, and keeps their heads alive. `None` where the room has to be read.
+    async fn chains(&self, rooms: &[RoomName]) -> Result<Vec<Option<Chain>>, BrokerError>;
 
     /// Says how many subscribers this replica has, by room. To be repeated within [`CENSUS_LIFETIME`].
     async fn report(&self, subscribers: &Occupancy) -> Result<(), BrokerError>;
@@ -405,6 +405,13 @@ impl FaultKind {
             Self::DiskFailed => "disk_failed",
             Self::Failed => "failed",
         }
+    }
+}
+
+impl FaultKind {
+    /// Whether what is there can still be read and heard.
+    pub const fn is_of_writes_alone(self) -> bool {
+        matches!(self, Self::OutOfMemory | Self::NoReplicas | Self::Misconfigured)
     }
 }
 

@@ -32,7 +32,7 @@ use crate::shutdown::Tasks;
 
 /// Longest time in which a stream opens or is told that it can't.
 const JOIN_LIMIT: Duration = Duration::from_secs(4);
-/// Every held room's end is compared with the log's about this often.
+/// Every held room's chain is compared with the log's about this often.
 const COMPARE_EVERY: Duration = Duration::from_secs(15);
 /// Comparisons are spread over this many steps.
 const COMPARE_STEPS: u32 = 15;
@@ -193,7 +193,8 @@ impl Hub {
     /// Opens a stream of some rooms, each from its start. Ends within [`JOIN_LIMIT`].
     pub async fn subscribe(self: &Arc<Self>, rooms: Vec<(RoomName, Start)>) -> Result<Subscription, BrokerError> {
         let health = self.broker.health();
-        if let Some(fault) = health.commands.or(health.delivery) {
+        let readable = |fault: &Fault| fault.kind.is_of_writes_alone();
+        if let Some(fault) = health.commands.filter(|fault| !readable(fault)).or(health.delivery) {
             return Err(BrokerError::Unavailable(fault));
         }
         let late = || BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "the rooms could not be joined"));
@@ -261,9 +262,9 @@ impl Hub {
                 self.known.keep(name);
             }
             // While the broker is away there is nothing to compare; its return brings a doubt of its own.
-            let Ok(Ok(ends)) = timeout(CALL_LIMIT, self.broker.ends(&names)).await else { continue };
-            for (room, end) in batch.iter().zip(ends) {
-                if end.is_none_or(|end| !room.is_at(end)) {
+            let Ok(Ok(chains)) = timeout(CALL_LIMIT, self.broker.chains(&names)).await else { continue };
+            for (room, chain) in batch.iter().zip(chains) {
+                if chain.is_none_or(|chain| !room.is_of(&chain)) {
                     room.doubt();
                 }
             }

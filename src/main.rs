@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 /// A bad setting.
 const BAD_SETTING: u8 = 2;
 /// A second signal: 128 and SIGINT's number, as shells count.
-const INTERRUPTED: u8 = 130;
+const INTERRUPTED: i32 = 130;
 
 fn main() -> ExitCode {
     let line = match CommandLine::try_parse() {
@@ -51,11 +51,11 @@ async fn serve(mut settings: Settings) -> ExitCode {
     let address = listener.local_addr().unwrap_or(settings.listen);
     let stop = CancellationToken::new();
     let mut signals = Signals::listen();
-    greet(&settings, address);
+    let greeting = greeting(&settings, address);
     let ended = tokio::select! {
-        ended = server::run(settings, listener, stop.clone().cancelled_owned()) => ended,
-        // The first signal asks to leave politely, the second to leave.
-        () = async { signals.next().await; stop.cancel(); signals.next().await } => return ExitCode::from(INTERRUPTED),
+        ended = server::run(settings, listener, || say(&greeting), stop.clone().cancelled_owned()) => ended,
+        // The first signal asks to leave politely, the second to leave: without another word of any task.
+        () = async { signals.next().await; stop.cancel(); signals.next().await } => std::process::exit(INTERRUPTED),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -81,7 +81,7 @@ impl Signals {
     }
 }
 
-fn greet(settings: &Settings, address: std::net::SocketAddr) {
+fn greeting(settings: &Settings, address: std::net::SocketAddr) -> String {
     let broker = match (&settings.redis_url, &settings.data_dir) {
         (Some(url), _) => format!("Redis at {url}"),
         (None, Some(folder)) => format!("embedded, kept in {}", folder.display()),
@@ -90,14 +90,14 @@ fn greet(settings: &Settings, address: std::net::SocketAddr) {
         }
     };
     let url = format!("http://{address}");
-    say(&format!(
+    format!(
         "roomcast {version} listens on {url}\nbroker: {broker}\n\nTry, in two terminals:\n  \
          curl -N {url}/v1/rooms/lobby/stream\n  \
          curl -d 'hello' {url}/v1/rooms/lobby/events\n  \
          curl -X PUT -d 'green' {url}/v1/hashes/lamp/fields/colour\n  \
          curl {url}/v1/hashes/lamp/fields/colour\n",
         version = env!("CARGO_PKG_VERSION"),
-    ));
+    )
 }
 
 /// One line, whatever was wrong.

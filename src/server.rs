@@ -60,10 +60,11 @@ impl ServeError {
     }
 }
 
-/// Serves on a listener until `shutdown` resolves; then leaves politely, and returns.
+/// Serves on a listener until `shutdown` resolves; then leaves politely, and returns. `ready` is called once it serves.
 pub async fn run(
     settings: Settings,
     listener: TcpListener,
+    ready: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     settings.check()?;
@@ -84,6 +85,7 @@ pub async fn run(
     };
     let connections = Connections::new(&app, http::router(&app), http::overloaded(&app));
     tracing::info!(address = %listener.local_addr()?, broker = hub.broker().kind(), "serving");
+    ready();
     {
         let leaving = async {
             shutdown.await;

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::journal::SyncPolicy;
-use self::journal::{Ear, Journal, Step, Ticket};
+use self::journal::{Ear, Journal, News, Step, Ticket};
 use self::log::Log;
 use self::record::Change;
 pub use self::store::StoreError;
@@ -26,7 +26,7 @@ use super::{
     Appended, Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once, Range,
     RetentionPolicy, Slice,
 };
-use crate::follow::{Head, Moment};
+use crate::follow::{Chain, Head, Moment};
 use crate::room::{EventId, HashName, RoomName};
 use crate::shutdown::Tasks;
 
@@ -34,6 +34,13 @@ use crate::shutdown::Tasks;
 const OVERHEAD_BYTES: usize = 128;
 /// What an idempotency key costs, digests included.
 const ONCE_BYTES: usize = 256;
+/// What a small publish takes. Where that does not fit, the broker is ill.
+const PUBLISH_BYTES: usize = 1024 + 2 * OVERHEAD_BYTES + ONCE_BYTES;
+/// Rooms that were only ever read may take this part of the memory, so that readers can't stop publishers.
+const UNUSED_SHARE: usize = 8;
+/// Once they take half of that, those that nobody is in are forgotten after this time: whoever comes back to one that is
+/// forgotten may be told of a gap, and that is better than to refuse all others.
+const UNUSED_TIME: Duration = Duration::from_mins(1);
 /// A quiet room that has subscribers is renewed about this often.
 const RENEW_EVERY: Duration = Duration::from_mins(1);
 
@@ -55,6 +62,8 @@ struct State {
     /// What idempotency keys have done, and until when that is remembered.
     once: Keys,
     bytes: usize,
+    /// Rooms that were only ever read.
+    unused: usize,
     notes: Notes,
     /// The last change of any hash.
     hashes_ticket: Ticket,
@@ -65,7 +74,7 @@ struct State {
 struct Notes {
     /// What it changed; not noted where nothing is kept.
     changes: Option<Vec<Change>>,
-    appended: Option<(RoomName, Entry)>,
+    news: Option<News>,
 }
 
 impl Notes {
@@ -81,6 +90,15 @@ struct Rest<'a> {
     bytes: &'a mut usize,
     once: &'a mut Keys,
     notes: &'a mut Notes,
+}
+
+/// What a step on a room is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Append,
+    /// Gives out no new id, so what an earlier process has kept stands as it is: a quiet room has no new epoch with each
+    /// restart.
+    Other,
 }
 
 /// What has to be durable before the outcome of a step is told.
@@ -127,6 +145,7 @@ impl MemoryBroker {
         let load = |store: &mut store::Store| {
             let mut state = State::default();
             store.load(|key, value| state.restore(key, value))?;
+            state.unused = state.logs.values().filter(|log| log.is_unused()).count();
             state.notes.changes = Some(Vec::new());
             Ok(state)
         };
@@ -156,7 +175,8 @@ impl MemoryBroker {
         if self.check_journal().is_err() {
             return;
         }
-        let State { logs, once, bytes, notes, .. } = &mut *state;
+        let State { logs, once, bytes, unused, notes, subscribers, .. } = &mut *state;
+        let many = *unused > self.most_unused() / 2;
         once.retain(|(room, digest), done| {
             let kept = done.until > now;
             if !kept {
@@ -168,9 +188,13 @@ impl MemoryBroker {
         logs.retain(|room, log| {
             let retention = self.retention.of(room);
             *bytes -= log.expire(now, retention, |id| notes.add(|| Change::no_entry(room, id)));
-            let kept = !log.is_forgotten(now, retention);
+            // An earlier process may have kept more.
+            *bytes -= log.entries.trim(retention, |id| notes.add(|| Change::no_entry(room, id)));
+            let crowded = many && log.is_unused() && log.is_untouched(now, UNUSED_TIME);
+            let kept = !log.is_forgotten(now, retention) && (!crowded || subscribers.contains_key(room));
             if !kept {
                 *bytes -= OVERHEAD_BYTES;
+                *unused -= usize::from(log.is_unused());
                 notes.add(|| Change::no_head(room));
             }
             kept
@@ -187,11 +211,12 @@ impl MemoryBroker {
         &self,
         room: &RoomName,
         known: &[EventId],
+        purpose: Purpose,
         step: impl FnOnce(&mut Log, &mut Rest<'_>) -> Result<T, BrokerError>,
     ) -> Result<(T, Awaited), BrokerError> {
         let mut state = self.state();
         self.check_journal()?;
-        let outcome = self.step(&mut state, room, known, step);
+        let outcome = self.step(&mut state, room, known, purpose, step);
         let own = self.finish(&mut state);
         let mut awaited = Awaited::Others(0);
         if let Some(log) = state.logs.get_mut(room) {
@@ -206,48 +231,62 @@ impl MemoryBroker {
         state: &mut State,
         room: &RoomName,
         known: &[EventId],
+        purpose: Purpose,
         step: impl FnOnce(&mut Log, &mut Rest<'_>) -> Result<T, BrokerError>,
     ) -> Result<T, BrokerError> {
         let now = microseconds();
-        let State { logs, bytes, once, notes, .. } = state;
+        let State { logs, bytes, unused, once, notes, .. } = state;
         let mut present = logs.remove(room);
         if let Some(log) = &mut present {
             let retention = self.retention.of(room);
             *bytes -= log.expire(now, retention, |id| notes.add(|| Change::no_entry(room, id)));
             if log.is_forgotten(now, retention) {
                 *bytes -= OVERHEAD_BYTES;
+                *unused -= usize::from(log.is_unused());
                 notes.add(|| Change::no_head(room));
                 present = None;
             }
         }
         let (head, entries, touched, ticket) = if let Some(log) = present {
+            *unused -= usize::from(log.is_unused());
             (Some(log.head), log.entries, log.touched, log.ticket)
         } else {
             self.check_room_for(*bytes, OVERHEAD_BYTES)?;
+            if purpose == Purpose::Other && *unused >= self.most_unused() {
+                let detail = format!("{unused} rooms were only ever read, and take all that such rooms may take");
+                return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)));
+            }
             *bytes += OVERHEAD_BYTES;
             (None, log::Entries::default(), now, 0)
         };
-        let moment =
-            Moment { mark: &self.mark, time: now, random: fastrand::u64(..1 << 20), oldest: entries.oldest() };
+        let own = head.as_ref().filter(|_| purpose == Purpose::Other).map(|head| head.mark.clone());
+        let moment = Moment {
+            mark: own.as_deref().unwrap_or(&self.mark),
+            time: now,
+            random: fastrand::u64(..1 << 20),
+            oldest: entries.oldest(),
+        };
         let (head, is_new) = Head::vouch(head, known, moment);
         let log = logs.entry(room.clone()).or_insert(Log { head, entries, touched, ticket });
         if is_new {
             notes.add(|| Change::head(room, log));
         }
-        step(log, &mut Rest { bytes, once, notes })
+        let outcome = step(log, &mut Rest { bytes, once, notes });
+        *unused += usize::from(log.is_unused());
+        outcome
     }
 
-    /// Ends a step: has the journal keep what it changed, or announces at once what it appended.
+    /// Ends a step: has the journal keep what it changed and tell of it then, or tells of it at once.
     fn finish(&self, state: &mut State) -> Option<Ticket> {
-        let Notes { changes, appended } = &mut state.notes;
-        let appended = appended.take();
+        let Notes { changes, news } = &mut state.notes;
+        let news = news.take();
         if let Some(journal) = &self.journal {
             let changes = changes.as_mut().map(std::mem::take).unwrap_or_default();
-            return (!changes.is_empty()).then(|| journal.push(Step { changes, appended }));
+            return (!changes.is_empty()).then(|| journal.push(Step { changes, news }));
         }
         // Under the lock: that is what keeps announcements in the order of their ids.
-        if let (Some((room, entry)), Some(listener)) = (appended, self.listener.get()) {
-            listener.heard(&room, entry);
+        if let (Some(news), Some(listener)) = (news, self.listener.get()) {
+            news.tell(&**listener);
         }
         None
     }
@@ -271,6 +310,11 @@ impl MemoryBroker {
     fn check_journal(&self) -> Result<(), BrokerError> {
         let refusal = self.journal.as_ref().and_then(|journal| journal.refusal());
         refusal.map_or(Ok(()), |fault| Err(BrokerError::Unavailable(fault)))
+    }
+
+    /// How many rooms may be there that were only ever read.
+    fn most_unused(&self) -> usize {
+        self.max_bytes / UNUSED_SHARE / OVERHEAD_BYTES
     }
 
     fn check_room_for(&self, present: usize, more: usize) -> Result<(), BrokerError> {
@@ -309,7 +353,7 @@ impl Broker for MemoryBroker {
         once: Option<&Once>,
     ) -> Result<Appended, BrokerError> {
         let retention = self.retention.of(room);
-        let (appended, awaited) = self.with_log(room, known, |log, rest| {
+        let (appended, awaited) = self.with_log(room, known, Purpose::Append, |log, rest| {
             let now = microseconds();
             let place = once.map(|once| (room.clone(), once.key.clone()));
             let before = place.as_ref().and_then(|place| rest.once.get(place)).filter(|done| done.until > now);
@@ -336,7 +380,7 @@ impl Broker for MemoryBroker {
             let entry = Entry { id, stored };
             rest.notes.add(|| Change::head(room, log));
             rest.notes.add(|| Change::entry(room, &entry, now));
-            rest.notes.appended = Some((room.clone(), entry.clone()));
+            rest.notes.news = Some(News::Appended(room.clone(), entry.clone()));
             *rest.bytes += log.entries.add(entry, now);
             *rest.bytes -= log.entries.trim(retention, |id| rest.notes.add(|| Change::no_entry(room, id)));
             Ok(Appended { id, replayed: false })
@@ -352,7 +396,7 @@ impl Broker for MemoryBroker {
         range: Range,
         limit: usize,
     ) -> Result<Slice, BrokerError> {
-        let (slice, awaited) = self.with_log(room, known, |log, _| {
+        let (slice, awaited) = self.with_log(room, known, Purpose::Other, |log, _| {
             Ok(Slice {
                 chain: log.head.chain.clone(),
                 oldest: log.entries.oldest(),
@@ -365,31 +409,28 @@ impl Broker for MemoryBroker {
     }
 
     async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError> {
-        let ((), awaited) = self.with_log(room, known, |log, rest| {
+        let ((), awaited) = self.with_log(room, known, Purpose::Other, |log, rest| {
             log.head.chain.clear();
             *rest.bytes -= log.entries.clear(|id| rest.notes.add(|| Change::no_entry(room, id)));
             rest.notes.add(|| Change::head(room, log));
+            rest.notes.news = Some(News::Cleared(room.clone()));
             Ok(())
         })?;
-        self.written(awaited).await?;
-        if let Some(listener) = self.listener.get() {
-            listener.doubt(room);
-        }
-        Ok(())
+        self.written(awaited).await
     }
 
     async fn subscribe(&self, _: &RoomName) {}
 
     fn unsubscribe(&self, _: &RoomName) {}
 
-    async fn ends(&self, rooms: &[RoomName]) -> Result<Vec<Option<EventId>>, BrokerError> {
+    async fn chains(&self, rooms: &[RoomName]) -> Result<Vec<Option<Chain>>, BrokerError> {
         let now = microseconds();
         let mut last = 0;
-        let ends = {
+        let chains = {
             let mut state = self.state();
             self.check_journal()?;
             let State { logs, notes, .. } = &mut *state;
-            let mut end_of = |room: &RoomName| {
+            let mut chain_of = |room: &RoomName| {
                 let log = logs.get_mut(room)?;
                 let every = micros(RENEW_EVERY.min(self.retention.of(room).head / 4));
                 if log.entries.len() == 0 && now.saturating_sub(log.touched) >= every {
@@ -397,15 +438,15 @@ impl Broker for MemoryBroker {
                     notes.add(|| Change::head(room, log));
                 }
                 last = last.max(log.ticket);
-                Some(log.head.chain.end())
+                Some(log.head.chain.clone())
             };
-            let ends = rooms.iter().map(&mut end_of).collect();
+            let chains = rooms.iter().map(&mut chain_of).collect();
             // Nobody waits for the renewals themselves.
             self.finish(&mut state);
-            ends
+            chains
         };
         self.told(Awaited::Others(last)).await?;
-        Ok(ends)
+        Ok(chains)
     }
 
     async fn report(&self, subscribers: &Occupancy) -> Result<(), BrokerError> {
@@ -422,6 +463,11 @@ impl Broker for MemoryBroker {
     }
 
     fn health(&self) -> Health {
-        Health { commands: self.journal.as_ref().and_then(|journal| journal.health()), delivery: None }
+        let full = || match self.check_room_for(self.state().bytes, PUBLISH_BYTES) {
+            Err(BrokerError::Unavailable(fault)) => Some(fault),
+            _ => None,
+        };
+        let commands = self.journal.as_ref().and_then(|journal| journal.health()).or_else(full);
+        Health { commands, delivery: None }
     }
 }

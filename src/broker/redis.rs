@@ -27,12 +27,12 @@ use super::{
     Appended, Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once, Range, Retention,
     RetentionPolicy, Slice,
 };
-use crate::follow::Head;
+use crate::follow::{Chain, Head};
 use crate::room::{EventId, RoomName};
 use crate::shutdown::Tasks;
 
-/// How often a read is tried again because the head had to be vouched for meanwhile.
-const READ_ATTEMPTS: usize = 3;
+/// How often a read is tried again because the head changed meanwhile, or had to be vouched for.
+const READ_ATTEMPTS: usize = 5;
 /// Lifetime of the probe's keys once a replica is gone.
 const PROBE_LIFETIME: Duration = Duration::from_mins(1);
 /// Heads compared in one command.
@@ -182,8 +182,16 @@ impl RedisBroker {
         Ok(Appended { id, replayed })
     }
 
-    /// Head, mark and entries in one step, without a script: the cheapest way, good wherever no epoch has to begin.
-    async fn read_plainly(&self, room: &RoomName, range: Range, limit: usize) -> Result<Plain, BrokerError> {
+    /// Head, mark and entries as of one moment, without a script: the cheapest way, good wherever no epoch has to begin.
+    ///
+    /// Every append changes the head, so what lies between two equal ones was read together. (`MULTI` would say the same,
+    /// and a Redis without memory left refuses even reads in it.)
+    async fn read_plainly(
+        &self,
+        room: &RoomName,
+        range: Range,
+        limit: usize,
+    ) -> Result<Option<Plain>, BrokerError> {
         let log = self.keys.log(room);
         let (command, from, to) = match range {
             Range::After(position) => ("XRANGE", format!("({position}"), "+".into()),
@@ -193,27 +201,30 @@ impl RedisBroker {
         };
         let mut link = self.links.for_read().await?;
         let mut step = pipe();
-        step.atomic();
         step.cmd("GET").arg(self.keys.head(room));
         step.cmd("INFO").arg("replication");
         step.cmd("XLEN").arg(&log);
         step.cmd("XRANGE").arg(&log).arg("-").arg("+").arg("COUNT").arg(1);
         step.cmd(command).arg(&log).arg(from).arg(to).arg("COUNT").arg(limit.max(1));
+        step.cmd("GET").arg(self.keys.head(room));
         let result = step.query_async(link.connection()).await;
-        let reply: (Option<String>, String, u64, Value, Value) = link.judge(result, read_error)?;
-        let (head, info, retained, oldest, entries) = reply;
+        type Reply = (Option<String>, String, u64, Value, Value, Option<String>);
+        let (head, info, retained, oldest, entries, after): Reply = link.judge(result, read_error)?;
+        if head != after {
+            return Ok(None);
+        }
         let mut entries = entries_of(entries);
         if matches!(range, Range::Before(_) | Range::Newest) {
             entries.reverse();
         }
-        Ok(Plain {
+        Ok(Some(Plain {
             head: head.as_deref().and_then(head::parse),
             text: head,
             mark: head::server_mark(&info).unwrap_or_default().to_owned(),
             retained,
             oldest: entries_of(oldest).first().map(|entry| entry.id),
             entries,
-        })
+        }))
     }
 
     /// Milliseconds that a head lives: longer than its log.
@@ -247,7 +258,7 @@ struct Plain {
 
 impl Plain {
     /// Whether the head stands as it is: the same server's, and nothing known is missing.
-    fn chain(&self, known: &[EventId]) -> Option<&crate::follow::Chain> {
+    fn chain(&self, known: &[EventId]) -> Option<&Chain> {
         let head = self.head.as_ref().filter(|head| head.mark == self.mark)?;
         let contradicted = known.iter().any(|id| head.chain.is_contradicted_by(*id));
         (!contradicted).then_some(&head.chain)
@@ -315,7 +326,7 @@ impl Broker for RedisBroker {
         limit: usize,
     ) -> Result<Slice, BrokerError> {
         for _ in 0..READ_ATTEMPTS {
-            let plain = self.read_plainly(room, range, limit).await?;
+            let Some(plain) = self.read_plainly(room, range, limit).await? else { continue };
             let Some(chain) = plain.chain(known).cloned() else {
                 let junk = plain.head.is_none().then_some(plain.text).flatten();
                 self.vouch(room, known, junk.as_deref()).await?;
@@ -347,8 +358,8 @@ impl Broker for RedisBroker {
         self.pubsub.unsubscribe(room);
     }
 
-    async fn ends(&self, rooms: &[RoomName]) -> Result<Vec<Option<EventId>>, BrokerError> {
-        let mut ends = Vec::with_capacity(rooms.len());
+    async fn chains(&self, rooms: &[RoomName]) -> Result<Vec<Option<Chain>>, BrokerError> {
+        let mut chains = Vec::with_capacity(rooms.len());
         for batch in rooms.chunks(BATCH_HEADS) {
             let mut step = pipe();
             // A key of another type is that room's trouble alone.
@@ -363,12 +374,12 @@ impl Broker for RedisBroker {
             let mut reply = reply.into_iter().map(|head| head.ok().flatten());
             let info = reply.next().flatten().unwrap_or_default();
             let mark = head::server_mark(&info).unwrap_or_default();
-            ends.extend(reply.map(|head| {
+            chains.extend(reply.map(|head| {
                 let head = head::parse(head.as_deref()?)?;
-                (head.mark == mark).then(|| head.chain.end())
+                (head.mark == mark).then_some(head.chain)
             }));
         }
-        Ok(ends)
+        Ok(chains)
     }
 
     async fn report(&self, subscribers: &Occupancy) -> Result<(), BrokerError> {

@@ -58,7 +58,12 @@ impl<E: Logged> Mirror<E> {
 
     /// Where the log ends, as far as it has been read.
     pub(super) fn end(&self) -> Option<EventId> {
-        self.chain.as_ref().map(Chain::end)
+        self.chain().map(Chain::end)
+    }
+
+    /// The log's history, as far as it has been read.
+    pub(super) fn chain(&self) -> Option<&Chain> {
+        self.chain.as_ref()
     }
 
     /// The last event that is at hand: a read goes on from there.

@@ -12,7 +12,7 @@ use super::mirror::{Followed, Mirror, Taken};
 use super::ring::Limits;
 use super::{Encoded, Hub, HubSettings};
 use crate::broker::{BrokerError, Range};
-use crate::follow::Settled;
+use crate::follow::{Chain, Settled};
 use crate::room::{EventId, RoomName};
 
 /// Most bytes that a subscriber is given at one time: a write's worth.
@@ -85,8 +85,9 @@ impl Room {
         self.mirror().end()
     }
 
-    pub(super) fn is_at(&self, end: EventId) -> bool {
-        self.end() == Some(end)
+    /// Whether this is the log's history as far as this replica has read.
+    pub(super) fn is_of(&self, chain: &Chain) -> bool {
+        self.mirror().chain() == Some(chain)
     }
 
     /// What follows a position, as far as this replica's copy of the log can say.

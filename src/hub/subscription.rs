@@ -249,7 +249,7 @@ impl Cursor {
     async fn ask_log(&mut self, hub: &Hub) -> Result<Found, BrokerError> {
         let room = self.seat.room();
         let slice = hub.read(room.name(), Range::After(self.position), self.page).await?;
-        if !room.is_at(slice.chain.end()) {
+        if !room.is_of(&slice.chain) {
             room.doubt();
         }
         let bytes: usize = slice.entries.iter().map(|entry| entry.stored.len()).sum();

@@ -128,6 +128,9 @@ fn the_first_signal_leaves_politely_and_the_second_at_once() {
     }
     signal(&child, Signal::SIGTERM);
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert!(!rest.contains("ERROR"), "{rest}");
 }
 
 #[test]

@@ -319,7 +319,7 @@ async fn damage_is_one_clear_line_or_costs_the_end_and_is_never_served_as_data()
         assert!(copied.unwrap().success());
         let folder = copy.path().join("d");
         let mut replica = Replica::start_on(&folder, &[]);
-        if replica.serves().await {
+        if replica.serves() {
             let kept = log(&replica, "a").await;
             assert!(texts.starts_with(&kept.iter().map(String::as_str).collect::<Vec<_>>()), "{kept:?}");
         } else {
@@ -340,6 +340,8 @@ async fn retention_holds_over_a_restart() {
     publish_all(&replica, "a", &["8"]).await;
     drop(replica);
     let replica = Replica::start_on(folder.path(), &["--retention-events", "2"]);
+    // Before anything is published too.
+    eventually("the log is shorter", async || (log(&replica, "a").await == ["7", "8"]).then_some(())).await;
     publish_all(&replica, "a", &["9"]).await;
     assert_eq!(log(&replica, "a").await, ["8", "9"]);
     drop(replica);
@@ -398,4 +400,31 @@ async fn what_does_not_fit_is_served_and_nothing_is_added() {
     assert_eq!(log(&replica, "a").await.len(), 5);
     let (status, problem) = publish(&replica, "a", "six").await;
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("out_of_memory")));
+}
+
+/// A quiet room has the same history, however often the process was started since.
+#[tokio::test]
+async fn p4_no_number_of_restarts_costs_the_client_of_a_quiet_room_a_gap() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = "/v1/rooms/quiet/stream";
+    let replica = Replica::start_on(folder.path(), &[]);
+    publish_all(&replica, "quiet", &["1", "2"]).await;
+    let (_, page) = get(&replica, "/v1/rooms/quiet/events").await;
+    let seen = page["head"].as_str().unwrap().to_owned();
+    let emptied = Client::new().delete(format!("{}/v1/rooms/quiet/events", replica.url()));
+    assert_eq!(send(emptied).await.0, 204);
+    drop(replica);
+    for _ in 0..40 {
+        let replica = Replica::start_on(folder.path(), &[]);
+        let stream = Stream::open(&format!("{}{path}", replica.url()), Some(&seen)).await;
+        assert_eq!(stream.opened["rooms"]["quiet"]["resume"], "complete");
+        // Another one changes each time.
+        publish_all(&replica, "busy", &["x"]).await;
+    }
+    let replica = Replica::start_on(folder.path(), &[]);
+    let mut stream = Stream::open(&format!("{}{path}", replica.url()), Some(&seen)).await;
+    publish_all(&replica, "quiet", &["3"]).await;
+    let event = stream.event().await;
+    assert_eq!(event.data, "3");
+    assert_ne!(event.id.split('-').next(), seen.split('-').next(), "no process gives out another one's ids");
 }

@@ -161,6 +161,36 @@ on_both_brokers! {
         assert_eq!(slow.datas(4).await, ["0", "1", "2", "3"]);
     }
 
+    async fn p4_a_log_is_emptied_for_everyone_though_who_asked_for_it_has_gone(world) {
+        use tokio::io::AsyncWriteExt;
+        let gateway = world.gateway().await;
+        let mut emptied = 0;
+        for n in 0..40 {
+            let room = format!("emptied.{n}");
+            // Who is in the room keeps its events at hand.
+            let mut present = gateway.room(&room).await;
+            let start = present.last_event_id.clone();
+            gateway.publish(&room, "secret").await;
+            assert_eq!(present.data().await, "secret");
+            let mut socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
+            let request = format!("DELETE /v1/rooms/{room}/events HTTP/1.1\r\nhost: localhost\r\n\r\n");
+            socket.write_all(request.as_bytes()).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_micros(50 * n)).await;
+            drop(socket);
+            // By then whatever has reached the broker is done.
+            gateway.publish(&format!("other.{n}"), "x").await;
+            if gateway.get(&format!("/v1/rooms/{room}")).await.1["retained"] != 0 {
+                continue;
+            }
+            emptied += 1;
+            crate::support::eventually("who comes back is told", async || {
+                let path = format!("/v1/rooms/{room}/stream");
+                (gateway.resume(&path, Some(&start)).await.event().await.event == "stream.gap").then_some(())
+            }).await;
+        }
+        assert!(emptied > 5, "{emptied}");
+    }
+
     async fn a_room_that_keeps_nothing_delivers_everything_to_those_who_listen(world) {
         let gateway = world.gateway_with(|settings| settings.retention_events = 0).await;
         let mut streams = [gateway.room("live").await, gateway.room("live").await];

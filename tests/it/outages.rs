@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Gateway, RedisServer, Stream, World, eventually, spawn, within};
+use crate::support::{Gateway, RedisServer, Replica, Stream, World, eventually, spawn, within};
 
 /// Rooms of the test with many, and how many one stream reads.
 const ROOMS: usize = 10_000;
@@ -58,6 +58,19 @@ impl Patient {
         let (status, retry, problem) = self.publish("refused").await;
         assert_eq!((status.as_u16(), &problem["code"], retry), (503, &json!(code), true), "{problem}");
         assert_eq!(self.gateway.get("/readyz").await.0, StatusCode::OK);
+    }
+
+    /// What is there can be read, and streams open and resume, though nothing can be written.
+    async fn reads(&self) {
+        let (status, page) = self.gateway.get("/v1/rooms/patient/events").await;
+        let events: Vec<_> = page["events"].as_array().unwrap().iter().map(|event| event["data"].clone()).collect();
+        assert_eq!((status.as_u16(), events.len()), (200, self.published), "{page}");
+        let first = page["events"][0]["id"].as_str().unwrap();
+        let mut resumed = self.gateway.resume("/v1/rooms/patient/stream", Some(first)).await;
+        assert_eq!(resumed.opened["rooms"]["patient"]["resume"], "complete");
+        for data in &events[1..] {
+            assert_eq!(&json!(resumed.data().await), data);
+        }
     }
 
     async fn heals(mut self) {
@@ -144,6 +157,7 @@ async fn p8_a_redis_that_is_busy_with_a_script_is_named_and_heals() {
 async fn p8_a_redis_without_memory_replicas_or_a_master_is_named_and_heals() {
     let redis = RedisServer::start_with(&["--save", ""]).await;
     let mut patient = Patient::on(redis).await;
+    patient.gateway.publish("full", "x").await;
     let faults = [
         (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"], "out_of_memory"),
         (
@@ -155,6 +169,16 @@ async fn p8_a_redis_without_memory_replicas_or_a_master_is_named_and_heals() {
     for (ill, well, fault) in faults {
         patient.redis().cli(&ill);
         patient.is_ill("commands", fault, fault).await;
+        patient.reads().await;
+        let empty = patient.gateway.request(Method::DELETE, "/v1/rooms/full/events");
+        let (status, answer) = patient.gateway.send(empty).await;
+        if fault == "out_of_memory" {
+            // What frees memory is done.
+            assert_eq!(status, 204, "{answer}");
+            assert_eq!(patient.gateway.get("/v1/rooms/full").await.1["retained"], 0);
+        } else {
+            assert_eq!((status.as_u16(), &answer["code"]), (503, &json!(fault)));
+        }
         patient.redis().cli(&well);
         patient.gateway.until_well().await;
         patient.delivers().await;
@@ -261,4 +285,68 @@ async fn p8_ten_thousand_rooms_are_back_after_redis_has_returned() {
     expected.sort();
     assert_eq!(heard, expected);
     gateway.until_well().await;
+}
+
+/// The embedded broker at its limit is ill as Redis is, and readers alone can't bring it there.
+#[tokio::test]
+async fn p8_an_embedded_broker_without_memory_is_named_and_heals() {
+    for world in [World::embedded(), World::durable()] {
+        let gateway = world.gateway_with(|settings| settings.embedded_max_bytes = 64 * 1024).await;
+        let stream = gateway.room("patient").await;
+        for n in 0..1000 {
+            let (status, answer) = gateway.get(&format!("/v1/rooms/unused.{n}")).await;
+            let refused = status == 503 && answer["code"] == "out_of_memory";
+            assert!(status == 200 || refused && n > 10, "{n}: {answer}");
+        }
+        let mut patient = Patient { stream, world, gateway, published: 0 };
+        patient.delivers().await;
+        let mut full = 0;
+        while patient.gateway.post("/v1/rooms/full/events", &json!({"data": "x".repeat(2000)})).await.0 == 201 {
+            full += 1;
+        }
+        assert!((10..30).contains(&full), "{full}");
+        while patient.gateway.post("/v1/rooms/full/events", &json!({"data": ""})).await.0 == 201 {}
+        patient.is_ill("commands", "out_of_memory", "out_of_memory").await;
+        patient.reads().await;
+        let emptied = patient.gateway.request(Method::DELETE, "/v1/rooms/full/events");
+        assert_eq!(patient.gateway.send(emptied).await.0, 204);
+        patient.heals().await;
+    }
+}
+
+/// Publishers that don't let up while Redis hangs, and then is away, take no memory: nothing is queued without bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_publishers_during_an_outage_take_no_memory() {
+    const PUBLISHERS: usize = 100;
+    const MOST_MIB: u64 = 48;
+    let mut redis = RedisServer::start().await;
+    let replica = Replica::start(&redis.url(), &[]);
+    replica.until(200).await;
+    let before = replica.resident_kib();
+    redis.freeze();
+    replica.until(503).await;
+    let body = "x".repeat(60_000);
+    for away in [false, true] {
+        if away {
+            redis.thaw();
+            redis.kill();
+        }
+        let publishers = (0..PUBLISHERS).map(|n| {
+            let (url, body) = (format!("{}/v1/rooms/r{n}/events", replica.url()), body.clone());
+            spawn(async move {
+                let client = reqwest::Client::new();
+                for _ in 0..5 {
+                    let answer = within("an answer", client.post(&url).body(body.clone()).send()).await.unwrap();
+                    assert_eq!(answer.status(), 503);
+                }
+            })
+        });
+        for publisher in publishers.collect::<Vec<_>>() {
+            publisher.await.unwrap();
+        }
+    }
+    let after = replica.resident_kib();
+    println!("{before} KiB before, {after} KiB after {} refused publishes", 2 * 5 * PUBLISHERS);
+    // The bodies of those that are being answered, and not of those that were.
+    assert!(after < before + MOST_MIB * 1024, "{before} {after}");
 }

@@ -15,6 +15,11 @@ use crate::support::RedisServer;
 const HEAD: &str = "{room}:head";
 const LOG: &str = "{room}:log";
 const SEQUENCES: u64 = 150;
+/// Of the test of what is dropped.
+const DROP_SEQUENCES: u64 = 12;
+const DROP_APPENDS: u64 = 600;
+/// A node of a stream, and what a stream takes without entries.
+const NODE_BYTES: u64 = 4096;
 const STEPS: usize = 40;
 
 /// A room as the rules have it.
@@ -256,6 +261,78 @@ async fn the_scripts_and_the_rules_agree_on_random_steps() {
                 pair.compare(&trail);
             }
         }
+    })
+    .await
+    .unwrap();
+}
+
+/// An entry as it was appended: its id, its bytes, and the time that it tells.
+type Entry = (String, u64, u64);
+
+/// What a log may take: half more than the limit, one event, and the node that is being filled.
+fn most(limit: u64, largest: u64) -> u64 {
+    limit + limit / 2 + largest + 2 * NODE_BYTES
+}
+
+#[tokio::test]
+async fn what_a_log_drops_is_its_oldest_and_had_to_go_for_age_or_bytes() {
+    let server = RedisServer::start().await;
+    tokio::task::spawn_blocking(move || {
+        let prelude = include_str!("../../src/broker/redis/scripts/head.lua");
+        let append = Script::new(&[prelude, include_str!("../../src/broker/redis/scripts/append.lua")].concat());
+        let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+        let (mut dropped_for_age, mut dropped_for_bytes) = (0, 0);
+        for seed in 0..DROP_SEQUENCES {
+            let mut dice = fastrand::Rng::with_seed(seed);
+            server.cli(&["FLUSHALL"]);
+            let limit = [20_000, 100_000, 1_000_000][dice.usize(..3)];
+            let lifetime = dice.u64(50..400);
+            let mut kept: Vec<Entry> = Vec::new();
+            let (mut usual, mut largest) = (1, 0);
+            for now in 0..DROP_APPENDS {
+                // Phases of small events, of large ones, and of both.
+                if dice.u8(..60) == 0 {
+                    usual = [1, 100, 3000, limit / 4][dice.usize(..4)];
+                }
+                let event = format!(
+                    r#"{{"published_at":"{now:08}","data":"{}"}}"#,
+                    "x".repeat(dice.usize(..usual as usize + 1))
+                );
+                let bytes = event.len() as u64;
+                largest = largest.max(bytes);
+                let too_old = now.saturating_sub(lifetime);
+                let mut call = append.key(HEAD);
+                call.key(LOG).arg(event).arg("channel").arg(1_000_000).arg(3_600_000).arg(7_200_000).arg(3);
+                call.arg(300_000).arg("").arg(limit).arg(format!("{too_old:08}"));
+                let (id, _): (String, bool) = call.invoke(&mut connection).unwrap();
+                kept.push((id, bytes, now));
+                let ids: Vec<(String, redis::Value)> =
+                    redis::cmd("XRANGE").arg(LOG).arg("-").arg("+").query(&mut connection).unwrap();
+                let weight: u64 = redis::cmd("MEMORY")
+                    .arg("USAGE")
+                    .arg(LOG)
+                    .arg("SAMPLES")
+                    .arg(0)
+                    .query(&mut connection)
+                    .unwrap();
+                let place = format!("seed {seed}, append {now}, limit {limit}, weight {weight}");
+                assert!(weight <= most(limit, largest), "{place}");
+                let dropped: Vec<_> = kept.drain(..kept.len() - ids.len()).collect();
+                assert!(kept.iter().map(|entry| &entry.0).eq(ids.iter().map(|(id, _)| id)), "{place}");
+                // What is too old goes soon, several times as fast as it comes.
+                assert!(kept[0].2 + 32 >= too_old, "{place}: {:?}", kept[0]);
+                let young: Vec<_> = dropped.iter().filter(|entry| entry.2 >= too_old).collect();
+                dropped_for_age += dropped.len() - young.len();
+                dropped_for_bytes += young.len();
+                // With what had to go for bytes, the log was heavier than it may be. (Redis's allocator gives up to a
+                // quarter more than is asked for.)
+                let freed: u64 = dropped.iter().map(|entry| entry.1 * 5 / 4 + 64).sum();
+                assert!(young.is_empty() || weight + freed + 2 * NODE_BYTES >= limit, "{place}: {freed}");
+                let last = young.last().map_or(0, |entry| entry.1 * 5 / 4);
+                assert!(young.is_empty() || weight + last + freed / 4 + 3 * NODE_BYTES >= limit, "{place}: {last}");
+            }
+        }
+        assert!(dropped_for_age > 500 && dropped_for_bytes > 500, "{dropped_for_age} {dropped_for_bytes}");
     })
     .await
     .unwrap();

@@ -43,10 +43,27 @@ pub enum SyncPolicy {
 /// A place in the order of changes. Everything up to it is durable, or nothing is told of it.
 pub(super) type Ticket = u64;
 
-/// What one step changed, and the event that it appended.
+/// What one step changed, and what the listener hears of it.
 pub(super) struct Step {
     pub(super) changes: Vec<Change>,
-    pub(super) appended: Option<(RoomName, Entry)>,
+    pub(super) news: Option<News>,
+}
+
+/// What a step on a room has done that its subscribers have to hear of.
+pub(super) enum News {
+    /// It appended an event.
+    Appended(RoomName, Entry),
+    /// It emptied the log.
+    Cleared(RoomName),
+}
+
+impl News {
+    pub(super) fn tell(self, listener: &dyn Listener) {
+        match self {
+            Self::Appended(room, entry) => listener.heard(&room, entry),
+            Self::Cleared(room) => listener.doubt(&room),
+        }
+    }
 }
 
 /// Who hears announcements.
@@ -137,7 +154,9 @@ impl Journal {
     pub(super) fn refusal(&self) -> Option<Fault> {
         let queue = self.queue();
         let full = || Fault::new(FaultKind::Busy, format!("{WAITING_BYTES} bytes wait for the disk"));
-        self.fault(&queue).or_else(|| (queue.bytes > WAITING_BYTES || queue.closed).then(full))
+        let closed = || Fault::new(FaultKind::Failed, "the gateway is stopping, and the data folder is closed");
+        let fault = self.fault(&queue).or_else(|| queue.closed.then(closed));
+        fault.or_else(|| (queue.bytes > WAITING_BYTES).then(full))
     }
 
     /// What is wrong with the disk.
@@ -269,10 +288,8 @@ impl Journal {
     fn tell(&self, steps: Vec<Step>, last: Ticket, ear: &Ear) {
         let bytes = steps.iter().flat_map(|step| &step.changes).map(Change::bytes).sum::<usize>();
         self.queue().bytes -= bytes;
-        for (room, entry) in steps.into_iter().filter_map(|step| step.appended) {
-            if let Some(listener) = ear.get() {
-                listener.heard(&room, entry);
-            }
+        if let Some(listener) = ear.get() {
+            steps.into_iter().filter_map(|step| step.news).for_each(|news| news.tell(&**listener));
         }
         self.progress.send_modify(|progress| progress.durable = last);
     }

@@ -24,8 +24,17 @@ impl Log {
         self.entries.drop_while(|entry| has_passed(now, entry.at, retention.age), dropped)
     }
 
+    /// Whether nothing was ever appended.
+    pub(super) fn is_unused(&self) -> bool {
+        self.head.chain.epochs().len() == 1 && self.head.chain.newest().end == 0
+    }
+
     pub(super) fn is_forgotten(&self, now: u64, retention: Retention) -> bool {
-        has_passed(now, self.touched, retention.age + retention.head)
+        self.is_untouched(now, retention.age + retention.head)
+    }
+
+    pub(super) fn is_untouched(&self, now: u64, time: Duration) -> bool {
+        has_passed(now, self.touched, time)
     }
 }
 

@@ -26,7 +26,8 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn Listener>) {
         let nonce = format!("{count} {:x}", fastrand::u64(..)).into_bytes();
         let session = broker.pubsub.session();
         let appended = broker.append_probe(&nonce).await;
-        let mut heard = false;
+        // Without a probe to come back, nothing is known to be wrong with a connection that is up.
+        let mut heard = appended.is_err() && session.is_some() && session == broker.pubsub.session();
         if let Ok(EventId { epoch: now, .. }) = appended {
             if epoch.replace(now).is_some_and(|before| before != now) {
                 tracing::warn!("Redis has another history than before: restarted, failed over, or emptied");

@@ -73,7 +73,7 @@ impl Gateway {
         let listener = TcpListener::bind(settings.listen).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
-        let task = spawn(server::run(settings, listener, stop.clone().cancelled_owned()));
+        let task = spawn(server::run(settings, listener, || {}, stop.clone().cancelled_owned()));
         Self { url, client: reqwest::Client::new(), stop, task }
     }
 

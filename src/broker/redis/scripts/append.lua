@@ -10,8 +10,9 @@ local LARGE_BYTES = 4096
 local DAY = 24 * 3600 * 1000000
 -- What a log weighs and how old it is, is looked at with every so many events, and with large ones.
 local WEIGH_EVERY = 16
--- Old entries that are dropped at a time.
-local OLD_ENTRIES = 4 * WEIGH_EVERY
+-- Old entries that are dropped at a time, and entries that are looked at in one reply.
+local MOST_OLD = 4 * WEIGH_EVERY
+local LARGEST_CHUNK = 64
 
 -- Nothing may fail once something is written.
 local heaviest, too_old = tonumber(ARGV[9]), ARGV[10]
@@ -85,34 +86,57 @@ if type(added) == 'table' and added.err then
 end
 local id = epoch .. '-' .. last
 
-local function drop_old()
-  local first = redis.pcall('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)
-  local count = 1
-  while #first > 0 do
-    for place, entry in ipairs(first) do
-      local time = string.match(entry[2][2] or '', '^{"published_at":"([^"]+)"')
-      if not time or time >= too_old then
-        return place > 1 and redis.pcall('XTRIM', KEYS[2], 'MINID', '=', entry[1])
-      end
+-- Drops the oldest entries while their events are to go, up to so many.
+local function drop_while(most, is_to_go)
+  local length, gone, chunk = redis.call('XLEN', KEYS[2]), 0, 1
+  while gone < most do
+    local oldest = redis.pcall('XRANGE', KEYS[2], '-', '+', 'COUNT', math.min(chunk, most - gone))
+    local count = 0
+    while oldest[count + 1] and is_to_go(oldest[count + 1][2][2] or '') do
+      count = count + 1
     end
-    if count > OLD_ENTRIES then
-      return redis.pcall('XTRIM', KEYS[2], 'MINID', '=', first[#first][1])
+    if count == 0 then
+      return
     end
-    count = count * 4
-    first = redis.pcall('XRANGE', KEYS[2], '-', '+', 'COUNT', count)
+    gone = gone + count
+    redis.pcall('XTRIM', KEYS[2], 'MAXLEN', '=', length - gone)
+    if count < #oldest then
+      return
+    end
+    chunk = math.min(chunk * 4, LARGEST_CHUNK)
   end
 end
 
+local function drop_old()
+  drop_while(MOST_OLD, function(stored)
+    local time = string.match(stored, '^{"published_at":"([^"]+)"')
+    return time and time < too_old
+  end)
+end
+
+-- All of it: by default only the oldest five nodes are weighed, which may be nothing like the rest.
+local function weigh()
+  local weight = redis.pcall('MEMORY', 'USAGE', KEYS[2], 'SAMPLES', 0)
+  return type(weight) == 'number' and weight or 0
+end
+
 local function drop_weight()
-  local length = redis.call('XLEN', KEYS[2])
-  while length > 1 do
-    local weight = redis.pcall('MEMORY', 'USAGE', KEYS[2])
-    if type(weight) ~= 'number' or weight <= heaviest then
-      return
-    end
-    -- Where the large ones are the newest, that is not enough at once.
-    length = math.max(math.floor(length * heaviest / weight), 1)
+  local weight, length = weigh(), redis.call('XLEN', KEYS[2])
+  -- Far too heavy is only a log whose limit was lowered, or one event.
+  while weight > 2 * heaviest and length > 1 do
+    length = math.floor(length / 2)
     redis.pcall('XTRIM', KEYS[2], 'MAXLEN', '=', length)
+    weight = weigh()
+  end
+  -- A node goes with its last entry, so what was dropped may weigh on.
+  while weight > heaviest and length > 1 do
+    local excess = weight - heaviest
+    drop_while(length - 1, function(stored)
+      local is_to_go = excess > 0
+      excess = excess - #stored
+      return is_to_go
+    end)
+    weight, length = weigh(), redis.call('XLEN', KEYS[2])
   end
 end
 

@@ -5,8 +5,9 @@
 redis.call('XLEN', KEYS[2])
 local head = vouch(redis.call('GET', KEYS[1]), KEYS[2], server_mark(), ids_from(4), tonumber(ARGV[3]))
 head.cleared = { head.epochs[1].number, head.epochs[1].last }
-redis.call('SET', KEYS[1], render(head), 'PX', ARGV[2])
+-- First, since Redis without memory left takes it, and then the rest too.
 redis.call('UNLINK', KEYS[2])
+redis.call('SET', KEYS[1], render(head), 'PX', ARGV[2])
 -- A hint only: whoever reads the head finds it there.
 redis.pcall('PUBLISH', ARGV[1], id_text(head.cleared) .. ' cleared\n')
 return redis.status_reply('OK')
