@@ -25,7 +25,17 @@ pub(super) struct Mirror<E> {
     ring: Ring<E>,
     /// What is announced while the log is being read, to be taken after it; bounded like the ring.
     waiting: Option<VecDeque<E>>,
+    /// More than that was announced meanwhile.
+    overflowed: bool,
+    /// Events that were at hand when others of their ids were announced: the log will tell which of the two it has.
+    suspects: Vec<E>,
+    /// Ids under which something was given out that the log does not have; the last few, and how many there were.
+    recalled: VecDeque<EventId>,
+    recalls: u64,
 }
+
+/// Recalled ids that are remembered; who is further behind is told from the oldest of them.
+const RECALLS: usize = 16;
 
 /// What became of an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +63,15 @@ pub(super) enum Followed<E> {
 
 impl<E: Logged> Mirror<E> {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { chain: None, ring: Ring::new(limits), waiting: None }
+        Self {
+            chain: None,
+            ring: Ring::new(limits),
+            waiting: None,
+            overflowed: false,
+            suspects: Vec::new(),
+            recalled: VecDeque::new(),
+            recalls: 0,
+        }
     }
 
     /// Where the log ends, as far as it has been read.
@@ -66,9 +84,21 @@ impl<E: Logged> Mirror<E> {
         self.chain.as_ref()
     }
 
-    /// The last event that is at hand: a read goes on from there.
-    pub(super) fn last(&self) -> Option<EventId> {
-        self.ring.last()
+    /// After which position to read: the log's entry at the last event at hand, or at a suspect, is compared with it.
+    pub(super) fn read_from(&self) -> Option<EventId> {
+        let suspect = self.suspects.iter().map(Logged::id).min();
+        suspect.or(self.ring.last()).map(EventId::before)
+    }
+
+    /// How many ids were recalled so far.
+    pub(super) fn recalls(&self) -> u64 {
+        self.recalls
+    }
+
+    /// The lowest id above a position that was recalled after so many.
+    pub(super) fn recalled_after(&self, recalls: u64, position: EventId) -> Option<EventId> {
+        let unseen = usize::try_from(self.recalls - recalls).unwrap_or(usize::MAX);
+        self.recalled.iter().rev().take(unseen).filter(|id| **id > position).min().copied()
     }
 
     /// What follows a position, up to about so many bytes. An event and nothing stand; anything else is for the log to
@@ -87,9 +117,10 @@ impl<E: Logged> Mirror<E> {
         match &mut self.waiting {
             None => self.take(event),
             Some(waiting) => {
-                // Beyond the limit it may be forgotten: what follows will not be the next one, and be read.
                 if waiting.len() < self.ring.limits().events {
                     waiting.push_back(event);
+                } else {
+                    self.overflowed = true;
                 }
                 Taken::Waiting
             }
@@ -101,16 +132,50 @@ impl<E: Logged> Mirror<E> {
         self.waiting = Some(VecDeque::new());
     }
 
+    /// Compares what was given out with what was read from [`Self::read_from`]. Only a forger announces what the log does
+    /// not have under an id that the log gives out.
+    pub(super) fn compare(&mut self, chain: &Chain, entries: &[E]) {
+        let suspects = std::mem::take(&mut self.suspects);
+        let last = self.ring.back().cloned();
+        let is_beyond = |id| entries.last().is_some_and(|entry| entry.id() < id);
+        // Of a suspect that the log no longer has, nobody can tell.
+        let given = suspects.into_iter().map(|event| (event, false)).chain(last.map(|event| (event, true)));
+        for (event, believed) in given {
+            let id = event.id();
+            if !chain.holds(id) || id <= chain.cleared() {
+                continue;
+            }
+            let found = entries.iter().find(|entry| entry.id() == id);
+            if found.map_or(believed, |entry| entry.is_same(&event)) && !is_beyond(id) {
+                continue;
+            }
+            self.ring.clear();
+            if is_beyond(id) {
+                self.suspects.push(event);
+                continue;
+            }
+            self.recalls += 1;
+            self.recalled.push_back(id);
+            if self.recalled.len() > RECALLS {
+                self.recalled.pop_front();
+            }
+        }
+    }
+
     /// The read is over: takes the whole chain, the entries that follow the last one at hand (or the newest ones), and
     /// what waited. Says whether that calls for another read.
     pub(super) fn end_read(&mut self, chain: &Chain, entries: Vec<E>) -> bool {
         self.adopt(chain, entries);
-        self.give_up_read()
+        self.give_up_read() || !self.suspects.is_empty()
     }
 
     /// The read is over without a result. Says whether what waited calls for another one.
     pub(super) fn give_up_read(&mut self) -> bool {
         let waiting = self.waiting.take().unwrap_or_default();
+        if std::mem::take(&mut self.overflowed) {
+            // Part of what was announced is worth no more than nothing: the log is read again.
+            return true;
+        }
         let taken: Vec<_> = waiting.into_iter().map(|event| self.take(event)).collect();
         taken.iter().any(|taken| matches!(taken, Taken::Unexpected | Taken::Conflicting))
     }
@@ -137,14 +202,20 @@ impl<E: Logged> Mirror<E> {
         if chain.holds(event.id()) {
             return match self.ring.event(event.id()) {
                 Some(held) if held.is_same(&event) => Taken::Held,
-                Some(_) => {
+                Some(held) => {
                     // Two different events must never pass for one because they share an id: the log decides, for all
                     // of them.
+                    if self.suspects.len() < RECALLS {
+                        self.suspects.push(held.clone());
+                    }
                     self.ring.clear();
                     Taken::Conflicting
                 }
                 // Of a room whose log keeps nothing, a read shows that there was an event, and only this has it.
-                None if event.id() > chain.cleared() && follows(chain, self.ring.last(), event.id()) => {
+                None if self.suspects.is_empty()
+                    && event.id() > chain.cleared()
+                    && follows(chain, self.ring.last(), event.id()) =>
+                {
                     self.ring.push(event);
                     Taken::Added
                 }

@@ -71,8 +71,12 @@ impl<E: Logged> Ring<E> {
         }
     }
 
+    pub(super) fn back(&self) -> Option<&E> {
+        self.events.back()
+    }
+
     pub(super) fn last(&self) -> Option<EventId> {
-        self.events.back().map(Logged::id)
+        self.back().map(Logged::id)
     }
 
     pub(super) fn event(&self, id: EventId) -> Option<&E> {

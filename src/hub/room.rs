@@ -30,6 +30,8 @@ pub(super) struct Room {
     /// Counts changes of the copy; 0 until it has been read first.
     changes: watch::Sender<u64>,
     doubt: Notify,
+    /// The copy's, so that who looks each time needs no lock.
+    recalls: AtomicU64,
     occupants: AtomicU64,
     vacated: Notify,
     /// What keeps the room from being read, if time alone will not mend it.
@@ -46,6 +48,7 @@ impl Room {
             mirror: Mutex::new(Mirror::new(limits)),
             changes: watch::channel(0).0,
             doubt: Notify::new(),
+            recalls: AtomicU64::new(0),
             occupants: AtomicU64::new(0),
             vacated: Notify::new(),
             refusal: watch::channel(None).0,
@@ -93,6 +96,21 @@ impl Room {
     /// What follows a position, as far as this replica's copy of the log can say.
     pub(super) fn follow(&self, position: EventId, settled: Option<Settled>) -> Followed<Arc<Encoded>> {
         self.mirror().follow(position, settled, BATCH_BYTES)
+    }
+
+    /// How many ids were recalled so far.
+    pub(super) fn recalls(&self) -> u64 {
+        self.recalls.load(Ordering::SeqCst)
+    }
+
+    /// The lowest id above a position that was recalled since there were so many; counts on.
+    pub(super) fn recalled_since(&self, seen: &mut u64, position: EventId) -> Option<EventId> {
+        if *seen == self.recalls() {
+            return None;
+        }
+        let mirror = self.mirror();
+        let before = std::mem::replace(seen, mirror.recalls());
+        mirror.recalled_after(before, position)
     }
 
     /// An announcement.
@@ -173,25 +191,36 @@ impl Room {
                 }
             }
         }
-        let last = {
+        let from = {
             let mut mirror = self.mirror();
             mirror.begin_read();
-            mirror.last()
+            mirror.read_from()
         };
         let page = self.read_events;
         let reading = Reading(self);
-        let mut slice = match last {
-            Some(last) => hub.read(&self.name, Range::After(last), page).await?,
-            None => hub.read(&self.name, Range::Newest, page).await?,
-        };
-        if last.is_some() && slice.entries.last().is_some_and(|entry| entry.id != slice.chain.end()) {
+        let range = from.map_or(Range::Newest, Range::After);
+        let mut slice = hub.read(&self.name, range, page).await?;
+        let mut events = Encoded::all(&slice.entries);
+        self.compare(&slice.chain, &events);
+        if from.is_some() && events.last().is_some_and(|event| event.id() != slice.chain.end()) {
             slice = hub.read(&self.name, Range::Newest, page).await?;
+            events = Encoded::all(&slice.entries);
         }
-        if self.mirror().end_read(&slice.chain, Encoded::all(&slice.entries)) {
+        if self.mirror().end_read(&slice.chain, events) {
             self.doubt();
         }
         drop(reading);
         Ok(())
+    }
+
+    fn compare(&self, chain: &Chain, events: &[Arc<Encoded>]) {
+        let mut mirror = self.mirror();
+        let before = mirror.recalls();
+        mirror.compare(chain, events);
+        if mirror.recalls() > before {
+            self.recalls.store(mirror.recalls(), Ordering::SeqCst);
+            tracing::warn!(room = %self.name, "an announced event was not the log's: its subscribers are told of a gap");
+        }
     }
 
     fn wake(&self) {

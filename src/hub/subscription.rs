@@ -93,7 +93,11 @@ pub struct Subscription {
 struct Cursor {
     seat: Seat,
     changes: watch::Receiver<u64>,
+    /// Where it began.
+    start: EventId,
     position: EventId,
+    /// The room's recalls that are dealt with.
+    recalls: u64,
     /// Which losses this stream need not be told of.
     settled: Option<Settled>,
     resume: Resume,
@@ -167,6 +171,7 @@ impl Cursor {
             error = seat.room().refusal() => return Err(error),
         }
         let name = seat.room().name();
+        let recalls = seat.room().recalls();
         let end = seat.room().end().unwrap_or(EventId::start_of(0));
         let position = match start {
             Start::Now | Start::Recent(0) => end,
@@ -183,7 +188,9 @@ impl Cursor {
         let mut cursor = Self {
             seat,
             changes,
+            start: position,
             position,
+            recalls,
             // A stream that does not continue another one is owed nothing of what came before it.
             settled: Some(Settled { from: EventId::start_of(0), to: position }),
             resume: Resume::Fresh,
@@ -209,7 +216,7 @@ impl Cursor {
     /// What follows now; the position moves on with it.
     async fn look(&mut self, hub: &Hub) -> Found {
         self.changes.mark_unchanged();
-        let found = match self.found.take() {
+        let found = match self.found.take().or_else(|| self.recall()) {
             Some(found) => found,
             None => match self.seat.room().follow(self.position, self.settled) {
                 Followed::Events(events) => Found::Events(events),
@@ -245,7 +252,14 @@ impl Cursor {
         found
     }
 
-    /// What follows the position, from a fresh read: the only way in which a gap is told.
+    /// A gap, if something was given out here that turned out not to be the log's.
+    fn recall(&mut self) -> Option<Found> {
+        let recalled = self.seat.room().recalled_since(&mut self.recalls, self.start);
+        let id = recalled.filter(|id| *id <= self.position)?;
+        Some(Found::Gap(Gap { from: id.before(), to: self.position, reason: GapReason::Diverged }))
+    }
+
+    /// What follows the position, from a fresh read: the only other way in which a gap is told.
     async fn ask_log(&mut self, hub: &Hub) -> Result<Found, BrokerError> {
         let room = self.seat.room();
         let slice = hub.read(room.name(), Range::After(self.position), self.page).await?;

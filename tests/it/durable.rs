@@ -318,7 +318,7 @@ async fn damage_is_one_clear_line_or_costs_the_end_and_is_never_served_as_data()
             std::process::Command::new("cp").arg("-r").arg(sound.path()).arg(copy.path().join("d")).status();
         assert!(copied.unwrap().success());
         let folder = copy.path().join("d");
-        let mut replica = Replica::start_on(&folder, &[]);
+        let replica = Replica::start_on(&folder, &[]);
         if replica.serves() {
             let kept = log(&replica, "a").await;
             assert!(texts.starts_with(&kept.iter().map(String::as_str).collect::<Vec<_>>()), "{kept:?}");

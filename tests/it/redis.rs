@@ -326,6 +326,12 @@ async fn p11_an_announcement_that_conflicts_with_the_log_is_counted_and_the_log_
         (gateway.get("/healthz").await.1["junk_announcements"] == 1).then_some(())
     })
     .await;
+    // Who was given it is told, and who resumes gets what the log has.
+    let gap = json!({"room": "forged", "from": first, "to": next, "reason": "diverged"});
+    let told = stream.event().await;
+    assert_eq!((told.event.as_str(), told.json()), ("stream.gap", gap));
+    assert_eq!(gateway.publish("forged", "3").await, first.replace("-1", "-3"));
+    assert_eq!(stream.data().await, "3");
     eventually("the ring has what the log has", async || {
         let mut resumed = gateway.resume("/v1/rooms/forged/stream", Some(&first)).await;
         (resumed.data().await == "real").then_some(())

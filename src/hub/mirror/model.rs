@@ -224,8 +224,11 @@ impl World {
         let entries = self.now.log.0.clone();
         let Replica { mirror, doubt, .. } = &mut self.replicas[replica];
         mirror.begin_read();
-        let from = mirror.last().unwrap_or(EventId::start_of(0));
-        *doubt = mirror.end_read(&chain, entries.into_iter().filter(|event| event.id > from).collect());
+        let from = mirror.read_from().unwrap_or(EventId::start_of(0));
+        let entries: Vec<_> = entries.into_iter().filter(|event| event.id > from).collect();
+        mirror.compare(&chain, &entries);
+        *doubt = mirror.end_read(&chain, entries);
+        assert_eq!(mirror.recalls(), 0, "nobody forges here");
     }
 
     /// Tells a subscriber what follows, if anything does.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::super::ring::Limits;
 use super::super::ring::tests::{Item, Past, Sample, Server, Told, keep_newest, told};
-use super::{Followed, Mirror, Taken};
+use super::{Followed, Mirror, RECALLS, Taken};
 use crate::room::EventId;
 
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,8 @@ struct Lists {
     past: Option<Past>,
     held: Vec<Sample>,
     waiting: Option<Vec<Sample>>,
+    overflowed: bool,
+    suspects: Vec<Sample>,
 }
 
 impl Lists {
@@ -59,6 +61,8 @@ impl Lists {
         if let Some(waiting) = &mut self.waiting {
             if waiting.len() < self.limits.events {
                 waiting.push(event);
+            } else {
+                self.overflowed = true;
             }
             return Taken::Waiting;
         }
@@ -66,11 +70,13 @@ impl Lists {
         if past.has(event.id) {
             match self.held.iter().find(|held| held.id == event.id) {
                 Some(held) if *held == event => return Taken::Held,
-                Some(_) => {
+                Some(held) => {
+                    self.suspects.push(*held);
+                    self.suspects.truncate(RECALLS);
                     self.held.clear();
                     return Taken::Conflicting;
                 }
-                None if !self.comes_after_held(event.id) => return Taken::Held,
+                None if !self.suspects.is_empty() || !self.comes_after_held(event.id) => return Taken::Held,
                 None => {}
             }
         } else {
@@ -100,7 +106,23 @@ impl Lists {
         }
     }
 
+    /// Drops what was given out and is not the log's.
+    fn compare(&mut self, log: &Past, entries: &[Sample]) {
+        let suspects = std::mem::take(&mut self.suspects);
+        let last = self.held.last().copied();
+        for given in suspects.iter().chain(&last).filter(|given| log.has(given.id)) {
+            let is_there = entries.iter().any(|event| event.id == given.id);
+            if entries.last().is_some_and(|last| last.id < given.id) {
+                self.suspects.push(*given);
+                self.held.clear();
+            } else if !entries.contains(given) && (is_there || suspects.contains(given)) {
+                self.held.clear();
+            }
+        }
+    }
+
     fn end_read(&mut self, answer: Option<(Past, Vec<Sample>)>) -> bool {
+        let is_read = answer.is_some();
         if let Some((past, entries)) = answer {
             self.held.retain(|event| past.has(event.id));
             self.past = Some(past);
@@ -116,17 +138,48 @@ impl Lists {
             }
         }
         let waiting = self.waiting.take().unwrap_or_default();
+        if std::mem::take(&mut self.overflowed) {
+            return true;
+        }
         let taken: Vec<_> = waiting.into_iter().map(|event| self.hear(event)).collect();
         taken.iter().any(|taken| matches!(taken, Taken::Unexpected | Taken::Conflicting))
+            || is_read && !self.suspects.is_empty()
     }
 }
 
-/// Reads as a room does: forward from the last event at hand, or else the newest page.
-fn page(log: &[Sample], end: EventId, last: Option<EventId>, limit: usize) -> Vec<Sample> {
+/// Reads as a room does: forward from where it has to compare, and then the newest page if that is not the end.
+fn pages(log: &[Sample], end: EventId, from: Option<EventId>, limit: usize) -> [Vec<Sample>; 2] {
     let newest = || log[log.len().saturating_sub(limit)..].to_vec();
-    let Some(last) = last else { return newest() };
-    let page: Vec<_> = log.iter().copied().filter(|event| event.id > last).take(limit).collect();
-    if page.last().is_some_and(|event| event.id != end) { newest() } else { page }
+    let Some(from) = from else { return [newest(), newest()] };
+    let page: Vec<_> = log.iter().copied().filter(|event| event.id > from).take(limit).collect();
+    let rest = if page.last().is_some_and(|event| event.id != end) { newest() } else { page.clone() };
+    [page, rest]
+}
+
+/// A subscriber of the copy from its first read on.
+#[derive(Default)]
+struct Reader {
+    start: Option<EventId>,
+    position: Option<EventId>,
+    recalls: u64,
+    got: Vec<Sample>,
+    /// Where gaps began that it was told, and its position then.
+    told: Vec<(EventId, EventId)>,
+}
+
+impl Reader {
+    fn look(&mut self, mirror: &Mirror<Sample>) {
+        let Some(end) = mirror.end() else { return };
+        let start = *self.start.get_or_insert(end);
+        let position = self.position.get_or_insert(end);
+        let recalled = mirror.recalled_after(self.recalls, start).filter(|id| *id <= *position);
+        self.told.extend(recalled.map(|id| (id.before(), *position)));
+        self.recalls = mirror.recalls();
+        if let Followed::Events(events) = mirror.follow(*position, None, usize::MAX) {
+            *position = events.last().unwrap().id;
+            self.got.extend(events);
+        }
+    }
 }
 
 fn follow(mirror: &Mirror<Sample>, position: EventId, most_bytes: usize) -> Told {
@@ -144,7 +197,9 @@ proptest! {
     ) {
         let limits = Limits { events, bytes };
         let (mut server, mut mirror) = (Server::new(), Mirror::new(limits));
-        let mut lists = Lists { limits, past: None, held: Vec::new(), waiting: None };
+        let (held, suspects) = (Vec::new(), Vec::new());
+        let mut lists = Lists { limits, past: None, held, waiting: None, overflowed: false, suspects };
+        let mut reader = Reader::default();
         let (mut sent, mut arrived, mut forged) = (Vec::new(), 0, Vec::new());
         let mut reading: Option<Option<EventId>> = None;
         let mut answer = None;
@@ -174,17 +229,19 @@ proptest! {
                 Step::Begin if reading.is_none() => {
                     mirror.begin_read();
                     lists.waiting = Some(Vec::new());
-                    reading = Some(mirror.last());
+                    reading = Some(mirror.read_from());
                 }
                 Step::Answer => {
-                    if let Some(last) = reading {
-                        let page = page(&server.log, server.past.end(), last, limits.events);
-                        answer = Some((server.chain().clone(), server.past.clone(), page));
+                    if let Some(from) = reading {
+                        let pages = pages(&server.log, server.past.end(), from, limits.events);
+                        answer = Some((server.chain().clone(), server.past.clone(), pages));
                     }
                 }
                 Step::End => {
-                    if let Some((chain, past, page)) = answer.take() {
+                    if let Some((chain, past, [first, page])) = answer.take() {
                         reading = None;
+                        mirror.compare(&chain, &first);
+                        lists.compare(&past, &first);
                         prop_assert_eq!(mirror.end_read(&chain, page.clone()), lists.end_read(Some((past, page))));
                     }
                 }
@@ -197,7 +254,10 @@ proptest! {
                 Step::Trim(count) => drop(server.log.drain(..count.min(server.log.len()))),
             }
             prop_assert_eq!(mirror.end(), lists.past.as_ref().map(Past::end));
-            prop_assert_eq!(mirror.last(), lists.held.last().map(|event| event.id));
+            let suspect = lists.suspects.iter().min_by_key(|event| event.id);
+            let last = suspect.or(lists.held.last());
+            prop_assert_eq!(mirror.read_from(), last.map(|event| event.id.before()));
+            reader.look(&mirror);
             for position in server.positions() {
                 let said = follow(&mirror, position, most_bytes);
                 let expected =
@@ -212,8 +272,10 @@ proptest! {
         // Once a read has gone through with nothing forged, and nothing lost meanwhile, the copy is the log.
         if reading.is_none() && forged.is_empty() {
             mirror.begin_read();
-            let page = page(&server.log, server.past.end(), mirror.last(), limits.events);
+            let [first, page] = pages(&server.log, server.past.end(), mirror.read_from(), limits.events);
+            mirror.compare(server.chain(), &first);
             mirror.end_read(server.chain(), page);
+            prop_assert_eq!(mirror.recalls(), 0);
             for position in server.positions() {
                 let log = told(&server.past, &server.log, position, usize::MAX);
                 match follow(&mirror, position, usize::MAX) {
@@ -226,5 +288,58 @@ proptest! {
                 }
             }
         }
+    }
+
+    /// Announcements come in order, as they do on one connection; between them come forged ones of the next id.
+    #[test]
+    fn who_was_given_what_the_log_does_not_have_is_told_and_nobody_else(
+        steps in proptest::collection::vec(0..8u8, 0..60), events in 2..6usize
+    ) {
+        let limits = Limits { events, bytes: usize::MAX };
+        let (mut server, mut mirror) = (Server::new(), Mirror::new(limits));
+        let mut reader = Reader::default();
+        let (mut inbox, mut forged) = (std::collections::VecDeque::new(), Vec::new());
+        let mut answer = None;
+        let calls_for_read = |taken| matches!(taken, Taken::Unexpected | Taken::Conflicting);
+        let mut doubt = true;
+        // In the end everything arrives, and is read.
+        let rest = steps.len() + 10;
+        let last = (0..rest).flat_map(|_| [2, 4, 5, 6]);
+        for step in steps.into_iter().chain(last) {
+            match step {
+                0 | 1 => inbox.push_back(server.append(1)),
+                2 => doubt |= inbox.pop_front().is_some_and(|event| calls_for_read(mirror.hear(event))),
+                3 => {
+                    let content = 1_000_000 + u32::try_from(forged.len()).unwrap();
+                    let event = Sample { id: server.chain().upcoming(), bytes: 1, content };
+                    forged.push(event);
+                    inbox.push_back(event);
+                }
+                4 if answer.is_none() && doubt => {
+                    doubt = false;
+                    let from = mirror.read_from();
+                    mirror.begin_read();
+                    answer = Some((from, None));
+                }
+                5 => {
+                    if let Some((from, read @ None)) = &mut answer {
+                        *read = Some((server.chain().clone(), pages(&server.log, server.past.end(), *from, events)));
+                    }
+                }
+                6 if answer.as_ref().is_some_and(|(_, read)| read.is_some()) => {
+                    let (chain, [first, page]) = answer.take().unwrap().1.unwrap();
+                    mirror.compare(&chain, &first);
+                    doubt |= mirror.end_read(&chain, page);
+                }
+                _ => {}
+            }
+            reader.look(&mirror);
+        }
+        let mistaken: Vec<_> = reader.got.iter().filter(|got| forged.contains(got) && server.past.has(got.id)).collect();
+        for given in &mistaken {
+            let is_told = reader.told.iter().any(|(from, to)| *from < given.id && given.id <= *to);
+            prop_assert!(is_told, "{given:?} of {:?}, told {:?}", reader.got, reader.told);
+        }
+        prop_assert!(reader.told.len() <= mistaken.len());
     }
 }

@@ -129,7 +129,7 @@ async fn p11_under_load_a_forged_id_that_was_never_given_out_costs_at_most_a_gap
 }
 
 #[tokio::test]
-async fn p11_under_load_a_forged_next_event_may_stand_in_for_one_event_and_no_more() {
+async fn p11_under_load_a_forged_next_event_is_recalled_once_the_log_decides() {
     let mut stage = Stage::begin(606).await;
     let times = 3;
     for _ in 0..times {
