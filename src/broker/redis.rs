@@ -192,6 +192,7 @@ impl RedisBroker {
         range: Range,
         limit: usize,
     ) -> Result<Option<Plain>, BrokerError> {
+        type Reply = (Option<String>, String, u64, Value, Value, Option<String>);
         let log = self.keys.log(room);
         let (command, from, to) = match range {
             Range::After(position) => ("XRANGE", format!("({position}"), "+".into()),
@@ -208,7 +209,6 @@ impl RedisBroker {
         step.cmd(command).arg(&log).arg(from).arg(to).arg("COUNT").arg(limit.max(1));
         step.cmd("GET").arg(self.keys.head(room));
         let result = step.query_async(link.connection()).await;
-        type Reply = (Option<String>, String, u64, Value, Value, Option<String>);
         let (head, info, retained, oldest, entries, after): Reply = link.judge(result, read_error)?;
         if head != after {
             return Ok(None);

@@ -292,12 +292,10 @@ async fn what_a_log_drops_is_its_oldest_and_had_to_go_for_age_or_bytes() {
             for now in 0..DROP_APPENDS {
                 // Phases of small events, of large ones, and of both.
                 if dice.u8(..60) == 0 {
-                    usual = [1, 100, 3000, limit / 4][dice.usize(..4)];
+                    usual = [1, 100, 3000, usize::try_from(limit / 4).unwrap()][dice.usize(..4)];
                 }
-                let event = format!(
-                    r#"{{"published_at":"{now:08}","data":"{}"}}"#,
-                    "x".repeat(dice.usize(..usual as usize + 1))
-                );
+                let event =
+                    format!(r#"{{"published_at":"{now:08}","data":"{}"}}"#, "x".repeat(dice.usize(..=usual)));
                 let bytes = event.len() as u64;
                 largest = largest.max(bytes);
                 let too_old = now.saturating_sub(lifetime);
