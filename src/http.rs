@@ -27,6 +27,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::problem::{Code, Problem};
+pub use self::streams::{Fans, Held, Offer};
 use crate::broker::HashStore;
 use crate::config::Settings;
 use crate::hub::Hub;

@@ -3,6 +3,7 @@
 
 mod encoded;
 mod known;
+mod lead;
 mod mirror;
 mod ring;
 mod room;
@@ -19,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 pub use self::encoded::Encoded;
+pub use self::lead::{Ahead, Lead, Level};
 pub use self::subscription::{Delivery, Resume, Start, Subscription};
 
 use self::known::KnownIds;

@@ -1,6 +1,7 @@
 //! The only file that knows every part: it builds a gateway, serves, and stops in order.
 
 mod connections;
+mod handover;
 
 use std::io;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use crate::broker::memory::{MemoryBroker, StoreError};
 use crate::broker::redis::RedisBroker;
 use crate::broker::{Broker, HashStore, Occupancy};
 use crate::config::{Settings, SettingsError};
-use crate::http::{self, App};
+use crate::http::{self, App, Fans};
 use crate::hub::Hub;
 use crate::shutdown::{Drain, Tasks};
 
@@ -83,7 +84,8 @@ pub async fn run(
         replica,
         drain: drain.clone(),
     };
-    let connections = Connections::new(&app, http::router(&app), http::overloaded(&app));
+    let fans = Fans::new(&tasks, &drain, app.settings.heartbeat);
+    let connections = Connections::new(&app, fans, http::router(&app), http::overloaded(&app));
     tracing::info!(address = %listener.local_addr()?, broker = hub.broker().kind(), "serving");
     ready();
     {

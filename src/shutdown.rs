@@ -120,6 +120,17 @@ impl Drain {
         self.leaving.is_cancelled()
     }
 
+    /// Whether streams are ending.
+    pub fn ends_streams_now(&self) -> bool {
+        self.ending.borrow().is_some()
+    }
+
+    /// Resolves when streams begin to end.
+    pub async fn ends_streams(&self) {
+        // The sender is ours, so the channel can't close.
+        let _ = self.ending.subscribe().wait_for(Option::is_some).await;
+    }
+
     /// Resolves when a stream is to end whose `place` in the window is 0.0 to 1.0.
     pub async fn reaches(&self, place: f64) {
         let mut ending = self.ending.subscribe();

@@ -5,6 +5,24 @@ use std::fmt::Write;
 /// Keeps an idle connection alive, and is no event: HTML 9.2.7.
 pub const HEARTBEAT: &str = ":\n\n";
 
+/// Ends a chunked body (RFC 9112, section 7.1).
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Data as one chunk of an HTTP/1.1 body (RFC 9112, section 7.1). Not empty: that would end the body.
+pub fn chunk(data: &[u8]) -> Vec<u8> {
+    let mut chunk = format!("{:x}\r\n", data.len()).into_bytes();
+    chunk.reserve_exact(data.len() + 2);
+    chunk.extend(data);
+    chunk.extend(b"\r\n");
+    chunk
+}
+
+/// The data of a chunk.
+pub fn chunk_data(chunk: &[u8]) -> &[u8] {
+    let start = chunk.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    &chunk[start..chunk.len().saturating_sub(2).max(start)]
+}
+
 /// Builds one block of a stream. Ids and names must have no line breaks; data may.
 #[derive(Default)]
 pub struct Block {

@@ -3,29 +3,27 @@
 //! `EventSource` takes anything but 200 for final, so what the client should retry is a 200 with a `retry:` and a
 //! `stream.end`; what it must not is a problem document.
 
-use std::convert::Infallible;
-use std::time::Duration;
+mod event_stream;
+mod fan;
+mod socket;
 
-use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep_until};
 use utoipa::{IntoParams, ToSchema};
 
+use self::event_stream::{EventStream, Form, Reader, end_block};
+pub use self::fan::Fans;
+pub use self::socket::{Held, Offer};
 use super::App;
-use super::events::{GapDescription, position};
-use super::extract::{Query, Room, event_name, header_text, name};
+use super::events::position;
+use super::extract::{Query, Room, header_text, name};
 use super::problem::{Code, Problem};
 use crate::broker::BrokerError;
-use crate::hub::{Delivery, Encoded, Start, Subscription};
-use crate::room::{Cursor, EventId, EventName, RoomName, SubscriberId};
-use crate::sse::{Block, HEARTBEAT};
+use crate::hub::Start;
+use crate::room::{Cursor, EventId, RoomName};
 
-/// Event names that one stream can select.
-const MAX_SELECTED: usize = 50;
 /// Most events that `recent` can ask for.
 const MAX_RECENT: u64 = 1000;
 
@@ -201,11 +199,10 @@ async fn open(
     }
     match app.hub.subscribe(rooms).await {
         Ok(subscription) => {
-            let stream = EventStream::new(app.clone(), subscription, reader, form);
-            let body = stream::unfold(stream, |mut stream| async move {
-                stream.next().await.map(|bytes| (Ok::<_, Infallible>(bytes), stream))
-            });
-            Ok((stream_headers(), Body::from_stream(body)).into_response())
+            let offer = Offer::new(EventStream::new(app.clone(), subscription, reader, form));
+            let mut response = (stream_headers(), offer.body()).into_response();
+            response.extensions_mut().insert(offer);
+            Ok(response)
         }
         Err(BrokerError::Unavailable(fault) | BrokerError::OutcomeUnknown(fault)) => {
             tracing::debug!(%fault, "a stream was told to come back later");
@@ -241,21 +238,6 @@ fn refuse(app: &App, reason: &str, reconnect: &str, last_id: Option<&str>) -> Re
     (stream_headers(), block).into_response()
 }
 
-fn end_block(retry: Duration, reason: &str, reconnect: &str, last_id: Option<&str>) -> String {
-    #[derive(Serialize)]
-    struct End<'a> {
-        reason: &'a str,
-        reconnect: &'a str,
-    }
-    // Jittered, so that those who were sent away together do not come back together.
-    let mut block = Block::new().retry(retry.mul_f64(1.0 + fastrand::f64()).as_millis());
-    // A block without an id would erase the client's position: the id buffer starts empty on each stream (HTML 9.2.6).
-    if let Some(id) = last_id {
-        block = block.id(id);
-    }
-    block.event(Some("stream.end")).data(&to_json(&End { reason, reconnect })).finish()
-}
-
 fn stream_headers() -> [(header::HeaderName, HeaderValue); 3] {
     [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
@@ -263,205 +245,4 @@ fn stream_headers() -> [(header::HeaderName, HeaderValue); 3] {
         // nginx would collect a buffer's worth before it passes anything on.
         (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ]
-}
-
-fn to_json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("strings and maps of strings always serialise")
-}
-
-/// Who reads, and what of it.
-struct Reader {
-    subscriber: SubscriberId,
-    selected: Vec<EventName>,
-}
-
-impl Reader {
-    fn new(selected: &[String], subscriber: Option<String>) -> Result<Self, Problem> {
-        if selected.len() > MAX_SELECTED {
-            let detail = format!("a stream selects {MAX_SELECTED} event names at most");
-            return Err(Problem::new(Code::InvalidQuery, detail));
-        }
-        let selected = selected.iter().map(|name| event_name(name)).collect::<Result<_, _>>()?;
-        let subscriber = subscriber.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let subscriber = name("the subscriber", &subscriber, SubscriberId::new)?;
-        Ok(Self { subscriber, selected })
-    }
-
-    fn gets(&self, event: &Encoded) -> bool {
-        let event = event.event();
-        let selected =
-            self.selected.is_empty() || event.name.as_ref().is_some_and(|name| self.selected.contains(name));
-        selected && !event.except.contains(&self.subscriber)
-    }
-}
-
-/// What events look like.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    /// As published; the id is the event's.
-    Single,
-    /// In an envelope; the id is a cursor of all rooms.
-    Enveloped,
-}
-
-/// A subscription as text. Everything that waits goes out together.
-struct EventStream {
-    app: App,
-    subscription: Subscription,
-    reader: Reader,
-    form: Form,
-    rooms: Vec<RoomName>,
-    positions: Vec<EventId>,
-    state: StreamState,
-    /// When the next comment is due.
-    beat_at: Instant,
-    /// The position has moved on, but nothing that was sent says so.
-    moved: bool,
-    /// When the replica leaves, this stream's place among the others that end.
-    place: f64,
-    /// When the stream has lived long enough.
-    end_at: Instant,
-}
-
-enum StreamState {
-    Opening,
-    Open,
-    Ended,
-}
-
-impl EventStream {
-    fn new(app: App, subscription: Subscription, reader: Reader, form: Form) -> Self {
-        let rooms = subscription.opening().map(|(room, ..)| room.clone()).collect();
-        let positions = subscription.opening().map(|(_, position, _)| position).collect();
-        let beat_at = Instant::now() + app.settings.heartbeat;
-        // Spread, so that streams that opened together do not end together.
-        let end_at = Instant::now() + app.settings.stream_lifetime.mul_f64(fastrand::f64().mul_add(0.5, 0.75));
-        Self {
-            app,
-            subscription,
-            reader,
-            form,
-            rooms,
-            positions,
-            state: StreamState::Opening,
-            beat_at,
-            moved: false,
-            place: fastrand::f64(),
-            end_at,
-        }
-    }
-
-    /// The next bytes to send; nothing after the stream's end.
-    async fn next(&mut self) -> Option<Bytes> {
-        match self.state {
-            StreamState::Ended => return None,
-            StreamState::Opening => {
-                self.state = StreamState::Open;
-                return Some(self.open_block().into());
-            }
-            StreamState::Open => {}
-        }
-        loop {
-            let drain = self.app.drain.clone();
-            let bytes = tokio::select! {
-                delivery = self.subscription.next() => self.write(delivery),
-                () = sleep_until(self.beat_at) => Some(self.beat()),
-                () = drain.reaches(self.place) => Some(self.end("draining")),
-                () = sleep_until(self.end_at) => Some(self.end("lifetime")),
-            };
-            if let Some(bytes) = bytes {
-                self.beat_at = Instant::now() + self.app.settings.heartbeat;
-                self.moved = false;
-                return Some(bytes);
-            }
-            self.moved = true;
-        }
-    }
-
-    /// The stream's last block: the client goes on elsewhere at once.
-    fn end(&mut self, reason: &str) -> Bytes {
-        self.state = StreamState::Ended;
-        end_block(self.app.settings.retry, reason, "now", Some(&self.last_id())).into()
-    }
-
-    fn open_block(&self) -> String {
-        #[derive(Serialize)]
-        struct Open<'a> {
-            subscriber: &'a SubscriberId,
-            replica: &'a str,
-            rooms: std::collections::BTreeMap<&'a RoomName, RoomOpen>,
-        }
-        #[derive(Serialize)]
-        struct RoomOpen {
-            position: String,
-            resume: &'static str,
-        }
-        let rooms = self.subscription.opening().map(|(room, position, resume)| {
-            (room, RoomOpen { position: position.to_string(), resume: resume.name() })
-        });
-        let open = Open { subscriber: &self.reader.subscriber, replica: &self.app.replica, rooms: rooms.collect() };
-        let retry = self.app.settings.retry.as_millis();
-        Block::new().retry(retry).id(self.last_id()).event(Some("stream.open")).data(&to_json(&open)).finish()
-    }
-
-    /// What the client sends back if it is cut off now.
-    fn last_id(&self) -> String {
-        match self.form {
-            Form::Single => self.positions[0].to_string(),
-            Form::Enveloped => Cursor::of(self.rooms.iter().zip(self.positions.iter().copied())).encode(),
-        }
-    }
-
-    fn write(&mut self, delivery: Delivery) -> Option<Bytes> {
-        match delivery {
-            Delivery::Gap { room, gap } => {
-                #[derive(Serialize)]
-                struct RoomGap<'a> {
-                    room: &'a RoomName,
-                    #[serde(flatten)]
-                    gap: GapDescription,
-                }
-                self.positions[room] = gap.to;
-                let data = to_json(&RoomGap { room: &self.rooms[room], gap: GapDescription::of(&gap) });
-                Some(Block::new().id(self.last_id()).event(Some("stream.gap")).data(&data).finish().into())
-            }
-            Delivery::Events { room, events } => self.write_events(room, &events),
-        }
-    }
-
-    fn write_events(&mut self, room: usize, events: &[std::sync::Arc<Encoded>]) -> Option<Bytes> {
-        let mut blocks: Vec<Bytes> = Vec::with_capacity(events.len());
-        for event in events {
-            self.positions[room] = event.id();
-            if !self.reader.gets(event) {
-                continue;
-            }
-            if self.form == Form::Enveloped {
-                blocks.push(Block::new().id(self.last_id()).into_lines().into());
-                blocks.push(event.enveloped(&self.rooms[room]).clone());
-            } else {
-                blocks.push(event.block().clone());
-            }
-        }
-        match blocks.as_slice() {
-            [] => None,
-            // The common case copies nothing.
-            [one] => Some(one.clone()),
-            _ => Some(blocks.concat().into()),
-        }
-    }
-
-    /// Some clients take over an id only together with data.
-    fn beat(&self) -> Bytes {
-        #[derive(Serialize)]
-        struct Position<'a> {
-            position: &'a str,
-        }
-        if !self.moved {
-            return Bytes::from_static(HEARTBEAT.as_bytes());
-        }
-        let id = self.last_id();
-        let data = to_json(&Position { position: &id });
-        Block::new().id(&id).event(Some("stream.position")).data(&data).finish().into()
-    }
 }

@@ -9,14 +9,15 @@ use serde_json::value::RawValue;
 use super::mirror::Logged;
 use crate::broker::Entry;
 use crate::room::{Event, EventId, EventName, JunkEvent, RoomName};
-use crate::sse::Block;
+use crate::sse::{Block, chunk, chunk_data};
 
 /// An event of a room's log with its text for streams.
 #[derive(Debug)]
 pub struct Encoded {
     id: EventId,
     event: Event,
-    block: Bytes,
+    /// The block as one chunk of an HTTP/1.1 body.
+    chunk: Bytes,
     enveloped: OnceLock<Bytes>,
 }
 
@@ -37,8 +38,8 @@ impl Encoded {
     pub fn new(entry: &Entry) -> Result<Self, JunkEvent> {
         let event = Event::decode(&entry.stored)?;
         let block = Block::new().id(entry.id).event(event.name.as_ref().map(EventName::as_str));
-        let block = block.data(event.data.as_text()).finish().into();
-        Ok(Self { id: entry.id, event, block, enveloped: OnceLock::new() })
+        let chunk = chunk(block.data(event.data.as_text()).finish().as_bytes()).into();
+        Ok(Self { id: entry.id, event, chunk, enveloped: OnceLock::new() })
     }
 
     /// Where it stands in the log.
@@ -52,8 +53,13 @@ impl Encoded {
     }
 
     /// The whole block for a stream of this one room.
-    pub fn block(&self) -> &Bytes {
-        &self.block
+    pub fn block(&self) -> Bytes {
+        self.chunk.slice_ref(chunk_data(&self.chunk))
+    }
+
+    /// The same, as one chunk of an HTTP/1.1 body.
+    pub fn chunk(&self) -> &Bytes {
+        &self.chunk
     }
 
     /// The block for a stream of several rooms, but for its `id:` line, which differs by subscriber.
@@ -86,7 +92,7 @@ impl Logged for Arc<Encoded> {
 
     fn bytes(&self) -> usize {
         // The block, and about as much again for the event that it was made from.
-        2 * self.block.len()
+        2 * self.chunk.len()
     }
 
     fn is_same(&self, other: &Self) -> bool {

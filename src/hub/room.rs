@@ -9,18 +9,30 @@ use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 use super::mirror::{Followed, Mirror, Taken};
-use super::ring::Limits;
+use super::ring::{Limits, Ring};
 use super::{Encoded, Hub, HubSettings};
 use crate::broker::{BrokerError, Range};
-use crate::follow::{Chain, Settled};
+use crate::follow::{Chain, Gap, Next, Settled};
 use crate::room::{EventId, RoomName};
 
 /// Most bytes that a subscriber is given at one time: a write's worth.
 pub(super) const BATCH_BYTES: usize = 64 * 1024;
-/// Most events fetched for the ring in one read.
+/// Most events fetched in one read.
 const PAGE_EVENTS: usize = 100;
+/// Events in a reader's first page from the log. Later pages are as many as make up a few batches, whatever the events'
+/// size, so that slow readers of large events cost little memory.
+pub(super) const FIRST_PAGE_EVENTS: usize = 8;
+/// Bytes that a page should have.
+const PAGE_BYTES: usize = 4 * BATCH_BYTES;
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(1);
+
+/// What the log said.
+pub(super) enum Found {
+    Events(Vec<Arc<Encoded>>),
+    Gap(Gap),
+    Nothing,
+}
 
 pub(super) struct Room {
     name: RoomName,
@@ -96,6 +108,31 @@ impl Room {
     /// What follows a position, as far as this replica's copy of the log can say.
     pub(super) fn follow(&self, position: EventId, settled: Option<Settled>) -> Followed<Arc<Encoded>> {
         self.mirror().follow(position, settled, BATCH_BYTES)
+    }
+
+    /// What follows a position, from a fresh read of about `page` events: the only way in which a gap is told, but for
+    /// recalls.
+    pub(super) async fn ask_log(
+        &self,
+        hub: &Hub,
+        position: EventId,
+        settled: Option<Settled>,
+        page: &mut usize,
+    ) -> Result<Found, BrokerError> {
+        let slice = hub.read(&self.name, Range::After(position), *page).await?;
+        if !self.is_of(&slice.chain) {
+            self.doubt();
+        }
+        let bytes: usize = slice.entries.iter().map(|entry| entry.stored.len()).sum();
+        if let Some(mean) = bytes.checked_div(slice.entries.len()) {
+            *page = (PAGE_BYTES / mean.max(1)).clamp(1, PAGE_EVENTS);
+        }
+        let read = Ring::of(Encoded::all(&slice.entries));
+        Ok(match read.follow(&slice.chain, position, settled, BATCH_BYTES) {
+            Ok(events) => Found::Events(events),
+            Err(Next::Gap(gap)) => Found::Gap(gap),
+            Err(Next::Nothing | Next::Event(_)) => Found::Nothing,
+        })
     }
 
     /// How many ids were recalled so far.

@@ -9,20 +9,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::mirror::Followed;
-use super::ring::Ring;
-use super::room::{BATCH_BYTES, Seat};
-use super::{Encoded, Hub};
+use super::room::{FIRST_PAGE_EVENTS, Found, Seat};
+use super::{Encoded, Hub, Lead, Level};
 use crate::broker::{BrokerError, Range};
-use crate::follow::{Gap, GapReason, Next, Settled};
+use crate::follow::{Gap, GapReason, Settled};
 use crate::room::{EventId, RoomName};
 
-/// Events in a reader's first page from the log. Later pages are as many as make up a few batches, whatever the events'
-/// size, so that slow readers of large events cost little memory.
-const FIRST_PAGE_EVENTS: usize = 8;
-/// Most events in a page.
-const PAGE_EVENTS: usize = 100;
-/// Bytes that a page should have.
-const PAGE_BYTES: usize = 4 * BATCH_BYTES;
 /// How long an announcement may be on its way after its event was appended.
 const ON_THE_WAY: Duration = Duration::from_secs(1);
 /// Pause before the log is asked again after it could not answer; jittered up to twice as long.
@@ -111,13 +103,6 @@ struct Cursor {
     awaited: Option<EventId>,
 }
 
-/// What the log said.
-enum Found {
-    Events(Vec<Arc<Encoded>>),
-    Gap(Gap),
-    Nothing,
-}
-
 impl Subscription {
     pub(super) async fn open(hub: &Arc<Hub>, rooms: Vec<(RoomName, Start)>) -> Result<Self, BrokerError> {
         let seats: Vec<_> = rooms.into_iter().map(|(name, start)| (hub.enter(&name), start)).collect();
@@ -129,6 +114,16 @@ impl Subscription {
     /// Where the stream starts in each room, in the order in which they were asked for.
     pub fn opening(&self) -> impl Iterator<Item = (&RoomName, EventId, Resume)> {
         self.cursors.iter().map(|cursor| (cursor.seat.room().name(), cursor.position, cursor.resume))
+    }
+
+    /// Where the stream is in each room, behind everything that it has been given.
+    pub fn positions(&self) -> impl Iterator<Item = (&RoomName, EventId)> {
+        self.cursors.iter().map(|cursor| (cursor.seat.room().name(), cursor.position))
+    }
+
+    /// The name of one of the rooms, as they were asked for.
+    pub fn room(&self, room: usize) -> &RoomName {
+        self.cursors[room].seat.room().name()
     }
 
     /// Waits for what follows. Loses nothing when it is dropped before it is ready.
@@ -144,6 +139,26 @@ impl Subscription {
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
             }
         }
+    }
+
+    /// The place of a subscriber of one room that has nothing to be told now, and could be led.
+    pub fn level(&self) -> Option<Level> {
+        let [cursor] = self.cursors.as_slice() else { return None };
+        let room = cursor.seat.room();
+        let is_level = cursor.found.is_none()
+            && cursor.recalls == room.recalls()
+            && matches!(room.follow(cursor.position, cursor.settled), Followed::Nothing);
+        is_level.then_some(Level { position: cursor.position, recalls: cursor.recalls })
+    }
+
+    /// Leads those who are at a place; the subscription is of one room.
+    pub fn lead(&self, place: Level) -> Lead {
+        Lead::new(self.hub.clone(), self.cursors[0].seat.room().clone(), place.position, place.recalls)
+    }
+
+    /// The subscriber has been led to a position.
+    pub fn led_to(&mut self, position: EventId) {
+        self.cursors[0].position = position;
     }
 
     async fn look(&mut self) -> Option<Delivery> {
@@ -203,7 +218,7 @@ impl Cursor {
             cursor.resume = Resume::Complete;
             cursor.settled = None;
             if matches!(cursor.seat.room().follow(position, None), Followed::Unsure) {
-                let found = cursor.ask_log(hub).await?;
+                let found = cursor.ask(hub).await?;
                 if matches!(found, Found::Gap(_)) {
                     cursor.resume = Resume::Gap;
                 }
@@ -222,7 +237,7 @@ impl Cursor {
                 Followed::Events(events) => Found::Events(events),
                 Followed::Nothing => Found::Nothing,
                 Followed::Unsure if self.retry_at.is_some_and(|at| at > Instant::now()) => return Found::Nothing,
-                Followed::Unsure => match self.ask_log(hub).await {
+                Followed::Unsure => match self.ask(hub).await {
                     // A log that keeps nothing can't tell an event that was missed from one that is on its way.
                     Ok(Found::Gap(Gap { reason: GapReason::Expired, .. }))
                         if self.awaited != Some(self.position) =>
@@ -252,29 +267,14 @@ impl Cursor {
         found
     }
 
+    async fn ask(&mut self, hub: &Hub) -> Result<Found, BrokerError> {
+        self.seat.room().ask_log(hub, self.position, self.settled, &mut self.page).await
+    }
+
     /// A gap, if something was given out here that turned out not to be the log's.
     fn recall(&mut self) -> Option<Found> {
         let recalled = self.seat.room().recalled_since(&mut self.recalls, self.start);
         let id = recalled.filter(|id| *id <= self.position)?;
         Some(Found::Gap(Gap { from: id.before(), to: self.position, reason: GapReason::Diverged }))
-    }
-
-    /// What follows the position, from a fresh read: the only other way in which a gap is told.
-    async fn ask_log(&mut self, hub: &Hub) -> Result<Found, BrokerError> {
-        let room = self.seat.room();
-        let slice = hub.read(room.name(), Range::After(self.position), self.page).await?;
-        if !room.is_of(&slice.chain) {
-            room.doubt();
-        }
-        let bytes: usize = slice.entries.iter().map(|entry| entry.stored.len()).sum();
-        if let Some(mean) = bytes.checked_div(slice.entries.len()) {
-            self.page = (PAGE_BYTES / mean.max(1)).clamp(1, PAGE_EVENTS);
-        }
-        let page = Ring::of(Encoded::all(&slice.entries));
-        Ok(match page.follow(&slice.chain, self.position, self.settled, BATCH_BYTES) {
-            Ok(events) => Found::Events(events),
-            Err(Next::Gap(gap)) => Found::Gap(gap),
-            Err(Next::Nothing | Next::Event(_)) => Found::Nothing,
-        })
     }
 }

@@ -2,13 +2,18 @@
 //! `axum::serve` and has timeouts that work.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,8 +21,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::handover::{Exit, Watched};
 use crate::config::Settings;
-use crate::http::App;
+use crate::http::{App, Fans, Held, Offer};
 
 /// Connections above the limit that are still answered, politely, before more are just closed.
 pub(super) const OVERLOAD_CONNECTIONS: usize = 256;
@@ -36,6 +42,7 @@ pub(super) struct Connections {
     places: Arc<Semaphore>,
     overload_places: Arc<Semaphore>,
     tracker: TaskTracker,
+    fans: Arc<Fans>,
     /// Connections finish their request in flight, and end.
     finish: CancellationToken,
     /// Connections end at once.
@@ -43,7 +50,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) fn new(app: &App, router: Router, overloaded: Router) -> Self {
+    pub(super) fn new(app: &App, fans: Arc<Fans>, router: Router, overloaded: Router) -> Self {
         Self {
             places: Arc::new(Semaphore::new(app.settings.max_connections)),
             settings: app.settings.clone(),
@@ -51,6 +58,7 @@ impl Connections {
             overloaded,
             overload_places: Arc::new(Semaphore::new(OVERLOAD_CONNECTIONS)),
             tracker: TaskTracker::new(),
+            fans,
             finish: CancellationToken::new(),
             cut: CancellationToken::new(),
         }
@@ -105,29 +113,55 @@ impl Connections {
         router: Router,
     ) -> impl Future<Output = ()> + Send + 'static {
         let (finish, cut) = (self.finish.clone(), self.cut.clone());
-        let connection = http1::Builder::new()
+        let (fans, counted) = (self.fans.clone(), self.tracker.token());
+        let exit = Exit::default();
+        let answers = exit.clone();
+        let service = service_fn(move |request| {
+            let answer = answers.clone().answer(router.clone(), request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.settings.header_timeout)
             .max_buf_size(BUFFER_BYTES)
-            .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
+            .serve_connection(Watched { io: TokioIo::new(socket), exit: exit.clone() }, service);
         async move {
-            let _place = place;
-            let mut connection = std::pin::pin!(connection);
-            let ended = tokio::select! {
-                ended = &mut connection => ended,
+            let driven = tokio::select! {
+                driven = drive(&mut connection, &exit) => driven,
                 () = finish.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
+                    Pin::new(&mut connection).graceful_shutdown();
                     tokio::select! {
-                        ended = &mut connection => ended,
-                        () = cut.cancelled() => Ok(()),
+                        driven = drive(&mut connection, &exit) => driven,
+                        () = cut.cancelled() => Ok(None),
                     }
                 }
             };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended early");
+            match driven {
+                Ok(Some(offer)) => {
+                    let socket = connection.into_parts().io.io.into_inner();
+                    offer.go_on(socket, Held { place, counted, cut }, &fans);
+                }
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, "a connection ended early"),
             }
         }
     }
+}
+
+/// Drives a connection until it ends, or a stream is to leave it.
+async fn drive<S>(
+    connection: &mut http1::Connection<Watched<TokioIo<TcpStream>>, S>,
+    exit: &Exit,
+) -> hyper::Result<Option<Offer>>
+where
+    S: HttpService<Incoming, ResBody = Body>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
+        Poll::Ready(ended) => Poll::Ready(ended.map(|()| None)),
+        Poll::Pending => exit.take().map_or(Poll::Pending, |offer| Poll::Ready(Ok(Some(offer)))),
+    })
+    .await
 }
 
 /// A reader that takes nothing costs the kernel little, and is found out; so is one that has vanished.

@@ -57,7 +57,8 @@ proptest! {
         prop_assert_eq!(encoded.event(), &event);
         let kind = name.as_deref().unwrap_or("message");
 
-        let single = std::str::from_utf8(encoded.block()).unwrap();
+        let block = encoded.block();
+        let single = std::str::from_utf8(&block).unwrap();
         let expected = Dispatched::new(kind, &with_line_feeds(data.as_text()), &id.to_string());
         prop_assert_eq!(parse(single).events, vec![expected]);
 

@@ -1,0 +1,301 @@
+//! A subscription as text: what is sent to one subscriber, and nothing of how.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use serde::Serialize;
+use tokio::time::{Instant, sleep_until};
+
+use crate::http::App;
+use crate::http::events::GapDescription;
+use crate::http::extract::{event_name, name};
+use crate::http::problem::{Code, Problem};
+use crate::hub::{Delivery, Encoded, Lead, Level, Subscription};
+use crate::room::{Cursor, EventId, EventName, RoomName, SubscriberId};
+use crate::sse::{Block, HEARTBEAT};
+
+/// Event names that one stream can select.
+const MAX_SELECTED: usize = 50;
+
+/// Who reads, and what of it.
+pub(super) struct Reader {
+    subscriber: SubscriberId,
+    selected: Box<[EventName]>,
+}
+
+impl Reader {
+    pub(super) fn new(selected: &[String], subscriber: Option<String>) -> Result<Self, Problem> {
+        if selected.len() > MAX_SELECTED {
+            let detail = format!("a stream selects {MAX_SELECTED} event names at most");
+            return Err(Problem::new(Code::InvalidQuery, detail));
+        }
+        let selected = selected.iter().map(|name| event_name(name)).collect::<Result<_, _>>()?;
+        let subscriber = subscriber.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let subscriber = name("the subscriber", &subscriber, SubscriberId::new)?;
+        Ok(Self { subscriber, selected })
+    }
+
+    fn gets(&self, event: &Encoded) -> bool {
+        let event = event.event();
+        let selected =
+            self.selected.is_empty() || event.name.as_ref().is_some_and(|name| self.selected.contains(name));
+        selected && !event.except.contains(&self.subscriber)
+    }
+}
+
+/// What events look like.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As published; the id is the event's.
+    Single,
+    /// In an envelope; the id is a cursor of all rooms.
+    Enveloped,
+}
+
+/// A subscription as text. Everything that waits goes out together.
+pub(super) struct EventStream {
+    app: App,
+    subscription: Subscription,
+    reader: Reader,
+    form: Form,
+    state: StreamState,
+    /// When the next comment is due.
+    beat_at: Instant,
+    /// The position has moved on, but nothing that was sent says so.
+    moved: bool,
+    /// When the replica leaves, this stream's place among the others that end.
+    place: f64,
+    /// When the stream has lived long enough.
+    end_at: Instant,
+}
+
+enum StreamState {
+    Opening,
+    Open,
+    Ended,
+}
+
+impl EventStream {
+    pub(super) fn new(app: App, subscription: Subscription, reader: Reader, form: Form) -> Self {
+        let beat_at = Instant::now() + app.settings.heartbeat;
+        // Spread, so that streams that opened together do not end together.
+        let end_at = Instant::now() + app.settings.stream_lifetime.mul_f64(fastrand::f64().mul_add(0.5, 0.75));
+        Self {
+            app,
+            subscription,
+            reader,
+            form,
+            state: StreamState::Opening,
+            beat_at,
+            moved: false,
+            place: fastrand::f64(),
+            end_at,
+        }
+    }
+
+    /// The next bytes to send; nothing after the stream's end.
+    pub(super) async fn next(&mut self) -> Option<Bytes> {
+        match self.state {
+            StreamState::Ended => return None,
+            StreamState::Opening => {
+                self.state = StreamState::Open;
+                return Some(self.open_block().into());
+            }
+            StreamState::Open => {}
+        }
+        loop {
+            let drain = self.app.drain.clone();
+            let bytes = tokio::select! {
+                delivery = self.subscription.next() => self.write(&delivery),
+                () = sleep_until(self.beat_at) => Some(self.beat()),
+                () = drain.reaches(self.place) => Some(self.end("draining")),
+                () = sleep_until(self.end_at) => Some(self.end("lifetime")),
+            };
+            if let Some(bytes) = bytes {
+                self.beat_at = Instant::now() + self.app.settings.heartbeat;
+                self.moved = false;
+                return Some(bytes);
+            }
+            self.moved = true;
+        }
+    }
+
+    /// The stream's place, if it has nothing to be told now and can be led.
+    pub(super) fn level(&self) -> Option<Level> {
+        let leads = matches!(self.state, StreamState::Open) && self.form == Form::Single;
+        let is_due = || self.due() <= Instant::now() || self.app.drain.ends_streams_now();
+        (leads && !is_due()).then(|| self.subscription.level()).flatten()
+    }
+
+    /// Leads those who are at a place in this stream's room.
+    pub(super) fn lead(&self, place: Level) -> Lead {
+        self.subscription.lead(place)
+    }
+
+    /// The room of a stream of one.
+    pub(super) fn room(&self) -> &RoomName {
+        self.subscription.room(0)
+    }
+
+    /// It has been led to a position.
+    pub(super) fn led_to(&mut self, position: EventId) {
+        self.subscription.led_to(position);
+    }
+
+    /// Whether it gets all events, but for those that are not for its subscriber.
+    pub(super) fn takes_all(&self) -> bool {
+        self.reader.selected.is_empty()
+    }
+
+    /// Whether it gets an event.
+    pub(super) fn gets(&self, event: &Encoded) -> bool {
+        self.reader.gets(event)
+    }
+
+    /// Something that says where it is has been sent; after which it may be silent until `beat_at`.
+    pub(super) fn sent(&mut self, beat_at: Instant) {
+        self.beat_at = beat_at;
+        self.moved = false;
+    }
+
+    /// It has been led past an event that it does not get.
+    pub(super) fn skip(&mut self) {
+        self.moved = true;
+    }
+
+    /// Whether nothing that was sent says where it is.
+    pub(super) fn has_moved(&self) -> bool {
+        self.moved
+    }
+
+    /// When it needs a heartbeat, or is to end.
+    pub(super) fn due(&self) -> Instant {
+        self.beat_at.min(self.end_at)
+    }
+
+    /// Whether it needs a heartbeat by then.
+    pub(super) fn needs_beat(&self, by: Instant) -> bool {
+        self.beat_at <= by
+    }
+
+    /// Whether it has lived long enough.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.end_at <= now
+    }
+
+    /// The stream's last block: the client goes on elsewhere at once.
+    fn end(&mut self, reason: &str) -> Bytes {
+        self.state = StreamState::Ended;
+        end_block(self.app.settings.retry, reason, "now", Some(&self.last_id())).into()
+    }
+
+    fn open_block(&self) -> String {
+        #[derive(Serialize)]
+        struct Open<'a> {
+            subscriber: &'a SubscriberId,
+            replica: &'a str,
+            rooms: std::collections::BTreeMap<&'a RoomName, RoomOpen>,
+        }
+        #[derive(Serialize)]
+        struct RoomOpen {
+            position: String,
+            resume: &'static str,
+        }
+        let rooms = self.subscription.opening().map(|(room, position, resume)| {
+            (room, RoomOpen { position: position.to_string(), resume: resume.name() })
+        });
+        let open = Open { subscriber: &self.reader.subscriber, replica: &self.app.replica, rooms: rooms.collect() };
+        let retry = self.app.settings.retry.as_millis();
+        Block::new().retry(retry).id(self.last_id()).event(Some("stream.open")).data(&to_json(&open)).finish()
+    }
+
+    /// What the client sends back if it is cut off now.
+    fn last_id(&self) -> String {
+        match self.form {
+            Form::Single => self.position().to_string(),
+            Form::Enveloped => Cursor::of(self.subscription.positions()).encode(),
+        }
+    }
+
+    /// The same, at an event among those that one room has just given.
+    fn id_at(&self, room: usize, event: EventId) -> String {
+        let positions = self.subscription.positions().enumerate();
+        let positions = positions.map(|(n, (name, position))| (name, if n == room { event } else { position }));
+        Cursor::of(positions).encode()
+    }
+
+    /// Where a stream of one room is.
+    fn position(&self) -> EventId {
+        self.subscription.positions().next().map_or(EventId::start_of(0), |(_, position)| position)
+    }
+
+    fn write(&self, delivery: &Delivery) -> Option<Bytes> {
+        #[derive(Serialize)]
+        struct RoomGap<'a> {
+            room: &'a RoomName,
+            #[serde(flatten)]
+            gap: GapDescription,
+        }
+        match delivery {
+            Delivery::Gap { room, gap } => {
+                let gap = RoomGap { room: self.subscription.room(*room), gap: GapDescription::of(gap) };
+                let block = Block::new().id(self.last_id()).event(Some("stream.gap")).data(&to_json(&gap));
+                Some(block.finish().into())
+            }
+            Delivery::Events { room, events } => self.write_events(*room, events),
+        }
+    }
+
+    fn write_events(&self, room: usize, events: &[Arc<Encoded>]) -> Option<Bytes> {
+        let mut blocks: Vec<Bytes> = Vec::with_capacity(events.len());
+        for event in events.iter().filter(|event| self.gets(event)) {
+            if self.form == Form::Enveloped {
+                blocks.push(Block::new().id(self.id_at(room, event.id())).into_lines().into());
+                blocks.push(event.enveloped(self.subscription.room(room)).clone());
+            } else {
+                blocks.push(event.block());
+            }
+        }
+        match blocks.as_slice() {
+            [] => None,
+            // The common case copies nothing.
+            [one] => Some(one.clone()),
+            _ => Some(blocks.concat().into()),
+        }
+    }
+
+    /// Some clients take over an id only together with data.
+    fn beat(&self) -> Bytes {
+        #[derive(Serialize)]
+        struct Position<'a> {
+            position: &'a str,
+        }
+        if !self.moved {
+            return Bytes::from_static(HEARTBEAT.as_bytes());
+        }
+        let id = self.last_id();
+        let data = to_json(&Position { position: &id });
+        Block::new().id(&id).event(Some("stream.position")).data(&data).finish().into()
+    }
+}
+
+/// The last block of a stream: why it ends, and when to come back.
+pub(super) fn end_block(retry: Duration, reason: &str, reconnect: &str, last_id: Option<&str>) -> String {
+    #[derive(Serialize)]
+    struct End<'a> {
+        reason: &'a str,
+        reconnect: &'a str,
+    }
+    // Jittered, so that those who were sent away together do not come back together.
+    let mut block = Block::new().retry(retry.mul_f64(1.0 + fastrand::f64()).as_millis());
+    // A block without an id would erase the client's position: the id buffer starts empty on each stream (HTML 9.2.6).
+    if let Some(id) = last_id {
+        block = block.id(id);
+    }
+    block.event(Some("stream.end")).data(&to_json(&End { reason, reconnect })).finish()
+}
+
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("strings and maps of strings always serialise")
+}

@@ -1,0 +1,356 @@
+//! A room's fan: one task that writes each event to the sockets of all who are level with the room.
+//!
+//! It does what is common, and hands everything else back: whoever can't take a whole write, may have missed something, has
+//! lived long enough, or is to be told its position, is driven by a task of its own again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Wake, Waker};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use slab::Slab;
+use tokio::sync::Notify;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until};
+
+use super::event_stream::EventStream;
+use super::socket::{Line, drive};
+use crate::hub::{Ahead, Encoded, Lead, Level};
+use crate::room::RoomName;
+use crate::shutdown::{Drain, Tasks};
+use crate::sse::{HEARTBEAT, chunk};
+
+/// Subscribers of one fan. A larger room has several, so that more than one processor can write.
+const MOST_MEMBERS: usize = 4096;
+/// Writes between which others get a turn; events that come meanwhile are written together.
+const WRITES_A_TURN: usize = 64;
+/// Heartbeats that are due within this part of their interval are sent together.
+const BEATS_TOGETHER: u32 = 16;
+/// Pause before the log is asked again after it could not answer; jittered up to twice as long.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// The fans of a replica.
+pub struct Fans {
+    tasks: Tasks,
+    drain: Drain,
+    heartbeat: Duration,
+    rooms: Mutex<HashMap<RoomName, Vec<Arc<Door>>>>,
+}
+
+/// Where a fan is reached.
+#[derive(Default)]
+struct Door {
+    waiting: Mutex<Waiting>,
+    knock: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    joining: Vec<(Box<Line>, Level)>,
+    /// Members whose sockets have something to say.
+    woken: Vec<usize>,
+    members: usize,
+}
+
+/// Wakes a fan for one of its members.
+struct Bell {
+    door: Arc<Door>,
+    member: usize,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.door.waiting().woken.push(self.member);
+        self.door.knock.notify_one();
+    }
+}
+
+impl Door {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("no holder of the lock panics")
+    }
+}
+
+impl Fans {
+    /// None yet; their tasks are among `tasks`.
+    pub fn new(tasks: &Tasks, drain: &Drain, heartbeat: Duration) -> Arc<Self> {
+        Arc::new(Self { tasks: tasks.clone(), drain: drain.clone(), heartbeat, rooms: Mutex::default() })
+    }
+
+    /// Gives a stream a task of its own.
+    pub(super) fn drive(self: &Arc<Self>, line: Box<Line>, rest: Bytes) {
+        self.tasks.spawn(drive(line, rest, self.clone()));
+    }
+
+    /// Leads a stream that is level with its room.
+    pub(super) fn join(self: &Arc<Self>, line: Box<Line>, level: Level) {
+        let mut rooms = self.rooms();
+        let doors = rooms.entry(line.stream.room().clone()).or_default();
+        let fan = doors.iter().find(|door| door.waiting().members < MOST_MEMBERS).cloned();
+        let door = fan.unwrap_or_else(|| {
+            let door = Arc::new(Door::default());
+            doors.push(door.clone());
+            let fan = Fan {
+                fans: self.clone(),
+                door: door.clone(),
+                room: line.stream.room().clone(),
+                lead: line.stream.lead(level),
+                members: Slab::new(),
+                due: Instant::now() + self.heartbeat,
+                ask_at: None,
+            };
+            self.tasks.spawn(fan.run());
+            door
+        });
+        let mut waiting = door.waiting();
+        waiting.members += 1;
+        waiting.joining.push((line, level));
+        door.knock.notify_one();
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, HashMap<RoomName, Vec<Arc<Door>>>> {
+        self.rooms.lock().expect("no holder of the lock panics")
+    }
+}
+
+struct Member {
+    line: Box<Line>,
+    bell: Waker,
+}
+
+struct Fan {
+    fans: Arc<Fans>,
+    door: Arc<Door>,
+    room: RoomName,
+    lead: Lead,
+    members: Slab<Member>,
+    /// When a member may have to be looked after.
+    due: Instant,
+    /// When the log may be asked again.
+    ask_at: Option<Instant>,
+}
+
+/// Events as they are written.
+struct Batch<'a> {
+    events: &'a [Arc<Encoded>],
+    bytes: Bytes,
+    /// Whether some are not for everybody.
+    except: bool,
+}
+
+impl<'a> Batch<'a> {
+    fn of(events: &'a [Arc<Encoded>]) -> Self {
+        let bytes = match events {
+            // The common case copies nothing.
+            [one] => one.chunk().clone(),
+            _ => concat(events.iter()),
+        };
+        Self { events, bytes, except: events.iter().any(|event| !event.event().except.is_empty()) }
+    }
+
+    /// What one stream gets of it; nothing if that is none.
+    fn of_stream(&self, stream: &EventStream) -> Option<Bytes> {
+        if !self.except && stream.takes_all() {
+            return Some(self.bytes.clone());
+        }
+        let bytes = concat(self.events.iter().filter(|event| stream.gets(event)));
+        (!bytes.is_empty()).then_some(bytes)
+    }
+}
+
+fn concat<'a>(events: impl Iterator<Item = &'a Arc<Encoded>>) -> Bytes {
+    events.map(|event| &event.chunk()[..]).collect::<Vec<_>>().concat().into()
+}
+
+impl Fan {
+    async fn run(mut self) {
+        loop {
+            self.pass().await;
+            self.admit();
+            self.attend();
+            if self.members.is_empty() && self.leave() {
+                return;
+            }
+            let (due, ask_at) = (self.due, self.ask_at);
+            tokio::select! {
+                () = self.lead.changed(), if ask_at.is_none() => {}
+                () = self.door.knock.notified() => {}
+                () = sleep_until(due) => self.look_after(),
+                () = sleep_until(ask_at.unwrap_or(due)), if ask_at.is_some() => {}
+                () = self.fans.drain.ends_streams() => self.release_all(),
+            }
+        }
+    }
+
+    /// Ends the fan if nobody waits at its door.
+    fn leave(&self) -> bool {
+        let mut rooms = self.fans.rooms();
+        if !self.door.waiting().joining.is_empty() {
+            return false;
+        }
+        if let Some(doors) = rooms.get_mut(&self.room) {
+            doors.retain(|door| !Arc::ptr_eq(door, &self.door));
+            if doors.is_empty() {
+                rooms.remove(&self.room);
+            }
+        }
+        true
+    }
+
+    /// Writes what is new, until there is nothing more.
+    async fn pass(&mut self) {
+        if self.ask_at.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        self.ask_at = None;
+        loop {
+            let ahead = match self.lead.look() {
+                Ahead::Unsure => match self.lead.ask().await {
+                    Ok(ahead) => ahead,
+                    Err(error) => {
+                        tracing::debug!(room = %self.room, %error, "the log can't be asked");
+                        self.ask_at = Some(Instant::now() + RETRY.mul_f64(1.0 + fastrand::f64()));
+                        return;
+                    }
+                },
+                ahead => ahead,
+            };
+            match ahead {
+                Ahead::Events(events) => self.write(&events).await,
+                Ahead::Parted => return self.release_all(),
+                Ahead::Nothing | Ahead::Unsure => return,
+            }
+        }
+    }
+
+    async fn write(&mut self, events: &[Arc<Encoded>]) {
+        let batch = Batch::of(events);
+        let beat_at = Instant::now() + self.fans.heartbeat;
+        let mut writes = 0;
+        for slot in 0..self.members.capacity() {
+            let Some(Member { line, .. }) = self.members.get_mut(slot) else { continue };
+            let Some(bytes) = batch.of_stream(&line.stream) else {
+                line.stream.skip();
+                continue;
+            };
+            line.stream.sent(beat_at);
+            self.offer(slot, &bytes);
+            writes += 1;
+            if writes == WRITES_A_TURN {
+                writes = 0;
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Writes to a member. Whoever does not take all of it at once takes the rest in a task of its own.
+    fn offer(&mut self, slot: usize, bytes: &Bytes) {
+        let Some(Member { line, .. }) = self.members.get(slot) else { return };
+        match line.socket.offer(bytes) {
+            Ok(written) if written == bytes.len() => {}
+            Ok(written) => self.release(slot, bytes.slice(written..)),
+            Err(_) => self.forget(slot),
+        }
+    }
+
+    /// Takes in those who wait at the door.
+    fn admit(&mut self) {
+        let joining = std::mem::take(&mut self.door.waiting().joining);
+        for (mut line, level) in joining {
+            if self.members.is_empty() {
+                // The room may have been let go of and opened again since.
+                self.lead = line.stream.lead(level);
+            }
+            if self.lead.is_behind(&level) {
+                // The next pass will bring the others there.
+                self.door.waiting().joining.push((line, level));
+                continue;
+            }
+            let missed = self.lead.catch_up(&level);
+            self.due = self.due.min(line.stream.due());
+            let entry = self.members.vacant_entry();
+            let slot = entry.key();
+            let bell = Waker::from(Arc::new(Bell { door: self.door.clone(), member: slot }));
+            let is_there = line.socket.watch(&bell);
+            let missed = missed.map(|missed| Batch::of(&missed).of_stream(&line.stream));
+            entry.insert(Member { line, bell });
+            match missed {
+                _ if !is_there => self.forget(slot),
+                // What has come since it was level.
+                Some(Some(bytes)) => self.offer(slot, &bytes),
+                Some(None) => {}
+                None => self.part(slot, Bytes::new()),
+            }
+        }
+    }
+
+    /// Looks at the sockets that have something to say.
+    fn attend(&mut self) {
+        let woken = std::mem::take(&mut self.door.waiting().woken);
+        for slot in woken {
+            if let Some(Member { line, bell }) = self.members.get_mut(slot)
+                && !line.socket.watch(bell)
+            {
+                self.forget(slot);
+            }
+        }
+    }
+
+    /// Sends heartbeats, and lets go of those for whom it is time.
+    fn look_after(&mut self) {
+        let now = Instant::now();
+        let soon = now + self.fans.heartbeat / BEATS_TOGETHER;
+        let beat_at = now + self.fans.heartbeat;
+        let beat = Bytes::from(chunk(HEARTBEAT.as_bytes()));
+        let mut due = beat_at;
+        for slot in 0..self.members.capacity() {
+            let Some(Member { line, .. }) = self.members.get_mut(slot) else { continue };
+            let stream = &mut line.stream;
+            if stream.is_over(now) || (stream.needs_beat(now) && stream.has_moved()) {
+                self.release(slot, Bytes::new());
+                continue;
+            }
+            let beats = stream.needs_beat(soon) && !stream.has_moved();
+            if beats {
+                stream.sent(beat_at);
+            }
+            due = due.min(stream.due());
+            if beats {
+                self.offer(slot, &beat);
+            }
+        }
+        self.due = due;
+    }
+
+    fn release_all(&mut self) {
+        for slot in 0..self.members.capacity() {
+            self.release(slot, Bytes::new());
+        }
+    }
+
+    /// Gives a member that is where all are a task of its own, with what is left of a write.
+    fn release(&mut self, slot: usize, rest: Bytes) {
+        if let Some(Member { line, .. }) = self.members.get_mut(slot) {
+            line.stream.led_to(self.lead.position());
+            self.part(slot, rest);
+        }
+    }
+
+    fn part(&mut self, slot: usize, rest: Bytes) {
+        if let Some(Member { line, .. }) = self.remove(slot) {
+            self.fans.drive(line, rest);
+        }
+    }
+
+    /// A member has gone.
+    fn forget(&mut self, slot: usize) {
+        drop(self.remove(slot));
+    }
+
+    fn remove(&mut self, slot: usize) -> Option<Member> {
+        let member = self.members.try_remove(slot)?;
+        self.door.waiting().members -= 1;
+        Some(member)
+    }
+}

@@ -1,0 +1,151 @@
+//! Streams on plain HTTP/1.1 sockets, written to without hyper.
+//!
+//! Who is level with its room is led by the room's [fan](super::fan). Everyone else has a task of its own: it catches up
+//! from its position, and gives the socket to the fan once it is there.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use axum::body::{Body, Bytes};
+use futures_util::stream;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::event_stream::EventStream;
+use super::fan::Fans;
+use crate::sse::{LAST_CHUNK, chunk};
+
+/// What a client may send on while it reads a stream, to be thrown away: requests that it hoped to get in behind it.
+const MOST_DISCARDED: usize = 64 * 1024;
+
+/// A stream that is about to begin, in the extensions of its answer. It is the answer's body, unless someone takes it and
+/// writes to the socket instead. Clones are the same stream.
+#[derive(Clone)]
+pub struct Offer(Arc<Mutex<Option<EventStream>>>);
+
+/// What a connection holds for as long as it is there.
+pub struct Held {
+    /// Its place among the connections that there may be.
+    pub place: OwnedSemaphorePermit,
+    /// Whoever waits for connections to end waits for this one.
+    pub counted: TaskTrackerToken,
+    /// Says that the connection has to end at once.
+    pub cut: CancellationToken,
+}
+
+/// A stream and its socket.
+pub(super) struct Line {
+    pub(super) stream: EventStream,
+    pub(super) socket: Socket,
+}
+
+/// A socket that is only written to.
+pub(super) struct Socket {
+    tcp: TcpStream,
+    held: Held,
+    discarded: usize,
+}
+
+impl Offer {
+    pub(super) fn new(stream: EventStream) -> Self {
+        Self(Arc::new(Mutex::new(Some(stream))))
+    }
+
+    /// The stream as a body: for HTTP/1.0, and whatever else is no plain socket.
+    pub(super) fn body(&self) -> Body {
+        Body::from_stream(stream::unfold((self.clone(), None), |(offer, stream)| async move {
+            let mut stream = stream.or_else(|| offer.take())?;
+            let bytes = stream.next().await?;
+            Some((Ok::<_, Infallible>(bytes), (offer, Some(stream))))
+        }))
+    }
+
+    /// Goes on with the stream on a socket on which the head of its answer has been sent, chunked.
+    pub fn go_on(&self, tcp: TcpStream, held: Held, fans: &Arc<Fans>) {
+        if let Some(stream) = self.take() {
+            let line = Box::new(Line { stream, socket: Socket { tcp, held, discarded: 0 } });
+            fans.drive(line, Bytes::new());
+        }
+    }
+
+    fn take(&self) -> Option<EventStream> {
+        self.0.lock().expect("no holder of the lock panics").take()
+    }
+}
+
+impl Socket {
+    /// Writes what the kernel takes at once. How much that was; nothing if it takes no more now.
+    pub(super) fn offer(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.tcp.try_write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            written => written,
+        }
+    }
+
+    /// Has the waker woken when the client sends something or goes. False if it has gone.
+    pub(super) fn watch(&mut self, waker: &std::task::Waker) -> bool {
+        let mut context = std::task::Context::from_waker(waker);
+        while self.tcp.poll_read_ready(&mut context).is_ready() {
+            if !self.hear() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Resolves when the client has gone.
+    async fn gone(&mut self) {
+        while self.tcp.readable().await.is_ok() && self.hear() {}
+    }
+
+    /// Throws away what the client has sent. False if it has gone.
+    fn hear(&mut self) -> bool {
+        let mut scratch = [0; 1024];
+        match self.tcp.try_read(&mut scratch) {
+            // Half-closed counts as gone.
+            Ok(0) => false,
+            Ok(count) => {
+                self.discarded += count;
+                self.discarded <= MOST_DISCARDED
+            }
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        tokio::select! {
+            written = self.tcp.write_all(bytes) => written,
+            () = self.held.cut.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
+    async fn end(&mut self) -> io::Result<()> {
+        self.write(LAST_CHUNK).await?;
+        self.tcp.shutdown().await
+    }
+}
+
+/// Writes what is left of an earlier write, and then what follows, until the stream ends or is level with its room.
+pub(super) async fn drive(mut line: Box<Line>, mut rest: Bytes, fans: Arc<Fans>) {
+    let cut = line.socket.held.cut.clone();
+    loop {
+        if line.socket.write(&rest).await.is_err() {
+            return;
+        }
+        if let Some(level) = line.stream.level() {
+            return fans.join(line, level);
+        }
+        let next = tokio::select! {
+            next = line.stream.next() => next,
+            () = line.socket.gone() => return,
+            () = cut.cancelled() => return,
+        };
+        let Some(bytes) = next else { break };
+        rest = chunk(&bytes).into();
+    }
+    let _ = line.socket.end().await;
+}

@@ -1,0 +1,112 @@
+//! What follows in one room for many subscribers who are all at the same position: asked once, given to all.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::mirror::Followed;
+use super::room::{Found, Room};
+use super::{Encoded, Hub};
+use crate::broker::BrokerError;
+use crate::room::EventId;
+
+/// Leads subscribers who are level: at one position, with nothing of their own to be told.
+///
+/// It never tells a gap. Where there may be one, each subscriber has to ask for itself, since it depends on what that one
+/// was told before.
+pub struct Lead {
+    hub: Arc<Hub>,
+    room: Arc<Room>,
+    changes: watch::Receiver<u64>,
+    position: EventId,
+    recalls: u64,
+    page: usize,
+}
+
+/// What follows for all.
+#[derive(Debug)]
+pub enum Ahead {
+    /// These events, in order; the position has moved on behind them.
+    Events(Vec<Arc<Encoded>>),
+    /// Nothing yet.
+    Nothing,
+    /// The log has to be asked.
+    Unsure,
+    /// Each has to ask for itself.
+    Parted,
+}
+
+impl Lead {
+    pub(super) fn new(hub: Arc<Hub>, room: Arc<Room>, position: EventId, recalls: u64) -> Self {
+        let changes = room.changes();
+        Self { hub, room, changes, position, recalls, page: super::room::FIRST_PAGE_EVENTS }
+    }
+
+    /// Where all of them are.
+    pub fn position(&self) -> EventId {
+        self.position
+    }
+
+    /// Whether a subscriber has been told more than those who are led.
+    pub fn is_behind(&self, place: &Level) -> bool {
+        self.position < place.position || self.recalls < place.recalls
+    }
+
+    /// Returns when there may be something new.
+    pub async fn changed(&mut self) {
+        // The sender is the room's own, so the channel can't close.
+        let _ = self.changes.changed().await;
+    }
+
+    /// What follows, as far as this replica can say at once.
+    pub fn look(&mut self) -> Ahead {
+        self.changes.mark_unchanged();
+        if self.room.recalls() != self.recalls {
+            return Ahead::Parted;
+        }
+        // With nothing settled, events and nothing are the same for everybody.
+        match self.room.follow(self.position, None) {
+            Followed::Events(events) => self.go_on(events),
+            Followed::Nothing => Ahead::Nothing,
+            Followed::Unsure => Ahead::Unsure,
+        }
+    }
+
+    /// What follows, from the log: one read for all.
+    pub async fn ask(&mut self) -> Result<Ahead, BrokerError> {
+        Ok(match self.room.ask_log(&self.hub, self.position, None, &mut self.page).await? {
+            Found::Events(events) => self.go_on(events),
+            Found::Nothing => Ahead::Nothing,
+            Found::Gap(_) => Ahead::Parted,
+        })
+    }
+
+    /// The events between a subscriber's position and that of all, if they are at hand.
+    pub fn catch_up(&self, place: &Level) -> Option<Vec<Arc<Encoded>>> {
+        let mut position = place.position;
+        let mut missed = Vec::new();
+        while place.recalls == self.recalls && position < self.position {
+            let Followed::Events(events) = self.room.follow(position, None) else { return None };
+            missed.extend(events.into_iter().take_while(|event| event.id() <= self.position));
+            position = missed.last().filter(|event| event.id() > position)?.id();
+        }
+        (place.recalls == self.recalls && position == self.position).then_some(missed)
+    }
+
+    fn go_on(&mut self, events: Vec<Arc<Encoded>>) -> Ahead {
+        match events.last() {
+            Some(last) => {
+                self.position = last.id();
+                Ahead::Events(events)
+            }
+            None => Ahead::Nothing,
+        }
+    }
+}
+
+/// The place of a subscriber that is level with its room, as far as this replica has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level {
+    pub(super) position: EventId,
+    pub(super) recalls: u64,
+}
