@@ -122,6 +122,8 @@ impl RetentionPolicy {
 pub trait Listener: Send + Sync {
     /// An event was appended. Announcements may be missing, late, repeated or foreign.
     fn heard(&self, room: &RoomName, entry: Entry);
+    /// The room's log was emptied up to a position.
+    fn cleared(&self, room: &RoomName, position: EventId);
     /// Announcements of this room may have been missed.
     fn doubt(&self, room: &RoomName);
     /// The server's history is another one than before: every room may have lost something.
@@ -180,8 +182,8 @@ pub trait Broker: Send + Sync {
         limit: usize,
     ) -> Result<Slice, BrokerError>;
 
-    /// Empties the room's log and keeps its head. The listener of every replica that has the room is told to doubt it.
-    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError>;
+    /// Empties the room's log and keeps its head; returns up to where. The listeners of all replicas are told, here too.
+    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<EventId, BrokerError>;
 
     /// Has the room's announcements come to the listener. Returns once that is confirmed; waits while the broker is
     /// away, so the caller bounds it.
@@ -411,7 +413,10 @@ impl FaultKind {
 impl FaultKind {
     /// Whether what is there can still be read and heard.
     pub const fn is_of_writes_alone(self) -> bool {
-        matches!(self, Self::OutOfMemory | Self::NoReplicas | Self::Misconfigured)
+        matches!(
+            self,
+            Self::OutOfMemory | Self::NoReplicas | Self::Misconfigured | Self::DiskFull | Self::DiskFailed
+        )
     }
 }
 

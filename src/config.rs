@@ -174,7 +174,7 @@ pub struct Settings {
     pub retention: Vec<RetentionRule>,
 
     /// A room's position outlives its events by this, so that quiet rooms cost nobody a gap.
-    #[arg(long, env = "ROOMCAST_RETENTION_HEAD", default_value = "24h", value_parser = lifetime, value_name = "TIME")]
+    #[arg(long, env = "ROOMCAST_RETENTION_HEAD", default_value = "24h", value_parser = head, value_name = "TIME")]
     pub retention_head: Duration,
 
     /// How long an idempotency key is remembered.
@@ -423,6 +423,11 @@ fn between(least: Duration, most: Duration, text: &str) -> Result<Duration, Stri
 /// Redis refuses a lifetime of zero, and counts in milliseconds.
 fn lifetime(text: &str) -> Result<Duration, String> {
     between(Duration::from_secs(1), Duration::from_hours(24 * 365), text)
+}
+
+/// Heads of rooms that have subscribers are renewed four times as often at least.
+fn head(text: &str) -> Result<Duration, String> {
+    between(Duration::from_mins(1), Duration::from_hours(24 * 365), text)
 }
 
 /// The kernel counts keep-alive in whole seconds, up to 32,767 of them.

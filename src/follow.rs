@@ -86,6 +86,16 @@ impl From<Gap> for Settled {
     }
 }
 
+impl Settled {
+    /// What is settled for a stream once it has been told a gap.
+    pub fn with(before: Option<Self>, gap: Gap) -> Self {
+        let told = Self::from(gap);
+        // Only without an event between: one that the stream was given may be lost later, and has to be told then.
+        let joined = before.filter(|before| told.from <= before.to);
+        Self { from: joined.map_or(told.from, |before| before.from.min(told.from)), ..told }
+    }
+}
+
 /// Decides what follows `position`, for a stream to which part of the past may be `settled`.
 pub fn next(
     chain: &Chain,

@@ -137,7 +137,7 @@ impl Hub {
     }
 
     /// Empties a room's log; whoever comes back to a position before its end is told of a gap.
-    pub async fn clear(&self, room: &RoomName) -> Result<(), BrokerError> {
+    pub async fn clear(&self, room: &RoomName) -> Result<EventId, BrokerError> {
         let known = self.known.of(room);
         timeout(CALL_LIMIT, self.broker.clear(room, &known)).await.unwrap_or_else(|_| {
             Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to the emptying of a log")))
@@ -318,6 +318,14 @@ impl Listener for Hub {
             Taken::Added | Taken::Held => self.known.add(room, entry.id),
             Taken::Waiting | Taken::Unexpected => self.known.add_foreign(room, entry.id),
             Taken::Conflicting => self.junk(room),
+        }
+    }
+
+    fn cleared(&self, room: &RoomName, position: EventId) {
+        match self.held(room) {
+            Some(held) if is_credible(position) => held.cleared(position),
+            Some(_) => self.junk(room),
+            None => {}
         }
     }
 

@@ -11,6 +11,7 @@ mod store;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -51,6 +52,8 @@ pub struct MemoryBroker {
     listener: Ear,
     retention: RetentionPolicy,
     max_bytes: usize,
+    /// Bytes of the largest write that was refused since there was room for it.
+    refused: AtomicUsize,
     mark: String,
 }
 
@@ -97,8 +100,18 @@ struct Rest<'a> {
 enum Purpose {
     Append,
     /// Gives out no new id, so what an earlier process has kept stands as it is: a quiet room has no new epoch with each
-    /// restart.
-    Other,
+    /// restart. But for whoever comes from a position above it: part of what was kept is gone, and that one can only be
+    /// led on to an epoch above.
+    Read(Option<EventId>),
+}
+
+impl Purpose {
+    fn takes_over(self, head: &Head) -> bool {
+        match self {
+            Self::Append => true,
+            Self::Read(from) => from.is_some_and(|from| from > head.chain.end()),
+        }
+    }
 }
 
 /// What has to be durable before the outcome of a step is told.
@@ -165,7 +178,8 @@ impl MemoryBroker {
         max_bytes: usize,
     ) -> Self {
         let mark = uuid::Uuid::new_v4().simple().to_string();
-        Self { state: Mutex::new(state), journal, listener, retention, max_bytes, mark }
+        let refused = AtomicUsize::new(0);
+        Self { state: Mutex::new(state), journal, listener, retention, max_bytes, refused, mark }
     }
 
     /// Drops what has expired, so that rooms nobody asks for leave the memory. To be called now and then.
@@ -252,14 +266,14 @@ impl MemoryBroker {
             (Some(log.head), log.entries, log.touched, log.ticket)
         } else {
             self.check_room_for(*bytes, OVERHEAD_BYTES)?;
-            if purpose == Purpose::Other && *unused >= self.most_unused() {
+            if purpose != Purpose::Append && *unused >= self.most_unused() {
                 let detail = format!("{unused} rooms were only ever read, and take all that such rooms may take");
                 return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)));
             }
             *bytes += OVERHEAD_BYTES;
             (None, log::Entries::default(), now, 0)
         };
-        let own = head.as_ref().filter(|_| purpose == Purpose::Other).map(|head| head.mark.clone());
+        let own = head.as_ref().filter(|head| !purpose.takes_over(head)).map(|head| head.mark.clone());
         let moment = Moment {
             mark: own.as_deref().unwrap_or(&self.mark),
             time: now,
@@ -274,6 +288,15 @@ impl MemoryBroker {
         let outcome = step(log, &mut Rest { bytes, once, notes });
         *unused += usize::from(log.is_unused());
         outcome
+    }
+
+    /// What is there, as it is: while nothing can be kept, and where nothing has to change for it.
+    fn peek<T>(&self, room: &RoomName, known: &[EventId], read: impl FnOnce(&Log) -> T) -> Option<(T, Awaited)> {
+        let state = self.state();
+        self.check_journal().err()?;
+        let log = state.logs.get(room).filter(|log| !log.is_forgotten(microseconds(), self.retention.of(room)))?;
+        let contradicted = known.iter().any(|id| log.head.chain.is_contradicted_by(*id));
+        (!contradicted).then(|| (read(log), Awaited::Others(log.ticket)))
     }
 
     /// Ends a step: has the journal keep what it changed and tell of it then, or tells of it at once.
@@ -319,6 +342,8 @@ impl MemoryBroker {
 
     fn check_room_for(&self, present: usize, more: usize) -> Result<(), BrokerError> {
         if present + more > self.max_bytes {
+            // What is absurdly large is not missed.
+            self.refused.fetch_max(more.min(self.max_bytes / UNUSED_SHARE), Ordering::Relaxed);
             let detail = format!("the embedded broker holds its limit of {} bytes", self.max_bytes);
             return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)));
         }
@@ -396,27 +421,35 @@ impl Broker for MemoryBroker {
         range: Range,
         limit: usize,
     ) -> Result<Slice, BrokerError> {
-        let (slice, awaited) = self.with_log(room, known, Purpose::Other, |log, _| {
-            Ok(Slice {
-                chain: log.head.chain.clone(),
-                oldest: log.entries.oldest(),
-                retained: log.entries.len() as u64,
-                entries: log.entries.select(range, limit),
-            })
-        })?;
+        let from = match range {
+            Range::After(position) => Some(position),
+            Range::Before(_) | Range::Oldest | Range::Newest => None,
+        };
+        let select = |log: &Log| Slice {
+            chain: log.head.chain.clone(),
+            oldest: log.entries.oldest(),
+            retained: log.entries.len() as u64,
+            entries: log.entries.select(range, limit),
+        };
+        let (slice, awaited) = match self.peek(room, known, select) {
+            Some(peeked) => peeked,
+            None => self.with_log(room, known, Purpose::Read(from), |log, _| Ok(select(log)))?,
+        };
         self.told(awaited).await?;
         Ok(slice)
     }
 
-    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError> {
-        let ((), awaited) = self.with_log(room, known, Purpose::Other, |log, rest| {
+    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<EventId, BrokerError> {
+        let (position, awaited) = self.with_log(room, known, Purpose::Read(None), |log, rest| {
             log.head.chain.clear();
             *rest.bytes -= log.entries.clear(|id| rest.notes.add(|| Change::no_entry(room, id)));
             rest.notes.add(|| Change::head(room, log));
-            rest.notes.news = Some(News::Cleared(room.clone()));
-            Ok(())
+            let position = log.head.chain.cleared();
+            rest.notes.news = Some(News::Cleared(room.clone(), position));
+            Ok(position)
         })?;
-        self.written(awaited).await
+        self.written(awaited).await?;
+        Ok(position)
     }
 
     async fn subscribe(&self, _: &RoomName) {}
@@ -463,9 +496,12 @@ impl Broker for MemoryBroker {
     }
 
     fn health(&self) -> Health {
-        let full = || match self.check_room_for(self.state().bytes, PUBLISH_BYTES) {
-            Err(BrokerError::Unavailable(fault)) => Some(fault),
-            _ => None,
+        let full = || {
+            let missed = self.refused.swap(0, Ordering::Relaxed);
+            match self.check_room_for(self.state().bytes, PUBLISH_BYTES.max(missed)) {
+                Err(BrokerError::Unavailable(fault)) => Some(fault),
+                _ => None,
+            }
         };
         let commands = self.journal.as_ref().and_then(|journal| journal.health()).or_else(full);
         Health { commands, delivery: None }

@@ -341,13 +341,21 @@ impl Broker for RedisBroker {
         Err(BrokerError::Unavailable(Fault::new(FaultKind::Failed, detail)))
     }
 
-    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError> {
+    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<EventId, BrokerError> {
         let mut link = self.links.for_write().await?;
         let mut call = self.scripts.clear.key(self.keys.head(room));
         call.key(self.keys.log(room));
         call.arg(self.keys.live(room)).arg(self.head_lifetime(room)).arg(random()).arg(texts(known));
-        let result: RedisResult<Value> = call.invoke_async(link.connection()).await;
-        link.judge(result, write_error).map(|_| ())
+        let result: RedisResult<String> = call.invoke_async(link.connection()).await;
+        let position = link.judge(result, write_error)?;
+        let position = position.parse().ok();
+        if let (Some(listener), Some(position)) = (self.listener.get(), position) {
+            // Whoever asked for it finds nothing of it here any more.
+            listener.cleared(room, position);
+        }
+        position.ok_or_else(|| {
+            BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, "Redis answered no position to a clear"))
+        })
     }
 
     async fn subscribe(&self, room: &RoomName) {
@@ -366,13 +374,20 @@ impl Broker for RedisBroker {
             step.ignore_errors();
             step.cmd("INFO").arg("replication");
             for room in batch {
-                step.cmd("GETEX").arg(self.keys.head(room)).arg("PX").arg(self.head_lifetime(room));
+                step.cmd("GET").arg(self.keys.head(room));
+            }
+            // Of its own, since a Redis that refuses writes can be read.
+            for room in batch {
+                step.cmd("PEXPIRE").arg(self.keys.head(room)).arg(self.head_lifetime(room));
             }
             let mut link = self.links.for_read().await?;
             let result = step.query_async(link.connection()).await;
-            let reply: Vec<RedisResult<Option<String>>> = link.judge(result, read_error)?;
-            let mut reply = reply.into_iter().map(|head| head.ok().flatten());
-            let info = reply.next().flatten().unwrap_or_default();
+            let reply: Vec<RedisResult<Value>> = link.judge(result, read_error)?;
+            let mut reply = reply.into_iter().take(1 + batch.len()).map(|head| {
+                let head = redis::from_redis_value(head.ok()?).ok()?;
+                Some(head)
+            });
+            let info: String = reply.next().flatten().unwrap_or_default();
             let mark = head::server_mark(&info).unwrap_or_default();
             chains.extend(reply.map(|head| {
                 let head = head::parse(head.as_deref()?)?;

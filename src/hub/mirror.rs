@@ -27,6 +27,10 @@ pub(super) struct Mirror<E> {
     waiting: Option<VecDeque<E>>,
     /// More than that was announced meanwhile.
     overflowed: bool,
+    /// Where the log ended before the last read: announcements of what lies above may still come.
+    heard_to: EventId,
+    /// Up to where the log was emptied while it is being read.
+    emptied: EventId,
     /// Events that were at hand when others of their ids were announced: the log will tell which of the two it has.
     suspects: Vec<E>,
     /// Ids under which something was given out that the log does not have; the last few, and how many there were.
@@ -68,6 +72,8 @@ impl<E: Logged> Mirror<E> {
             ring: Ring::new(limits),
             waiting: None,
             overflowed: false,
+            heard_to: EventId::start_of(0),
+            emptied: EventId::start_of(0),
             suspects: Vec::new(),
             recalled: VecDeque::new(),
             recalls: 0,
@@ -95,10 +101,10 @@ impl<E: Logged> Mirror<E> {
         self.recalls
     }
 
-    /// The lowest id above a position that was recalled after so many.
-    pub(super) fn recalled_after(&self, recalls: u64, position: EventId) -> Option<EventId> {
+    /// The lowest id, from `start` on, that was recalled after so many.
+    pub(super) fn recalled_after(&self, recalls: u64, start: EventId) -> Option<EventId> {
         let unseen = usize::try_from(self.recalls - recalls).unwrap_or(usize::MAX);
-        self.recalled.iter().rev().take(unseen).filter(|id| **id > position).min().copied()
+        self.recalled.iter().rev().take(unseen).filter(|id| **id >= start).min().copied()
     }
 
     /// What follows a position, up to about so many bytes. An event and nothing stand; anything else is for the log to
@@ -130,6 +136,13 @@ impl<E: Logged> Mirror<E> {
     /// From now on announcements wait, since the log is being read.
     pub(super) fn begin_read(&mut self) {
         self.waiting = Some(VecDeque::new());
+        self.emptied = EventId::start_of(0);
+    }
+
+    /// The log was emptied up to there: nothing of that is given out any more.
+    pub(super) fn empty(&mut self, position: EventId) {
+        self.ring.keep_above(position);
+        self.emptied = self.emptied.max(position);
     }
 
     /// Compares what was given out with what was read from [`Self::read_from`]. Only a forger announces what the log does
@@ -172,17 +185,23 @@ impl<E: Logged> Mirror<E> {
     /// The read is over without a result. Says whether what waited calls for another one.
     pub(super) fn give_up_read(&mut self) -> bool {
         let waiting = self.waiting.take().unwrap_or_default();
-        if std::mem::take(&mut self.overflowed) {
-            // Part of what was announced is worth no more than nothing: the log is read again.
-            return true;
+        let overflowed = std::mem::take(&mut self.overflowed);
+        // Where some are missing, only what the log is known to have is taken, and it is read again.
+        let is_sure =
+            |chain: &Option<Chain>, event: &E| chain.as_ref().is_some_and(|chain| chain.holds(event.id()));
+        let mut taken = Vec::with_capacity(waiting.len());
+        for event in waiting {
+            if !overflowed || is_sure(&self.chain, &event) {
+                taken.push(self.take(event));
+            }
         }
-        let taken: Vec<_> = waiting.into_iter().map(|event| self.take(event)).collect();
-        taken.iter().any(|taken| matches!(taken, Taken::Unexpected | Taken::Conflicting))
+        overflowed || taken.iter().any(|taken| matches!(taken, Taken::Unexpected | Taken::Conflicting))
     }
 
     fn adopt(&mut self, chain: &Chain, entries: Vec<E>) {
+        self.heard_to = self.end().unwrap_or(chain.end());
         self.ring.keep_only(chain);
-        for event in entries {
+        for event in entries.into_iter().filter(|event| event.id() > self.emptied) {
             if let Some(last) = self.ring.last() {
                 if event.id() <= last {
                     continue;
@@ -213,8 +232,9 @@ impl<E: Logged> Mirror<E> {
                 }
                 // Of a room whose log keeps nothing, a read shows that there was an event, and only this has it.
                 None if self.suspects.is_empty()
-                    && event.id() > chain.cleared()
-                    && follows(chain, self.ring.last(), event.id()) =>
+                    && event.id() > chain.cleared().max(self.emptied)
+                    && (follows(chain, self.ring.last(), event.id())
+                        || self.ring.last().is_none() && event.id() > self.heard_to) =>
                 {
                     self.ring.push(event);
                     Taken::Added

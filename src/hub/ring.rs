@@ -96,6 +96,16 @@ impl<E: Logged> Ring<E> {
     /// Drops what a chain does not have, or not any more.
     pub(super) fn keep_only(&mut self, chain: &Chain) {
         self.events.retain(|event| chain.holds(event.id()) && event.id() > chain.cleared());
+        self.count();
+    }
+
+    /// Drops what lies at or below a position.
+    pub(super) fn keep_above(&mut self, position: EventId) {
+        self.events.retain(|event| event.id() > position);
+        self.count();
+    }
+
+    fn count(&mut self) {
         self.bytes = self.events.iter().map(Logged::bytes).sum();
     }
 

@@ -105,6 +105,12 @@ impl Room {
         self.mirror().chain() == Some(chain)
     }
 
+    /// The log was emptied.
+    pub(super) fn cleared(&self, position: EventId) {
+        self.mirror().empty(position);
+        self.doubt();
+    }
+
     /// What follows a position, as far as this replica's copy of the log can say.
     pub(super) fn follow(&self, position: EventId, settled: Option<Settled>) -> Followed<Arc<Encoded>> {
         self.mirror().follow(position, settled, BATCH_BYTES)

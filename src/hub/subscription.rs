@@ -260,7 +260,7 @@ impl Cursor {
             Found::Events(events) => self.position = events.last().map_or(self.position, |event| event.id()),
             Found::Gap(gap) => {
                 self.position = gap.to;
-                self.settled = Some((*gap).into());
+                self.settled = Some(Settled::with(self.settled, *gap));
             }
             Found::Nothing => {}
         }

@@ -129,3 +129,6 @@ impl<T: Write + Unpin> Write for Watched<T> {
         Pin::new(&mut self.io).poll_write_vectored(cx, slices)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -428,3 +428,36 @@ async fn p4_no_number_of_restarts_costs_the_client_of_a_quiet_room_a_gap() {
     assert_eq!(event.data, "3");
     assert_ne!(event.id.split('-').next(), seen.split('-').next(), "no process gives out another one's ids");
 }
+
+/// What a power cut takes away with `everysec`, or a back-up that is put back.
+#[tokio::test]
+async fn p4_a_folder_that_lacks_the_last_events_is_told_and_leads_nobody_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (now, backup) = (folder.path().join("now"), folder.path().join("backup"));
+    let mut replica = Replica::start_on(&now, &[]);
+    publish_all(&replica, "a", &["1", "2", "3"]).await;
+    replica.kill();
+    let copy = |from: &Path, to: &Path| {
+        let copied = std::process::Command::new("cp").arg("-r").arg(from).arg(to).status();
+        assert!(copied.unwrap().success());
+    };
+    copy(&now, &backup);
+    // Within the epoch that the back-up has, and beyond it.
+    for lost in [&["4", "5"][..], &["6", "7"]] {
+        let mut replica = Replica::start_on(&now, &[]);
+        publish_all(&replica, "a", lost).await;
+        let (_, page) = get(&replica, "/v1/rooms/a/events").await;
+        let seen = page["head"].as_str().unwrap().to_owned();
+        replica.kill();
+        std::fs::remove_dir_all(&now).unwrap();
+        copy(&backup, &now);
+        let replica = Replica::start_on(&now, &[]);
+        let mut stream = Stream::open(&format!("{}/v1/rooms/a/stream", replica.url()), Some(&seen)).await;
+        let gap = stream.event().await;
+        assert_eq!(gap.event, "stream.gap", "{gap:?}");
+        let to: String = gap.json()["to"].as_str().unwrap().into();
+        assert!(to > seen && gap.json()["from"].as_str().unwrap() <= &*seen, "{gap:?} at {seen}");
+        publish_all(&replica, "a", &["next"]).await;
+        assert_eq!(stream.data().await, "next");
+    }
+}

@@ -191,6 +191,48 @@ on_both_brokers! {
         assert!(emptied > 5, "{emptied}");
     }
 
+    async fn p4_once_a_log_is_emptied_this_replica_gives_nothing_of_it_to_anybody(world) {
+        let gateway = world.gateway().await;
+        for n in 0..30 {
+            let room = format!("secret.{n}");
+            let present = gateway.room(&room).await;
+            for _ in 0..3 {
+                gateway.publish(&room, "secret").await;
+            }
+            let answer = gateway.answer(gateway.request(Method::DELETE, &format!("/v1/rooms/{room}/events"))).await;
+            assert_eq!(answer.status(), 204);
+            let mut late = gateway.resume(&format!("/v1/rooms/{room}/stream"), Some(&present.last_event_id)).await;
+            assert_eq!(late.event().await.event, "stream.gap", "{n}");
+        }
+    }
+
+    async fn p2_who_joins_a_busy_room_that_keeps_nothing_misses_nothing(world) {
+        let gateway = world.gateway_with(|settings| settings.retention_events = 0).await;
+        let elsewhere = world.gateway_with(|settings| settings.retention_events = 0).await;
+        let publishing = if world.redis.is_some() { &elsewhere } else { &gateway };
+        for n in 0..20 {
+            let stop = tokio_util::sync::CancellationToken::new();
+            let request = publishing.request(Method::POST, &format!("/v1/rooms/busy.{n}/events")).body("x");
+            let stopped = stop.clone();
+            let publisher = crate::support::spawn(async move {
+                while !stopped.is_cancelled() {
+                    assert_eq!(request.try_clone().unwrap().send().await.unwrap().status(), 201);
+                }
+            });
+            for _ in 0..3 {
+                let mut stream = gateway.room(&format!("busy.{n}")).await;
+                for _ in 0..40 {
+                    let before: u64 = stream.last_event_id.split_once('-').unwrap().1.parse().unwrap();
+                    let event = stream.event().await;
+                    assert_eq!(event.event, "message", "{}", event.data);
+                    assert_eq!(event.id.split_once('-').unwrap().1.parse(), Ok(before + 1));
+                }
+            }
+            stop.cancel();
+            publisher.await.unwrap();
+        }
+    }
+
     async fn a_room_that_keeps_nothing_delivers_everything_to_those_who_listen(world) {
         let gateway = world.gateway_with(|settings| settings.retention_events = 0).await;
         let mut streams = [gateway.room("live").await, gateway.room("live").await];

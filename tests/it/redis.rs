@@ -203,6 +203,42 @@ async fn p4_a_flushed_redis_is_told_by_one_gap() {
     let gap = stream.event().await;
     assert_eq!((gap.event.as_str(), &gap.json()["reason"]), ("stream.gap", &json!("log_lost")));
     assert_eq!(stream.data().await, "after");
+    // Again and again: what was told is not told anew.
+    let mut told = gap.json();
+    for _ in 0..2 {
+        world.server().cli(&["FLUSHALL"]);
+        gateway.publish("flushed", "after").await;
+        let gap = stream.event().await;
+        assert_eq!(gap.event, "stream.gap");
+        let (from, to) = (gap.json()["from"].clone(), told["to"].clone());
+        assert!(from.as_str().unwrap() >= to.as_str().unwrap(), "{from} after {to}");
+        assert_eq!(stream.data().await, "after");
+        told = gap.json();
+    }
+}
+
+/// A server that takes no writes is read; there is nothing to doubt about rooms in which nothing happens.
+#[tokio::test]
+async fn a_redis_without_its_replicas_is_asked_for_nothing_more_than_before() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let mut streams = Vec::new();
+    for n in 0..10 {
+        gateway.publish(&format!("quiet.{n}"), "x").await;
+        streams.push(gateway.room(&format!("quiet.{n}")).await);
+    }
+    world.server().cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    eventually("the monitor is told", async || (gateway.get("/healthz").await.0 == 503).then_some(())).await;
+    assert_eq!(gateway.get("/v1/rooms").await.0, 200);
+    let reads = || {
+        let statistics = world.server().cli(&["INFO", "commandstats"]);
+        let line = statistics.lines().find_map(|line| line.strip_prefix("cmdstat_xrange:calls=")).unwrap();
+        line.split(',').next().unwrap().parse::<u64>().unwrap()
+    };
+    let before = reads();
+    // Longer than it takes to compare all rooms once.
+    tokio::time::sleep(std::time::Duration::from_secs(17)).await;
+    assert_eq!(reads(), before);
 }
 
 #[tokio::test]

@@ -18,13 +18,14 @@ const ORDER: [(&str, &[&str]); 11] = [
 ];
 
 /// Files that are compiled for tests alone.
-const ONLY_TESTS: [&str; 7] = [
+const ONLY_TESTS: [&str; 8] = [
     "follow/tests.rs",
     "fuzz.rs",
     "hub/encoded/tests.rs",
     "hub/mirror/model.rs",
     "hub/mirror/tests.rs",
     "hub/ring/tests.rs",
+    "server/handover/tests.rs",
     "sse/tests.rs",
 ];
 

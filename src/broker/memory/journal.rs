@@ -16,7 +16,7 @@ use super::DataFolder;
 use super::record::Change;
 use super::store::{Changes, Store, StoreError};
 use crate::broker::{BrokerError, Entry, Fault, FaultKind, Listener};
-use crate::room::RoomName;
+use crate::room::{EventId, RoomName};
 use crate::shutdown::Tasks;
 
 /// Changes that wait for the disk; beyond this, writes are refused.
@@ -54,14 +54,14 @@ pub(super) enum News {
     /// It appended an event.
     Appended(RoomName, Entry),
     /// It emptied the log.
-    Cleared(RoomName),
+    Cleared(RoomName, EventId),
 }
 
 impl News {
     pub(super) fn tell(self, listener: &dyn Listener) {
         match self {
             Self::Appended(room, entry) => listener.heard(&room, entry),
-            Self::Cleared(room) => listener.doubt(&room),
+            Self::Cleared(room, position) => listener.cleared(&room, position),
         }
     }
 }

@@ -20,8 +20,8 @@ pub(super) enum Heard {
     Entry(Entry),
     /// The first half of one.
     Header,
-    /// The log was emptied.
-    Cleared,
+    /// The log was emptied up to there.
+    Cleared(EventId),
     /// Neither.
     Junk,
 }
@@ -37,7 +37,7 @@ impl Assembler {
         }
         let Some((id, what, rest)) = header(message) else { return Heard::Junk };
         if what == "cleared" && rest.is_empty() {
-            return Heard::Cleared;
+            return Heard::Cleared(id);
         }
         let Ok(length) = what.parse::<usize>() else { return Heard::Junk };
         if rest.len() == length {
@@ -71,7 +71,7 @@ mod tests {
         assert_eq!(assembler.take("a", b"7-1 2\n{}"), entry(b"{}"));
         assert_eq!(assembler.take("a", b"7-1 2\n"), Heard::Header);
         assert_eq!(assembler.take("a", b"{}"), entry(b"{}"));
-        assert_eq!(assembler.take("a", b"7-1 cleared\n"), Heard::Cleared);
+        assert_eq!(assembler.take("a", b"7-1 cleared\n"), Heard::Cleared(EventId::new(7, 1)));
     }
 
     #[test]

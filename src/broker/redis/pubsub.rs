@@ -152,7 +152,7 @@ impl PubSub {
             match heard {
                 Heard::Entry(entry) => listener.heard(&room, entry),
                 Heard::Header => {}
-                Heard::Cleared => listener.doubt(&room),
+                Heard::Cleared(position) => listener.cleared(&room, position),
                 Heard::Junk => listener.junk(&room),
             }
         }

@@ -55,6 +55,12 @@ impl Offer {
         Self(Arc::new(Mutex::new(Some(stream))))
     }
 
+    /// None at all, for tests of what is done with one.
+    #[cfg(test)]
+    pub fn nothing() -> Self {
+        Self(Arc::new(Mutex::new(None)))
+    }
+
     /// The stream as a body: for HTTP/1.0, and whatever else is no plain socket.
     pub(super) fn body(&self) -> Body {
         Body::from_stream(stream::unfold((self.clone(), None), |(offer, stream)| async move {

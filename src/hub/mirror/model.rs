@@ -306,7 +306,7 @@ impl World {
         subscriber.position = match told {
             Told::Event(event) => event.id,
             Told::Gap(gap) => {
-                subscriber.settled = Some(gap.into());
+                subscriber.settled = Some(Settled::with(subscriber.settled, gap));
                 gap.to
             }
         };

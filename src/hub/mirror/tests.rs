@@ -53,6 +53,7 @@ struct Lists {
     held: Vec<Sample>,
     waiting: Option<Vec<Sample>>,
     overflowed: bool,
+    heard_to: Option<EventId>,
     suspects: Vec<Sample>,
 }
 
@@ -98,7 +99,7 @@ impl Lists {
     fn comes_after_held(&self, id: EventId) -> bool {
         let past = self.past.as_ref().unwrap();
         match self.held.last() {
-            None => past.end() == id,
+            None => past.end() == id || self.heard_to.is_some_and(|end| id > end),
             Some(last) => {
                 let rest = past.after(last.id).unwrap_or_default();
                 rest.iter().find(|item| !matches!(item, Item::Seam(_))) == Some(&Item::Event(id))
@@ -125,6 +126,7 @@ impl Lists {
         let is_read = answer.is_some();
         if let Some((past, entries)) = answer {
             self.held.retain(|event| past.has(event.id));
+            self.heard_to = Some(self.past.as_ref().unwrap_or(&past).end());
             self.past = Some(past);
             for event in entries {
                 if self.held.last().is_some_and(|last| event.id <= last.id) {
@@ -138,11 +140,16 @@ impl Lists {
             }
         }
         let waiting = self.waiting.take().unwrap_or_default();
-        if std::mem::take(&mut self.overflowed) {
-            return true;
+        let overflowed = std::mem::take(&mut self.overflowed);
+        let is_sure = |past: &Option<Past>, id| past.as_ref().is_some_and(|past| past.has(id));
+        let mut taken = Vec::new();
+        for event in waiting {
+            if !overflowed || is_sure(&self.past, event.id) {
+                taken.push(self.hear(event));
+            }
         }
-        let taken: Vec<_> = waiting.into_iter().map(|event| self.hear(event)).collect();
-        taken.iter().any(|taken| matches!(taken, Taken::Unexpected | Taken::Conflicting))
+        overflowed
+            || taken.iter().any(|taken| matches!(taken, Taken::Unexpected | Taken::Conflicting))
             || is_read && !self.suspects.is_empty()
     }
 }
@@ -198,7 +205,7 @@ proptest! {
         let limits = Limits { events, bytes };
         let (mut server, mut mirror) = (Server::new(), Mirror::new(limits));
         let (held, suspects) = (Vec::new(), Vec::new());
-        let mut lists = Lists { limits, past: None, held, waiting: None, overflowed: false, suspects };
+        let mut lists = Lists { limits, past: None, held, waiting: None, overflowed: false, heard_to: None, suspects };
         let mut reader = Reader::default();
         let (mut sent, mut arrived, mut forged) = (Vec::new(), 0, Vec::new());
         let mut reading: Option<Option<EventId>> = None;
@@ -292,7 +299,7 @@ proptest! {
 
     /// Announcements come in order, as they do on one connection; between them come forged ones of the next id.
     #[test]
-    fn who_was_given_what_the_log_does_not_have_is_told_and_nobody_else(
+    fn who_was_given_what_the_log_does_not_have_is_told(
         steps in proptest::collection::vec(0..8u8, 0..60), events in 2..6usize
     ) {
         let limits = Limits { events, bytes: usize::MAX };
@@ -323,6 +330,7 @@ proptest! {
                 }
                 5 => {
                     if let Some((from, read @ None)) = &mut answer {
+                        server.vouch(mirror.end());
                         *read = Some((server.chain().clone(), pages(&server.log, server.past.end(), *from, events)));
                     }
                 }
@@ -340,6 +348,8 @@ proptest! {
             let is_told = reader.told.iter().any(|(from, to)| *from < given.id && given.id <= *to);
             prop_assert!(is_told, "{given:?} of {:?}, told {:?}", reader.got, reader.told);
         }
-        prop_assert!(reader.told.len() <= mistaken.len());
+        // Nobody can tell for sure who was given which of the two, so some others are told too; but only of forged ids.
+        let is_forged = |(from, _): &&(EventId, EventId)| forged.iter().any(|event| event.id.before() == *from);
+        prop_assert!(reader.told.iter().all(|told| is_forged(&told)), "{:?}", reader.told);
     }
 }

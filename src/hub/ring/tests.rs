@@ -153,6 +153,18 @@ impl Server {
         self.before.clear();
     }
 
+    /// A replica that knows this position begins a read.
+    pub fn vouch(&mut self, known: Option<EventId>) {
+        let (mark, time) = (self.mark.to_string(), self.head.chain.newest().epoch + 1);
+        let known: Vec<_> = known.into_iter().collect();
+        let begun;
+        (self.head, begun) = Head::vouch(Some(self.head.clone()), &known, moment(&mark, time));
+        if begun {
+            self.past.0.push(Item::Loss(time));
+            self.before.clear();
+        }
+    }
+
     /// Every position that there is, that there was, and some that there never were.
     pub fn positions(&self) -> Vec<EventId> {
         let mut positions = vec![EventId::start_of(1), EventId::new(15, 1), EventId::new(9999, 3)];

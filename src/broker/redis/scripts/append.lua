@@ -128,8 +128,12 @@ local function drop_weight()
     redis.pcall('XTRIM', KEYS[2], 'MAXLEN', '=', length)
     weight = weigh()
   end
-  -- A node goes with its last entry, so what was dropped may weigh on.
-  while weight > heaviest and length > 1 do
+  -- A node goes with its last entry, so what was dropped may weigh on. With Redis's own size of nodes twice is enough; with
+  -- larger ones the log would be dropped to its last entry.
+  for _ = 1, 2 do
+    if weight <= heaviest or length <= 1 then
+      return
+    end
     local excess = weight - heaviest
     drop_while(length - 1, function(stored)
       local is_to_go = excess > 0

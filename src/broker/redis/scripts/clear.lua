@@ -1,4 +1,4 @@
--- Empties a room's log and keeps its head, in which it says so; announces that.
+-- Empties a room's log and keeps its head, in which it says so; announces that. Returns up to where.
 -- KEYS: head, log. ARGV: channel, head's lifetime (ms), random, known ids…
 
 -- The log's own type is checked before the first write: what else is stored there is not ours to drop.
@@ -10,4 +10,4 @@ redis.call('UNLINK', KEYS[2])
 redis.call('SET', KEYS[1], render(head), 'PX', ARGV[2])
 -- A hint only: whoever reads the head finds it there.
 redis.pcall('PUBLISH', ARGV[1], id_text(head.cleared) .. ' cleared\n')
-return redis.status_reply('OK')
+return id_text(head.cleared)
