@@ -13,6 +13,7 @@ pub mod problem;
 mod rooms;
 mod streams;
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use axum::Router;
@@ -38,9 +39,27 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken over from a caller.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// What handlers work with.
+/// What handlers work with. Clones are the same.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<Parts>);
+
+impl App {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What an [`App`] is made of.
+pub struct Parts {
     /// The live rooms.
     pub hub: Arc<Hub>,
     /// The shared hashes.

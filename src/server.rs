@@ -16,7 +16,7 @@ use crate::broker::memory::{MemoryBroker, StoreError};
 use crate::broker::redis::RedisBroker;
 use crate::broker::{Broker, HashStore, Occupancy};
 use crate::config::{Settings, SettingsError};
-use crate::http::{self, App, Fans};
+use crate::http::{self, App, Fans, Parts};
 use crate::hub::Hub;
 use crate::shutdown::{Drain, Tasks};
 
@@ -76,14 +76,14 @@ pub async fn run(
     };
     let (hub, hashes) = build(&settings, &replica, &tasks).await?;
     let drain = Drain::new(settings.drain_window);
-    let app = App {
+    let app = App::new(Parts {
         hub: hub.clone(),
         hashes,
         guarded: listener.local_addr()?.ip().is_loopback() && !settings.insecure_allow_anonymous,
         settings: Arc::new(settings),
         replica,
         drain: drain.clone(),
-    };
+    });
     let fans = Fans::new(&tasks, &drain, app.settings.heartbeat);
     let connections = Connections::new(&app, fans, http::router(&app), http::overloaded(&app));
     tracing::info!(address = %listener.local_addr()?, broker = hub.broker().kind(), "serving");

@@ -132,10 +132,10 @@ impl Drain {
     }
 
     /// Resolves when a stream is to end whose `place` in the window is 0.0 to 1.0.
-    pub async fn reaches(&self, place: f64) {
+    pub async fn reaches(&self, place: f32) {
         let mut ending = self.ending.subscribe();
         // The sender is ours, so the channel can't close.
         let since = ending.wait_for(Option::is_some).await.ok().and_then(|since| *since);
-        sleep_until(since.unwrap_or_else(Instant::now) + self.window.mul_f64(place)).await;
+        sleep_until(since.unwrap_or_else(Instant::now) + self.window.mul_f32(place)).await;
     }
 }

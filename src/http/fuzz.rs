@@ -15,10 +15,10 @@ use serde_json::value::RawValue;
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
 
-use super::App;
 use super::batch::Batch;
 use super::extract::{Object, json};
 use super::problem::Code;
+use super::{App, Parts};
 use crate::broker::entity_tag;
 use crate::broker::memory::MemoryBroker;
 use crate::config::Settings;
@@ -88,8 +88,14 @@ fn start() -> (Runtime, Router) {
     let hub = Hub::new(broker.clone(), settings.hub(), &tasks);
     hub.start();
     let drain = Drain::new(settings.drain_window);
-    let app =
-        App { hub, hashes: broker, settings: Arc::new(settings), replica: "fuzzed".into(), drain, guarded: true };
+    let app = App::new(Parts {
+        hub,
+        hashes: broker,
+        settings: Arc::new(settings),
+        replica: "fuzzed".into(),
+        drain,
+        guarded: true,
+    });
     let router = super::router(&app);
     drop(inside);
     (runtime, router)

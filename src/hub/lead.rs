@@ -20,7 +20,7 @@ pub struct Lead {
     changes: watch::Receiver<u64>,
     position: EventId,
     recalls: u64,
-    page: usize,
+    page: u16,
 }
 
 /// What follows for all.

@@ -27,8 +27,9 @@ pub(super) struct Mirror<E> {
     waiting: Option<VecDeque<E>>,
     /// More than that was announced meanwhile.
     overflowed: bool,
-    /// Where the log ended before the last read: announcements of what lies above may still come.
-    heard_to: EventId,
+    /// Where the log ended before the last read, if that left nothing at hand: announcements of what lies above may still
+    /// come, and go on from there.
+    heard_to: Option<EventId>,
     /// Up to where the log was emptied while it is being read.
     emptied: EventId,
     /// Events that were at hand when others of their ids were announced: the log will tell which of the two it has.
@@ -72,7 +73,7 @@ impl<E: Logged> Mirror<E> {
             ring: Ring::new(limits),
             waiting: None,
             overflowed: false,
-            heard_to: EventId::start_of(0),
+            heard_to: None,
             emptied: EventId::start_of(0),
             suspects: Vec::new(),
             recalled: VecDeque::new(),
@@ -199,7 +200,7 @@ impl<E: Logged> Mirror<E> {
     }
 
     fn adopt(&mut self, chain: &Chain, entries: Vec<E>) {
-        self.heard_to = self.end().unwrap_or(chain.end());
+        let before = self.end().unwrap_or(chain.end());
         self.ring.keep_only(chain);
         for event in entries.into_iter().filter(|event| event.id() > self.emptied) {
             if let Some(last) = self.ring.last() {
@@ -212,6 +213,7 @@ impl<E: Logged> Mirror<E> {
             }
             self.ring.push(event);
         }
+        self.heard_to = Some(before).filter(|before| self.ring.last().is_none() && *before < chain.end());
         self.chain = Some(chain.clone());
     }
 
@@ -234,9 +236,10 @@ impl<E: Logged> Mirror<E> {
                 None if self.suspects.is_empty()
                     && event.id() > chain.cleared().max(self.emptied)
                     && (follows(chain, self.ring.last(), event.id())
-                        || self.ring.last().is_none() && event.id() > self.heard_to) =>
+                        || self.ring.last().is_none() && self.heard_to.is_some_and(|end| event.id() > end)) =>
                 {
                     self.ring.push(event);
+                    self.heard_to = None;
                     Taken::Added
                 }
                 None => Taken::Held,
@@ -250,6 +253,7 @@ impl<E: Logged> Mirror<E> {
             self.ring.clear();
         }
         self.ring.push(event);
+        self.heard_to = None;
         Taken::Added
     }
 }

@@ -18,10 +18,10 @@ use crate::room::{EventId, RoomName};
 /// Most bytes that a subscriber is given at one time: a write's worth.
 pub(super) const BATCH_BYTES: usize = 64 * 1024;
 /// Most events fetched in one read.
-const PAGE_EVENTS: usize = 100;
+const PAGE_EVENTS: u16 = 100;
 /// Events in a reader's first page from the log. Later pages are as many as make up a few batches, whatever the events'
 /// size, so that slow readers of large events cost little memory.
-pub(super) const FIRST_PAGE_EVENTS: usize = 8;
+pub(super) const FIRST_PAGE_EVENTS: u16 = 8;
 /// Bytes that a page should have.
 const PAGE_BYTES: usize = 4 * BATCH_BYTES;
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -56,7 +56,7 @@ impl Room {
         Self {
             name,
             linger: settings.linger,
-            read_events: limits.events.min(PAGE_EVENTS),
+            read_events: limits.events.min(PAGE_EVENTS.into()),
             mirror: Mutex::new(Mirror::new(limits)),
             changes: watch::channel(0).0,
             doubt: Notify::new(),
@@ -123,15 +123,15 @@ impl Room {
         hub: &Hub,
         position: EventId,
         settled: Option<Settled>,
-        page: &mut usize,
+        page: &mut u16,
     ) -> Result<Found, BrokerError> {
-        let slice = hub.read(&self.name, Range::After(position), *page).await?;
+        let slice = hub.read(&self.name, Range::After(position), (*page).into()).await?;
         if !self.is_of(&slice.chain) {
             self.doubt();
         }
         let bytes: usize = slice.entries.iter().map(|entry| entry.stored.len()).sum();
         if let Some(mean) = bytes.checked_div(slice.entries.len()) {
-            *page = (PAGE_BYTES / mean.max(1)).clamp(1, PAGE_EVENTS);
+            *page = u16::try_from(PAGE_BYTES / mean.max(1)).unwrap_or(PAGE_EVENTS).clamp(1, PAGE_EVENTS);
         }
         let read = Ring::of(Encoded::all(&slice.entries));
         Ok(match read.follow(&slice.chain, position, settled, BATCH_BYTES) {

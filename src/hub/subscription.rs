@@ -77,7 +77,7 @@ pub enum Delivery {
 /// A subscriber's cursors.
 pub struct Subscription {
     hub: Arc<Hub>,
-    cursors: Vec<Cursor>,
+    cursors: Box<[Cursor]>,
     /// The cursor that is asked first, so that one busy room does not starve the others.
     turn: usize,
 }
@@ -94,13 +94,13 @@ struct Cursor {
     settled: Option<Settled>,
     resume: Resume,
     /// What opening the stream found out already.
-    found: Option<Found>,
+    found: Option<Box<Found>>,
     /// When the log may be asked again.
     retry_at: Option<Instant>,
     /// Events to ask the log for.
-    page: usize,
-    /// Where the log had nothing more although there are events: their announcements may be on the way.
-    awaited: Option<EventId>,
+    page: u16,
+    /// The log had nothing more here although there are events: their announcements may be on the way.
+    awaits: bool,
 }
 
 impl Subscription {
@@ -108,7 +108,7 @@ impl Subscription {
         let seats: Vec<_> = rooms.into_iter().map(|(name, start)| (hub.enter(&name), start)).collect();
         let opening = seats.into_iter().map(|(seat, start)| Cursor::open(hub, seat, start));
         let cursors = futures_util::future::try_join_all(opening).await?;
-        Ok(Self { hub: hub.clone(), cursors, turn: 0 })
+        Ok(Self { hub: hub.clone(), cursors: cursors.into(), turn: 0 })
     }
 
     /// Where the stream starts in each room, in the order in which they were asked for.
@@ -143,7 +143,7 @@ impl Subscription {
 
     /// The place of a subscriber of one room that has nothing to be told now, and could be led.
     pub fn level(&self) -> Option<Level> {
-        let [cursor] = self.cursors.as_slice() else { return None };
+        let [cursor] = &*self.cursors else { return None };
         let room = cursor.seat.room();
         let is_level = cursor.found.is_none()
             && cursor.recalls == room.recalls()
@@ -158,7 +158,9 @@ impl Subscription {
 
     /// The subscriber has been led to a position.
     pub fn led_to(&mut self, position: EventId) {
-        self.cursors[0].position = position;
+        let cursor = &mut self.cursors[0];
+        cursor.awaits &= cursor.position == position;
+        cursor.position = position;
     }
 
     async fn look(&mut self) -> Option<Delivery> {
@@ -212,7 +214,7 @@ impl Cursor {
             found: None,
             retry_at: None,
             page: FIRST_PAGE_EVENTS,
-            awaited: None,
+            awaits: false,
         };
         if matches!(start, Start::After(_)) {
             cursor.resume = Resume::Complete;
@@ -222,7 +224,7 @@ impl Cursor {
                 if matches!(found, Found::Gap(_)) {
                     cursor.resume = Resume::Gap;
                 }
-                cursor.found = Some(found);
+                cursor.found = Some(Box::new(found));
             }
         }
         Ok(cursor)
@@ -231,7 +233,7 @@ impl Cursor {
     /// What follows now; the position moves on with it.
     async fn look(&mut self, hub: &Hub) -> Found {
         self.changes.mark_unchanged();
-        let found = match self.found.take().or_else(|| self.recall()) {
+        let found = match self.found.take().map(|found| *found).or_else(|| self.recall()) {
             Some(found) => found,
             None => match self.seat.room().follow(self.position, self.settled) {
                 Followed::Events(events) => Found::Events(events),
@@ -239,10 +241,8 @@ impl Cursor {
                 Followed::Unsure if self.retry_at.is_some_and(|at| at > Instant::now()) => return Found::Nothing,
                 Followed::Unsure => match self.ask(hub).await {
                     // A log that keeps nothing can't tell an event that was missed from one that is on its way.
-                    Ok(Found::Gap(Gap { reason: GapReason::Expired, .. }))
-                        if self.awaited != Some(self.position) =>
-                    {
-                        self.awaited = Some(self.position);
+                    Ok(Found::Gap(Gap { reason: GapReason::Expired, .. })) if !self.awaits => {
+                        self.awaits = true;
                         self.retry_at = Some(Instant::now() + ON_THE_WAY);
                         return Found::Nothing;
                     }
@@ -257,8 +257,12 @@ impl Cursor {
         };
         self.retry_at = None;
         match &found {
-            Found::Events(events) => self.position = events.last().map_or(self.position, |event| event.id()),
+            Found::Events(events) => {
+                self.awaits = false;
+                self.position = events.last().map_or(self.position, |event| event.id());
+            }
             Found::Gap(gap) => {
+                self.awaits = false;
                 self.position = gap.to;
                 self.settled = Some(Settled::with(self.settled, *gap));
             }

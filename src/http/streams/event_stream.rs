@@ -65,7 +65,7 @@ pub(super) struct EventStream {
     /// The position has moved on, but nothing that was sent says so.
     moved: bool,
     /// When the replica leaves, this stream's place among the others that end.
-    place: f64,
+    place: f32,
     /// When the stream has lived long enough.
     end_at: Instant,
 }
@@ -89,7 +89,7 @@ impl EventStream {
             state: StreamState::Opening,
             beat_at,
             moved: false,
-            place: fastrand::f64(),
+            place: fastrand::f32(),
             end_at,
         }
     }

@@ -4,6 +4,7 @@
 //! lived long enough, or is to be told its position, is driven by a task of its own again.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Wake, Waker};
 use std::time::Duration;
@@ -165,20 +166,30 @@ fn concat<'a>(events: impl Iterator<Item = &'a Arc<Encoded>>) -> Bytes {
 
 impl Fan {
     async fn run(mut self) {
+        let fans = self.fans.clone();
+        let mut ends = pin!(fans.drain.ends_streams());
+        let mut is_ending = false;
+        let mut alarm = pin!(sleep_until(self.due));
         loop {
             self.pass().await;
             self.admit();
             self.attend();
+            if is_ending {
+                self.release_all();
+            }
             if self.members.is_empty() && self.leave() {
                 return;
             }
-            let (due, ask_at) = (self.due, self.ask_at);
+            let next = self.ask_at.map_or(self.due, |at| at.min(self.due));
+            if alarm.deadline() != next {
+                alarm.as_mut().reset(next);
+            }
             tokio::select! {
-                () = self.lead.changed(), if ask_at.is_none() => {}
+                biased;
+                () = &mut ends, if !is_ending => is_ending = true,
+                () = &mut alarm => self.look_after(),
                 () = self.door.knock.notified() => {}
-                () = sleep_until(due) => self.look_after(),
-                () = sleep_until(ask_at.unwrap_or(due)), if ask_at.is_some() => {}
-                () = self.fans.drain.ends_streams() => self.release_all(),
+                () = self.lead.changed(), if self.ask_at.is_none() => {}
             }
         }
     }
@@ -300,6 +311,9 @@ impl Fan {
     /// Sends heartbeats, and lets go of those for whom it is time.
     fn look_after(&mut self) {
         let now = Instant::now();
+        if now < self.due {
+            return;
+        }
         let soon = now + self.fans.heartbeat / BEATS_TOGETHER;
         let beat_at = now + self.fans.heartbeat;
         let beat = Bytes::from(chunk(HEARTBEAT.as_bytes()));

@@ -20,7 +20,7 @@ use super::fan::Fans;
 use crate::sse::{LAST_CHUNK, chunk};
 
 /// What a client may send on while it reads a stream, to be thrown away: requests that it hoped to get in behind it.
-const MOST_DISCARDED: usize = 64 * 1024;
+const MOST_DISCARDED: u32 = 64 * 1024;
 
 /// A stream that is about to begin, in the extensions of its answer. It is the answer's body, unless someone takes it and
 /// writes to the socket instead. Clones are the same stream.
@@ -47,7 +47,7 @@ pub(super) struct Line {
 pub(super) struct Socket {
     tcp: TcpStream,
     held: Held,
-    discarded: usize,
+    discarded: u32,
 }
 
 impl Offer {
@@ -115,7 +115,7 @@ impl Socket {
             // Half-closed counts as gone.
             Ok(0) => false,
             Ok(count) => {
-                self.discarded += count;
+                self.discarded = self.discarded.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
                 self.discarded <= MOST_DISCARDED
             }
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,

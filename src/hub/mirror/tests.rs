@@ -91,6 +91,7 @@ impl Lists {
             }
         }
         self.held.push(event);
+        self.heard_to = None;
         keep_newest(&mut self.held, self.limits);
         Taken::Added
     }
@@ -126,7 +127,7 @@ impl Lists {
         let is_read = answer.is_some();
         if let Some((past, entries)) = answer {
             self.held.retain(|event| past.has(event.id));
-            self.heard_to = Some(self.past.as_ref().unwrap_or(&past).end());
+            let before = self.past.as_ref().unwrap_or(&past).end();
             self.past = Some(past);
             for event in entries {
                 if self.held.last().is_some_and(|last| event.id <= last.id) {
@@ -138,6 +139,7 @@ impl Lists {
                 self.held.push(event);
                 keep_newest(&mut self.held, self.limits);
             }
+            self.heard_to = self.held.is_empty().then_some(before);
         }
         let waiting = self.waiting.take().unwrap_or_default();
         let overflowed = std::mem::take(&mut self.overflowed);

@@ -1,0 +1,445 @@
+#!/usr/bin/env python3
+"""Measures Roomcast side by side with its peers and with rawlimit, the least work that fan-out takes, and writes BENCHMARKS.md.
+
+    bench/compare.py                     everything, five times: some two hours
+    bench/compare.py --repeat 1 --only 1k max --peers roomcast roomcast-redis
+    bench/compare.py --report            writes BENCHMARKS.md from the results there are, and measures nothing
+
+Peers whose programs are not there are left out, by name. Nchan needs Debian's nginx and libnginx-mod-nchan, Socket.IO needs npm, and
+whatever is over Redis needs redis-server. Everything runs on loopback, ends with this script, and writes below bench/results only.
+
+Every run gets a freshly started server on CPU 0 and has fanbench on CPU 1, with a raised priority if that is allowed. One repetition is
+one run of every peer, one after the other, so that ratios are of runs that are close in time. Before each run it waits until the machine
+is quiet; a run that other processes disturbed is repeated, a few times at most, and the least disturbed one is kept.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
+RESULTS = HERE / "results/results.jsonl"
+REPORT = ROOT / "BENCHMARKS.md"
+PICTURE = ROOT / "docs/growth.svg"
+FANBENCH = HERE / "target/release/fanbench"
+SERVER_CPU, BENCH_CPU = "0", "1"
+QUIET_SHARE = 0.10  # of the machine's CPU time, used by others
+PATIENCE_S = 30
+ATTEMPTS = 3
+NICENESS = -15
+
+ROOMCAST = (
+    "generic",
+    8086,
+    "--subscribe-url=/v1/rooms/{room}/stream",
+    "--publish-url=/v1/rooms/{room}/events",
+)
+# Publishes and subscribes; signed with the key that peers/mercure.sh sets.
+MERCURE_TOKEN = (
+    "eyJhbGciOiAiSFMyNTYiLCAidHlwIjogIkpXVCJ9."
+    "eyJtZXJjdXJlIjogeyJwdWJsaXNoIjogWyIqIl0sICJzdWJzY3JpYmUiOiBbIioiXX19."
+    "kr62YYXmg579ZHCd7qNPLOpmpUncY-s1Oa3NDt9w-Aw"
+)
+
+# peer: (script, its environment, fanbench target, port, further flags)
+PEERS = {
+    "rawlimit": ("rawlimit.sh", {}, "raw-limit", 8081),
+    "roomcast": ("roomcast.sh", {}, *ROOMCAST),
+    "roomcast-redis": ("roomcast.sh", {"REDIS": "1"}, *ROOMCAST),
+    "nchan": ("nchan.sh", {}, "nchan", 8082),
+    "nchan-redis": ("nchan.sh", {"REDIS": "1"}, "nchan", 8082),
+    "socketio-redis": ("socketio.sh", {}, "socketio", 8083),
+    "mercure": ("mercure.sh", {}, "mercure", 8084, f"--publish-header=Authorization: Bearer {MERCURE_TOKEN}"),
+    "centrifugo-redis": ("centrifugo.sh", {"REDIS": "1"}, "centrifugo", 8085, "--api-key=bench"),
+}
+NAMES = {
+    "rawlimit": "rawlimit",
+    "roomcast": "Roomcast, embedded",
+    "roomcast-redis": "Roomcast + Redis",
+    "nchan": "Nchan",
+    "nchan-redis": "Nchan + Redis",
+    "socketio-redis": "Socket.IO + Redis",
+    "mercure": "Mercure",
+    "centrifugo-redis": "Centrifugo + Redis",
+}
+# Measured once with this tool, where their binaries could be had; set MERCURE or CENTRIFUGO to measure them here.
+ELSEWHERE = {
+    "mercure": {"1k": 4.32, "10k": 2.93, "rooms": 3.88, "max": 2.88, "p50 1k": 4.6, "p50 rooms": 2.2, "idle": 48e3, "set-up": 12.5},
+    "centrifugo-redis": {"1k": 4.77, "10k": 4.91, "rooms": 5.15, "max": 4.56, "p50 1k": 5.2, "p50 rooms": 3.2, "idle": 64e3, "set-up": 16.7},
+}
+
+SCENARIOS = {
+    "1k": "--subscribers 1000 --rooms 1 --count 200 --rate 20",
+    "10k": "--subscribers 10000 --rooms 1 --count 50 --rate 2",
+    "rooms": "--subscribers 2000 --rooms 200 --count 2000 --rate 200",
+    "max": "--subscribers 1000 --rooms 1 --count 1000 --rate 0",
+    "idle": "--subscribers 10000 --count 0 --settle 10",
+}
+OURS = ["rawlimit", "roomcast", "roomcast-redis"]
+# How cost grows: about 20,000 deliveries a second, but for the last two.
+GROWTH = {
+    "100 subscribers": "--subscribers 100 --rooms 1 --count 1000 --rate 200",
+    "1,000 subscribers": "--subscribers 1000 --rooms 1 --count 200 --rate 20",
+    "10,000 subscribers": "--subscribers 10000 --rooms 1 --count 30 --rate 2",
+    "18,000 subscribers": "--subscribers 18000 --rooms 1 --count 20 --rate 1",
+    "100 rooms": "--subscribers 10000 --rooms 100 --count 1000 --rate 200",
+    "10,000 rooms": "--subscribers 10000 --rooms 10000 --count 5000 --rate 1000",
+    "a slow tenth": "--subscribers 1000 --rooms 1 --count 200 --rate 20 --payload 1024 --slow 100 --allow-loss",
+    "without it": "--subscribers 1000 --rooms 1 --count 200 --rate 20 --payload 1024",
+}
+ALL = SCENARIOS | GROWTH
+
+
+# --- measuring ---------------------------------------------------------------------------------------------
+
+
+def raise_priority():
+    """Makes servers and fanbench, which inherit it, less prone to disturbance."""
+    try:
+        os.nice(NICENESS)
+    except PermissionError:
+        print("running without a raised priority", file=sys.stderr)
+
+
+def cpu_ticks():
+    fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    ticks = [int(field) for field in fields]
+    return sum(ticks[:8]), ticks[3] + ticks[4]
+
+
+def wait_until_quiet():
+    """Waits until a second passes with little CPU use; False if that never is."""
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        total, idle = cpu_ticks()
+        time.sleep(1)
+        total_then, idle_then = cpu_ticks()
+        if 1 - (idle_then - idle) / max(1, total_then - total) < QUIET_SHARE:
+            return True
+    return False
+
+
+class Server:
+    """A peer, started by its script and ended by its pid."""
+
+    def __init__(self, peer):
+        script, settings, self.target, self.port, *self.flags = PEERS[peer]
+        environment = {name: value for name, value in os.environ.items() if "REDIS" not in name}
+        environment.update(settings, CPU=SERVER_CPU, PORT=str(self.port))
+        environment.setdefault("ROOMCAST", str(ROOT / "target/release/roomcast"))
+        self.script = subprocess.Popen([HERE / "peers" / script], env=environment, stdout=subprocess.PIPE, text=True)
+        self.pids = []
+        for line in self.script.stdout:
+            name, pid = line.strip().split("=")
+            self.pids.append(pid)
+            if name == "server_pid":
+                break
+        time.sleep(1)
+        if self.script.poll() is not None:
+            sys.exit(f"{script} has ended")
+
+    def stop(self):
+        self.script.terminate()
+        self.script.wait()
+
+
+def measure(peer, scenario):
+    server = Server(peer)
+    try:
+        command = ["taskset", "-c", BENCH_CPU, FANBENCH, "--target", server.target]
+        command += ["--url", f"http://127.0.0.1:{server.port}", "--json", "--quiet"]
+        command += ["--server-children", "--label", f"{peer} {scenario}", *server.flags]
+        command += [f"--server-pid={pid}" for pid in server.pids]
+        output = subprocess.run(command + ALL[scenario].split(), capture_output=True, text=True)
+    finally:
+        server.stop()
+    if not output.stdout:
+        sys.exit(f"fanbench could not carry out the run: {output.stderr[-500:]}")
+    return json.loads(output.stdout)
+
+
+def disturbance(result):
+    """The share of the machine's CPU time that others took while events were delivered."""
+    if result["settings"]["count"] == 0:
+        return 0.0
+    machine = result["machine"]
+    taken = machine["other_seconds"] + machine["stolen_seconds"]
+    return taken / max(0.01, result["delivery_timing"]["seconds"] * machine["cpus"])
+
+
+def run(scenarios, peers, repeat):
+    raise_priority()
+    RESULTS.parent.mkdir(exist_ok=True)
+    start = datetime.datetime.now().isoformat(timespec="seconds")
+    for scenario in scenarios:
+        for repetition in range(repeat):
+            for peer in peers if scenario in SCENARIOS else [peer for peer in peers if peer in OURS]:
+                attempts = []
+                for _ in range(ATTEMPTS):
+                    wait_until_quiet()
+                    result = measure(peer, scenario)
+                    attempts.append((disturbance(result), result))
+                    if attempts[-1][0] < QUIET_SHARE:
+                        break
+                share, result = min(attempts, key=lambda pair: pair[0])
+                result["run"] = {
+                    "peer": peer, "scenario": scenario, "repetition": f"{start} {repetition}", "disturbed": round(share, 4),
+                }
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+                cost = result["server"]["cpu_us_per_delivery"]
+                print(f"{scenario:18} {repetition + 1}/{repeat} {peer:16} {cost or 0:7.2f} µs a delivery", flush=True)
+
+
+# --- what is there -----------------------------------------------------------------------------------------
+
+
+def lacking():
+    """Peers that can't be measured here, and why."""
+    why = {}
+    if not shutil.which("nginx") or not list(pathlib.Path("/usr/lib/nginx/modules").glob("ngx_nchan_module.so")):
+        why["nchan"] = why["nchan-redis"] = "apt-get install nginx libnginx-mod-nchan"
+    if not shutil.which("npm"):
+        why["socketio-redis"] = "needs Node.js with npm"
+    if not os.environ.get("MERCURE"):
+        why["mercure"] = "set MERCURE to its binary"
+    if not os.environ.get("CENTRIFUGO"):
+        why["centrifugo-redis"] = "set CENTRIFUGO to its binary"
+    if not shutil.which("redis-server"):
+        why |= {peer: "apt-get install redis-server" for peer in PEERS if peer.endswith("-redis")}
+    return why
+
+
+def build(peers):
+    subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=HERE, check=True)
+    if "socketio-redis" in peers and not (HERE / "peers/socketio/node_modules").exists():
+        subprocess.run(["npm", "ci", "--silent"], cwd=HERE / "peers/socketio", check=True)
+
+
+def version(*command):
+    try:
+        output = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return (output.stdout + output.stderr).strip().splitlines()[0]
+
+
+# --- the report --------------------------------------------------------------------------------------------
+
+CPU = lambda result: result["server"]["cpu_us_per_delivery"]
+P50 = lambda result: result["latency_ms"]["p50"]
+P99 = lambda result: result["latency_ms"]["p99"]
+SET_UP = lambda result: result["server"]["connect_cpu_us_per_connection"]
+IDLE = lambda result: result["server"]["rss_per_connection"]
+
+# What the goals are about: name, scenario, figure, and whether it is a ratio to rawlimit's.
+GOALS = [
+    ("1k: 1,000 subscribers, 20/s", "1k", CPU, "1k", 1.15, 1.05),
+    ("10k: 10,000 subscribers, 2/s", "10k", CPU, "10k", 1.20, 1.10),
+    ("rooms: 2,000 in 200 rooms, 200/s", "rooms", CPU, "rooms", 2.0, 1.3),
+    ("max: 1,000, as fast as acknowledged", "max", CPU, "max", 0.4, 0.2),
+    ("latency p50, 1k", "1k", P50, "p50 1k", 1.3, 1.2),
+    ("latency p50, rooms", "rooms", P50, "p50 rooms", 2.0, 1.3),
+    ("CPU per set-up", "idle", SET_UP, "set-up", 3, 3),
+]
+
+
+class Results:
+    def __init__(self):
+        self.rows = {}
+        for line in RESULTS.read_text().splitlines() if RESULTS.exists() else []:
+            result = json.loads(line)
+            key = result["run"]["scenario"], result["run"]["peer"]
+            self.rows.setdefault(key, {})[result["run"]["repetition"]] = result
+
+    def median(self, scenario, peer, figure):
+        values = [figure(result) for result in self.rows.get((scenario, peer), {}).values()]
+        return statistics.median(values) if values else None
+
+    def ratios(self, scenario, peer, figure):
+        """To rawlimit's, in the same repetition."""
+        yardstick = self.rows.get((scenario, "rawlimit"), {})
+        own = self.rows.get((scenario, peer), {})
+        return [figure(own[key]) / figure(yardstick[key]) for key in own if key in yardstick]
+
+    def ratio(self, scenario, peer, figure):
+        ratios = self.ratios(scenario, peer, figure)
+        if not ratios:
+            return None
+        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 and peer.startswith("roomcast") else ""
+        return f"{statistics.median(ratios):.2f}{spread}"
+
+    def faults(self):
+        return sum(
+            result["delivery"]["lost"] + result["delivery"]["duplicated"] + result["delivery"]["out_of_order"] + result["publish"]["failed"]
+            for (scenario, peer), rows in self.rows.items() if peer in OURS for result in rows.values()
+        )
+
+
+def row(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def report():
+    results = Results()
+    peers = [peer for peer in PEERS if peer != "rawlimit" and (peer in ELSEWHERE or ("1k", peer) in results.rows)]
+    peers.sort(key=lambda peer: not peer.startswith("roomcast"))
+    lines = [
+        "# Benchmarks", "",
+        "<!-- Written by bench/compare.py; do not edit. -->", "",
+        "What one delivery costs the server, as a multiple of what it costs `rawlimit`: one thread, one epoll instance and one `send` of a",
+        "ready-made frame to each socket. It has no history, no limits and no clustering, so what is above it is the server's own work; below it",
+        "comes only who writes several events at once. All server processes are counted, Redis too. Lower is better.", "",
+        f"Medians of pairs from the same hour on one machine ({machine()}); server on one CPU, load on the other. In brackets the range.", "",
+        row(["CPU per delivery over rawlimit's", *[NAMES[peer] for peer in peers], "goal, Redis", "goal, embedded"]),
+        row(["---"] + ["---:"] * (len(peers) + 2)),
+    ]
+    for name, scenario, figure, key, redis, embedded in GOALS:
+        cells = []
+        for peer in peers:
+            value = results.ratio(scenario, peer, figure)
+            if value is None and peer in ELSEWHERE:
+                value = f"{ELSEWHERE[peer][key]} *"
+            cells.append(value or "")
+        lines.append(row([name, *cells, str(redis), str(embedded)]))
+    cells = []
+    for peer in peers:
+        value = results.median("idle", peer, IDLE)
+        cells.append(f"{value:,.0f} B" if value is not None else f"{ELSEWHERE[peer]['idle']:,.0f} B *" if peer in ELSEWHERE else "")
+    lines.append(row(["idle: RSS a stream at 10,000", *cells, "1,024 B", "1,024 B"]))
+    lines += [
+        "", "\\* Measured earlier with the same tool on another machine of the same kind (Mercure 0.24, Centrifugo 6), where their binaries could be",
+        "had; no package manager here installs them. `MERCURE=…` or `CENTRIFUGO=…` measures them in place.", "",
+        f"Events that were lost, repeated or out of order, and publishes that failed, in all runs of Roomcast: {results.faults()}.", "",
+        "## Absolute figures", "",
+    ]
+    lines += absolute(results, ["rawlimit", *[peer for peer in peers if ("1k", peer) in results.rows]])
+    lines += growth(results)
+    lines += ["## Versions", ""]
+    lines += [f"- {name}: {text}" for name, text in versions().items() if text]
+    lines += ["", "## Repeat it", "", "```sh", "bench/compare.py", "```", "", "`bench/compare.py --help` says what it needs; `bench/README.md` says what the figures mean.", ""]
+    REPORT.write_text("\n".join(lines))
+    print(f"wrote {REPORT.relative_to(ROOT)}")
+
+
+def absolute(results, peers):
+    lines = []
+    for scenario in SCENARIOS:
+        present = [peer for peer in peers if (scenario, peer) in results.rows]
+        if not present:
+            continue
+        lines += [f"### {scenario}: `{SCENARIOS[scenario]}`", "", row(["", *[NAMES[peer] for peer in present]]), row(["---"] + ["---:"] * len(present))]
+        figures = [("CPU per set-up, µs", SET_UP), ("RSS a stream, B", IDLE)] if scenario == "idle" else [
+            ("CPU per delivery, µs", CPU), ("latency p50, ms", P50), ("latency p99, ms", P99),
+            ("publish p50, ms", lambda result: result["publish"]["call_ms"]["p50"]),
+        ]
+        for name, figure in figures:
+            lines.append(row([name, *[f"{results.median(scenario, peer, figure):,.3g}" if figure is not IDLE else f"{results.median(scenario, peer, figure):,.0f}" for peer in present]]))
+        lines.append("")
+    return lines
+
+
+def growth(results):
+    present = [scenario for scenario in GROWTH if (scenario, "roomcast") in results.rows]
+    if not present:
+        return []
+    lines = ["## How cost grows", "", f"![CPU per delivery over rawlimit's, by subscribers]({PICTURE.relative_to(ROOT)})", ""]
+    lines += [row(["", "CPU over rawlimit's, embedded", "with Redis", "µs, embedded", "with Redis", "p99 ms, embedded", "with Redis", "RSS a stream, embedded"])]
+    lines += [row(["---"] + ["---:"] * 7)]
+    for scenario in present:
+        cells = [results.ratio(scenario, peer, CPU) or "" for peer in OURS[1:]]
+        for figure in (CPU, P99):
+            for peer in OURS[1:]:
+                value = results.median(scenario, peer, figure)
+                cells.append(f"{value:,.3g}" if value is not None else "")
+        value = results.median(scenario, "roomcast", IDLE)
+        lines.append(row([f"{scenario} (`{GROWTH[scenario]}`)", *cells, f"{value:,.0f} B"]))
+    draw(results)
+    return lines + [""]
+
+
+def draw(results):
+    """Ratio by subscribers, as a picture without any library."""
+    import math
+
+    points = {
+        peer: [
+            (int(scenario.split()[0].replace(",", "")), statistics.median(results.ratios(scenario, peer, CPU)))
+            for scenario in GROWTH if scenario.endswith("subscribers") and results.ratios(scenario, peer, CPU)
+        ]
+        for peer in OURS[1:]
+    }
+    width, height, left, bottom = 640, 320, 60, 50
+    top = max([ratio for line in points.values() for _, ratio in line] + [1.5]) * 1.1
+    x = lambda count: left + (math.log10(count) - 2) / (math.log10(18000) - 2) * (width - left - 130)
+    y = lambda ratio: height - bottom - ratio / top * (height - bottom - 20)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<text x="{left}" y="14">CPU per delivery over rawlimit\'s</text>',
+    ]
+    for ratio in [step / 2 for step in range(int(top * 2) + 1)]:
+        dash = "" if ratio == 1 else ' stroke-dasharray="2 4"'
+        parts.append(f'<line x1="{left}" x2="{width - 130}" y1="{y(ratio):.0f}" y2="{y(ratio):.0f}" stroke="#999"{dash}/>')
+        parts.append(f'<text x="{left - 8}" y="{y(ratio) + 4:.0f}" text-anchor="end">{ratio:g}</text>')
+    for count in (100, 1000, 10000, 18000):
+        parts.append(f'<text x="{x(count):.0f}" y="{height - 28}" text-anchor="middle">{count:,}</text>')
+    parts.append(f'<text x="{(left + width - 130) / 2:.0f}" y="{height - 8}" text-anchor="middle">subscribers of one room</text>')
+    for (peer, line), colour in zip(points.items(), ("#1f77b4", "#d62728")):
+        if not line:
+            continue
+        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x(n):.0f},{y(r):.0f}" for n, r in line)}"/>')
+        parts += [f'<circle cx="{x(n):.0f}" cy="{y(r):.0f}" r="3" fill="{colour}"/>' for n, r in line]
+        n, r = line[-1]
+        parts.append(f'<text x="{x(n) + 8:.0f}" y="{y(r) + (4 if peer == "roomcast" else -6):.0f}" fill="{colour}">{NAMES[peer]}</text>')
+    PICTURE.parent.mkdir(exist_ok=True)
+    PICTURE.write_text("\n".join([*parts, "</svg>", ""]))
+
+
+def machine():
+    model = next((line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?")
+    return f"{os.cpu_count()} CPUs, {model}, Linux {platform.release().split('-')[0]}"
+
+
+def versions():
+    socketio = json.loads((HERE / "peers/socketio/package.json").read_text()).get("dependencies", {})
+    return {
+        "Roomcast": version(ROOT / "target/release/roomcast", "--version"),
+        "Redis": version("redis-server", "--version"),
+        "Nchan": version("dpkg-query", "-W", "-f", "libnginx-mod-nchan ${Version}", "libnginx-mod-nchan"),
+        "Socket.IO": ", ".join(f"{name} {number}" for name, number in socketio.items()),
+        "Node.js": version("node", "--version"),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--only", nargs="*", choices=ALL, metavar="SCENARIO", help=", ".join(ALL))
+    parser.add_argument("--peers", nargs="*", choices=PEERS, metavar="PEER", help=", ".join(PEERS))
+    parser.add_argument("--report", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.report:
+        without = lacking()
+        wanted = arguments.peers or list(PEERS)
+        for peer in [peer for peer in wanted if peer in without]:
+            print(f"without {NAMES[peer]}: {without[peer]}", file=sys.stderr)
+        # Ratios are to rawlimit's.
+        peers = [peer for peer in PEERS if peer == "rawlimit" or (peer in wanted and peer not in without)]
+        build(peers)
+        run(arguments.only or list(ALL), peers, arguments.repeat)
+    report()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+//! The functions that every event passes: `cargo bench`.
+
+use bytes::Bytes;
+use roomcast::broker::{Entry, Slice};
+use roomcast::follow::{Chain, next};
+use roomcast::hub::Encoded;
+use roomcast::room::{Cursor, Event, EventId, RoomName};
+
+fn main() {
+    divan::main();
+}
+
+/// An event of so many bytes of text, as a log stores it.
+fn stored(bytes: usize) -> Bytes {
+    let text = format!(r#"{{"published_at":"2026-01-02T03:04:05.678Z","text":"{}"}}"#, "x".repeat(bytes));
+    Event::decode(text.as_bytes()).expect("it is an event").encode()
+}
+
+fn entry(offset: u64, bytes: usize) -> Entry {
+    Entry { id: EventId::new(1_790_000_000_000_000, offset), stored: stored(bytes) }
+}
+
+#[divan::bench(args = [128, 4096, 65_536])]
+fn event_to_text(bencher: divan::Bencher<'_, '_>, bytes: usize) {
+    let entry = entry(1, bytes);
+    bencher.bench(|| Encoded::new(divan::black_box(&entry)));
+}
+
+#[divan::bench(args = [128, 4096, 65_536])]
+fn event_to_envelope(bencher: divan::Bencher<'_, '_>, bytes: usize) {
+    let (entry, room) = (entry(1, bytes), RoomName::new("lobby").expect("it is a name"));
+    bencher
+        .with_inputs(|| Encoded::new(&entry).expect("it is an event"))
+        .bench_refs(|event| event.enveloped(&room).len());
+}
+
+#[divan::bench(args = [128, 4096])]
+fn event_to_log(bencher: divan::Bencher<'_, '_>, bytes: usize) {
+    let event = Event::decode(&stored(bytes)).expect("it is an event");
+    bencher.bench(|| divan::black_box(&event).encode());
+}
+
+#[divan::bench(args = [1, 100, 1000])]
+fn what_follows(bencher: divan::Bencher<'_, '_>, events: u64) {
+    let mut chain = Chain::new(1_790_000_000_000_000);
+    let entries = (1..=events).map(|_| Entry { id: chain.extend(), stored: Bytes::new() }).collect();
+    let slice = Slice { oldest: None, retained: events, entries, chain: chain.clone() };
+    let position = EventId::new(1_790_000_000_000_000, events - 1);
+    bencher.bench(|| next(divan::black_box(&chain), &slice, position, None));
+}
+
+#[divan::bench(args = [1, 20, 100])]
+fn cursor_of_rooms(bencher: divan::Bencher<'_, '_>, rooms: u64) {
+    let names: Vec<_> = (0..rooms).map(|n| RoomName::new(&format!("room-{n}")).expect("it is a name")).collect();
+    let position = EventId::new(1_790_000_000_000_000, 41);
+    bencher.bench(|| Cursor::of(names.iter().map(|name| (name, position))).encode());
+}
