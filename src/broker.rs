@@ -182,8 +182,8 @@ pub trait Broker: Send + Sync {
         limit: usize,
     ) -> Result<Slice, BrokerError>;
 
-    /// Empties the room's log and keeps its head; returns up to where. The listeners of all replicas are told, here too.
-    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<EventId, BrokerError>;
+    /// Empties the room's log and keeps its head. The listeners of all replicas are told; the own one before this returns.
+    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError>;
 
     /// Has the room's announcements come to the listener. Returns once that is confirmed; waits while the broker is
     /// away, so the caller bounds it.

@@ -137,7 +137,7 @@ impl Hub {
     }
 
     /// Empties a room's log; whoever comes back to a position before its end is told of a gap.
-    pub async fn clear(&self, room: &RoomName) -> Result<EventId, BrokerError> {
+    pub async fn clear(&self, room: &RoomName) -> Result<(), BrokerError> {
         let known = self.known.of(room);
         timeout(CALL_LIMIT, self.broker.clear(room, &known)).await.unwrap_or_else(|_| {
             Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to the emptying of a log")))

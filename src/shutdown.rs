@@ -127,15 +127,18 @@ impl Drain {
 
     /// Resolves when streams begin to end.
     pub async fn ends_streams(&self) {
-        // The sender is ours, so the channel can't close.
-        let _ = self.ending.subscribe().wait_for(Option::is_some).await;
+        self.ending_since().await;
     }
 
     /// Resolves when a stream is to end whose `place` in the window is 0.0 to 1.0.
     pub async fn reaches(&self, place: f32) {
+        sleep_until(self.ending_since().await + self.window.mul_f32(place)).await;
+    }
+
+    async fn ending_since(&self) -> Instant {
         let mut ending = self.ending.subscribe();
         // The sender is ours, so the channel can't close.
         let since = ending.wait_for(Option::is_some).await.ok().and_then(|since| *since);
-        sleep_until(since.unwrap_or_else(Instant::now) + self.window.mul_f32(place)).await;
+        since.unwrap_or_else(Instant::now)
     }
 }

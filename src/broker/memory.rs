@@ -292,8 +292,8 @@ impl MemoryBroker {
 
     /// What is there, as it is: while nothing can be kept, and where nothing has to change for it.
     fn peek<T>(&self, room: &RoomName, known: &[EventId], read: impl FnOnce(&Log) -> T) -> Option<(T, Awaited)> {
-        let state = self.state();
         self.check_journal().err()?;
+        let state = self.state();
         let log = state.logs.get(room).filter(|log| !log.is_forgotten(microseconds(), self.retention.of(room)))?;
         let contradicted = known.iter().any(|id| log.head.chain.is_contradicted_by(*id));
         (!contradicted).then(|| (read(log), Awaited::Others(log.ticket)))
@@ -439,17 +439,15 @@ impl Broker for MemoryBroker {
         Ok(slice)
     }
 
-    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<EventId, BrokerError> {
-        let (position, awaited) = self.with_log(room, known, Purpose::Read(None), |log, rest| {
+    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError> {
+        let ((), awaited) = self.with_log(room, known, Purpose::Read(None), |log, rest| {
             log.head.chain.clear();
             *rest.bytes -= log.entries.clear(|id| rest.notes.add(|| Change::no_entry(room, id)));
             rest.notes.add(|| Change::head(room, log));
-            let position = log.head.chain.cleared();
-            rest.notes.news = Some(News::Cleared(room.clone(), position));
-            Ok(position)
+            rest.notes.news = Some(News::Cleared(room.clone(), log.head.chain.cleared()));
+            Ok(())
         })?;
-        self.written(awaited).await?;
-        Ok(position)
+        self.written(awaited).await
     }
 
     async fn subscribe(&self, _: &RoomName) {}

@@ -176,10 +176,7 @@ impl RedisBroker {
         call.arg(retention.bytes).arg(too_old(retention.age)).arg(texts(known));
         let result: RedisResult<Option<(String, bool)>> = call.invoke_async(link.connection()).await;
         let (id, replayed) = link.judge(result, write_error)?.ok_or(BrokerError::KeyReused)?;
-        let id = id.parse().map_err(|_| {
-            BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, format!("Redis answered {id:?} for an id")))
-        })?;
-        Ok(Appended { id, replayed })
+        Ok(Appended { id: id_of(&id)?, replayed })
     }
 
     /// Head, mark and entries as of one moment, without a script: the cheapest way, good wherever no epoch has to begin.
@@ -277,6 +274,13 @@ fn entries_of(reply: Value) -> Vec<Entry> {
     reply.into_iter().filter_map(entry).collect()
 }
 
+/// The id that a script has answered once it had written.
+fn id_of(answer: &str) -> Result<EventId, BrokerError> {
+    answer.parse().map_err(|_| {
+        BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, format!("Redis answered {answer:?} for an id")))
+    })
+}
+
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -341,21 +345,18 @@ impl Broker for RedisBroker {
         Err(BrokerError::Unavailable(Fault::new(FaultKind::Failed, detail)))
     }
 
-    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<EventId, BrokerError> {
+    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError> {
         let mut link = self.links.for_write().await?;
         let mut call = self.scripts.clear.key(self.keys.head(room));
         call.key(self.keys.log(room));
         call.arg(self.keys.live(room)).arg(self.head_lifetime(room)).arg(random()).arg(texts(known));
         let result: RedisResult<String> = call.invoke_async(link.connection()).await;
-        let position = link.judge(result, write_error)?;
-        let position = position.parse().ok();
-        if let (Some(listener), Some(position)) = (self.listener.get(), position) {
+        let position = id_of(&link.judge(result, write_error)?)?;
+        if let Some(listener) = self.listener.get() {
             // Whoever asked for it finds nothing of it here any more.
             listener.cleared(room, position);
         }
-        position.ok_or_else(|| {
-            BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, "Redis answered no position to a clear"))
-        })
+        Ok(())
     }
 
     async fn subscribe(&self, room: &RoomName) {
@@ -383,11 +384,9 @@ impl Broker for RedisBroker {
             let mut link = self.links.for_read().await?;
             let result = step.query_async(link.connection()).await;
             let reply: Vec<RedisResult<Value>> = link.judge(result, read_error)?;
-            let mut reply = reply.into_iter().take(1 + batch.len()).map(|head| {
-                let head = redis::from_redis_value(head.ok()?).ok()?;
-                Some(head)
-            });
-            let info: String = reply.next().flatten().unwrap_or_default();
+            let text = |value: RedisResult<Value>| redis::from_redis_value::<Option<String>>(value.ok()?).ok()?;
+            let mut reply = reply.into_iter().take(1 + batch.len()).map(text);
+            let info = reply.next().flatten().unwrap_or_default();
             let mark = head::server_mark(&info).unwrap_or_default();
             chains.extend(reply.map(|head| {
                 let head = head::parse(head.as_deref()?)?;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::mirror::Followed;
-use super::room::{Found, Room};
+use super::room::{FIRST_PAGE_EVENTS, Found, Room};
 use super::{Encoded, Hub};
-use crate::broker::BrokerError;
 use crate::room::EventId;
 
 /// Leads subscribers who are level: at one position, with nothing of their own to be told.
@@ -32,6 +32,8 @@ pub enum Ahead {
     Nothing,
     /// The log has to be asked.
     Unsure,
+    /// The log can't be asked before that.
+    Later(Instant),
     /// Each has to ask for itself.
     Parted,
 }
@@ -39,7 +41,7 @@ pub enum Ahead {
 impl Lead {
     pub(super) fn new(hub: Arc<Hub>, room: Arc<Room>, position: EventId, recalls: u64) -> Self {
         let changes = room.changes();
-        Self { hub, room, changes, position, recalls, page: super::room::FIRST_PAGE_EVENTS }
+        Self { hub, room, changes, position, recalls, page: FIRST_PAGE_EVENTS }
     }
 
     /// Where all of them are.
@@ -73,12 +75,13 @@ impl Lead {
     }
 
     /// What follows, from the log: one read for all.
-    pub async fn ask(&mut self) -> Result<Ahead, BrokerError> {
-        Ok(match self.room.ask_log(&self.hub, self.position, None, &mut self.page).await? {
-            Found::Events(events) => self.go_on(events),
-            Found::Nothing => Ahead::Nothing,
-            Found::Gap(_) => Ahead::Parted,
-        })
+    pub async fn ask(&mut self) -> Ahead {
+        match self.room.ask_log(&self.hub, self.position, None, &mut self.page).await {
+            Ok(Found::Events(events)) => self.go_on(events),
+            Ok(Found::Nothing) => Ahead::Nothing,
+            Ok(Found::Gap(_)) => Ahead::Parted,
+            Err(error) => Ahead::Later(self.room.ask_again_at(&error)),
+        }
     }
 
     /// The events between a subscriber's position and that of all, if they are at hand.

@@ -159,15 +159,16 @@ impl<E: Logged> Mirror<E> {
             if !chain.holds(id) || id <= chain.cleared() {
                 continue;
             }
-            let found = entries.iter().find(|entry| entry.id() == id);
-            if found.map_or(believed, |entry| entry.is_same(&event)) && !is_beyond(id) {
-                continue;
-            }
-            self.ring.clear();
             if is_beyond(id) {
+                self.ring.clear();
                 self.suspects.push(event);
                 continue;
             }
+            let found = entries.iter().find(|entry| entry.id() == id);
+            if found.map_or(believed, |entry| entry.is_same(&event)) {
+                continue;
+            }
+            self.ring.clear();
             self.recalls += 1;
             self.recalled.push_back(id);
             if self.recalled.len() > RECALLS {
@@ -188,15 +189,13 @@ impl<E: Logged> Mirror<E> {
         let waiting = self.waiting.take().unwrap_or_default();
         let overflowed = std::mem::take(&mut self.overflowed);
         // Where some are missing, only what the log is known to have is taken, and it is read again.
-        let is_sure =
-            |chain: &Option<Chain>, event: &E| chain.as_ref().is_some_and(|chain| chain.holds(event.id()));
-        let mut taken = Vec::with_capacity(waiting.len());
+        let mut again = overflowed;
         for event in waiting {
-            if !overflowed || is_sure(&self.chain, &event) {
-                taken.push(self.take(event));
+            if !overflowed || self.chain().is_some_and(|chain| chain.holds(event.id())) {
+                again |= matches!(self.take(event), Taken::Unexpected | Taken::Conflicting);
             }
         }
-        overflowed || taken.iter().any(|taken| matches!(taken, Taken::Unexpected | Taken::Conflicting))
+        again
     }
 
     fn adopt(&mut self, chain: &Chain, entries: Vec<E>) {

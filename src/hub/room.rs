@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::mirror::{Followed, Mirror, Taken};
 use super::ring::{Limits, Ring};
@@ -24,6 +24,8 @@ const PAGE_EVENTS: u16 = 100;
 pub(super) const FIRST_PAGE_EVENTS: u16 = 8;
 /// Bytes that a page should have.
 const PAGE_BYTES: usize = 4 * BATCH_BYTES;
+/// Pause before a subscriber asks the log again after it could not answer; jittered up to twice as long.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
@@ -139,6 +141,12 @@ impl Room {
             Err(Next::Gap(gap)) => Found::Gap(gap),
             Err(Next::Nothing | Next::Event(_)) => Found::Nothing,
         })
+    }
+
+    /// When to ask again after the log could not answer.
+    pub(super) fn ask_again_at(&self, error: &BrokerError) -> Instant {
+        tracing::debug!(room = %self.name, %error, "the log can't be asked");
+        Instant::now() + ASK_AGAIN.mul_f64(1.0 + fastrand::f64())
     }
 
     /// How many ids were recalled so far.

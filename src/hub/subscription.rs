@@ -17,8 +17,6 @@ use crate::room::{EventId, RoomName};
 
 /// How long an announcement may be on its way after its event was appended.
 const ON_THE_WAY: Duration = Duration::from_secs(1);
-/// Pause before the log is asked again after it could not answer; jittered up to twice as long.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// Where a stream of a room starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,8 +246,7 @@ impl Cursor {
                     }
                     Ok(found) => found,
                     Err(error) => {
-                        tracing::debug!(room = %self.seat.room().name(), %error, "the log can't be asked");
-                        self.retry_at = Some(Instant::now() + RETRY.mul_f64(1.0 + fastrand::f64()));
+                        self.retry_at = Some(self.seat.room().ask_again_at(&error));
                         return Found::Nothing;
                     }
                 },

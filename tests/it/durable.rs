@@ -47,6 +47,12 @@ async fn log(replica: &Replica, room: &str) -> Vec<String> {
     page["events"].as_array().unwrap().iter().map(|event| event["data"].as_str().unwrap().to_owned()).collect()
 }
 
+/// To a place where nothing is yet.
+fn copy_folder(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp").arg("-r").arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
+}
+
 async fn until_health(replica: &Replica, status: u16) -> Value {
     eventually("the health", async || {
         let (now, report) = get(replica, "/healthz").await;
@@ -314,10 +320,8 @@ async fn damage_is_one_clear_line_or_costs_the_end_and_is_never_served_as_data()
         }
         std::fs::write(newest_journal(sound.path()), damaged).unwrap();
         let copy = tempfile::tempdir().unwrap();
-        let copied =
-            std::process::Command::new("cp").arg("-r").arg(sound.path()).arg(copy.path().join("d")).status();
-        assert!(copied.unwrap().success());
         let folder = copy.path().join("d");
+        copy_folder(sound.path(), &folder);
         let replica = Replica::start_on(&folder, &[]);
         if replica.serves() {
             let kept = log(&replica, "a").await;
@@ -437,11 +441,7 @@ async fn p4_a_folder_that_lacks_the_last_events_is_told_and_leads_nobody_back() 
     let mut replica = Replica::start_on(&now, &[]);
     publish_all(&replica, "a", &["1", "2", "3"]).await;
     replica.kill();
-    let copy = |from: &Path, to: &Path| {
-        let copied = std::process::Command::new("cp").arg("-r").arg(from).arg(to).status();
-        assert!(copied.unwrap().success());
-    };
-    copy(&now, &backup);
+    copy_folder(&now, &backup);
     // Within the epoch that the back-up has, and beyond it.
     for lost in [&["4", "5"][..], &["6", "7"]] {
         let mut replica = Replica::start_on(&now, &[]);
@@ -450,7 +450,7 @@ async fn p4_a_folder_that_lacks_the_last_events_is_told_and_leads_nobody_back() 
         let seen = page["head"].as_str().unwrap().to_owned();
         replica.kill();
         std::fs::remove_dir_all(&now).unwrap();
-        copy(&backup, &now);
+        copy_folder(&backup, &now);
         let replica = Replica::start_on(&now, &[]);
         let mut stream = Stream::open(&format!("{}/v1/rooms/a/stream", replica.url()), Some(&seen)).await;
         let gap = stream.event().await;

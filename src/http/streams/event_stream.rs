@@ -113,11 +113,10 @@ impl EventStream {
                 () = sleep_until(self.end_at) => Some(self.end("lifetime")),
             };
             if let Some(bytes) = bytes {
-                self.beat_at = Instant::now() + self.app.settings.heartbeat;
-                self.moved = false;
+                self.sent(Instant::now() + self.app.settings.heartbeat);
                 return Some(bytes);
             }
-            self.moved = true;
+            self.skip();
         }
     }
 

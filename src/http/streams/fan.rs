@@ -28,8 +28,6 @@ const MOST_MEMBERS: usize = 4096;
 const WRITES_A_TURN: usize = 64;
 /// Heartbeats that are due within this part of their interval are sent together.
 const BEATS_TOGETHER: u32 = 16;
-/// Pause before the log is asked again after it could not answer; jittered up to twice as long.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// The fans of a replica.
 pub struct Fans {
@@ -217,19 +215,13 @@ impl Fan {
         self.ask_at = None;
         loop {
             let ahead = match self.lead.look() {
-                Ahead::Unsure => match self.lead.ask().await {
-                    Ok(ahead) => ahead,
-                    Err(error) => {
-                        tracing::debug!(room = %self.room, %error, "the log can't be asked");
-                        self.ask_at = Some(Instant::now() + RETRY.mul_f64(1.0 + fastrand::f64()));
-                        return;
-                    }
-                },
+                Ahead::Unsure => self.lead.ask().await,
                 ahead => ahead,
             };
             match ahead {
                 Ahead::Events(events) => self.write(&events).await,
                 Ahead::Parted => return self.release_all(),
+                Ahead::Later(at) => return self.ask_at = Some(at),
                 Ahead::Nothing | Ahead::Unsure => return,
             }
         }
@@ -240,19 +232,24 @@ impl Fan {
         let beat_at = Instant::now() + self.fans.heartbeat;
         let mut writes = 0;
         for slot in 0..self.members.capacity() {
-            let Some(Member { line, .. }) = self.members.get_mut(slot) else { continue };
-            let Some(bytes) = batch.of_stream(&line.stream) else {
-                line.stream.skip();
-                continue;
-            };
-            line.stream.sent(beat_at);
-            self.offer(slot, &bytes);
-            writes += 1;
+            writes += usize::from(self.give(slot, &batch, beat_at));
             if writes == WRITES_A_TURN {
                 writes = 0;
                 yield_now().await;
             }
         }
+    }
+
+    /// Writes to a member what it gets of some events. Whether that was anything.
+    fn give(&mut self, slot: usize, batch: &Batch<'_>, beat_at: Instant) -> bool {
+        let Some(Member { line, .. }) = self.members.get_mut(slot) else { return false };
+        let Some(bytes) = batch.of_stream(&line.stream) else {
+            line.stream.skip();
+            return false;
+        };
+        line.stream.sent(beat_at);
+        self.offer(slot, &bytes);
+        true
     }
 
     /// Writes to a member. Whoever does not take all of it at once takes the rest in a task of its own.
@@ -284,14 +281,15 @@ impl Fan {
             let slot = entry.key();
             let bell = Waker::from(Arc::new(Bell { door: self.door.clone(), member: slot }));
             let is_there = line.socket.watch(&bell);
-            let missed = missed.map(|missed| Batch::of(&missed).of_stream(&line.stream));
             entry.insert(Member { line, bell });
-            match missed {
+            match missed.as_deref() {
                 _ if !is_there => self.forget(slot),
-                // What has come since it was level.
-                Some(Some(bytes)) => self.offer(slot, &bytes),
-                Some(None) => {}
                 None => self.part(slot, Bytes::new()),
+                Some([]) => {}
+                // What has come since it was level.
+                Some(missed) => {
+                    self.give(slot, &Batch::of(missed), Instant::now() + self.fans.heartbeat);
+                }
             }
         }
     }
