@@ -15,15 +15,15 @@ mod streams;
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
-use tower_http::trace::TraceLayer;
+use tracing::{Instrument, info_span};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -96,73 +96,76 @@ fn routes() -> OpenApiRouter<App> {
 /// Everything that is served.
 pub fn router(app: &App) -> Router {
     let (routes, _) = routes().split_for_parts();
-    let limit = app.settings.max_body_bytes;
     let routes = routes
         .fallback(|| async { Problem::new(Code::RouteNotFound, "see /openapi.json for the routes there are") })
-        .layer(DefaultBodyLimit::max(limit))
-        .layer(middleware::from_fn(refuse_idempotency_key))
-        .layer(middleware::from_fn_with_state(app.clone(), guard::refuse_foreign))
-        .layer(CatchPanicLayer::custom(|_| Problem::new(Code::Internal, "a handler panicked").into_response()))
         .with_state(app.clone());
     dressed(routes, app)
 }
 
 /// For connections above the limit: everyone is told to come back later, in the way that each understands.
 pub fn overloaded(app: &App) -> Router {
-    let routes = Router::new().fallback(streams::refuse_overload).with_state(app.clone());
-    dressed(routes, app)
+    dressed(Router::new().fallback(streams::refuse_overload).with_state(app.clone()), app)
 }
 
-/// What surrounds every answer, outermost last.
 fn dressed(routes: Router, app: &App) -> Router {
-    routes
-        .layer(middleware::from_fn_with_state(app.drain.clone(), close_when_leaving))
-        .layer(middleware::from_fn(problem::finish))
-        .layer(TraceLayer::new_for_http().make_span_with(span).on_failure(()))
-        .layer(PropagateRequestIdLayer::new(REQUEST_ID))
-        .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
-        .layer(middleware::from_fn(drop_hostile_request_id))
+    let panics = CatchPanicLayer::custom(|_| Problem::new(Code::Internal, "a handler panicked").into_response());
+    routes.layer((middleware::from_fn_with_state(app.clone(), dress), panics))
 }
 
-/// No query in it: that may hold a token.
-fn span<B>(request: &axum::http::Request<B>) -> tracing::Span {
-    let request_id = request_id(request.headers());
-    tracing::info_span!("request", %request_id, method = %request.method(), path = request.uri().path())
-}
-
-/// The id of the request that these headers came with.
-fn request_id(headers: &HeaderMap) -> String {
-    headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned()
-}
-
-/// A caller's id goes into logs and answers: only a short and visible one.
-async fn drop_hostile_request_id(mut request: Request, next: Next) -> Response {
-    let fine = |id: &HeaderValue| {
-        (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-    };
-    if request.headers().get(REQUEST_ID).is_some_and(|id| !fine(id)) {
-        request.headers_mut().remove(REQUEST_ID);
+/// What surrounds every answer. One middleware, since each further one costs a publish as much as a delivery.
+async fn dress(State(app): State<App>, request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let began = Instant::now();
+    // No query in it: that may hold a token.
+    let span = info_span!("request", request_id = %id, method = %request.method(), path = request.uri().path());
+    async move {
+        let response = match admit(&app, &request) {
+            Ok(()) => next.run(request).await,
+            Err(problem) => problem.into_response(),
+        };
+        let mut response = problem::finish(response, &id);
+        tracing::debug!(status = response.status().as_u16(), after = ?began.elapsed(), "answered");
+        let headers = response.headers_mut();
+        headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("visible ASCII is a header's"));
+        if app.drain.is_leaving() {
+            // A leaving replica lets go of kept-alive connections with their next answer.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
-    next.run(request).await
+    .instrument(span)
+    .await
+}
+
+/// The caller's id, if it is short and visible: it goes into logs and answers. A new one otherwise.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let fine = |id: &&str| {
+        (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    given.filter(fine).map_or_else(
+        // It has to differ from others, not to be unguessable, so the kernel need not be asked for it.
+        || uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid().to_string(),
+        str::to_owned,
+    )
+}
+
+/// What is refused whatever the route.
+fn admit(app: &App, request: &Request) -> Result<(), Problem> {
+    if app.guarded {
+        guard::refuse_foreign(request.uri(), request.headers())?;
+    }
+    refuse_idempotency_key(request)
 }
 
 /// Better refused than taken for granted: a caller that sends a key means to be safe when it repeats the request.
-async fn refuse_idempotency_key(request: Request, next: Next) -> Response {
+fn refuse_idempotency_key(request: &Request) -> Result<(), Problem> {
     let of_hashes = request.uri().path().starts_with("/v1/hashes");
     if of_hashes && request.headers().contains_key(idempotency::IDEMPOTENCY_KEY) {
         let detail = "writes to hashes take no Idempotency-Key; If-Match makes one safe to repeat";
-        return Problem::new(Code::InvalidHeader, detail).into_response();
+        return Err(Problem::new(Code::InvalidHeader, detail));
     }
-    next.run(request).await
-}
-
-/// A leaving replica lets go of kept-alive connections with their next answer.
-async fn close_when_leaving(State(drain): State<Drain>, request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
-    if drain.is_leaving() {
-        response.headers_mut().insert(axum::http::header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+    Ok(())
 }
 
 /// Now, RFC 3339 in UTC with milliseconds.

@@ -7,6 +7,7 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header::{self, HeaderMap, HeaderName};
 use axum::http::request::Parts;
+use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -159,16 +160,15 @@ pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Opti
 
 /// The whole body, within the limit.
 pub async fn body(request: Request, app: &App) -> Result<Bytes, Problem> {
-    let limit = app.settings.request_timeout;
+    let (limit, most) = (app.settings.request_timeout, app.settings.max_body_bytes);
     // Only the body's arrival is bounded here: the broker's calls have limits of their own, and cutting one short would
     // hide whether it was done.
-    let arrival = tokio::time::timeout(limit, Bytes::from_request(request, app)).await;
+    let arrival = tokio::time::timeout(limit, Limited::new(request.into_body(), most).collect()).await;
     let arrival = arrival
         .map_err(|_| Problem::new(Code::RequestTimeout, format!("the body was not complete within {limit:?}")))?;
-    arrival.map_err(|rejection| {
-        if rejection.status() == Code::BodyTooLarge.status() {
-            let limit = app.settings.max_body_bytes;
-            Problem::new(Code::BodyTooLarge, format!("bodies are at most {limit} bytes"))
+    arrival.map(Collected::to_bytes).map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            Problem::new(Code::BodyTooLarge, format!("bodies are at most {most} bytes"))
         } else {
             Problem::new(Code::InvalidBody, "the body did not arrive whole")
         }

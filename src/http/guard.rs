@@ -1,29 +1,16 @@
 //! Keeps web pages away from an open gateway on loopback. A page of any site can make a browser send requests to this
 //! machine; a foreign `Host` is how a name that was pointed at loopback (DNS rebinding) gives itself away.
 
-use axum::extract::{Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, Uri, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 
-use super::App;
 use super::problem::{Code, Problem};
 use crate::config::is_loopback_host;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Middleware: refuses what only a foreign page, or a name that lies about this machine, would send.
-pub async fn refuse_foreign(State(app): State<App>, request: Request, next: Next) -> Response {
-    if app.guarded
-        && let Err(problem) = check(request.uri(), request.headers())
-    {
-        return problem.into_response();
-    }
-    next.run(request).await
-}
-
-fn check(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+/// Refuses what only a foreign page, or a name that lies about this machine, would send.
+pub fn refuse_foreign(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
     let named = uri.authority().or(host.as_ref()).is_some_and(|authority| is_loopback_host(authority.host()));
     if !named {
@@ -51,7 +38,7 @@ mod tests {
 
     fn verdict(headers: &[(HeaderName, &str)]) -> Option<Code> {
         let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
-        check(&Uri::from_static("/v1/rooms"), &headers).err().map(|problem| problem.code())
+        refuse_foreign(&Uri::from_static("/v1/rooms"), &headers).err().map(|problem| problem.code())
     }
 
     #[test]

@@ -2,9 +2,7 @@
 //! status.
 
 use axum::Json;
-use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -235,9 +233,7 @@ impl IntoResponse for Problem {
 }
 
 /// Turns every failure into its document: ours, and whatever a framework has raised without one.
-pub async fn finish(request: Request, next: Next) -> Response {
-    let request_id = super::request_id(request.headers());
-    let mut response = next.run(request).await;
+pub fn finish(mut response: Response, request_id: &str) -> Response {
     let status = response.status();
     // A report that a handler made itself, such as that of /healthz, stays as it is.
     let reported = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
@@ -246,7 +242,7 @@ pub async fn finish(request: Request, next: Next) -> Response {
     let Some(problem) = problem else { return response };
     let (code, status, title) = problem.code.parts();
     if status == StatusCode::INTERNAL_SERVER_ERROR {
-        tracing::error!(%request_id, detail = problem.detail, "the gateway failed");
+        tracing::error!(detail = problem.detail, "the gateway failed");
     }
     let document = Document {
         kind: format!("urn:roomcast:problem:{code}"),
@@ -254,7 +250,7 @@ pub async fn finish(request: Request, next: Next) -> Response {
         status: status.as_u16(),
         detail: problem.detail,
         code: code.into(),
-        request_id,
+        request_id: request_id.into(),
         present: problem.present,
     };
     let mut answer = (status, Json(document)).into_response();
