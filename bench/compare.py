@@ -2,6 +2,7 @@
 """Measures Roomcast side by side with its peers and with rawlimit, the least work that fan-out takes, and writes BENCHMARKS.md.
 
     bench/compare.py                     everything, five times: some two hours
+    bench/publish.py                     only how fast one Redis takes publishes
     bench/compare.py --repeat 1 --only 1k max --peers roomcast roomcast-redis
     bench/compare.py --report            writes BENCHMARKS.md from the results there are, and measures nothing
 
@@ -28,6 +29,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results/results.jsonl"
+PUBLISHES = HERE / "results/publish.json"
 REPORT = ROOT / "BENCHMARKS.md"
 PICTURE = ROOT / "docs/growth.svg"
 FANBENCH = HERE / "target/release/fanbench"
@@ -55,6 +57,7 @@ PEERS = {
     "rawlimit": ("rawlimit.sh", {}, "raw-limit", 8081),
     "roomcast": ("roomcast.sh", {}, *ROOMCAST),
     "roomcast-redis": ("roomcast.sh", {"REDIS": "1"}, *ROOMCAST),
+    "roomcast-several": ("roomcast.sh", {}, *ROOMCAST, "--subscribe-url=/v1/stream?room={room}&room=another"),
     "nchan": ("nchan.sh", {}, "nchan", 8082),
     "nchan-redis": ("nchan.sh", {"REDIS": "1"}, "nchan", 8082),
     "socketio-redis": ("socketio.sh", {}, "socketio", 8083),
@@ -65,6 +68,7 @@ NAMES = {
     "rawlimit": "rawlimit",
     "roomcast": "Roomcast, embedded",
     "roomcast-redis": "Roomcast + Redis",
+    "roomcast-several": "Roomcast, streams of two rooms",
     "nchan": "Nchan",
     "nchan-redis": "Nchan + Redis",
     "socketio-redis": "Socket.IO + Redis",
@@ -85,6 +89,8 @@ SCENARIOS = {
     "idle": "--subscribers 10000 --count 0 --settle 10",
 }
 OURS = ["rawlimit", "roomcast", "roomcast-redis"]
+# Its cursor differs from subscriber to subscriber, so nothing is shared but the envelope.
+SEVERAL = "roomcast-several"
 # How cost grows: about 20,000 deliveries a second, but for the last two.
 GROWTH = {
     "100 subscribers": "--subscribers 100 --rooms 1 --count 1000 --rate 200",
@@ -176,13 +182,17 @@ def disturbance(result):
     return taken / max(0.01, result["delivery_timing"]["seconds"] * machine["cpus"])
 
 
+def takes_part(peer, scenario):
+    return peer in OURS or (scenario in SCENARIOS and (peer != SEVERAL or scenario in ("1k", "max", "idle")))
+
+
 def run(scenarios, peers, repeat):
     raise_priority()
     RESULTS.parent.mkdir(exist_ok=True)
     start = datetime.datetime.now().isoformat(timespec="seconds")
     for scenario in scenarios:
         for repetition in range(repeat):
-            for peer in peers if scenario in SCENARIOS else [peer for peer in peers if peer in OURS]:
+            for peer in [peer for peer in peers if takes_part(peer, scenario)]:
                 attempts = []
                 for _ in range(ATTEMPTS):
                     wait_until_quiet()
@@ -292,7 +302,7 @@ def row(cells):
 
 def report():
     results = Results()
-    peers = [peer for peer in PEERS if peer != "rawlimit" and (peer in ELSEWHERE or ("1k", peer) in results.rows)]
+    peers = [peer for peer in PEERS if peer not in ("rawlimit", SEVERAL) and (peer in ELSEWHERE or ("1k", peer) in results.rows)]
     peers.sort(key=lambda peer: not peer.startswith("roomcast"))
     lines = [
         "# Benchmarks", "",
@@ -321,15 +331,47 @@ def report():
         "", "\\* Measured earlier with the same tool on another machine of the same kind (Mercure 0.24, Centrifugo 6), where their binaries could be",
         "had; no package manager here installs them. `MERCURE=…` or `CENTRIFUGO=…` measures them in place.", "",
         f"Events that were lost, repeated or out of order, and publishes that failed, in all runs of Roomcast: {results.faults()}.", "",
-        "## Absolute figures", "",
     ]
-    lines += absolute(results, ["rawlimit", *[peer for peer in peers if ("1k", peer) in results.rows]])
+    lines += several(results)
+    lines += publishes()
+    lines += ["## Absolute figures", ""]
+    lines += absolute(results, ["rawlimit", *[peer for peer in [*peers, SEVERAL] if ("1k", peer) in results.rows]])
     lines += growth(results)
     lines += ["## Versions", ""]
     lines += [f"- {name}: {text}" for name, text in versions().items() if text]
     lines += ["", "## Repeat it", "", "```sh", "bench/compare.py", "```", "", "`bench/compare.py --help` says what it needs; `bench/README.md` says what the figures mean.", ""]
     REPORT.write_text("\n".join(lines))
     print(f"wrote {REPORT.relative_to(ROOT)}")
+
+
+def several(results):
+    """Streams of several rooms."""
+    ratios = {scenario: results.ratio(scenario, SEVERAL, CPU) for scenario in ("1k", "max")}
+    if not all(ratios.values()):
+        return []
+    return [
+        "## Streams of several rooms", "",
+        "Each event is enveloped once for everybody, but its `id:` is a cursor of all the rooms, so it is written for each subscriber. With two",
+        f"rooms a stream, CPU per delivery over rawlimit's: 1k {ratios['1k']}, max {ratios['max']}; RSS a stream"
+        f" {results.median('idle', SEVERAL, IDLE):,.0f} B.", "",
+    ]
+
+
+def publishes():
+    """What bench/publish.py found."""
+    if not PUBLISHES.exists():
+        return []
+    found = json.loads(PUBLISHES.read_text())
+    return [
+        "## Publishing to Redis", "",
+        f"A publish is one call of one script. {found['connections']} connections publish events of 128 bytes through Roomcast, and `redis-benchmark` calls the same",
+        f"script with the same arguments; medians of {found['runs']} runs, Redis on one CPU, everything else on the other.", "",
+        row(["", "redis-benchmark", "through Roomcast", "ratio"]), row(["---", "---:", "---:", "---:"]),
+        row(["Redis's CPU a publish, µs", f"{found['bare_redis_us']:.1f}", f"{found['through_redis_us']:.1f}", f"{found['ratio']:.2f}"]),
+        row(["publishes a second", f"{found['bare_per_second']:,.0f}", f"{found['through_per_second']:,.0f}", f"{found['through_per_second'] / found['bare_per_second']:.2f}"]), "",
+        "The first line is what Redis could take from many replicas; the second is one CPU's worth of gateway together with its load tool, which is",
+        "what ends it here.", "",
+    ]
 
 
 def absolute(results, peers):
@@ -438,6 +480,8 @@ def main():
         peers = [peer for peer in PEERS if peer == "rawlimit" or (peer in wanted and peer not in without)]
         build(peers)
         run(arguments.only or list(ALL), peers, arguments.repeat)
+        if "roomcast-redis" in peers and not arguments.only:
+            subprocess.run([HERE / "publish.py", "--repeat", str(arguments.repeat)], check=True)
     report()
 
 

@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Publishes through Roomcast over 64 connections, beside redis-benchmark running the same script: what the gateway asks of Redis.
+
+    bench/publish.py [--repeat 5]
+
+Redis has CPU 0; the gateway and its load share CPU 1, and so does redis-benchmark. So the gateway can't bring Redis to its limit here, and what is
+compared is Redis's own CPU time for a publish: it is what decides how many Redis can take. Results go to bench/results/publish.json, and from
+there into BENCHMARKS.md.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import tempfile
+import time
+
+import compare
+
+RESULT = compare.PUBLISHES
+SCRIPTS = compare.ROOT / "src/broker/redis/scripts"
+REDIS_PORT, PORT = 8096, 8086
+CONNECTIONS = 64
+COUNT = 40_000
+
+
+def cpu_seconds(pid):
+    """Of all its threads, to the nanosecond."""
+    threads = pathlib.Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+class Processes:
+    def __init__(self):
+        self.running = []
+
+    def start(self, cpu, *command):
+        process = subprocess.Popen(["taskset", "-c", cpu, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.running.append(process)
+        return process.pid
+
+    def stop(self):
+        for process in reversed(self.running):
+            process.terminate()
+            process.wait()
+
+
+def redis_cli(*arguments):
+    return subprocess.run(["redis-cli", "-p", str(REDIS_PORT), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def once():
+    processes = Processes()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            redis = processes.start(
+                "0", "redis-server", "--port", str(REDIS_PORT), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no"
+            )
+            time.sleep(0.5)
+            sha = redis_cli("SCRIPT", "LOAD", (SCRIPTS / "head.lua").read_text() + (SCRIPTS / "append.lua").read_text())
+            event = json.dumps({"published_at": "2026-01-02T03:04:05.678Z", "text": "x" * 128}, separators=(",", ":"))
+            arguments = [event, "roomcast:{bench}:live", "1000", "3600000", "90000000", "1", "300000", "", "1048576", "2025-01-01T00:00:00.000Z"]
+            command = ["EVALSHA", sha, "2", "roomcast:{bench}:head", "roomcast:{bench}:log", *arguments]
+            benchmark = ["redis-benchmark", "-p", str(REDIS_PORT), "-c", str(CONNECTIONS), "-n", str(COUNT), "--csv", *command]
+            before, start = cpu_seconds(redis), time.monotonic()
+            subprocess.run(["taskset", "-c", "1", *benchmark], capture_output=True, check=True)
+            bare = COUNT / (time.monotonic() - start), (cpu_seconds(redis) - before) / COUNT * 1e6
+            processes.start(
+                "1", str(compare.ROOT / "target/release/roomcast"), "--listen", f"127.0.0.1:{PORT}", "--redis-url", f"redis://127.0.0.1:{REDIS_PORT}"
+            )
+            time.sleep(2)
+            fanbench = [str(compare.FANBENCH), "--url", f"http://127.0.0.1:{PORT}", *compare.ROOMCAST[2:], "--json", "--quiet", "--publishers"]
+            fanbench += [str(CONNECTIONS), "--rate", "0", "--count", str(COUNT), "--subscribers", "1", "--rooms", "1"]
+            before, start = cpu_seconds(redis), time.monotonic()
+            output = subprocess.run(["taskset", "-c", "1", *fanbench], capture_output=True, text=True)
+            result = json.loads(output.stdout)
+            through = result["publish"]["timing"]["per_second"], (cpu_seconds(redis) - before) / COUNT * 1e6
+            assert result["publish"]["failed"] == 0 and result["delivery"]["lost"] == 0, result
+            return {"bare": bare, "through": through, "gateway_p50_ms": result["publish"]["call_ms"]["p50"]}
+        finally:
+            processes.stop()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=5)
+    arguments = parser.parse_args()
+    runs = []
+    for _ in range(arguments.repeat):
+        compare.wait_until_quiet()
+        runs.append(once())
+        print(runs[-1], flush=True)
+    middle = lambda get: statistics.median(get(run) for run in runs)
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps({
+        "runs": len(runs), "connections": CONNECTIONS,
+        "bare_per_second": middle(lambda run: run["bare"][0]), "bare_redis_us": middle(lambda run: run["bare"][1]),
+        "through_per_second": middle(lambda run: run["through"][0]), "through_redis_us": middle(lambda run: run["through"][1]),
+        "ratio": middle(lambda run: run["bare"][1] / run["through"][1]),
+    }) + "\n")
+
+
+if __name__ == "__main__":
+    main()
