@@ -57,7 +57,7 @@ PEERS = {
     "rawlimit": ("rawlimit.sh", {}, "raw-limit", 8081),
     "roomcast": ("roomcast.sh", {}, *ROOMCAST),
     "roomcast-redis": ("roomcast.sh", {"REDIS": "1"}, *ROOMCAST),
-    "roomcast-several": ("roomcast.sh", {}, *ROOMCAST, "--subscribe-url=/v1/stream?room={room}&room=another"),
+    "roomcast-several": ("roomcast.sh", {}, *ROOMCAST[:2], "--subscribe-url=/v1/stream?room={room}&room=another", *ROOMCAST[3:]),
     "nchan": ("nchan.sh", {}, "nchan", 8082),
     "nchan-redis": ("nchan.sh", {"REDIS": "1"}, "nchan", 8082),
     "socketio-redis": ("socketio.sh", {}, "socketio", 8083),

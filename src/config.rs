@@ -1,5 +1,7 @@
 //! Every setting: its meaning, default, environment name and limits. The only place that reads the environment.
 
+mod access;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -10,6 +12,8 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use redis::IntoConnectionInfo;
 use wildmatch::WildMatch;
+
+pub use self::access::{AccessSettings, Origin, TokenArguments};
 
 use crate::broker::memory::{DataFolder, SyncPolicy};
 use crate::broker::{Retention, RetentionPolicy};
@@ -52,6 +56,8 @@ pub enum Command {
         #[arg(long, env = "ROOMCAST_HEALTH_URL", default_value = "http://127.0.0.1:8080")]
         url: String,
     },
+    /// Make a token, signed with HS256, for development.
+    Token(Box<TokenArguments>),
 }
 
 /// Versions of the OpenAPI document.
@@ -68,7 +74,7 @@ pub enum OpenApiVersion {
 /// How a gateway serves.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
-    /// Address to listen on. Off loopback only with --insecure-allow-anonymous.
+    /// Address to listen on. Off loopback only with keys for tokens, or with --insecure-allow-anonymous.
     #[arg(long, env = "ROOMCAST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
@@ -98,6 +104,10 @@ pub struct Settings {
     /// from a gateway on loopback.
     #[arg(long, env = "ROOMCAST_INSECURE_ALLOW_ANONYMOUS", value_parser = BoolishValueParser::new())]
     pub insecure_allow_anonymous: bool,
+
+    /// Who may do what.
+    #[command(flatten)]
+    pub access: AccessSettings,
 
     /// Connections at one time, streams among them; more are told to come back later. Never more than the system allows
     /// open files.
@@ -237,10 +247,19 @@ pub enum LogFormat {
 pub enum SettingsError {
     /// Open to a network without anyone having said so.
     #[error(
-        "--listen {0} can be reached from other machines, and there are no keys: listen on 127.0.0.1, or say \
-         --insecure-allow-anonymous to serve anyone who can reach it"
+        "--listen {0} can be reached from other machines, and there are no keys: listen on 127.0.0.1, give a key (such as \
+         --jwt-hs256-secret) so that tokens say who may do what, or say --insecure-allow-anonymous to serve anyone who can \
+         reach it"
     )]
     OpenOffLoopback(SocketAddr),
+    /// Open and closed at once.
+    #[error("--insecure-allow-anonymous lets everyone do everything, and keys for tokens do not: leave one out")]
+    KeysInOpenGateway,
+    /// Rules that would change nothing.
+    #[error(
+        "--anonymous says what callers without a token may do, and without keys that is everything: give a key"
+    )]
+    AnonymousWithoutKeys,
     /// Two places for the same.
     #[error(
         "--data-dir is for the embedded broker, and with --redis-url Redis keeps logs and hashes: leave one out"
@@ -272,8 +291,15 @@ impl Settings {
 
     /// Checks what a single value can't tell.
     pub fn check(&self) -> Result<(), SettingsError> {
-        if !self.listen.ip().is_loopback() && !self.insecure_allow_anonymous {
+        let has_keys = self.access.has_keys();
+        if !self.listen.ip().is_loopback() && !self.insecure_allow_anonymous && !has_keys {
             return Err(SettingsError::OpenOffLoopback(self.listen));
+        }
+        if has_keys && self.insecure_allow_anonymous {
+            return Err(SettingsError::KeysInOpenGateway);
+        }
+        if !has_keys && !self.access.anonymous.is_empty() {
+            return Err(SettingsError::AnonymousWithoutKeys);
         }
         if self.data_dir.is_some() && self.redis_url.is_some() {
             return Err(SettingsError::DataBesideRedis);
@@ -500,6 +526,14 @@ mod tests {
         assert!(settings.check().is_err());
         settings.insecure_allow_anonymous = true;
         assert_eq!(settings.check(), Ok(()));
+        settings.access.jwt_hs256_secret = vec!["x".repeat(32).parse().unwrap()];
+        assert_eq!(settings.check(), Err(SettingsError::KeysInOpenGateway));
+        settings.insecure_allow_anonymous = false;
+        assert_eq!(settings.check(), Ok(()));
+        settings.access =
+            AccessSettings { anonymous: vec!["read=*".parse().unwrap()], ..AccessSettings::default() };
+        settings.listen = "127.0.0.1:8080".parse().unwrap();
+        assert_eq!(settings.check(), Err(SettingsError::AnonymousWithoutKeys));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Every route in one list, and the middleware in order.
 
 mod batch;
+mod caller;
 mod events;
 mod extract;
 mod guard;
@@ -15,22 +16,24 @@ mod streams;
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{Instrument, info_span};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::problem::{Code, Problem};
 pub use self::streams::{Fans, Held, Offer};
+use crate::access::Access;
 use crate::broker::HashStore;
-use crate::config::Settings;
+use crate::config::{Origin, Settings};
 use crate::hub::Hub;
 use crate::shutdown::Drain;
 
@@ -38,6 +41,15 @@ use crate::shutdown::Drain;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken over from a caller.
 const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Values and events are others' words: a browser is to run, guess and frame nothing of them. What somebody types into its
+/// console beside one may still call the gateway.
+const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::CONTENT_SECURITY_POLICY, "default-src 'none'; connect-src 'self'; frame-ancestors 'none'"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+/// How long browsers remember that a page's requests are allowed.
+const PREFLIGHT_LIFETIME: Duration = Duration::from_mins(10);
 
 /// What handlers work with. Clones are the same.
 #[derive(Clone)]
@@ -64,6 +76,8 @@ pub struct Parts {
     pub hub: Arc<Hub>,
     /// The shared hashes.
     pub hashes: Arc<dyn HashStore>,
+    /// Who may do what.
+    pub access: Access,
     /// How to serve.
     pub settings: Arc<Settings>,
     /// This replica's name.
@@ -109,7 +123,39 @@ pub fn overloaded(app: &App) -> Router {
 
 fn dressed(routes: Router, app: &App) -> Router {
     let panics = CatchPanicLayer::custom(|_| Problem::new(Code::Internal, "a handler panicked").into_response());
-    routes.layer((middleware::from_fn_with_state(app.clone(), dress), panics))
+    let dress = middleware::from_fn_with_state(app.clone(), dress);
+    match cors(&app.settings.access.cors_origin) {
+        Some(cors) => routes.layer((cors, dress, panics)),
+        None => routes.layer((dress, panics)),
+    }
+}
+
+/// Lets pages of these origins use the gateway from another site, with cookies too.
+fn cors(origins: &[Origin]) -> Option<CorsLayer> {
+    let allowed: Vec<_> = origins.iter().filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok()).collect();
+    let layer = CorsLayer::new()
+        .allow_origin(AllowOrigin::list(allowed))
+        .allow_credentials(true)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            header::IF_MATCH,
+            header::IF_NONE_MATCH,
+            HeaderName::from_static("last-event-id"),
+            idempotency::IDEMPOTENCY_KEY,
+            REQUEST_ID,
+        ])
+        .expose_headers([
+            header::ETAG,
+            header::LINK,
+            header::RETRY_AFTER,
+            header::WWW_AUTHENTICATE,
+            idempotency::REPLAYED,
+            REQUEST_ID,
+        ])
+        .max_age(PREFLIGHT_LIFETIME);
+    (!origins.is_empty()).then_some(layer)
 }
 
 /// What surrounds every answer. One middleware, since each further one costs a publish as much as a delivery.
@@ -126,6 +172,11 @@ async fn dress(State(app): State<App>, request: Request, next: Next) -> Response
         let mut response = problem::finish(response, &id);
         tracing::debug!(status = response.status().as_u16(), after = ?began.elapsed(), "answered");
         let headers = response.headers_mut();
+        for (name, value) in SECURITY_HEADERS {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        // What one caller is told is nothing that a cache may tell another.
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("visible ASCII is a header's"));
         if app.drain.is_leaving() {
             // A leaving replica lets go of kept-alive connections with their next answer.
@@ -153,7 +204,8 @@ fn request_id(headers: &HeaderMap) -> String {
 /// What is refused whatever the route.
 fn admit(app: &App, request: &Request) -> Result<(), Problem> {
     if app.guarded {
-        guard::refuse_foreign(request.uri(), request.headers())?;
+        let allowed = |origin: &[u8]| app.settings.access.allows_origin(origin);
+        guard::refuse_foreign(request.uri(), request.headers(), allowed)?;
     }
     refuse_idempotency_key(request)
 }
@@ -170,8 +222,13 @@ fn refuse_idempotency_key(request: &Request) -> Result<(), Problem> {
 
 /// Now, RFC 3339 in UTC with milliseconds.
 fn now() -> String {
-    let now = jiff::Timestamp::now();
-    format!("{now:.3}")
+    time_text(SystemTime::now())
+}
+
+/// A time, RFC 3339 in UTC with milliseconds.
+fn time_text(time: SystemTime) -> String {
+    let time = jiff::Timestamp::try_from(time).unwrap_or(jiff::Timestamp::MAX);
+    format!("{time:.3}")
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ pub mod sse;
 
 pub mod hub;
 
+pub mod access;
+
 pub mod config;
 
 pub mod shutdown;

@@ -2,10 +2,11 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use clap::Parser;
 use roomcast::config::{Command, CommandLine, Settings};
-use roomcast::{health_client, http, server, telemetry};
+use roomcast::{access, health_client, http, server, telemetry};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,16 @@ fn main() -> ExitCode {
         Some(Command::Openapi { version }) => {
             say(http::openapi::text(version).trim_end());
             ExitCode::SUCCESS
+        }
+        Some(Command::Token(arguments)) => {
+            let (token, secret) = arguments.into_token();
+            match access::mint(token, secret.expose(), SystemTime::now()) {
+                Ok(token) => {
+                    say(&token);
+                    ExitCode::SUCCESS
+                }
+                Err(why) => complain(&why.to_string(), BAD_SETTING),
+            }
         }
         Some(Command::Health { url }) => match runtime.block_on(health_client::ask(&url)) {
             Ok(()) => ExitCode::SUCCESS,
@@ -90,12 +101,20 @@ fn greeting(settings: &Settings, address: std::net::SocketAddr) -> String {
         }
     };
     let url = format!("http://{address}");
+    let (access, header) = if settings.access.has_keys() {
+        (
+            "access: tokens say who may do what (TOKEN=$(roomcast token --admin) makes one)\n",
+            " -H \"authorization: Bearer $TOKEN\"",
+        )
+    } else {
+        ("", "")
+    };
     format!(
-        "roomcast {version} listens on {url}\nbroker: {broker}\n\nTry, in two terminals:\n  \
-         curl -N {url}/v1/rooms/lobby/stream\n  \
-         curl -d 'hello' {url}/v1/rooms/lobby/events\n  \
-         curl -X PUT -d 'green' {url}/v1/hashes/lamp/fields/colour\n  \
-         curl {url}/v1/hashes/lamp/fields/colour\n",
+        "roomcast {version} listens on {url}\nbroker: {broker}\n{access}\nTry, in two terminals:\n  \
+         curl -N{header} {url}/v1/rooms/lobby/stream\n  \
+         curl{header} -d 'hello' {url}/v1/rooms/lobby/events\n  \
+         curl{header} -X PUT -d 'green' {url}/v1/hashes/lamp/fields/colour\n  \
+         curl{header} {url}/v1/hashes/lamp/fields/colour\n",
         version = env!("CARGO_PKG_VERSION"),
     )
 }

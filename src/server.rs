@@ -12,10 +12,11 @@ use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use self::connections::Connections;
+use crate::access::Access;
 use crate::broker::memory::{MemoryBroker, StoreError};
 use crate::broker::redis::RedisBroker;
 use crate::broker::{Broker, HashStore, Occupancy};
-use crate::config::{Settings, SettingsError};
+use crate::config::{AccessSettings, Settings, SettingsError};
 use crate::http::{self, App, Fans, Parts};
 use crate::hub::Hub;
 use crate::shutdown::{Drain, Tasks};
@@ -35,6 +36,9 @@ pub enum ServeError {
     /// The settings don't go together.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// A key can't be used: the flag, and why.
+    #[error("{0}")]
+    Key(String),
     /// The Redis URL can't be used.
     #[error("--redis-url: {0}")]
     Redis(::redis::RedisError),
@@ -57,7 +61,7 @@ pub enum ServeError {
 impl ServeError {
     /// Whether it never began to serve, since what it was told does not work.
     pub fn is_of_settings(&self) -> bool {
-        matches!(self, Self::Settings(_) | Self::Redis(_) | Self::Data { .. })
+        matches!(self, Self::Settings(_) | Self::Key(_) | Self::Redis(_) | Self::Data { .. })
     }
 }
 
@@ -74,12 +78,16 @@ pub async fn run(
         Some(name) => name.as_str().into(),
         None => uuid::Uuid::new_v4().simple().to_string()[..12].into(),
     };
+    let access = access(&settings.access, &tasks)?;
     let (hub, hashes) = build(&settings, &replica, &tasks).await?;
     let drain = Drain::new(settings.drain_window);
     let app = App::new(Parts {
         hub: hub.clone(),
         hashes,
-        guarded: listener.local_addr()?.ip().is_loopback() && !settings.insecure_allow_anonymous,
+        guarded: access.is_open()
+            && listener.local_addr()?.ip().is_loopback()
+            && !settings.insecure_allow_anonymous,
+        access,
         settings: Arc::new(settings),
         replica,
         drain: drain.clone(),
@@ -112,6 +120,14 @@ pub async fn run(
     let failed = tasks.has_failed();
     tasks.stop(LAST_TASKS).await;
     if failed { Err(ServeError::TaskEnded) } else { Ok(()) }
+}
+
+fn access(settings: &AccessSettings, tasks: &Tasks) -> Result<Access, ServeError> {
+    if !settings.has_keys() {
+        return Ok(Access::open());
+    }
+    let keys = settings.key_sources().map_err(ServeError::Key)?;
+    Ok(Access::with_keys(keys, settings.anonymous(), settings.rules(), tasks))
 }
 
 async fn build(

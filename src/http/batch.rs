@@ -11,10 +11,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use super::caller::By;
 use super::events::{Published, event, json_data};
 use super::extract::{JsonBody, Object};
 use super::problem::{Code, Document, Problem};
 use super::{App, idempotency};
+use crate::access::Permission;
 use crate::broker::{Appended, Once};
 use crate::room::{Event, EventName, RoomName, SubscriberId};
 
@@ -112,9 +114,11 @@ pub struct BatchProblem {
     )
 )]
 pub async fn publish_events(
+    by: By,
     State(app): State<App>,
     request: Request,
 ) -> Result<(StatusCode, Json<BatchAnswer>), Problem> {
+    by.require_some(Permission::Publish)?;
     let batch_key = idempotency::key_of(request.headers())?.map(str::to_owned);
     let JsonBody(Object(batch)) = JsonBody::<Object<Batch>>::from_request(request, &app).await?;
     let limit = app.settings.max_batch_items;
@@ -143,7 +147,10 @@ pub async fn publish_events(
             {
                 (
                     rooms,
-                    Some(key.as_deref().map_or_else(|| uuid::Uuid::now_v7().to_string(), idempotency::publish_id)),
+                    Some(key.as_deref().map_or_else(
+                        || uuid::Uuid::now_v7().to_string(),
+                        |key| idempotency::publish_id(&by.owner(), key),
+                    )),
                 )
             }
             _ => {
@@ -157,15 +164,21 @@ pub async fn publish_events(
             return Err(Problem::new(Code::InvalidBody, detail));
         }
         let event = event(&app, item.event, json_data(&item.data)?, item.except, publish_id.clone())?;
-        let once = key.map(|key| idempotency::once(&key, &event));
+        let once = key.map(|key| idempotency::once(&by.owner(), &key, &event));
+        let mut result =
+            BatchResult { status: 201, published: Vec::new(), publish_id, replayed: true, problem: None };
         for room in rooms {
+            if let Err(problem) = by.require(Permission::Publish, room.as_str()) {
+                result.fail(&problem, &room);
+                continue;
+            }
             let place = *places.entry(room.clone()).or_insert_with(|| {
                 by_room.push((room, Vec::new()));
                 by_room.len() - 1
             });
             by_room[place].1.push((index, event.clone(), once.clone()));
         }
-        results.push(BatchResult { status: 201, published: Vec::new(), publish_id, replayed: true, problem: None });
+        results.push(result);
     }
     let away = OnceLock::new();
     let publishing = by_room.into_iter().map(|(room, events)| publish_in_order(&app, room, events, &away));

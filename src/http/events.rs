@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
+use super::caller::By;
 use super::extract::{Media, Object, Query, Room, body, event_name, json, media, text};
 use super::page::{add_link, escape, page_limit};
 use super::problem::{Code, Document, Problem};
 use super::{App, idempotency, now};
+use crate::access::Permission;
 use crate::broker::Range;
 use crate::follow::{Gap, Next, next};
 use crate::room::{Data, Event, EventId, EventName, SubscriberId};
@@ -103,11 +105,13 @@ pub(super) fn json_data(raw: &RawValue) -> Result<Data, Problem> {
     )
 )]
 pub async fn publish_event(
+    by: By,
     Room(room): Room,
     Query(query): Query<PublishQuery>,
     State(app): State<App>,
     request: Request,
 ) -> Result<Response, Problem> {
+    by.require(Permission::Publish, room.as_str())?;
     let key = idempotency::key_of(request.headers())?.map(str::to_owned);
     let media = media(request.headers())?;
     let body = body(request, &app).await?;
@@ -131,7 +135,7 @@ pub async fn publish_event(
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
-    let once = key.map(|key| idempotency::once(&key, &event));
+    let once = key.map(|key| idempotency::once(&by.owner(), &key, &event));
     let appended = app.hub.publish(&room, &event, once.as_ref()).await?;
     let published = Published { room: room.to_string(), id: appended.id.to_string() };
     let mut response = (StatusCode::CREATED, Json(published)).into_response();
@@ -230,10 +234,12 @@ impl GapDescription {
         headers(("Link" = String, description = "The next page, if there is more")))),
 )]
 pub async fn list_events(
+    by: By,
     Room(room): Room,
     Query(query): Query<ListQuery>,
     State(app): State<App>,
 ) -> Result<Response, Problem> {
+    by.require(Permission::Subscribe, room.as_str())?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
     let after = query.after.as_deref().map(|id| position("after", id)).transpose()?;
     let before = query.before.as_deref().map(|id| position("before", id)).transpose()?;
@@ -295,7 +301,8 @@ pub async fn list_events(
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby")),
     responses((status = 204, description = "The log is empty")),
 )]
-pub async fn delete_events(Room(room): Room, State(app): State<App>) -> Result<StatusCode, Problem> {
+pub async fn delete_events(by: By, Room(room): Room, State(app): State<App>) -> Result<StatusCode, Problem> {
+    by.require_admin()?;
     app.hub.clear(&room).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,5 +1,6 @@
 //! What handlers take from requests, with our own words for what can't be taken.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -13,6 +14,7 @@ use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::App;
+use super::caller::ACCESS_TOKEN;
 use super::problem::{Code, Problem};
 use crate::room::{EventName, FieldName, HashName, NameError, RoomName};
 
@@ -67,7 +69,8 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
-        let query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        let query = without_token(parts.uri.query().unwrap_or_default());
+        let query = form_urlencoded::parse(query.as_bytes());
         let query = serde_html_form::Deserializer::new(query);
         serde_path_to_error::deserialize(query).map(Self).map_err(|error| {
             let place = error.path().to_string();
@@ -75,6 +78,16 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
             let detail = if place == "." || why.contains('`') { why } else { format!("{place}: {why}") };
             Problem::new(Code::InvalidQuery, detail)
         })
+    }
+}
+
+/// A query without its token, which is for [`By`](super::caller::By) alone.
+fn without_token(query: &str) -> Cow<'_, str> {
+    let is_token = |pair: &str| form_urlencoded::parse(pair.as_bytes()).any(|(name, _)| name == ACCESS_TOKEN);
+    if query.split('&').any(is_token) {
+        query.split('&').filter(|pair| !is_token(pair)).collect::<Vec<_>>().join("&").into()
+    } else {
+        query.into()
     }
 }
 

@@ -19,6 +19,7 @@ use super::batch::Batch;
 use super::extract::{Object, json};
 use super::problem::Code;
 use super::{App, Parts};
+use crate::access::Access;
 use crate::broker::entity_tag;
 use crate::broker::memory::MemoryBroker;
 use crate::config::Settings;
@@ -91,6 +92,7 @@ fn start() -> (Runtime, Router) {
     let app = App::new(Parts {
         hub,
         hashes: broker,
+        access: Access::open(),
         settings: Arc::new(settings),
         replica: "fuzzed".into(),
         drain,

@@ -2,24 +2,27 @@
 //! machine; a foreign `Host` is how a name that was pointed at loopback (DNS rebinding) gives itself away.
 
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 
 use super::problem::{Code, Problem};
 use crate::config::is_loopback_host;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Refuses what only a foreign page, or a name that lies about this machine, would send.
-pub fn refuse_foreign(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+/// Refuses what only a foreign page, or a name that lies about this machine, would send. Pages of `allowed` origins are none.
+pub fn refuse_foreign(uri: &Uri, headers: &HeaderMap, allowed: impl Fn(&[u8]) -> bool) -> Result<(), Problem> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
     let named = uri.authority().or(host.as_ref()).is_some_and(|authority| is_loopback_host(authority.host()));
     if !named {
         let detail = "without keys the gateway serves this machine only; address it as localhost or 127.0.0.1";
         return Err(Problem::new(Code::ForeignHost, detail));
     }
+    let origin = headers.get(header::ORIGIN).map(HeaderValue::as_bytes);
+    if origin.is_some_and(allowed) {
+        return Ok(());
+    }
     let cross_site = headers.get(SEC_FETCH_SITE).is_some_and(|site| site == "cross-site");
-    let foreign = headers.get(header::ORIGIN).is_some_and(|origin| !is_loopback_origin(origin.as_bytes()));
-    if cross_site || foreign {
+    if cross_site || origin.is_some_and(|origin| !is_loopback_origin(origin)) {
         let detail = "without keys the gateway answers no page of another site";
         return Err(Problem::new(Code::CrossSite, detail));
     }
@@ -38,7 +41,9 @@ mod tests {
 
     fn verdict(headers: &[(HeaderName, &str)]) -> Option<Code> {
         let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
-        refuse_foreign(&Uri::from_static("/v1/rooms"), &headers).err().map(|problem| problem.code())
+        refuse_foreign(&Uri::from_static("/v1/rooms"), &headers, |origin| origin == b"https://app.example")
+            .err()
+            .map(|problem| problem.code())
     }
 
     #[test]
@@ -55,6 +60,8 @@ mod tests {
             ("http://localhost:3000", None),
             ("http://127.0.0.1", None),
             ("null", Some(Code::CrossSite)),
+            ("https://app.example", None),
+            ("https://app.example.evil", Some(Code::CrossSite)),
             ("https://evil.example", Some(Code::CrossSite)),
             ("localhost", Some(Code::CrossSite)),
         ] {

@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
+use super::caller::By;
 use super::extract::{Field, Hash, JsonBody, Media, Object, Query, body, header_text, json, media, name};
 use super::page::{add_link, escape, page_limit};
 use super::problem::{Code, Document, Present, Problem};
+use crate::access::Permission;
 use crate::broker::{Condition, FieldPage, Removed, Written, entity_tag};
 use crate::room::{FieldName, HashName};
 
@@ -100,10 +102,12 @@ fn quoted(tag: &str) -> HeaderValue {
     )
 )]
 pub async fn get_field(
+    by: By,
     Field(hash, field): Field,
     State(app): State<App>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    by.require(Permission::Read, hash.as_str())?;
     let value = app.hashes.value(&hash, &field).await?.ok_or_else(|| no_field(&hash, &field))?;
     let tag = entity_tag(&value);
     let known = tags(&headers, &header::IF_NONE_MATCH)?;
@@ -117,7 +121,7 @@ pub async fn get_field(
     };
     let headers = response.headers_mut();
     headers.insert(header::ETAG, quoted(&tag));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.insert(header::VARY, HeaderValue::from_static("accept"));
     Ok(response)
 }
@@ -174,10 +178,12 @@ pub struct SetField {
     )
 )]
 pub async fn set_field(
+    by: By,
     Field(hash, field): Field,
     State(app): State<App>,
     request: Request,
 ) -> Result<Response, Problem> {
+    by.require(Permission::Write, hash.as_str())?;
     let condition = condition(request.headers())?;
     let media = media(request.headers())?;
     let body = body(request, &app).await?;
@@ -189,7 +195,7 @@ pub async fn set_field(
     let status = match app.hashes.set(&hash, &field, value.clone(), &condition).await? {
         Written::Created => StatusCode::CREATED,
         Written::Replaced => StatusCode::OK,
-        Written::Refused(met) => return Err(refused(&hash, &field, met.as_ref())),
+        Written::Refused(met) => return Err(refused(&by, &hash, &field, met.as_ref())),
     };
     let tag = quoted(&entity_tag(&value));
     Ok((status, [(header::ETAG, tag)], Json(field_value(&hash, &field, &value))).into_response())
@@ -203,8 +209,10 @@ fn check_value(app: &App, value: &[u8]) -> Result<(), Problem> {
     Ok(())
 }
 
-fn refused(hash: &HashName, field: &FieldName, met: Option<&Bytes>) -> Problem {
+fn refused(by: &By, hash: &HashName, field: &FieldName, met: Option<&Bytes>) -> Problem {
     let now = if met.is_some() { "has another value" } else { "has no value" };
+    // The value itself is only for those who may read it.
+    let met = met.filter(|_| by.may(Permission::Read, hash.as_str()));
     Problem::precondition(format!("field {field:?} of hash {hash:?} {now}"), present(met))
 }
 
@@ -224,10 +232,12 @@ fn refused(hash: &HashName, field: &FieldName, met: Option<&Bytes>) -> Problem {
     )
 )]
 pub async fn delete_field(
+    by: By,
     Field(hash, field): Field,
     State(app): State<App>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
+    by.require(Permission::Write, hash.as_str())?;
     let condition = condition(&headers)?;
     if condition == Condition::Absent {
         return Err(Problem::new(Code::InvalidHeader, "If-None-Match: * and DELETE exclude each other"));
@@ -235,7 +245,7 @@ pub async fn delete_field(
     match app.hashes.remove(&hash, &field, &condition).await? {
         Removed::Gone => Ok(StatusCode::NO_CONTENT),
         Removed::Absent => Err(no_field(&hash, &field)),
-        Removed::Refused(met) => Err(refused(&hash, &field, met.as_ref())),
+        Removed::Refused(met) => Err(refused(&by, &hash, &field, met.as_ref())),
     }
 }
 
@@ -340,10 +350,12 @@ pub struct FieldList {
     )
 )]
 pub async fn list_fields(
+    by: By,
     Hash(hash): Hash,
     Query(query): Query<FieldsQuery>,
     State(app): State<App>,
 ) -> Result<Response, Problem> {
+    by.require(Permission::Read, hash.as_str())?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
     let page = if query.field.is_empty() {
         app.hashes.page(&hash, query.after.as_deref(), limit).await?
@@ -406,11 +418,13 @@ pub struct PatchAnswer {
     )
 )]
 pub async fn patch_fields(
+    by: By,
     Hash(hash): Hash,
     State(app): State<App>,
     headers: HeaderMap,
     JsonBody(patch): JsonBody<BTreeMap<FieldName, Option<String>>>,
 ) -> Result<Json<PatchAnswer>, Problem> {
+    by.require(Permission::Write, hash.as_str())?;
     refuse_conditions(&headers)?;
     let limit = app.settings.max_batch_items;
     if patch.is_empty() || patch.len() > limit {
@@ -444,10 +458,12 @@ pub async fn patch_fields(
     )
 )]
 pub async fn delete_hash(
+    by: By,
     Hash(hash): Hash,
     State(app): State<App>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
+    by.require(Permission::Write, hash.as_str())?;
     refuse_conditions(&headers)?;
     if app.hashes.clear(&hash).await? {
         Ok(StatusCode::NO_CONTENT)
@@ -481,11 +497,15 @@ pub struct Increment {
     )
 )]
 pub async fn increment_field(
+    by: By,
     Field(hash, field): Field,
     State(app): State<App>,
     headers: HeaderMap,
     JsonBody(Object(increment)): JsonBody<Object<Increment>>,
 ) -> Result<Response, Problem> {
+    by.require(Permission::Write, hash.as_str())?;
+    // The answer is the value.
+    by.require(Permission::Read, hash.as_str())?;
     refuse_conditions(&headers)?;
     let sum = app.hashes.increment(&hash, &field, increment.by).await?.to_string();
     let tag = quoted(&entity_tag(sum.as_bytes()));

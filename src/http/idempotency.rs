@@ -14,8 +14,6 @@ pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed")
 
 /// Longest key. A UUID takes 36.
 const MAX_KEY_BYTES: usize = 255;
-/// Until there are identities, all callers are one.
-const ANYONE: &str = "";
 
 /// The key that the request carries.
 pub fn key_of(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
@@ -29,8 +27,8 @@ pub fn check(key: &str) -> Result<&str, &'static str> {
     if fine { Ok(key) } else { Err("is 1 to 255 visible ASCII characters without spaces") }
 }
 
-/// What the broker has to know of a key and of what is published with it.
-pub fn once(key: &str, event: &Event) -> Once {
+/// What the broker has to know of a key and of what is published with it. A key is its caller's own: another may use the same.
+pub fn once(caller: &str, key: &str, event: &Event) -> Once {
     let kind = match event.data {
         Data::Json(_) => "json",
         Data::Text(_) => "text",
@@ -38,12 +36,12 @@ pub fn once(key: &str, event: &Event) -> Once {
     let name = event.name.as_ref().map_or("", EventName::as_str);
     let mut content = vec![name, kind, event.data.as_text()];
     content.extend(event.except.iter().map(SubscriberId::as_str));
-    Once { key: digest(&[ANYONE, key]), content: digest(&content) }
+    Once { key: digest(&[caller, key]), content: digest(&content) }
 }
 
 /// The same for the same key, so that a repeated batch has the same answer.
-pub fn publish_id(key: &str) -> String {
-    digest(&[ANYONE, key, "publish_id"])
+pub fn publish_id(caller: &str, key: &str) -> String {
+    digest(&[caller, key, "publish_id"])
 }
 
 /// Each part goes in with its length, so that no two lists of parts look alike.

@@ -37,7 +37,7 @@ pub(super) fn base() -> utoipa::openapi::OpenApi {
 /// Failures that any route can meet.
 const COMMON: [(&str, &str); 4] = [
     ("400", "The request can't be read: a name, the query, a header or the body"),
-    ("403", "Without keys only this machine is served, and no page of another site"),
+    ("403", "The token does not grant it; or, without keys, not from this machine, or from a page of another site"),
     ("408", "The request was not complete in time"),
     ("500", "The gateway failed"),
 ];
@@ -46,6 +46,8 @@ const OF_BROKER: [(&str, &str); 2] = [
     ("409", "The key on Redis holds something else"),
     ("503", "The broker is away or ill, or the replica is full; try again"),
 ];
+/// The failure of routes that take a token.
+const OF_TOKEN: (&str, &str) = ("401", "It takes a token, or the token is not taken");
 /// The failure of routes that take a body.
 const OF_BODY: (&str, &str) = ("413", "The body is too large");
 /// What any other route can still meet.
@@ -69,12 +71,16 @@ fn document(version: OpenApiVersion) -> String {
         OpenApiVersion::V31 => "3.1.0".into(),
         OpenApiVersion::V32 => "3.2.0".into(),
     };
+    document["components"]["securitySchemes"] = token_places();
     let paths = document["paths"].as_object_mut().expect("a document has paths");
     for (path, item) in paths {
         for operation in item.as_object_mut().into_iter().flat_map(|item| item.values_mut()) {
             let has_body = operation.get("requestBody").is_some();
             add_common_failures(path, has_body, &mut operation["responses"]);
             add_headers(&mut operation["responses"]);
+            if takes_token(path) {
+                operation["security"] = json!([{ "bearer": [] }, { "cookie": [] }, { "query": [] }, {}]);
+            }
             plain_parameters(operation);
             if version == OpenApiVersion::V31 {
                 strip_items(&mut operation["responses"]);
@@ -86,10 +92,27 @@ fn document(version: OpenApiVersion) -> String {
     text
 }
 
+/// Whether a route is about rooms or hashes.
+fn takes_token(path: &str) -> bool {
+    path.starts_with("/v1/")
+}
+
+/// The places in which a token may stand. An open gateway takes none.
+fn token_places() -> Value {
+    json!({
+        "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT" },
+        "cookie": { "type": "apiKey", "in": "cookie", "name": "__Host-roomcast",
+            "description": "Its name is a setting; writes need an Origin that the gateway allows" },
+        "query": { "type": "apiKey", "in": "query", "name": "access_token",
+            "description": "For EventSource, which can't set headers" },
+    })
+}
+
 fn add_common_failures(path: &str, has_body: bool, responses: &mut Value) {
-    let of_broker = if path.starts_with("/v1/") { &OF_BROKER[..] } else { &[OF_REPLICA] };
-    let of_body = has_body.then_some(OF_BODY);
-    for (status, description) in COMMON.into_iter().chain(of_broker.iter().copied()).chain(of_body) {
+    let of_broker = if takes_token(path) { &OF_BROKER[..] } else { &[OF_REPLICA] };
+    let (of_body, of_token) = (has_body.then_some(OF_BODY), takes_token(path).then_some(OF_TOKEN));
+    let common = COMMON.into_iter().chain(of_token).chain(of_broker.iter().copied()).chain(of_body);
+    for (status, description) in common {
         if responses.get(status).is_none() {
             responses[status] = json!({
                 "description": description,
@@ -106,6 +129,10 @@ fn add_headers(responses: &mut Value) {
         response["headers"]["x-request-id"] = header("Names the request in the gateway's log");
         if status == "503" {
             response["headers"]["Retry-After"] = header("Seconds after which to try again");
+        }
+        if status == "401" {
+            response["headers"]["WWW-Authenticate"] =
+                header("That a token is wanted, and what is wrong with the one that came");
         }
     }
 }

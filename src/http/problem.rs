@@ -35,6 +35,12 @@ pub enum Code {
     IdempotencyKeyReused,
     ForeignHost,
     CrossSite,
+    TokenMissing,
+    TokenInvalid,
+    TokenExpired,
+    Forbidden,
+    OriginNotAllowed,
+    KeysUnavailable,
     Unavailable,
     OutcomeUnknown,
     OutOfMemory,
@@ -62,6 +68,16 @@ impl Code {
             Self::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, "The request can't be read"),
             Self::ForeignHost => ("foreign_host", StatusCode::FORBIDDEN, "Not addressed as this machine"),
             Self::CrossSite => ("cross_site", StatusCode::FORBIDDEN, "Sent by a page of another site"),
+            Self::TokenMissing => ("token_missing", StatusCode::UNAUTHORIZED, "It takes a token"),
+            Self::TokenInvalid => ("token_invalid", StatusCode::UNAUTHORIZED, "The token is not taken"),
+            Self::TokenExpired => ("token_expired", StatusCode::UNAUTHORIZED, "The token has expired"),
+            Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "The token does not grant it"),
+            Self::OriginNotAllowed => {
+                ("origin_not_allowed", StatusCode::FORBIDDEN, "Sent by a page that may not use the gateway")
+            }
+            Self::KeysUnavailable => {
+                ("keys_unavailable", StatusCode::SERVICE_UNAVAILABLE, "Tokens can't be checked yet")
+            }
             Self::RouteNotFound => ("route_not_found", StatusCode::NOT_FOUND, "No such route"),
             Self::HashNotFound => ("hash_not_found", StatusCode::NOT_FOUND, "No such hash"),
             Self::FieldNotFound => ("field_not_found", StatusCode::NOT_FOUND, "No such field"),
@@ -109,6 +125,21 @@ impl Code {
     /// The status.
     pub const fn status(self) -> StatusCode {
         self.parts().1
+    }
+}
+
+impl Code {
+    /// What a caller that has to show a token, or another one, is told (RFC 6750, 3).
+    const fn challenge(self) -> Option<&'static str> {
+        match self {
+            Self::TokenMissing => Some("Bearer realm=\"roomcast\""),
+            Self::TokenInvalid => Some("Bearer realm=\"roomcast\", error=\"invalid_token\""),
+            Self::TokenExpired => Some(
+                "Bearer realm=\"roomcast\", error=\"invalid_token\", error_description=\"the token has expired\"",
+            ),
+            Self::Forbidden => Some("Bearer realm=\"roomcast\", error=\"insufficient_scope\""),
+            _ => None,
+        }
     }
 }
 
@@ -265,6 +296,9 @@ pub fn finish(mut response: Response, request_id: &str) -> Response {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    if let Some(challenge) = problem.code.challenge() {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     }
     answer
 }

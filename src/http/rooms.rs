@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
+use super::caller::By;
 use super::extract::{Query, Room};
 use super::page::{add_link, escape, page_limit};
 use super::problem::Problem;
+use crate::access::Permission;
 use crate::broker::Range;
 
 const DEFAULT_LIMIT: usize = 100;
@@ -45,18 +47,26 @@ pub struct RoomOccupancy {
 
 /// List the rooms that have subscribers
 ///
-/// On all replicas, with counts that are a second or two old. `Link` with `rel="next"` leads to the next page.
+/// Those that the caller may subscribe to, on all replicas, with counts that are a second or two old. `Link` with `rel="next"` leads to the next page.
 #[utoipa::path(
     get, path = "/v1/rooms", operation_id = "listRooms", tag = "Rooms",
     params(RoomsQuery),
     responses((status = 200, description = "Rooms by name", body = RoomList,
         headers(("Link" = String, description = "The next page, if there is more")))),
 )]
-pub async fn list_rooms(Query(query): Query<RoomsQuery>, State(app): State<App>) -> Result<Response, Problem> {
+pub async fn list_rooms(
+    by: By,
+    Query(query): Query<RoomsQuery>,
+    State(app): State<App>,
+) -> Result<Response, Problem> {
+    by.require_some(Permission::Subscribe)?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
     let after = query.after.unwrap_or_default();
     let occupancy = app.hub.broker().occupancy().await?;
-    let mut rest = occupancy.into_iter().filter(|(room, _)| *room.as_str() > *after);
+    let mut rest = occupancy.into_iter().filter(|(room, _)| {
+        // That there is a room is for those alone who may read it.
+        *room.as_str() > *after && by.may(Permission::Subscribe, room.as_str())
+    });
     let rooms: Vec<_> = rest
         .by_ref()
         .take(limit)
@@ -95,7 +105,12 @@ pub struct RoomDescription {
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby")),
     responses((status = 200, description = "The room now", body = RoomDescription)),
 )]
-pub async fn describe_room(Room(room): Room, State(app): State<App>) -> Result<Json<RoomDescription>, Problem> {
+pub async fn describe_room(
+    by: By,
+    Room(room): Room,
+    State(app): State<App>,
+) -> Result<Json<RoomDescription>, Problem> {
+    by.require(Permission::Subscribe, room.as_str())?;
     let slice = app.hub.read(&room, Range::Newest, 0).await?;
     let subscribers = app.hub.broker().occupancy_of(&room).await?;
     Ok(Json(RoomDescription {

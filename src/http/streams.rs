@@ -17,9 +17,11 @@ use self::event_stream::{EventStream, Form, Reader, end_block};
 pub use self::fan::Fans;
 pub use self::socket::{Held, Offer};
 use super::App;
+use super::caller::By;
 use super::events::position;
 use super::extract::{Query, Room, header_text, name};
 use super::problem::{Code, Problem};
+use crate::access::Permission;
 use crate::broker::BrokerError;
 use crate::hub::Start;
 use crate::room::{Cursor, EventId, RoomName};
@@ -112,18 +114,23 @@ pub struct ServerEvent {
             example = "retry: 2000\nid: 1790000000000000-41\nevent: stream.open\ndata: {}\n\nid: 1790000000000000-42\nevent: chat\ndata: {\"text\":\"hello\"}\n\n")))),
 )]
 pub async fn stream_room(
+    by: Result<By, Problem>,
     Room(room): Room,
     Query(query): Query<StreamQuery>,
     State(app): State<App>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let resume = resume_point(&headers, query.after.as_deref())?
-        .map(|id| position("Last-Event-ID or after", id))
-        .transpose()?;
+    let last_id = resume_point(&headers, query.after.as_deref())?;
+    let by = match by {
+        Ok(by) => by,
+        Err(problem) => return refuse_unknown(&app, problem, last_id),
+    };
+    by.require(Permission::Subscribe, room.as_str())?;
+    let resume = last_id.map(|id| position("Last-Event-ID or after", id)).transpose()?;
     let start = resume.map_or(fresh_start(query.from, query.recent)?, Start::After);
     let reader = Reader::new(&query.event, query.subscriber)?;
     let last_id = resume.map(|id| id.to_string());
-    open(&app, vec![(room, start)], reader, Form::Single, last_id).await
+    open(&app, &by, vec![(room, start)], reader, Form::Single, last_id).await
 }
 
 /// Stream several rooms
@@ -139,21 +146,28 @@ pub async fn stream_room(
             example = "retry: 2000\nid: c1.AAAA\nevent: stream.open\ndata: {}\n\n")))),
 )]
 pub async fn stream_rooms(
+    by: Result<By, Problem>,
     Query(query): Query<RoomsQuery>,
     State(app): State<App>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let last_id = resume_point(&headers, query.after.as_deref())?;
+    let by = match by {
+        Ok(by) => by,
+        Err(problem) => return refuse_unknown(&app, problem, last_id),
+    };
+    by.require_some(Permission::Subscribe)?;
     let limit = usize::from(app.settings.max_rooms_per_stream);
     if query.room.len() > limit {
         return Err(Problem::new(Code::TooManyRooms, format!("one stream reads {limit} rooms at most")));
     }
-    let last_id = resume_point(&headers, query.after.as_deref())?;
     let cursor = last_id.map(Cursor::decode).transpose();
     let cursor = cursor.map_err(|why| Problem::new(Code::InvalidPosition, why.to_string()))?;
     let fresh = fresh_start(query.from, query.recent)?;
     let mut rooms: Vec<(RoomName, Start)> = Vec::with_capacity(query.room.len());
     for text in &query.room {
         let room = name("the room", text, RoomName::new)?;
+        by.require(Permission::Subscribe, room.as_str())?;
         if rooms.iter().any(|(other, _)| *other == room) {
             return Err(Problem::new(Code::InvalidQuery, format!("the room {text:?} is named twice")));
         }
@@ -168,7 +182,7 @@ pub async fn stream_rooms(
     }
     let reader = Reader::new(&query.event, query.subscriber)?;
     let last_id = last_id.map(str::to_owned);
-    open(&app, rooms, reader, Form::Enveloped, last_id).await
+    open(&app, &by, rooms, reader, Form::Enveloped, last_id).await
 }
 
 fn fresh_start(from: Option<From>, recent: Option<u64>) -> Result<Start, Problem> {
@@ -189,6 +203,7 @@ fn resume_point<'a>(headers: &'a HeaderMap, twin: Option<&'a str>) -> Result<Opt
 
 async fn open(
     app: &App,
+    by: &By,
     rooms: Vec<(RoomName, Start)>,
     reader: Reader,
     form: Form,
@@ -199,7 +214,8 @@ async fn open(
     }
     match app.hub.subscribe(rooms).await {
         Ok(subscription) => {
-            let offer = Offer::new(EventStream::new(app.clone(), subscription, reader, form));
+            let offer =
+                Offer::new(EventStream::new(app.clone(), subscription, reader, form, by.caller().expires_at));
             let mut response = (stream_headers(), offer.body()).into_response();
             response.extensions_mut().insert(offer);
             Ok(response)
@@ -221,15 +237,26 @@ pub async fn refuse_overload(State(app): State<App>, request: Request) -> Respon
         }
         let twin: Option<Twin> = serde_html_form::from_str(request.uri().query().unwrap_or_default()).ok();
         let twin = twin.and_then(|twin| twin.after);
-        // Only what reads like a position goes back: it will be a line of the stream.
         let last_id = resume_point(request.headers(), twin.as_deref()).ok().flatten();
-        let last_id = last_id.filter(|id| id.parse::<EventId>().is_ok() || Cursor::decode(id).is_ok());
-        refuse(&app, "too_many_connections", "later", last_id)
+        refuse(&app, "too_many_connections", "later", last_id.filter(reads_like_position))
     } else {
         Problem::new(Code::TooManyConnections, "try again, or another replica").into_response()
     };
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+/// Answers a caller that has not shown who it is. A token that can't be checked yet is not wrong: its client comes back.
+fn refuse_unknown(app: &App, problem: Problem, last_id: Option<&str>) -> Result<Response, Problem> {
+    if problem.code() == Code::KeysUnavailable {
+        return Ok(refuse(app, "unavailable", "later", last_id.filter(reads_like_position)));
+    }
+    Err(problem)
+}
+
+/// What may go back unchecked: it will be a line of the stream.
+fn reads_like_position(id: &&str) -> bool {
+    id.parse::<EventId>().is_ok() || Cursor::decode(id).is_ok()
 }
 
 /// A stream that only says that there is none now, and when to come back.

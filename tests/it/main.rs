@@ -6,6 +6,7 @@
 #[macro_use]
 mod support;
 
+mod access;
 mod cli;
 mod clients;
 mod connections;

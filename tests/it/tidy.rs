@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 
 /// Modules in the order of their dependence; each uses only those before it.
-const ORDER: [(&str, &[&str]); 11] = [
+const ORDER: [(&str, &[&str]); 12] = [
     ("room", &[]),
     ("follow", &["room"]),
     ("shutdown", &[]),
     ("sse", &[]),
     ("broker", &["room", "follow", "shutdown"]),
     ("hub", &["room", "follow", "broker", "sse", "shutdown"]),
-    ("config", &["room", "broker", "hub"]),
-    ("http", &["room", "follow", "broker", "sse", "hub", "config", "shutdown"]),
-    ("server", &["broker", "hub", "config", "http", "shutdown"]),
+    ("access", &["room", "shutdown"]),
+    ("config", &["room", "broker", "hub", "access"]),
+    ("http", &["room", "follow", "broker", "sse", "hub", "access", "config", "shutdown"]),
+    ("server", &["broker", "hub", "access", "config", "http", "shutdown"]),
     ("health_client", &[]),
     ("telemetry", &["config"]),
 ];
@@ -81,15 +82,27 @@ fn each_module_uses_only_those_below_it() {
 
 #[test]
 fn each_library_is_named_only_where_it_belongs() {
-    let rules: [(&[&str], &[&str]); 6] = [
+    let rules: [(&[&str], &[&str]); 7] = [
         (&["redis::", "bb8::"], &["broker/redis", "server.rs", "config.rs"]),
         (&["fjall::"], &["broker/memory/store.rs"]),
         (&["axum::"], &["http", "server"]),
-        (&["hyper::"], &["http", "server", "health_client"]),
-        (&["std::env", "env = \"ROOMCAST"], &["config.rs"]),
+        (&["hyper::"], &["access", "http", "server", "health_client"]),
+        (&["jsonwebtoken::", "rustls::", "hyper_rustls::"], &["access"]),
+        (&["std::env", "env = \"ROOMCAST"], &["config"]),
         (
             &["tokio::", "std::time", "Instant", "std::net", "std::fs"],
-            &["broker", "hub", "http", "server", "main", "config", "shutdown", "health_client", "telemetry"],
+            &[
+                "access",
+                "broker",
+                "hub",
+                "http",
+                "server",
+                "main",
+                "config",
+                "shutdown",
+                "health_client",
+                "telemetry",
+            ],
         ),
     ];
     for (path, text) in sources() {

@@ -1,16 +1,16 @@
 //! A subscription as text: what is sent to one subscriber, and nothing of how.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Bytes;
 use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
-use crate::http::App;
 use crate::http::events::GapDescription;
 use crate::http::extract::{event_name, name};
 use crate::http::problem::{Code, Problem};
+use crate::http::{App, time_text};
 use crate::hub::{Delivery, Encoded, Lead, Level, Subscription};
 use crate::room::{Cursor, EventId, EventName, RoomName, SubscriberId};
 use crate::sse::{Block, HEARTBEAT};
@@ -68,6 +68,8 @@ pub(super) struct EventStream {
     place: f32,
     /// When the stream has lived long enough.
     end_at: Instant,
+    /// Whether that is when its token expires.
+    ends_with_token: bool,
 }
 
 enum StreamState {
@@ -77,10 +79,20 @@ enum StreamState {
 }
 
 impl EventStream {
-    pub(super) fn new(app: App, subscription: Subscription, reader: Reader, form: Form) -> Self {
+    /// A stream that ends at `expiry` at the latest.
+    pub(super) fn new(
+        app: App,
+        subscription: Subscription,
+        reader: Reader,
+        form: Form,
+        expiry: Option<SystemTime>,
+    ) -> Self {
         let beat_at = Instant::now() + app.settings.heartbeat;
         // Spread, so that streams that opened together do not end together.
-        let end_at = Instant::now() + app.settings.stream_lifetime.mul_f64(fastrand::f64().mul_add(0.5, 0.75));
+        let lifetime = app.settings.stream_lifetime.mul_f64(fastrand::f64().mul_add(0.5, 0.75));
+        let left = expiry.map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
+        let ends_with_token = left.is_some_and(|left| left < lifetime);
+        let end_at = Instant::now() + left.map_or(lifetime, |left| left.min(lifetime));
         Self {
             app,
             subscription,
@@ -91,6 +103,7 @@ impl EventStream {
             moved: false,
             place: fastrand::f32(),
             end_at,
+            ends_with_token,
         }
     }
 
@@ -105,12 +118,21 @@ impl EventStream {
             StreamState::Open => {}
         }
         loop {
+            // A reader that was slow to take the last write gets nothing more after its time.
+            if self.is_over(Instant::now()) {
+                return Some(if self.ends_with_token {
+                    // With the same token there would be no other stream.
+                    self.end("token_expired", "never")
+                } else {
+                    self.end("lifetime", "now")
+                });
+            }
             let drain = self.app.drain.clone();
             let bytes = tokio::select! {
                 delivery = self.subscription.next() => self.write(&delivery),
                 () = sleep_until(self.beat_at) => Some(self.beat()),
-                () = drain.reaches(self.place) => Some(self.end("draining")),
-                () = sleep_until(self.end_at) => Some(self.end("lifetime")),
+                () = drain.reaches(self.place) => Some(self.end("draining", "now")),
+                () = sleep_until(self.end_at) => continue,
             };
             if let Some(bytes) = bytes {
                 self.sent(Instant::now() + self.app.settings.heartbeat);
@@ -183,10 +205,10 @@ impl EventStream {
         self.end_at <= now
     }
 
-    /// The stream's last block: the client goes on elsewhere at once.
-    fn end(&mut self, reason: &str) -> Bytes {
+    /// The stream's last block.
+    fn end(&mut self, reason: &str, reconnect: &str) -> Bytes {
         self.state = StreamState::Ended;
-        end_block(self.app.settings.retry, reason, "now", Some(&self.last_id())).into()
+        end_block(self.app.settings.retry, reason, reconnect, Some(&self.last_id())).into()
     }
 
     fn open_block(&self) -> String {
@@ -194,6 +216,9 @@ impl EventStream {
         struct Open<'a> {
             subscriber: &'a SubscriberId,
             replica: &'a str,
+            /// When the stream ends with its token.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            expires_at: Option<String>,
             rooms: std::collections::BTreeMap<&'a RoomName, RoomOpen>,
         }
         #[derive(Serialize)]
@@ -204,7 +229,10 @@ impl EventStream {
         let rooms = self.subscription.opening().map(|(room, position, resume)| {
             (room, RoomOpen { position: position.to_string(), resume: resume.name() })
         });
-        let open = Open { subscriber: &self.reader.subscriber, replica: &self.app.replica, rooms: rooms.collect() };
+        let left = self.end_at.saturating_duration_since(Instant::now());
+        let expires_at = self.ends_with_token.then(|| time_text(SystemTime::now() + left));
+        let (subscriber, replica) = (&self.reader.subscriber, &*self.app.replica);
+        let open = Open { subscriber, replica, expires_at, rooms: rooms.collect() };
         let retry = self.app.settings.retry.as_millis();
         Block::new().retry(retry).id(self.last_id()).event(Some("stream.open")).data(&to_json(&open)).finish()
     }

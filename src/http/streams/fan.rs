@@ -219,7 +219,11 @@ impl Fan {
                 ahead => ahead,
             };
             match ahead {
-                Ahead::Events(events) => self.write(&events).await,
+                Ahead::Events(events) => {
+                    self.write(&events).await;
+                    // In a room that is never quiet, it would else be nobody's turn.
+                    self.look_after();
+                }
                 Ahead::Parted => return self.release_all(),
                 Ahead::Later(at) => return self.ask_at = Some(at),
                 Ahead::Nothing | Ahead::Unsure => return,

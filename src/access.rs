@@ -1,0 +1,138 @@
+//! Who a caller is and what it may do: from a signed token, or from there being none. Knows nothing of HTTP.
+
+mod grants;
+mod key_sets;
+mod keys;
+mod token;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+pub use self::grants::{Grants, Permission};
+pub use self::key_sets::{KeySetFile, KeySetUrl};
+pub use self::keys::{Key, KeyError};
+pub use self::token::{MintError, NewToken, mint};
+
+use self::key_sets::KeySets;
+use self::keys::Signed;
+use crate::shutdown::Tasks;
+
+/// Longest token. Larger ones would not pass the servers in front of a gateway either.
+pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
+
+/// Who a request is from, what it may do, and until when.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The token's `sub`.
+    pub subject: Option<Arc<str>>,
+    /// What it may do.
+    pub grants: Grants,
+    /// When the token ends, skew included. Never, for callers without one.
+    pub expires_at: Option<SystemTime>,
+    /// Whether there was a token.
+    pub has_token: bool,
+}
+
+/// Why a token is not taken. The texts go to callers: nothing of the token is in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the texts say it")]
+pub enum Refusal {
+    #[error("the token can't be read")]
+    Malformed,
+    #[error("no key that is known here has signed the token")]
+    UnknownKey,
+    #[error("the token's signature is wrong")]
+    WrongSignature,
+    #[error("the token has expired")]
+    Expired,
+    #[error("the token is not valid yet")]
+    NotYetValid,
+    #[error("the token is for another audience")]
+    WrongAudience,
+    #[error("the token is from another issuer")]
+    WrongIssuer,
+    #[error("the token lacks a claim that it needs: exp, and iss and aud where the gateway checks them")]
+    ClaimMissing,
+    #[error("a claim of the token can't be read")]
+    ClaimMalformed,
+    #[error("the keys that tokens are checked with could not be fetched yet")]
+    KeysUnavailable,
+}
+
+/// What tokens are held against beside their signatures.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// Issuers that are taken; any, if there are none.
+    pub issuers: Vec<String>,
+    /// Audiences that are taken; any, if there are none.
+    pub audiences: Vec<String>,
+    /// How far the clocks of issuers and of this machine may be apart.
+    pub skew: Duration,
+}
+
+/// Where keys come from.
+#[derive(Debug, Default)]
+pub struct KeySources {
+    /// Keys that do not change.
+    pub fixed: Vec<Key>,
+    /// A set that does, in a file.
+    pub file: Option<KeySetFile>,
+    /// A set that does, elsewhere.
+    pub url: Option<KeySetUrl>,
+}
+
+/// Tells who a caller is.
+pub struct Access {
+    /// Whoever has no token.
+    nobody: Arc<Caller>,
+    /// None: the gateway is open, and everyone may do everything.
+    keys: Option<KeySets>,
+    rules: Rules,
+}
+
+impl Access {
+    /// Everyone may do everything.
+    pub fn open() -> Self {
+        let nobody = Caller { subject: None, grants: Grants::all(), expires_at: None, has_token: false };
+        Self { nobody: Arc::new(nobody), keys: None, rules: Rules::default() }
+    }
+
+    /// Only what tokens grant may be done, and what `anonymous` grants to those who have none. Key sets are kept fresh by
+    /// `tasks`.
+    pub fn with_keys(sources: KeySources, anonymous: Grants, rules: Rules, tasks: &Tasks) -> Self {
+        let nobody = Caller { subject: None, grants: anonymous, expires_at: None, has_token: false };
+        Self { nobody: Arc::new(nobody), keys: Some(KeySets::new(sources, tasks)), rules }
+    }
+
+    /// Whether everyone may do everything.
+    pub fn is_open(&self) -> bool {
+        self.keys.is_none()
+    }
+
+    /// Who a caller is that has shown this token, or none. In an open gateway a token says nothing.
+    pub async fn identify(&self, token: Option<&str>) -> Result<Arc<Caller>, Refusal> {
+        let (Some(keys), Some(token)) = (&self.keys, token) else { return Ok(self.nobody.clone()) };
+        let signed = Signed::parse(token)?;
+        let claims = match keys.verify(&signed, &self.rules) {
+            // A key that is new there, perhaps.
+            Err(Refusal::UnknownKey | Refusal::KeysUnavailable) if keys.renew().await => {
+                keys.verify(&signed, &self.rules)
+            }
+            verified => verified,
+        }?;
+        let expires_at = SystemTime::UNIX_EPOCH + claims.exp.0 + self.rules.skew;
+        if expires_at <= SystemTime::now() {
+            return Err(Refusal::Expired);
+        }
+        let subject: Option<Arc<str>> = claims.sub.map(Into::into);
+        Ok(Arc::new(Caller {
+            grants: claims.roomcast.into_grants(subject.as_deref()),
+            subject,
+            expires_at: Some(expires_at),
+            has_token: true,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod fuzz;

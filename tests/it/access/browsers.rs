@@ -1,0 +1,146 @@
+//! Web pages: which may use the gateway from another site, and what a cookie may do.
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use super::{all, claims, close, token};
+use crate::support::Gateway;
+
+const PAGE: &str = "https://app.example";
+
+async fn gateway() -> Gateway {
+    Gateway::start(|settings| {
+        close(settings);
+        settings.access.cors_origin = vec![PAGE.parse().unwrap(), "http://localhost:3000".parse().unwrap()];
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_write_with_the_token_in_a_cookie_needs_an_origin_that_is_allowed() {
+    let gateway = gateway().await;
+    let cookie = format!("theme=dark; __Host-roomcast={}", token(&claims(&all())));
+    for (method, path) in [
+        (Method::POST, "/v1/rooms/lobby/events"),
+        (Method::PUT, "/v1/hashes/lamp/fields/colour"),
+        (Method::DELETE, "/v1/hashes/lamp"),
+    ] {
+        let write = |origin: Option<&str>| {
+            let request = gateway.request(method.clone(), path).header("cookie", &cookie).body("green");
+            gateway.send(match origin {
+                Some(origin) => request.header("origin", origin),
+                None => request,
+            })
+        };
+        for origin in [
+            None,
+            Some("null"),
+            Some("https://evil.example"),
+            Some("https://app.example.evil"),
+            Some("http://app.example"),
+        ] {
+            let (status, problem) = write(origin).await;
+            assert_eq!((status.as_u16(), &problem["code"]), (403, &json!("origin_not_allowed")), "{origin:?}");
+        }
+        assert!(write(Some(PAGE)).await.0.is_success());
+        // Who can set this header is no form of another site.
+        let request = gateway.request(method, path).bearer_auth(token(&claims(&all()))).body("green");
+        assert!(gateway.send(request.header("cookie", &cookie)).await.0 != StatusCode::FORBIDDEN);
+    }
+    let read = gateway.request(Method::GET, "/v1/rooms/lobby/events").header("cookie", &cookie);
+    assert_eq!(gateway.send(read).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn pages_of_allowed_origins_are_told_so_and_no_others() {
+    let gateway = gateway().await;
+    let preflight = async |origin: &str| {
+        let request = gateway.request(Method::OPTIONS, "/v1/rooms/lobby/events").header("origin", origin);
+        let wanted = "authorization,content-type,idempotency-key,if-match,if-none-match,last-event-id";
+        let request = request.header("access-control-request-method", "POST");
+        gateway.answer(request.header("access-control-request-headers", wanted)).await
+    };
+    let answer = preflight(PAGE).await;
+    let said = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap().to_ascii_lowercase());
+    assert_eq!(said("access-control-allow-origin").as_deref(), Some(PAGE));
+    assert_eq!(said("access-control-allow-credentials").as_deref(), Some("true"));
+    for (name, words) in [
+        ("access-control-allow-methods", &["post", "put", "patch", "delete"][..]),
+        (
+            "access-control-allow-headers",
+            &["authorization", "idempotency-key", "if-match", "if-none-match", "last-event-id"],
+        ),
+        ("vary", &["origin"]),
+    ] {
+        let text = said(name).unwrap();
+        assert!(words.iter().all(|word| text.contains(word)), "{name}: {text}");
+    }
+    for other in ["https://evil.example", "null", "https://app.example:8443", "http://app.example"] {
+        assert_eq!(preflight(other).await.headers().get("access-control-allow-origin"), None, "{other}");
+    }
+    // Refusals can be read by the page too.
+    for path in ["/v1/rooms/lobby/events", "/nowhere"] {
+        let answer = gateway.answer(gateway.request(Method::GET, path).header("origin", PAGE)).await;
+        assert!(answer.status().is_client_error());
+        assert_eq!(answer.headers()["access-control-allow-origin"], PAGE);
+        let exposed = answer.headers()["access-control-expose-headers"].to_str().unwrap().to_ascii_lowercase();
+        for name in ["etag", "link", "retry-after", "x-request-id"] {
+            assert!(exposed.contains(name), "{exposed}");
+        }
+    }
+    // A cache in between must not give one page's answer to another.
+    let answer = gateway.answer(gateway.request(Method::GET, "/v1/hashes/lamp")).await;
+    let admin = token(&claims(&json!({"admin": true})));
+    let put = gateway.request(Method::PUT, "/v1/hashes/lamp/fields/colour").bearer_auth(&admin).body("green");
+    assert_eq!(gateway.send(put).await.0, StatusCode::CREATED);
+    let field = gateway.request(Method::GET, "/v1/hashes/lamp/fields/colour").bearer_auth(&admin);
+    let field = gateway.answer(field).await;
+    let varies: Vec<_> = field.headers().get_all("vary").into_iter().map(|value| value.to_str().unwrap()).collect();
+    let varies = varies.join(",").to_ascii_lowercase();
+    assert!(varies.contains("origin") && varies.contains("accept"), "{varies}");
+    let vary: Vec<_> = answer.headers().get_all("vary").into_iter().map(|value| value.to_str().unwrap()).collect();
+    assert!(vary.join(",").to_ascii_lowercase().contains("origin"), "{vary:?}");
+}
+
+#[tokio::test]
+async fn browsers_are_told_to_run_guess_and_keep_nothing() {
+    let gateway = gateway().await;
+    for path in ["/v1/rooms/lobby/events", "/openapi.json", "/nowhere"] {
+        let answer = gateway.answer(gateway.request(Method::GET, path).bearer_auth(token(&claims(&all())))).await;
+        let headers = answer.headers();
+        assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
+        assert_eq!(headers["cross-origin-resource-policy"], "same-origin");
+        assert!(headers["content-security-policy"].to_str().unwrap().contains("default-src 'none'"));
+        assert_eq!(headers["cache-control"], "no-store");
+    }
+}
+
+#[tokio::test]
+async fn an_open_gateway_on_loopback_serves_pages_of_allowed_origins() {
+    let gateway = Gateway::start(|settings| settings.access.cors_origin = vec![PAGE.parse().unwrap()]).await;
+    for (origin, status) in [(PAGE, 201), ("https://evil.example", 403)] {
+        let request = gateway.request(Method::POST, "/v1/rooms/lobby/events").body("hello");
+        let request = request.header("origin", origin).header("sec-fetch-site", "cross-site");
+        assert_eq!(gateway.send(request).await.0.as_u16(), status, "{origin}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_writes_nothing_where_callers_without_a_token_may() {
+    let gateway = Gateway::start(|settings| {
+        close(settings);
+        settings.access.anonymous = vec!["publish=open".parse().unwrap()];
+        settings.access.cors_origin = vec![PAGE.parse().unwrap()];
+    })
+    .await;
+    for (origin, status) in
+        [(None, 201), (Some(PAGE), 201), (Some("https://evil.example"), 403), (Some("null"), 403)]
+    {
+        let request = gateway.request(Method::POST, "/v1/rooms/open/events").body("hello");
+        let request = match origin {
+            Some(origin) => request.header("origin", origin),
+            None => request,
+        };
+        assert_eq!(gateway.send(request).await.0.as_u16(), status, "{origin:?}");
+    }
+}

@@ -1,0 +1,156 @@
+//! Keys that change without a restart: a JWKS in a file, and one at a URL.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use jsonwebtoken::jwk::{CommonParameters, Jwk, JwkSet};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::{RSA, ask, at};
+use crate::support::{Gateway, eventually, spawn};
+
+const EC: &str = include_str!("keys/ec.key.pem");
+
+/// A set with the public half of one key under a name.
+fn set(name: &str, algorithm: Algorithm, key: &EncodingKey) -> String {
+    let jwk = Jwk::from_encoding_key(key, algorithm).unwrap();
+    let named = Jwk { common: CommonParameters { key_id: Some(name.into()), ..jwk.common }, ..jwk };
+    serde_json::to_string(&JwkSet { keys: vec![named] }).unwrap()
+}
+
+fn named(name: &str, algorithm: Algorithm, key: &EncodingKey) -> String {
+    let header = Header { kid: Some(name.into()), ..Header::new(algorithm) };
+    encode(&header, &json!({"exp": at(600), "roomcast": {"read": ["*"]}}), key).unwrap()
+}
+
+fn rsa() -> EncodingKey {
+    EncodingKey::from_rsa_pem(RSA.as_bytes()).unwrap()
+}
+
+fn ec() -> EncodingKey {
+    EncodingKey::from_ec_pem(EC.as_bytes()).unwrap()
+}
+
+async fn read(gateway: &Gateway, token: &str) -> (u16, String) {
+    ask(gateway, Method::GET, "/v1/hashes/lamp", None, token).await
+}
+
+#[tokio::test]
+async fn a_file_is_read_again_when_it_changes_and_what_can_not_be_read_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.json");
+    std::fs::write(&path, set("one", Algorithm::RS256, &rsa())).unwrap();
+    let gateway = Gateway::start(|settings| settings.access.jwks_file = Some(path.clone())).await;
+    let (first, second) = (named("one", Algorithm::RS256, &rsa()), named("two", Algorithm::ES256, &ec()));
+    assert_eq!(read(&gateway, &first).await.0, 200);
+    assert_eq!(read(&gateway, &second).await, (401, "token_invalid".into()));
+    // The right key under another's name.
+    assert_eq!(read(&gateway, &named("two", Algorithm::RS256, &rsa())).await.0, 401);
+    for junk in ["half a fi", "[]", "{}", r#"{"keys":[]}"#] {
+        std::fs::write(&path, junk).unwrap();
+    }
+    // Longer than until it is looked at.
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    assert_eq!(read(&gateway, &first).await.0, 200);
+    std::fs::write(&path, set("two", Algorithm::ES256, &ec())).unwrap();
+    eventually("the new key is taken", async || (read(&gateway, &second).await.0 == 200).then_some(())).await;
+    assert_eq!(read(&gateway, &first).await.0, 401);
+}
+
+/// A server of key sets.
+struct Issuer {
+    url: String,
+    set: Arc<Mutex<String>>,
+    is_away: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Issuer {
+    async fn start(first: String) -> Self {
+        let set = Arc::new(Mutex::new(first));
+        let (is_away, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let state = (set.clone(), is_away.clone(), asked.clone());
+        let answer = move || {
+            let (set, is_away, asked) = state.clone();
+            async move {
+                asked.fetch_add(1, Ordering::SeqCst);
+                if is_away.load(Ordering::SeqCst) {
+                    return Err(StatusCode::BAD_GATEWAY);
+                }
+                Ok(set.lock().unwrap().clone())
+            }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/keys", listener.local_addr().unwrap());
+        spawn(async move { axum::serve(listener, Router::new().route("/keys", get(answer))).await });
+        Self { url, set, is_away, asked }
+    }
+
+    async fn gateway(&self) -> Gateway {
+        Gateway::start(|settings| settings.access.jwks_url = Some(self.url.parse().unwrap())).await
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_new_at_the_issuer_is_fetched_when_a_token_names_it_and_old_ones_outlive_an_outage() {
+    let issuer = Issuer::start(set("one", Algorithm::RS256, &rsa())).await;
+    let gateway = issuer.gateway().await;
+    let (first, second) = (named("one", Algorithm::RS256, &rsa()), named("two", Algorithm::ES256, &ec()));
+    eventually("the set is fetched", async || (read(&gateway, &first).await.0 == 200).then_some(())).await;
+    issuer.set.lock().unwrap().clone_from(&set("two", Algorithm::ES256, &ec()));
+    // Tokens with unknown keys have the set fetched, but no more often than every 10 s.
+    let before = issuer.asked.load(Ordering::SeqCst);
+    for _ in 0..50 {
+        assert!(matches!(read(&gateway, &second).await.0, 200 | 401));
+    }
+    assert!(issuer.asked.load(Ordering::SeqCst) <= before + 1);
+    eventually("the new key is fetched", async || (read(&gateway, &second).await.0 == 200).then_some(())).await;
+    assert_eq!(read(&gateway, &first).await.0, 401);
+    issuer.is_away.store(true, Ordering::SeqCst);
+    let asked = issuer.asked.load(Ordering::SeqCst);
+    let unknown = named("three", Algorithm::RS256, &rsa());
+    let again = || issuer.asked.load(Ordering::SeqCst) > asked;
+    eventually("it is asked in vain", async || {
+        read(&gateway, &unknown).await;
+        again().then_some(())
+    })
+    .await;
+    assert_eq!(read(&gateway, &second).await.0, 200);
+}
+
+#[tokio::test]
+async fn until_keys_could_be_fetched_tokens_are_neither_right_nor_wrong() {
+    let issuer = Issuer::start("no keys".into()).await;
+    let gateway = issuer.gateway().await;
+    let token = named("one", Algorithm::RS256, &rsa());
+    assert_eq!(read(&gateway, &token).await, (503, "keys_unavailable".into()));
+    // An EventSource would take a 503 for the end: it is told to come back, from where it was.
+    let path = format!("/v1/rooms/lobby/stream?access_token={token}");
+    let stream = gateway.resume(&path, Some("1790000000000000-5")).await;
+    assert_eq!(stream.opened, json!({"reason": "unavailable", "reconnect": "later"}));
+    assert_eq!(stream.last_event_id, "1790000000000000-5");
+    // Who has no token at all is told so.
+    let (status, problem) = gateway.get("/v1/hashes/lamp").await;
+    assert_eq!((status.as_u16(), &problem["code"]), (401, &Value::from("token_missing")));
+}
+
+#[tokio::test]
+async fn a_key_without_a_name_does_not_keep_one_that_is_new_at_the_issuer_away() {
+    let issuer = Issuer::start("[]".into()).await;
+    let gateway = Gateway::start(|settings| {
+        settings.access.jwks_url = Some(issuer.url.parse().unwrap());
+        settings.access.jwt_public_key = vec![super::RSA_PUBLIC.into()];
+    })
+    .await;
+    assert_eq!(read(&gateway, &named("any", Algorithm::RS256, &rsa())).await.0, 200);
+    let other = EncodingKey::from_rsa_pem(include_bytes!("keys/other.key.pem")).unwrap();
+    let new = named("new", Algorithm::RS256, &other);
+    assert_eq!(read(&gateway, &new).await, (503, "keys_unavailable".into()));
+    issuer.set.lock().unwrap().clone_from(&set("new", Algorithm::RS256, &other));
+    eventually("the new key is fetched", async || (read(&gateway, &new).await.0 == 200).then_some(())).await;
+}

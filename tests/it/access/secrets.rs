@@ -1,0 +1,89 @@
+//! Secrets are nowhere to be read: not in logs at their most talkative, not in answers, not in `--help`.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use reqwest::Method;
+use roomcast::config::Settings;
+use serde_json::json;
+
+use super::{SECRET, all, at, close, token};
+use crate::support::{Gateway, Stream, eventually, free_port};
+
+#[tokio::test]
+async fn no_token_and_no_secret_is_in_a_log_or_an_answer() {
+    let port = free_port();
+    let mut process = Command::new(env!("CARGO_BIN_EXE_roomcast"))
+        .args([
+            "--listen",
+            &format!("127.0.0.1:{port}"),
+            "--jwt-skew",
+            "0",
+            "--drain-delay",
+            "0",
+            "--drain-window",
+            "0",
+        ])
+        .env("ROOMCAST_JWT_HS256_SECRET", SECRET)
+        .env("ROOMCAST_LOG", "trace")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = process.stderr.take().unwrap();
+    let reading = std::thread::spawn(move || {
+        let mut log = Vec::new();
+        stderr.read_to_end(&mut log).unwrap();
+        String::from_utf8_lossy(&log).into_owned()
+    });
+    let url = format!("http://127.0.0.1:{port}");
+    eventually("it serves", async || reqwest::get(format!("{url}/livez")).await.ok()).await;
+    let client = reqwest::Client::new();
+    let right = token(&json!({"sub": "ann", "exp": at(60), "roomcast": all()}));
+    let expired = token(&json!({"sub": "ann", "exp": at(-60), "roomcast": all()}));
+    let mut stream = Stream::open(&format!("{url}/v1/rooms/lobby/stream?access_token={right}"), None).await;
+    let mut answers = Vec::new();
+    for token in [&right, &expired, &format!("{right}x"), &"x.y.z-not-a-token".to_owned()] {
+        let bearer = client.post(format!("{url}/v1/rooms/lobby/events")).bearer_auth(token).body("hello");
+        let query = client.get(format!("{url}/v1/rooms/lobby/events?access_token={token}&slip=1"));
+        let nowhere = client.get(format!("{url}/nowhere?access_token={token}"));
+        let cookie = client.request(Method::DELETE, format!("{url}/v1/hashes/lamp"));
+        let cookie = cookie.header("cookie", format!("__Host-roomcast={token}"));
+        for request in [bearer, query, nowhere, cookie] {
+            let answer = request.send().await.unwrap();
+            let headers = format!("{:?}", answer.headers());
+            answers.extend([headers, answer.text().await.unwrap()]);
+        }
+    }
+    assert_eq!(stream.event().await.data, "hello");
+    drop(stream);
+    // Politely, so that all of the log is written.
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(process.id().cast_signed()),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+    eventually("it has left", async || process.try_wait().unwrap()).await;
+    let log = reading.join().unwrap();
+    assert!(log.contains("request") && log.contains("/v1/rooms/lobby/events"), "it logs: {log}");
+    let signature = right.rsplit('.').next().unwrap();
+    for secret in [SECRET, signature, expired.rsplit('.').next().unwrap(), "not-a-token"] {
+        assert!(!log.contains(secret), "{secret} is in the log");
+        assert!(!answers.iter().any(|answer| answer.contains(secret)), "{secret} is in an answer");
+    }
+}
+
+#[tokio::test]
+async fn no_secret_is_in_the_settings_words() {
+    let mut settings = Settings::defaults();
+    close(&mut settings);
+    assert!(!format!("{settings:?}").contains(SECRET));
+    let help = Command::new(env!("CARGO_BIN_EXE_roomcast"))
+        .arg("--help")
+        .env("ROOMCAST_JWT_HS256_SECRET", SECRET)
+        .output()
+        .unwrap();
+    assert!(help.status.success() && !String::from_utf8(help.stdout).unwrap().contains(SECRET));
+    let gateway = Gateway::start(close).await;
+    assert!(!gateway.get("/healthz").await.1.to_string().contains(SECRET));
+}
