@@ -142,6 +142,8 @@ pub struct Health {
     pub commands: Option<Fault>,
     /// What is wrong with hearing announcements.
     pub delivery: Option<Fault>,
+    /// How long the last probe took there and back, where there is one and it came back.
+    pub round_trip: Option<Duration>,
 }
 
 impl Health {

@@ -215,6 +215,11 @@ pub struct Settings {
     #[arg(long, env = "ROOMCAST_DRAIN_WINDOW", default_value = "10s", value_parser = pause, value_name = "TIME")]
     pub drain_window: Duration,
 
+    /// Address on which /metrics is served to whoever reaches it, and nothing else is. Without it, /metrics is served with everything
+    /// else, and with keys takes a token with `admin`.
+    #[arg(long, env = "ROOMCAST_METRICS_LISTEN", value_name = "ADDRESS")]
+    pub metrics_listen: Option<SocketAddr>,
+
     /// What to log: a level (error, warn, info, debug, trace), or levels by module.
     #[arg(long, env = "ROOMCAST_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,

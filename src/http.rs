@@ -8,6 +8,7 @@ mod guard;
 mod hashes;
 mod health;
 mod idempotency;
+mod metrics;
 pub mod openapi;
 mod page;
 pub mod problem;
@@ -19,10 +20,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{Instrument, info_span};
@@ -35,6 +38,7 @@ use crate::access::Access;
 use crate::broker::HashStore;
 use crate::config::{Origin, Settings};
 use crate::hub::Hub;
+use crate::metrics::Metrics;
 use crate::shutdown::Drain;
 
 /// Names a request in its answer, in problem documents and in the log.
@@ -78,6 +82,10 @@ pub struct Parts {
     pub hashes: Arc<dyn HashStore>,
     /// Who may do what.
     pub access: Access,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The open connections.
+    pub connections: TaskTracker,
     /// How to serve.
     pub settings: Arc<Settings>,
     /// This replica's name.
@@ -103,6 +111,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(health::get_liveness))
         .routes(routes!(health::get_readiness))
         .routes(routes!(health::get_health))
+        .routes(routes!(metrics::get_metrics))
         .routes(routes!(openapi::get_openapi))
         .routes(routes!(openapi::get_openapi_3_2))
 }
@@ -119,6 +128,12 @@ pub fn router(app: &App) -> Router {
 /// For connections above the limit: everyone is told to come back later, in the way that each understands.
 pub fn overloaded(app: &App) -> Router {
     dressed(Router::new().fallback(streams::refuse_overload).with_state(app.clone()), app)
+}
+
+/// What is served on a listener for metrics alone.
+pub fn metrics_alone(app: &App) -> Router {
+    let routes = Router::new().route("/metrics", get(metrics::get_open_metrics)).with_state(app.clone());
+    dressed(routes.fallback(|| async { Problem::new(Code::RouteNotFound, "only /metrics is here") }), app)
 }
 
 fn dressed(routes: Router, app: &App) -> Router {
@@ -162,6 +177,8 @@ fn cors(origins: &[Origin]) -> Option<CorsLayer> {
 async fn dress(State(app): State<App>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let began = Instant::now();
+    let method = method_name(request.method());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     // No query in it: that may hold a token.
     let span = info_span!("request", request_id = %id, method = %request.method(), path = request.uri().path());
     async move {
@@ -169,7 +186,9 @@ async fn dress(State(app): State<App>, request: Request, next: Next) -> Response
             Ok(()) => next.run(request).await,
             Err(problem) => problem.into_response(),
         };
-        let mut response = problem::finish(response, &id);
+        let mut response = problem::finish(response, &id, |code| app.metrics.problem(code.name()));
+        let route = route.as_ref().map_or("none", MatchedPath::as_str);
+        app.metrics.answered(method, route, response.status().as_u16());
         tracing::debug!(status = response.status().as_u16(), after = ?began.elapsed(), "answered");
         let headers = response.headers_mut();
         for (name, value) in SECURITY_HEADERS {
@@ -186,6 +205,20 @@ async fn dress(State(app): State<App>, request: Request, next: Next) -> Response
     }
     .instrument(span)
     .await
+}
+
+/// Of those that routes have; whatever else comes is one.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
 }
 
 /// The caller's id, if it is short and visible: it goes into logs and answers. A new one otherwise.

@@ -112,6 +112,11 @@ impl Hub {
         &*self.broker
     }
 
+    /// How many rooms there are, a few without subscribers among them.
+    pub fn rooms_held(&self) -> usize {
+        self.rooms().len()
+    }
+
     /// Messages that were no announcements, since the start.
     pub fn junk_announcements(&self) -> u64 {
         self.junk.load(Ordering::Relaxed)

@@ -15,6 +15,8 @@ pub mod hub;
 
 pub mod access;
 
+pub mod metrics;
+
 pub mod config;
 
 pub mod shutdown;

@@ -4,12 +4,14 @@ mod connections;
 mod handover;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::task::TaskTracker;
 
 use self::connections::Connections;
 use crate::access::Access;
@@ -19,6 +21,7 @@ use crate::broker::{Broker, HashStore, Occupancy};
 use crate::config::{AccessSettings, Settings, SettingsError};
 use crate::http::{self, App, Fans, Parts};
 use crate::hub::Hub;
+use crate::metrics::Metrics;
 use crate::shutdown::{Drain, Tasks};
 
 /// Open files that connections leave for the listener, for Redis, and for answers to those above the limit.
@@ -39,6 +42,14 @@ pub enum ServeError {
     /// A key can't be used: the flag, and why.
     #[error("{0}")]
     Key(String),
+    /// The listener for metrics can't be had.
+    #[error("--metrics-listen {address}: {why}")]
+    MetricsListener {
+        /// Its address.
+        address: SocketAddr,
+        /// Why not.
+        why: io::Error,
+    },
     /// The Redis URL can't be used.
     #[error("--redis-url: {0}")]
     Redis(::redis::RedisError),
@@ -61,7 +72,10 @@ pub enum ServeError {
 impl ServeError {
     /// Whether it never began to serve, since what it was told does not work.
     pub fn is_of_settings(&self) -> bool {
-        matches!(self, Self::Settings(_) | Self::Key(_) | Self::Redis(_) | Self::Data { .. })
+        matches!(
+            self,
+            Self::Settings(_) | Self::Key(_) | Self::MetricsListener { .. } | Self::Redis(_) | Self::Data { .. }
+        )
     }
 }
 
@@ -84,6 +98,8 @@ pub async fn run(
     let app = App::new(Parts {
         hub: hub.clone(),
         hashes,
+        metrics: Metrics::new(env!("CARGO_PKG_VERSION"), hub.broker().kind()),
+        connections: TaskTracker::new(),
         guarded: access.is_open()
             && listener.local_addr()?.ip().is_loopback()
             && !settings.insecure_allow_anonymous,
@@ -92,8 +108,10 @@ pub async fn run(
         replica,
         drain: drain.clone(),
     });
-    let fans = Fans::new(&tasks, &drain, app.settings.heartbeat);
-    let connections = Connections::new(&app, fans, http::router(&app), http::overloaded(&app));
+    let fans = Fans::new(&app, &tasks);
+    serve_metrics(&app, &fans, &tasks).await?;
+    let connections =
+        Connections::new(&app, app.connections.clone(), fans, http::router(&app), http::overloaded(&app));
     tracing::info!(address = %listener.local_addr()?, broker = hub.broker().kind(), "serving");
     ready();
     {
@@ -120,6 +138,19 @@ pub async fn run(
     let failed = tasks.has_failed();
     tasks.stop(LAST_TASKS).await;
     if failed { Err(ServeError::TaskEnded) } else { Ok(()) }
+}
+
+/// Serves metrics on a listener of their own, if there is to be one.
+async fn serve_metrics(app: &App, fans: &Arc<Fans>, tasks: &Tasks) -> Result<(), ServeError> {
+    let Some(address) = app.settings.metrics_listen else { return Ok(()) };
+    let listener = TcpListener::bind(address).await.map_err(|why| ServeError::MetricsListener { address, why })?;
+    let (router, overloaded) = (http::metrics_alone(app), http::overloaded(app));
+    // Not among those that leaving waits for.
+    let connections = Connections::new(app, TaskTracker::new(), fans.clone(), router, overloaded);
+    tasks.supervise("metrics listener", async move {
+        connections.accept(&listener).await;
+    });
+    Ok(())
 }
 
 fn access(settings: &AccessSettings, tasks: &Tasks) -> Result<Access, ServeError> {

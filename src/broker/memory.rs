@@ -502,6 +502,6 @@ impl Broker for MemoryBroker {
             }
         };
         let commands = self.journal.as_ref().and_then(|journal| journal.health()).or_else(full);
-        Health { commands, delivery: None }
+        Health { commands, delivery: None, round_trip: None }
     }
 }

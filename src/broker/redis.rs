@@ -109,6 +109,7 @@ impl RedisBroker {
             health: Mutex::new(Health {
                 commands: Some(Fault::new(FaultKind::Unreachable, "not connected yet")),
                 delivery: Some(Fault::new(FaultKind::Deaf, "not connected yet")),
+                round_trip: None,
             }),
             told: census::Told::default(),
         })

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::caller::By;
-use super::events::{Published, event, json_data};
+use super::events::{Published, event, json_data, store};
 use super::extract::{JsonBody, Object};
 use super::problem::{Code, Document, Problem};
 use super::{App, idempotency};
@@ -231,7 +231,7 @@ async fn publish_in_order(app: &App, room: RoomName, events: Vec<Item>, away: &O
         let outcome = if let Some(code) = failed.or_else(|| away.get().copied()) {
             Err(Problem::new(code, "not tried: an earlier event of the batch was not stored"))
         } else {
-            app.hub.publish(&room, &event, once.as_ref()).await.map_err(Problem::from)
+            store(app, &room, &event, once.as_ref()).await
         };
         if let Err(problem) = &outcome {
             // What was not tried has surely not been stored, whatever became of the event before it.

@@ -1,5 +1,7 @@
 //! Publishing events, and reading a room's log.
 
+use std::time::Instant;
+
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode};
@@ -14,9 +16,9 @@ use super::page::{add_link, escape, page_limit};
 use super::problem::{Code, Document, Problem};
 use super::{App, idempotency, now};
 use crate::access::Permission;
-use crate::broker::Range;
+use crate::broker::{Appended, Once, Range};
 use crate::follow::{Gap, Next, next};
-use crate::room::{Data, Event, EventId, EventName, SubscriberId};
+use crate::room::{Data, Event, EventId, EventName, RoomName, SubscriberId};
 
 /// Subscribers that an event can leave out.
 const MAX_EXCEPT: usize = 100;
@@ -78,6 +80,20 @@ pub(super) fn event(
     Ok(Event { name, data, published_at: now(), except, publish_id })
 }
 
+pub(super) async fn store(
+    app: &App,
+    room: &RoomName,
+    event: &Event,
+    once: Option<&Once>,
+) -> Result<Appended, Problem> {
+    let began = Instant::now();
+    let appended = app.hub.publish(room, event, once).await?;
+    if !appended.replayed {
+        app.metrics.published(began.elapsed());
+    }
+    Ok(appended)
+}
+
 pub(super) fn json_data(raw: &RawValue) -> Result<Data, Problem> {
     Data::json(raw).map_err(|why| Problem::new(Code::InvalidBody, format!("the data is refused: {why}")))
 }
@@ -136,7 +152,7 @@ pub async fn publish_event(
         }
     };
     let once = key.map(|key| idempotency::once(&by.owner(), &key, &event));
-    let appended = app.hub.publish(&room, &event, once.as_ref()).await?;
+    let appended = store(&app, &room, &event, once.as_ref()).await?;
     let published = Published { room: room.to_string(), id: appended.id.to_string() };
     let mut response = (StatusCode::CREATED, Json(published)).into_response();
     if appended.replayed {

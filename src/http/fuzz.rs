@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::runtime::Runtime;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::batch::Batch;
@@ -25,6 +26,7 @@ use crate::broker::memory::MemoryBroker;
 use crate::config::Settings;
 use crate::fuzz::{shaped, shaped_text};
 use crate::hub::Hub;
+use crate::metrics::Metrics;
 use crate::shutdown::{Drain, Tasks};
 
 const BATCHES: [&str; 2] = [
@@ -93,6 +95,8 @@ fn start() -> (Runtime, Router) {
         hub,
         hashes: broker,
         access: Access::open(),
+        metrics: Metrics::new("", "embedded"),
+        connections: TaskTracker::new(),
         settings: Arc::new(settings),
         replica: "fuzzed".into(),
         drain,

@@ -94,7 +94,7 @@ fn document(version: OpenApiVersion) -> String {
 
 /// Whether a route is about rooms or hashes.
 fn takes_token(path: &str) -> bool {
-    path.starts_with("/v1/")
+    path.starts_with("/v1/") || path == "/metrics"
 }
 
 /// The places in which a token may stand. An open gateway takes none.
@@ -109,7 +109,7 @@ fn token_places() -> Value {
 }
 
 fn add_common_failures(path: &str, has_body: bool, responses: &mut Value) {
-    let of_broker = if takes_token(path) { &OF_BROKER[..] } else { &[OF_REPLICA] };
+    let of_broker = if path.starts_with("/v1/") { &OF_BROKER[..] } else { &[OF_REPLICA] };
     let (of_body, of_token) = (has_body.then_some(OF_BODY), takes_token(path).then_some(OF_TOKEN));
     let common = COMMON.into_iter().chain(of_token).chain(of_broker.iter().copied()).chain(of_body);
     for (status, description) in common {

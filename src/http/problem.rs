@@ -264,13 +264,14 @@ impl IntoResponse for Problem {
 }
 
 /// Turns every failure into its document: ours, and whatever a framework has raised without one.
-pub fn finish(mut response: Response, request_id: &str) -> Response {
+pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)) -> Response {
     let status = response.status();
     // A report that a handler made itself, such as that of /healthz, stays as it is.
     let reported = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     let problem = response.extensions_mut().remove::<Problem>();
     let problem = problem.or_else(|| if reported { None } else { raised_elsewhere(status) });
     let Some(problem) = problem else { return response };
+    count(problem.code);
     let (code, status, title) = problem.code.parts();
     if status == StatusCode::INTERNAL_SERVER_ERROR {
         tracing::error!(detail = problem.detail, "the gateway failed");

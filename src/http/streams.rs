@@ -260,7 +260,8 @@ fn reads_like_position(id: &&str) -> bool {
 }
 
 /// A stream that only says that there is none now, and when to come back.
-fn refuse(app: &App, reason: &str, reconnect: &str, last_id: Option<&str>) -> Response {
+fn refuse(app: &App, reason: &'static str, reconnect: &str, last_id: Option<&str>) -> Response {
+    app.metrics.stream_refused(reason);
     let block = end_block(app.settings.retry, reason, reconnect, last_id);
     (stream_headers(), block).into_response()
 }

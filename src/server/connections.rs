@@ -50,14 +50,20 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) fn new(app: &App, fans: Arc<Fans>, router: Router, overloaded: Router) -> Self {
+    pub(super) fn new(
+        app: &App,
+        tracker: TaskTracker,
+        fans: Arc<Fans>,
+        router: Router,
+        overloaded: Router,
+    ) -> Self {
         Self {
             places: Arc::new(Semaphore::new(app.settings.max_connections)),
             settings: app.settings.clone(),
             router,
             overloaded,
             overload_places: Arc::new(Semaphore::new(OVERLOAD_CONNECTIONS)),
-            tracker: TaskTracker::new(),
+            tracker,
             fans,
             finish: CancellationToken::new(),
             cut: CancellationToken::new(),

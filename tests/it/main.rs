@@ -18,6 +18,7 @@ mod hashes;
 mod input;
 mod leaving;
 mod log;
+mod metrics;
 mod once;
 mod openapi;
 mod outages;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{interval, timeout};
+use tokio::time::{Instant, interval, timeout};
 
 use super::RedisBroker;
 use crate::broker::{BrokerError, Fault, FaultKind, Health, Listener};
@@ -25,6 +25,7 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn Listener>) {
         ticks.tick().await;
         let nonce = format!("{count} {:x}", fastrand::u64(..)).into_bytes();
         let session = broker.pubsub.session();
+        let began = Instant::now();
         let appended = broker.append_probe(&nonce).await;
         // Without a probe to come back, nothing is known to be wrong with a connection that is up.
         let mut heard = appended.is_err() && session.is_some() && session == broker.pubsub.session();
@@ -40,6 +41,7 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn Listener>) {
             }
         }
         broker.note(Health {
+            round_trip: (heard && appended.is_ok()).then(|| began.elapsed()),
             commands: appended.err().as_ref().map(fault),
             delivery: (!heard)
                 .then(|| Fault::new(FaultKind::Deaf, "a probe did not come back on the pub/sub link")),

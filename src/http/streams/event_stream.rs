@@ -87,6 +87,7 @@ impl EventStream {
         form: Form,
         expiry: Option<SystemTime>,
     ) -> Self {
+        app.metrics.stream_opened();
         let beat_at = Instant::now() + app.settings.heartbeat;
         // Spread, so that streams that opened together do not end together.
         let lifetime = app.settings.stream_lifetime.mul_f64(fastrand::f64().mul_add(0.5, 0.75));
@@ -206,8 +207,9 @@ impl EventStream {
     }
 
     /// The stream's last block.
-    fn end(&mut self, reason: &str, reconnect: &str) -> Bytes {
+    fn end(&mut self, reason: &'static str, reconnect: &str) -> Bytes {
         self.state = StreamState::Ended;
+        self.app.metrics.stream_ended(reason);
         end_block(self.app.settings.retry, reason, reconnect, Some(&self.last_id())).into()
     }
 
@@ -266,6 +268,7 @@ impl EventStream {
         }
         match delivery {
             Delivery::Gap { room, gap } => {
+                self.app.metrics.gap(gap.reason.name());
                 let gap = RoomGap { room: self.subscription.room(*room), gap: GapDescription::of(gap) };
                 let block = Block::new().id(self.last_id()).event(Some("stream.gap")).data(&to_json(&gap));
                 Some(block.finish().into())
@@ -276,7 +279,9 @@ impl EventStream {
 
     fn write_events(&self, room: usize, events: &[Arc<Encoded>]) -> Option<Bytes> {
         let mut blocks: Vec<Bytes> = Vec::with_capacity(events.len());
+        let mut count = 0;
         for event in events.iter().filter(|event| self.gets(event)) {
+            count += 1;
             if self.form == Form::Enveloped {
                 blocks.push(Block::new().id(self.id_at(room, event.id())).into_lines().into());
                 blocks.push(event.enveloped(self.subscription.room(room)).clone());
@@ -284,6 +289,7 @@ impl EventStream {
                 blocks.push(event.block());
             }
         }
+        self.app.metrics.delivered(count);
         match blocks.as_slice() {
             [] => None,
             // The common case copies nothing.
@@ -304,6 +310,14 @@ impl EventStream {
         let id = self.last_id();
         let data = to_json(&Position { position: &id });
         Block::new().id(&id).event(Some("stream.position")).data(&data).finish().into()
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        if !matches!(self.state, StreamState::Ended) {
+            self.app.metrics.stream_ended("disconnected");
+        }
     }
 }
 

@@ -17,9 +17,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::event_stream::EventStream;
 use super::socket::{Line, drive};
+use crate::http::App;
 use crate::hub::{Ahead, Encoded, Lead, Level};
-use crate::room::RoomName;
-use crate::shutdown::{Drain, Tasks};
+use crate::room::{Event, RoomName};
+use crate::shutdown::Tasks;
 use crate::sse::{HEARTBEAT, chunk};
 
 /// Subscribers of one fan. A larger room has several, so that more than one processor can write.
@@ -31,9 +32,8 @@ const BEATS_TOGETHER: u32 = 16;
 
 /// The fans of a replica.
 pub struct Fans {
+    app: App,
     tasks: Tasks,
-    drain: Drain,
-    heartbeat: Duration,
     rooms: Mutex<HashMap<RoomName, Vec<Arc<Door>>>>,
 }
 
@@ -73,8 +73,13 @@ impl Door {
 
 impl Fans {
     /// None yet; their tasks are among `tasks`.
-    pub fn new(tasks: &Tasks, drain: &Drain, heartbeat: Duration) -> Arc<Self> {
-        Arc::new(Self { tasks: tasks.clone(), drain: drain.clone(), heartbeat, rooms: Mutex::default() })
+    pub fn new(app: &App, tasks: &Tasks) -> Arc<Self> {
+        Arc::new(Self { app: app.clone(), tasks: tasks.clone(), rooms: Mutex::default() })
+    }
+
+    /// Pause after which an idle stream gets a comment.
+    fn heartbeat(&self) -> Duration {
+        self.app.settings.heartbeat
     }
 
     /// Gives a stream a task of its own.
@@ -96,7 +101,7 @@ impl Fans {
                 room: line.stream.room().clone(),
                 lead: line.stream.lead(level),
                 members: Slab::new(),
-                due: Instant::now() + self.heartbeat,
+                due: Instant::now() + self.heartbeat(),
                 ask_at: None,
             };
             self.tasks.spawn(fan.run());
@@ -148,13 +153,13 @@ impl<'a> Batch<'a> {
         Self { events, bytes, except: events.iter().any(|event| !event.event().except.is_empty()) }
     }
 
-    /// What one stream gets of it; nothing if that is none.
-    fn of_stream(&self, stream: &EventStream) -> Option<Bytes> {
+    /// What one stream gets of it, and how many events that is.
+    fn of_stream(&self, stream: &EventStream) -> (Bytes, usize) {
         if !self.except && stream.takes_all() {
-            return Some(self.bytes.clone());
+            return (self.bytes.clone(), self.events.len());
         }
-        let bytes = concat(self.events.iter().filter(|event| stream.gets(event)));
-        (!bytes.is_empty()).then_some(bytes)
+        let events: Vec<_> = self.events.iter().filter(|event| stream.gets(event)).collect();
+        (concat(events.iter().copied()), events.len())
     }
 }
 
@@ -162,10 +167,16 @@ fn concat<'a>(events: impl Iterator<Item = &'a Arc<Encoded>>) -> Bytes {
     events.map(|event| &event.chunk()[..]).collect::<Vec<_>>().concat().into()
 }
 
+/// How long ago an event was published, by this machine's clock.
+fn age(event: &Event) -> Option<Duration> {
+    let published: jiff::Timestamp = event.published_at.parse().ok()?;
+    Some(jiff::Timestamp::now().duration_since(published).unsigned_abs())
+}
+
 impl Fan {
     async fn run(mut self) {
         let fans = self.fans.clone();
-        let mut ends = pin!(fans.drain.ends_streams());
+        let mut ends = pin!(fans.app.drain.ends_streams());
         let mut is_ending = false;
         let mut alarm = pin!(sleep_until(self.due));
         loop {
@@ -233,27 +244,35 @@ impl Fan {
 
     async fn write(&mut self, events: &[Arc<Encoded>]) {
         let batch = Batch::of(events);
-        let beat_at = Instant::now() + self.fans.heartbeat;
-        let mut writes = 0;
+        let beat_at = Instant::now() + self.fans.heartbeat();
+        let (mut writes, mut delivered) = (0, 0);
         for slot in 0..self.members.capacity() {
-            writes += usize::from(self.give(slot, &batch, beat_at));
+            let given = self.give(slot, &batch, beat_at);
+            delivered += given;
+            writes += usize::from(given > 0);
             if writes == WRITES_A_TURN {
                 writes = 0;
                 yield_now().await;
             }
         }
+        let metrics = &self.fans.app.metrics;
+        metrics.delivered(delivered as u64);
+        if let Some(lag) = events.last().and_then(|event| age(event.event())) {
+            metrics.lagged(lag);
+        }
     }
 
-    /// Writes to a member what it gets of some events. Whether that was anything.
-    fn give(&mut self, slot: usize, batch: &Batch<'_>, beat_at: Instant) -> bool {
-        let Some(Member { line, .. }) = self.members.get_mut(slot) else { return false };
-        let Some(bytes) = batch.of_stream(&line.stream) else {
+    /// Writes to a member what it gets of some events. How many that were.
+    fn give(&mut self, slot: usize, batch: &Batch<'_>, beat_at: Instant) -> usize {
+        let Some(Member { line, .. }) = self.members.get_mut(slot) else { return 0 };
+        let (bytes, count) = batch.of_stream(&line.stream);
+        if count == 0 {
             line.stream.skip();
-            return false;
-        };
+            return 0;
+        }
         line.stream.sent(beat_at);
         self.offer(slot, &bytes);
-        true
+        count
     }
 
     /// Writes to a member. Whoever does not take all of it at once takes the rest in a task of its own.
@@ -292,7 +311,8 @@ impl Fan {
                 Some([]) => {}
                 // What has come since it was level.
                 Some(missed) => {
-                    self.give(slot, &Batch::of(missed), Instant::now() + self.fans.heartbeat);
+                    let given = self.give(slot, &Batch::of(missed), Instant::now() + self.fans.heartbeat());
+                    self.fans.app.metrics.delivered(given as u64);
                 }
             }
         }
@@ -316,8 +336,8 @@ impl Fan {
         if now < self.due {
             return;
         }
-        let soon = now + self.fans.heartbeat / BEATS_TOGETHER;
-        let beat_at = now + self.fans.heartbeat;
+        let soon = now + self.fans.heartbeat() / BEATS_TOGETHER;
+        let beat_at = now + self.fans.heartbeat();
         let beat = Bytes::from(chunk(HEARTBEAT.as_bytes()));
         let mut due = beat_at;
         for slot in 0..self.members.capacity() {

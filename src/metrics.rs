@@ -1,0 +1,223 @@
+//! What a replica counts, for Prometheus. No label grows with rooms, hashes, users or addresses.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// The media type of [`Metrics::text`].
+pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Half a millisecond to eight seconds.
+const SECONDS: (f64, f64, u16) = (0.0005, 2.0, 15);
+
+/// A word of ours for what happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+/// A kind of answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answer {
+    method: &'static str,
+    route: String,
+    status: u16,
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// The counters of a replica.
+pub struct Metrics {
+    registry: Registry,
+    answers: Family<Answer, Counter>,
+    problems: Family<Reason, Counter>,
+    published: Counter,
+    publish_seconds: Histogram,
+    delivered: Counter,
+    delivery_lag: Histogram,
+    opened: Counter,
+    ended: Family<Reason, Counter>,
+    gaps: Family<Reason, Counter>,
+    streams: Gauge,
+    now: NowGauges,
+}
+
+/// What is looked at when somebody asks.
+#[derive(Clone, Default)]
+struct NowGauges {
+    rooms: Gauge,
+    connections: Gauge,
+    commands_up: Gauge,
+    delivery_up: Gauge,
+    round_trip: Seconds,
+    junk: Gauge,
+    draining: Gauge,
+}
+
+/// The replica's state as it is now.
+pub struct Now {
+    /// Rooms that have subscribers here, or had some a moment ago.
+    pub rooms: usize,
+    /// Open connections, streams among them.
+    pub connections: usize,
+    /// Whether commands to the broker go through.
+    pub commands_up: bool,
+    /// Whether announcements from the broker come back.
+    pub delivery_up: bool,
+    /// How long the last probe took there and back.
+    pub round_trip: Option<Duration>,
+    /// Messages on the rooms' channels that were no announcements, since the start.
+    pub junk: u64,
+    /// Whether the replica is leaving.
+    pub draining: bool,
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new(version: &'static str, broker: &'static str) -> Self {
+        let mut registry = Registry::with_prefix("roomcast");
+        let seconds = || Histogram::new(exponential_buckets(SECONDS.0, SECONDS.1, SECONDS.2));
+        let build = Info::new(vec![("version", version), ("broker", broker)]);
+        registry.register("build", "The gateway's version, and where its rooms are kept", build);
+        let metrics = Self {
+            answers: Family::default(),
+            problems: Family::default(),
+            published: Counter::default(),
+            publish_seconds: seconds(),
+            delivered: Counter::default(),
+            delivery_lag: seconds(),
+            opened: Counter::default(),
+            ended: Family::default(),
+            gaps: Family::default(),
+            streams: Gauge::default(),
+            now: NowGauges::default(),
+            registry,
+        };
+        metrics.registered()
+    }
+
+    fn registered(mut self) -> Self {
+        let registry = &mut self.registry;
+        registry.register("http_requests", "Requests by route and status", self.answers.clone());
+        registry.register("problems", "Failures that callers were told, by code", self.problems.clone());
+        registry.register("events_published", "Events that this replica has stored", self.published.clone());
+        registry.register_with_unit(
+            "publish",
+            "Time that the broker took to store an event",
+            Unit::Seconds,
+            self.publish_seconds.clone(),
+        );
+        registry.register(
+            "events_delivered",
+            "Events written to streams: once for each event and stream",
+            self.delivered.clone(),
+        );
+        registry.register_with_unit(
+            "delivery_lag",
+            "From an event's publication to its writing to a room's streams, once for each room and write",
+            Unit::Seconds,
+            self.delivery_lag.clone(),
+        );
+        registry.register("streams_opened", "Streams that were opened", self.opened.clone());
+        registry.register("streams_ended", "Streams that ended, by reason", self.ended.clone());
+        registry.register("gaps", "Gaps that streams were told, by reason", self.gaps.clone());
+        registry.register("streams", "Open streams", self.streams.clone());
+        let now = &self.now;
+        registry.register("rooms", "Rooms that this replica holds", now.rooms.clone());
+        registry.register("connections", "Open connections, streams among them", now.connections.clone());
+        registry.register(
+            "broker_commands_up",
+            "Whether commands to the broker go through",
+            now.commands_up.clone(),
+        );
+        registry.register(
+            "broker_delivery_up",
+            "Whether announcements from the broker come back",
+            now.delivery_up.clone(),
+        );
+        registry.register_with_unit(
+            "broker_round_trip",
+            "How long the last probe of the broker took there and back; 0 if it did not come back",
+            Unit::Seconds,
+            now.round_trip.clone(),
+        );
+        registry.register(
+            "junk_announcements",
+            "Messages on the rooms' channels that were no announcements",
+            now.junk.clone(),
+        );
+        registry.register("draining", "Whether the replica is leaving", now.draining.clone());
+        self
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, method: &'static str, route: &str, status: u16) {
+        self.answers.get_or_create(&Answer { method, route: route.into(), status }).inc();
+    }
+
+    /// A caller was told of a failure.
+    pub fn problem(&self, code: &'static str) {
+        self.problems.get_or_create(&Reason { reason: code }).inc();
+    }
+
+    /// An event was stored.
+    pub fn published(&self, took: Duration) {
+        self.published.inc();
+        self.publish_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Events were written to streams.
+    pub fn delivered(&self, events: u64) {
+        self.delivered.inc_by(events);
+    }
+
+    /// A room's streams were written to so long after the event was published.
+    pub fn lagged(&self, lag: Duration) {
+        self.delivery_lag.observe(lag.as_secs_f64());
+    }
+
+    /// A stream was opened.
+    pub fn stream_opened(&self) {
+        self.opened.inc();
+        self.streams.inc();
+    }
+
+    /// A stream that was open has ended.
+    pub fn stream_ended(&self, reason: &'static str) {
+        self.streams.dec();
+        self.stream_refused(reason);
+    }
+
+    /// A stream was told to come back before it was open.
+    pub fn stream_refused(&self, reason: &'static str) {
+        self.ended.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// A stream was told of a gap.
+    pub fn gap(&self, reason: &'static str) {
+        self.gaps.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Everything, as text that Prometheus reads.
+    pub fn text(&self, now: &Now) -> String {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.now.rooms.set(number(now.rooms));
+        self.now.connections.set(number(now.connections));
+        self.now.commands_up.set(now.commands_up.into());
+        self.now.delivery_up.set(now.delivery_up.into());
+        self.now.round_trip.set(now.round_trip.unwrap_or_default().as_secs_f64());
+        self.now.junk.set(i64::try_from(now.junk).unwrap_or(i64::MAX));
+        self.now.draining.set(now.draining.into());
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a string takes any text");
+        text
+    }
+}

@@ -1,0 +1,123 @@
+//! What a replica counts, and who may see it.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::access::{claims, close, token};
+use crate::support::{Gateway, eventually, free_port};
+
+async fn text(gateway: &Gateway) -> String {
+    gateway.answer(gateway.request(Method::GET, "/metrics")).await.text().await.unwrap()
+}
+
+/// The value of one line.
+fn value(text: &str, line: &str) -> u64 {
+    let found = text.lines().find_map(|of| of.strip_prefix(line)?.trim().parse().ok());
+    found.unwrap_or_else(|| panic!("no {line} in {text}"))
+}
+
+on_both_brokers! {
+    async fn what_happens_is_counted_and_no_label_grows_with_rooms(world) {
+        let gateway = world.gateway().await;
+        let before = text(&gateway).await;
+        assert_eq!(value(&before, "roomcast_streams"), 0);
+        let mut streams = Vec::new();
+        for n in 0..30 {
+            let mut stream = gateway.room(&format!("room-{n}")).await;
+            gateway.publish(&format!("room-{n}"), "hello").await;
+            stream.event().await;
+            streams.push(stream);
+        }
+        let mut several = gateway.stream("/v1/stream?room=room-0&room=room-1").await;
+        gateway.publish("room-0", "more").await;
+        several.event().await;
+        // A position that nobody has given out: a gap, and then all there is.
+        let mut lost = gateway.resume("/v1/rooms/room-2/stream", Some("1-7")).await;
+        assert_eq!(lost.event().await.event, "stream.gap");
+        lost.event().await;
+        gateway.get("/nowhere").await;
+        let text = text(&gateway).await;
+        assert!(text.trim_end().ends_with("# EOF"), "{text}");
+        assert_eq!(value(&text, "roomcast_events_published_total"), 31);
+        assert_eq!(value(&text, "roomcast_publish_seconds_count"), 31);
+        assert_eq!(value(&text, "roomcast_events_delivered_total"), 33);
+        assert!(value(&text, "roomcast_delivery_lag_seconds_count") >= 1);
+        assert_eq!(value(&text, "roomcast_streams_opened_total"), 32);
+        assert_eq!(value(&text, "roomcast_gaps_total{reason=\"unknown_position\"}"), 1);
+        assert_eq!(value(&text, "roomcast_problems_total{reason=\"route_not_found\"}"), 1);
+        assert_eq!(value(&text, "roomcast_broker_commands_up"), 1);
+        assert_eq!(value(&text, "roomcast_draining"), 0);
+        let publishes = "roomcast_http_requests_total{method=\"POST\",route=\"/v1/rooms/{room}/events\",status=\"201\"}";
+        assert_eq!(value(&text, publishes), 31);
+        assert!(!text.contains("room-") && !text.contains("nowhere"), "{text}");
+        drop((streams, several, lost));
+        eventually("their ends are counted", async || {
+            let text = self::text(&gateway).await;
+            let ended = text.contains("roomcast_streams_ended_total{reason=\"disconnected\"} 32");
+            (ended && value(&text, "roomcast_streams") == 0).then_some(())
+        }).await;
+    }
+}
+
+#[tokio::test]
+async fn metrics_take_a_token_of_an_admin_or_a_listener_of_their_own() {
+    let port = free_port();
+    let gateway = Gateway::start(|settings| {
+        close(settings);
+        settings.metrics_listen = Some(format!("127.0.0.1:{port}").parse().unwrap());
+    })
+    .await;
+    let status = async |token: &str| {
+        gateway.send(gateway.request(Method::GET, "/metrics").bearer_auth(token)).await.0.as_u16()
+    };
+    assert_eq!(gateway.get("/metrics").await.0.as_u16(), 401);
+    assert_eq!(status(&token(&claims(&super::access::all()))).await, 403);
+    assert_eq!(status(&token(&claims(&json!({"admin": true})))).await, 200);
+    let alone = async |path: &str| reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.unwrap();
+    let answer = alone("/metrics").await;
+    assert_eq!(answer.status(), 200);
+    assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    assert!(answer.text().await.unwrap().contains("roomcast_build_info"));
+    for path in ["/v1/rooms", "/livez", "/", "/openapi.json"] {
+        assert_eq!(alone(path).await.status(), 404, "{path}");
+    }
+}
+
+/// Names in a text, without what a kind of metric adds to them.
+fn names(text: &str) -> BTreeSet<String> {
+    let word = |c: char| c.is_ascii_lowercase() || c == '_';
+    let names = text.split(|c| !word(c)).filter(|name| name.starts_with("roomcast_"));
+    let bare = |name: &str| {
+        let ends = ["_total", "_bucket", "_count", "_sum", "_info"];
+        ends.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
+    };
+    names.map(bare).collect()
+}
+
+#[tokio::test]
+async fn the_dashboard_shows_every_metric_and_none_that_is_not_there() {
+    let gateway = Gateway::start(|_| {}).await;
+    let mut stream = gateway.room("lobby").await;
+    gateway.publish("lobby", "hello").await;
+    stream.event().await;
+    gateway.resume("/v1/rooms/lobby/stream", Some("1-7")).await.event().await;
+    gateway.get("/nowhere").await;
+    let served = eventually("a stream's end is counted", async || {
+        let text = text(&gateway).await;
+        text.contains("streams_ended").then_some(text)
+    })
+    .await;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/grafana.json");
+    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut shown = String::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            shown += target["expr"].as_str().unwrap();
+            shown.push('\n');
+        }
+    }
+    let (shown, served) = (names(&shown), names(&served));
+    assert_eq!(shown, served);
+}
