@@ -14,7 +14,7 @@ use crate::metrics::{MEDIA_TYPE, Now};
 /// Text that Prometheus reads. With keys it takes `admin`, but on a listener of its own (`--metrics-listen`) it takes nothing.
 #[utoipa::path(
     get, path = "/metrics", operation_id = "getMetrics", tag = "Health",
-    responses((status = 200, description = "What this replica counts", body = String, content_type = "text/plain"))
+    responses((status = 200, description = "What this replica counts", body = String, content_type = "application/openmetrics-text"))
 )]
 pub async fn get_metrics(by: By, State(app): State<App>) -> Result<Response, Problem> {
     by.require_admin()?;

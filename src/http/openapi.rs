@@ -149,7 +149,8 @@ fn plain_parameters(operation: &mut Value) {
 
 fn strip_items(responses: &mut Value) {
     for response in responses.as_object_mut().into_iter().flat_map(|responses| responses.values_mut()) {
-        for media in response["content"].as_object_mut().into_iter().flat_map(|content| content.values_mut()) {
+        let content = response.get_mut("content").and_then(Value::as_object_mut);
+        for media in content.into_iter().flat_map(|content| content.values_mut()) {
             if let Some(media) = media.as_object_mut() {
                 media.remove("itemSchema");
             }

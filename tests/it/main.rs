@@ -25,6 +25,7 @@ mod outages;
 mod rawbytes;
 mod redis;
 mod replicas;
+mod schemathesis;
 mod scripts;
 mod streams;
 mod tidy;
