@@ -3,7 +3,7 @@
 import { once } from 'node:events'
 import http from 'node:http'
 import { pipeline } from 'node:stream'
-import { launchChromium, openPage } from './chromium.mjs'
+import { launchChromium, openPage, watchPost } from './chromium.mjs'
 import { check, cuttingProxy, gateway, idsByRoom, opening, publish, tick, unique, within } from './support.mjs'
 
 /** Serves an empty page, and the gateway's API under the same origin as a reverse proxy would (`Host` is kept). */
@@ -98,9 +98,11 @@ async function aForeignPageIsRefused({ page, listen }) {
   const foreign = `http://localhost:${new URL(gateway).port}`
   const events = `${foreign}/v1/rooms/${room}/events`
 
-  // `no-cors` sends without asking first. Whether it was stored is looked at below.
+  // `no-cors` sends without asking first, and the gateway's answer is kept from the page; the browser's tools still see it.
+  const watched = await watchPost(page, events)
   const attempt = (url) => fetch(url, { method: 'POST', mode: 'no-cors', body: 'forged' }).then(() => 'answered', () => 'blocked')
   check('what a foreign page sends blindly is answered with nothing', await within('attempt', page.evaluate(attempt, events)), 'blocked')
+  check('a publish from a foreign page is refused', await within('answer to the foreign page', watched.status), 403)
 
   const readable = await page.evaluate(async (url) => {
     const headers = { 'Content-Type': 'application/json' }

@@ -45,3 +45,17 @@ export async function openPage(browser, url) {
   }
   return { page, listen }
 }
+
+/** Watches for the page's next POST to a URL: the status of its answer, though the page itself may not see it. */
+export async function watchPost(page, url) {
+  const tools = await page.context().newCDPSession(page)
+  await tools.send('Network.enable')
+  const status = new Promise((resolve) => {
+    let id
+    tools.on('Network.requestWillBeSent', ({ requestId, request }) => {
+      if (request.url === url && request.method === 'POST') id = requestId
+    })
+    tools.on('Network.responseReceivedExtraInfo', ({ requestId, statusCode }) => requestId === id && resolve(statusCode))
+  })
+  return { status }
+}
