@@ -33,6 +33,7 @@ PUBLISHES = HERE / "results/publish.json"
 REPORT = ROOT / "BENCHMARKS.md"
 PICTURE = ROOT / "docs/growth.svg"
 FANBENCH = HERE / "target/release/fanbench"
+BINARY = os.environ.get("ROOMCAST", str(ROOT / "target/release/roomcast"))
 SERVER_CPU, BENCH_CPU = "0", "1"
 QUIET_SHARE = 0.10  # of the machine's CPU time, used by others
 PATIENCE_S = 30
@@ -140,8 +141,7 @@ class Server:
     def __init__(self, peer):
         script, settings, self.target, self.port, *self.flags = PEERS[peer]
         environment = {name: value for name, value in os.environ.items() if "REDIS" not in name}
-        environment.update(settings, CPU=SERVER_CPU, PORT=str(self.port))
-        environment.setdefault("ROOMCAST", str(ROOT / "target/release/roomcast"))
+        environment.update(settings, CPU=SERVER_CPU, PORT=str(self.port), ROOMCAST=BINARY)
         self.script = subprocess.Popen([HERE / "peers" / script], env=environment, stdout=subprocess.PIPE, text=True)
         self.pids = []
         for line in self.script.stdout:
@@ -459,7 +459,7 @@ def machine():
 def versions():
     socketio = json.loads((HERE / "peers/socketio/package.json").read_text()).get("dependencies", {})
     return {
-        "Roomcast": version(ROOT / "target/release/roomcast", "--version"),
+        "Roomcast": version(BINARY, "--version"),
         "Redis": version("redis-server", "--version"),
         "Nchan": version("dpkg-query", "-W", "-f", "libnginx-mod-nchan ${Version}", "libnginx-mod-nchan"),
         "Socket.IO": ", ".join(f"{name} {number}" for name, number in socketio.items()),

@@ -67,7 +67,7 @@ def once():
             subprocess.run(["taskset", "-c", "1", *benchmark], capture_output=True, check=True)
             bare = COUNT / (time.monotonic() - start), (cpu_seconds(redis) - before) / COUNT * 1e6
             processes.start(
-                "1", str(compare.ROOT / "target/release/roomcast"), "--listen", f"127.0.0.1:{PORT}", "--redis-url", f"redis://127.0.0.1:{REDIS_PORT}"
+                "1", compare.BINARY, "--listen", f"127.0.0.1:{PORT}", "--redis-url", f"redis://127.0.0.1:{REDIS_PORT}"
             )
             time.sleep(2)
             fanbench = [str(compare.FANBENCH), "--url", f"http://127.0.0.1:{PORT}", *compare.ROOMCAST[2:], "--json", "--quiet", "--publishers"]

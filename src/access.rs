@@ -33,6 +33,12 @@ pub struct Caller {
     pub has_token: bool,
 }
 
+impl Caller {
+    fn nobody(grants: Grants) -> Arc<Self> {
+        Arc::new(Self { subject: None, grants, expires_at: None, has_token: false })
+    }
+}
+
 /// Why a token is not taken. The texts go to callers: nothing of the token is in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the texts say it")]
@@ -93,15 +99,13 @@ pub struct Access {
 impl Access {
     /// Everyone may do everything.
     pub fn open() -> Self {
-        let nobody = Caller { subject: None, grants: Grants::all(), expires_at: None, has_token: false };
-        Self { nobody: Arc::new(nobody), keys: None, rules: Rules::default() }
+        Self { nobody: Caller::nobody(Grants::all()), keys: None, rules: Rules::default() }
     }
 
     /// Only what tokens grant may be done, and what `anonymous` grants to those who have none. Key sets are kept fresh by
     /// `tasks`.
     pub fn with_keys(sources: KeySources, anonymous: Grants, rules: Rules, tasks: &Tasks) -> Self {
-        let nobody = Caller { subject: None, grants: anonymous, expires_at: None, has_token: false };
-        Self { nobody: Arc::new(nobody), keys: Some(KeySets::new(sources, tasks)), rules }
+        Self { nobody: Caller::nobody(anonymous), keys: Some(KeySets::new(sources, tasks)), rules }
     }
 
     /// Whether everyone may do everything.

@@ -535,8 +535,8 @@ mod tests {
         assert_eq!(settings.check(), Err(SettingsError::KeysInOpenGateway));
         settings.insecure_allow_anonymous = false;
         assert_eq!(settings.check(), Ok(()));
-        settings.access =
-            AccessSettings { anonymous: vec!["read=*".parse().unwrap()], ..AccessSettings::default() };
+        settings.access.jwt_hs256_secret.clear();
+        settings.access.anonymous = vec!["read=*".parse().unwrap()];
         settings.listen = "127.0.0.1:8080".parse().unwrap();
         assert_eq!(settings.check(), Err(SettingsError::AnonymousWithoutKeys));
     }

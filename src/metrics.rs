@@ -10,7 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 /// The media type of [`Metrics::text`].
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -51,7 +51,6 @@ pub struct Metrics {
 }
 
 /// What is looked at when somebody asks.
-#[derive(Clone, Default)]
 struct NowGauges {
     rooms: Gauge,
     connections: Gauge,
@@ -80,82 +79,58 @@ pub struct Now {
     pub draining: bool,
 }
 
+/// Adds a metric to the registry.
+fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// Adds a metric in seconds, which its name then ends with.
+fn add_seconds<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
+    metric
+}
+
 impl Metrics {
     /// All at zero.
     pub fn new(version: &'static str, broker: &'static str) -> Self {
-        let mut registry = Registry::with_prefix("roomcast");
+        let all = &mut Registry::with_prefix("roomcast");
         let seconds = || Histogram::new(exponential_buckets(SECONDS.0, SECONDS.1, SECONDS.2));
         let build = Info::new(vec![("version", version), ("broker", broker)]);
-        registry.register("build", "The gateway's version, and where its rooms are kept", build);
-        let metrics = Self {
-            answers: Family::default(),
-            problems: Family::default(),
-            published: Counter::default(),
-            publish_seconds: seconds(),
-            delivered: Counter::default(),
-            delivery_lag: seconds(),
-            opened: Counter::default(),
-            ended: Family::default(),
-            gaps: Family::default(),
-            streams: Gauge::default(),
-            now: NowGauges::default(),
-            registry,
-        };
-        metrics.registered()
-    }
-
-    fn registered(mut self) -> Self {
-        let registry = &mut self.registry;
-        registry.register("http_requests", "Requests by route and status", self.answers.clone());
-        registry.register("problems", "Failures that callers were told, by code", self.problems.clone());
-        registry.register("events_published", "Events that this replica has stored", self.published.clone());
-        registry.register_with_unit(
-            "publish",
-            "Time that the broker took to store an event",
-            Unit::Seconds,
-            self.publish_seconds.clone(),
-        );
-        registry.register(
-            "events_delivered",
-            "Events written to streams: once for each event and stream",
-            self.delivered.clone(),
-        );
-        registry.register_with_unit(
-            "delivery_lag",
-            "From an event's publication to its writing to a room's streams, once for each room and write",
-            Unit::Seconds,
-            self.delivery_lag.clone(),
-        );
-        registry.register("streams_opened", "Streams that were opened", self.opened.clone());
-        registry.register("streams_ended", "Streams that ended, by reason", self.ended.clone());
-        registry.register("gaps", "Gaps that streams were told, by reason", self.gaps.clone());
-        registry.register("streams", "Open streams", self.streams.clone());
-        let now = &self.now;
-        registry.register("rooms", "Rooms that this replica holds", now.rooms.clone());
-        registry.register("connections", "Open connections, streams among them", now.connections.clone());
-        registry.register(
-            "broker_commands_up",
-            "Whether commands to the broker go through",
-            now.commands_up.clone(),
-        );
-        registry.register(
-            "broker_delivery_up",
-            "Whether announcements from the broker come back",
-            now.delivery_up.clone(),
-        );
-        registry.register_with_unit(
-            "broker_round_trip",
-            "How long the last probe of the broker took there and back; 0 if it did not come back",
-            Unit::Seconds,
-            now.round_trip.clone(),
-        );
-        registry.register(
-            "junk_announcements",
-            "Messages on the rooms' channels that were no announcements",
-            now.junk.clone(),
-        );
-        registry.register("draining", "Whether the replica is leaving", now.draining.clone());
-        self
+        all.register("build", "The gateway's version, and where its rooms are kept", build);
+        Self {
+            answers: add(all, "http_requests", "Requests by route and status"),
+            problems: add(all, "problems", "Failures that callers were told, by code"),
+            published: add(all, "events_published", "Events that this replica has stored"),
+            publish_seconds: add_seconds(all, "publish", "Time that the broker took to store an event", seconds()),
+            delivered: add(all, "events_delivered", "Events written to streams: once for each event and stream"),
+            delivery_lag: add_seconds(
+                all,
+                "delivery_lag",
+                "From an event's publication to its writing to a room's streams, once for each room and write",
+                seconds(),
+            ),
+            opened: add(all, "streams_opened", "Streams that were opened"),
+            ended: add(all, "streams_ended", "Streams that ended, by reason"),
+            gaps: add(all, "gaps", "Gaps that streams were told, by reason"),
+            streams: add(all, "streams", "Open streams"),
+            now: NowGauges {
+                rooms: add(all, "rooms", "Rooms that this replica holds"),
+                connections: add(all, "connections", "Open connections, streams among them"),
+                commands_up: add(all, "broker_commands_up", "Whether commands to the broker go through"),
+                delivery_up: add(all, "broker_delivery_up", "Whether announcements from the broker come back"),
+                round_trip: add_seconds(
+                    all,
+                    "broker_round_trip",
+                    "How long the last probe of the broker took there and back; 0 if it did not come back",
+                    Seconds::default(),
+                ),
+                junk: add(all, "junk_announcements", "Messages on the rooms' channels that were no announcements"),
+                draining: add(all, "draining", "Whether the replica is leaving"),
+            },
+            registry: std::mem::take(all),
+        }
     }
 
     /// A request was answered.

@@ -62,7 +62,16 @@ pub struct Claim {
 }
 
 impl Claim {
-    pub fn patterns_mut(&mut self, permission: Permission) -> &mut Vec<String> {
+    /// What grants these.
+    pub fn of(grants: impl IntoIterator<Item = (Permission, String)>) -> Self {
+        let mut claim = Self::default();
+        for (permission, pattern) in grants {
+            claim.patterns_mut(permission).push(pattern);
+        }
+        claim
+    }
+
+    fn patterns_mut(&mut self, permission: Permission) -> &mut Vec<String> {
         match permission {
             Permission::Publish => &mut self.publish,
             Permission::Subscribe => &mut self.subscribe,
@@ -99,12 +108,8 @@ impl Grants {
     }
 
     /// From rules such as `subscribe=public.*`.
-    pub fn of<'a>(rules: impl IntoIterator<Item = (Permission, &'a str)>) -> Self {
-        let mut claim = Claim::default();
-        for (permission, pattern) in rules {
-            claim.patterns_mut(permission).push(pattern.into());
-        }
-        claim.into_grants(None)
+    pub fn of(rules: impl IntoIterator<Item = (Permission, String)>) -> Self {
+        Claim::of(rules).into_grants(None)
     }
 
     /// Whether everything may be done.
@@ -201,7 +206,7 @@ mod tests {
 
     #[test]
     fn one_permission_is_not_another() {
-        let grants = Grants::of([(Permission::Read, "a"), (Permission::Presence, "b")]);
+        let grants = Grants::of([(Permission::Read, "a".into()), (Permission::Presence, "b".into())]);
         for permission in Permission::ALL {
             assert_eq!(grants.allow(permission, "a"), permission == Permission::Read);
             assert_eq!(grants.allow(permission, "b"), permission == Permission::Presence);

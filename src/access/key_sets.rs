@@ -214,7 +214,7 @@ async fn fetch_for_ever(set: &KeySetUrl, remote: &Remote) {
         };
         remote.fetching.store(false, Ordering::SeqCst);
         remote.fetched.send_modify(|count| *count += 1);
-        sleep(FETCH_PAUSE.min(pause)).await;
+        sleep(FETCH_PAUSE).await;
         remote.may_fetch.store(true, Ordering::SeqCst);
         let _ = timeout(pause.saturating_sub(FETCH_PAUSE), remote.wanted.notified()).await;
         remote.may_fetch.store(false, Ordering::SeqCst);

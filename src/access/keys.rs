@@ -92,21 +92,19 @@ impl Key {
     }
 
     fn of_set(jwk: Jwk) -> Option<Self> {
-        let algorithm = match &jwk.algorithm {
-            AlgorithmParameters::RSA(_) => Algorithm::RS256,
-            AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => Algorithm::ES256,
-            AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
-            AlgorithmParameters::OctetKey(_) => Algorithm::HS256,
+        let (algorithm, name) = match &jwk.algorithm {
+            AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
+            AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => {
+                (Algorithm::ES256, KeyAlgorithm::ES256)
+            }
+            AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
+                (Algorithm::EdDSA, KeyAlgorithm::EdDSA)
+            }
+            AlgorithmParameters::OctetKey(_) => (Algorithm::HS256, KeyAlgorithm::HS256),
             _ => return None,
         };
-        let said = match algorithm {
-            Algorithm::RS256 => KeyAlgorithm::RS256,
-            Algorithm::ES256 => KeyAlgorithm::ES256,
-            Algorithm::EdDSA => KeyAlgorithm::EdDSA,
-            _ => KeyAlgorithm::HS256,
-        };
         let for_signatures = jwk.common.public_key_use.as_ref().is_none_or(|of| *of == PublicKeyUse::Signature);
-        let for_this = jwk.common.key_algorithm.as_ref().is_none_or(|other| *other == said);
+        let for_this = jwk.common.key_algorithm.as_ref().is_none_or(|other| *other == name);
         let verifier = DecodingKey::from_jwk(&jwk).ok().filter(|_| for_signatures && for_this)?;
         Some(Self { id: jwk.common.key_id, algorithm, verifier }).filter(Self::has_its_size)
     }

@@ -89,10 +89,7 @@ pub fn mint(token: NewToken, secret: &str, now: SystemTime) -> Result<String, Mi
     }
     // The same check as of the key that will verify it.
     Key::secret(secret)?;
-    let mut claim = Claim { admin: token.admin, ..Claim::default() };
-    for (permission, pattern) in token.grants {
-        claim.patterns_mut(permission).push(pattern);
-    }
+    let claim = Claim { admin: token.admin, ..Claim::of(token.grants) };
     let iat = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let made = Made {
         sub: token.subject,

@@ -12,7 +12,7 @@ use super::{between, is_loopback_host};
 use crate::access::{Grants, Key, KeySetFile, KeySetUrl, KeySources, NewToken, Permission, Rules};
 
 /// Who may do what. With any key the gateway is closed: only what tokens grant may be done.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub struct AccessSettings {
     /// Secret of at least 32 bytes that signs tokens with HS256. May be repeated, to change it without a break; in the variable, secrets
     /// have a space between them.
@@ -106,7 +106,7 @@ impl AccessSettings {
 
     /// What callers without a token may do, where there are keys.
     pub fn anonymous(&self) -> Grants {
-        Grants::of(self.anonymous.iter().map(|grant| (grant.permission, grant.pattern.as_str())))
+        Grants::of(self.anonymous.iter().map(|grant| (grant.permission, grant.pattern.clone())))
     }
 
     /// Whether web pages of an origin may use the gateway from another site.

@@ -15,18 +15,14 @@ use crate::access::{Caller, Permission, Refusal};
 pub const ACCESS_TOKEN: &str = "access_token";
 
 /// The caller, and what it may do. Every route below `/v1/` takes one before all else.
-pub struct By {
-    caller: Arc<Caller>,
-    is_open: bool,
-}
+pub struct By(Arc<Caller>);
 
 impl FromRequestParts<App> for By {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let is_open = app.access.is_open();
-        if is_open {
-            return Ok(Self { caller: app.access.identify(None).await?, is_open });
+        if app.access.is_open() {
+            return Ok(Self(app.access.identify(None).await?));
         }
         let token = token(parts, &app.settings.access.token_cookie)?;
         // A page of another site can make a browser send a cookie, or a request without a token from where the browser is. Its
@@ -41,19 +37,19 @@ impl FromRequestParts<App> for By {
                 return Err(Problem::new(Code::OriginNotAllowed, detail));
             }
         }
-        Ok(Self { caller: app.access.identify(token.as_ref().map(|token| token.text.as_str())).await?, is_open })
+        Ok(Self(app.access.identify(token.as_ref().map(|token| token.text.as_str())).await?))
     }
 }
 
 impl By {
     /// The caller.
     pub fn caller(&self) -> &Caller {
-        &self.caller
+        &self.0
     }
 
     /// Whose request it is, for what belongs to a caller. Those without a subject are one, and those without a token another.
     pub fn owner(&self) -> String {
-        match (&self.caller.subject, self.caller.has_token) {
+        match (&self.0.subject, self.0.has_token) {
             (Some(subject), _) => format!("subject {subject}"),
             (None, true) => "token".into(),
             (None, false) => String::new(),
@@ -62,7 +58,7 @@ impl By {
 
     /// Whether something may be done with the room or hash of that name.
     pub fn may(&self, permission: Permission, name: &str) -> bool {
-        self.caller.grants.allow(permission, name)
+        self.0.grants.allow(permission, name)
     }
 
     /// Refuses unless something may be done with the room or hash of that name.
@@ -75,7 +71,7 @@ impl By {
 
     /// Refuses unless something may be done with some room or hash.
     pub fn require_some(&self, permission: Permission) -> Result<(), Problem> {
-        if self.caller.grants.allow_some(permission) {
+        if self.0.grants.allow_some(permission) {
             return Ok(());
         }
         Err(self.refuse(permission.name()))
@@ -83,15 +79,14 @@ impl By {
 
     /// Refuses unless everything may be done.
     pub fn require_admin(&self) -> Result<(), Problem> {
-        if self.caller.grants.is_admin() {
+        if self.0.grants.is_admin() {
             return Ok(());
         }
         Err(self.refuse("admin"))
     }
 
     fn refuse(&self, missing: &str) -> Problem {
-        debug_assert!(!self.is_open, "everyone may do everything in an open gateway");
-        if self.caller.has_token {
+        if self.0.has_token {
             Problem::new(Code::Forbidden, format!("the token does not grant {missing}"))
         } else {
             let detail = format!("it takes a token that grants {missing}: in Authorization, as Bearer");
@@ -125,14 +120,15 @@ struct Token {
 
 /// The request's token. The header wins over the query, and either over a cookie, which comes along by itself.
 fn token(parts: &Parts, cookie: &str) -> Result<Option<Token>, Problem> {
-    let found = |place| move |text| Token { text, place };
-    if let Some(token) = bearer(&parts.headers)? {
-        return Ok(Some(token).map(found(Place::Header)));
+    if let Some(text) = bearer(&parts.headers)? {
+        return Ok(Some(Token { text, place: Place::Header }));
     }
     let mut query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
-    let in_query = query.find(|(name, _)| name == ACCESS_TOKEN).map(|(_, token)| token.into_owned());
-    let in_query = in_query.filter(|token| !token.is_empty()).map(found(Place::Query));
-    Ok(in_query.or_else(|| cookie_of(&parts.headers, cookie).map(found(Place::Cookie))))
+    let in_query = query.find(|(name, _)| name == ACCESS_TOKEN).filter(|(_, token)| !token.is_empty());
+    if let Some((_, text)) = in_query {
+        return Ok(Some(Token { text: text.into_owned(), place: Place::Query }));
+    }
+    Ok(cookie_of(&parts.headers, cookie).map(|text| Token { text, place: Place::Cookie }))
 }
 
 /// `Authorization: Bearer` (RFC 6750, 2.1). Another scheme is not taken for none: its sender means to be someone.

@@ -11,6 +11,7 @@ use reqwest::{Method, StatusCode};
 use roomcast::config::Settings;
 use serde_json::{Value, json};
 
+use crate::cli::{refuses, roomcast};
 use crate::support::{Gateway, Replica, World};
 
 pub const SECRET: &str = "a-secret-for-tests-that-is-long-enough";
@@ -345,8 +346,7 @@ async fn a_subject_in_a_pattern_is_taken_as_it_is() {
 async fn a_token_of_the_command_line_grants_what_it_says() {
     let replica =
         Replica::start_with(&["--jwt-hs256-secret", SECRET, "--jwt-audience", AUDIENCE, "--jwt-issuer", "tests"]);
-    let made = std::process::Command::new(env!("CARGO_BIN_EXE_roomcast"))
-        .args(["token", "--audience", AUDIENCE, "--issuer", "tests", "--sub", "ann"])
+    let made = roomcast(&["token", "--audience", AUDIENCE, "--issuer", "tests", "--sub", "ann"])
         .args(["--publish", "chat.*", "--subscribe", "user.{sub}", "--lifetime", "5m"])
         // The last of several signs.
         .env("ROOMCAST_JWT_HS256_SECRET", format!("{} {SECRET}", "b".repeat(32)))
@@ -362,11 +362,7 @@ async fn a_token_of_the_command_line_grants_what_it_says() {
     assert_eq!(status(Method::POST, "/v1/rooms/news/events").await, 403);
     assert_eq!(status(Method::GET, "/v1/rooms/user.ann/events").await, 200);
     assert_eq!(status(Method::GET, "/v1/rooms/user.bob/events").await, 403);
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_roomcast"));
-    command.args(["token", "--jwt-hs256-secret", "short", "--admin"]);
-    let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("32 bytes"));
+    refuses(&["token", "--jwt-hs256-secret", "short", "--admin"], &["32 bytes"]);
 }
 
 #[tokio::test]
@@ -396,20 +392,14 @@ async fn an_issuer_is_checked_where_one_is_set_and_clocks_may_be_a_little_apart(
 
 #[test]
 fn keys_that_could_not_verify_anything_are_refused_at_the_start() {
-    let refused = |arguments: &[&str], words: &[&str]| {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_roomcast")).args(arguments).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-        assert!(words.iter().all(|word| said.contains(word)), "{said}");
-    };
     let key = |name: &str| format!("{KEYS}/{name}.pem");
-    refused(&["--listen", "127.0.0.1:0", "--jwt-hs256-secret", "short"], &["--jwt-hs256-secret", "32 bytes"]);
+    refuses(&["--listen", "127.0.0.1:0", "--jwt-hs256-secret", "short"], &["--jwt-hs256-secret", "32 bytes"]);
     for name in ["p384.pub", "rsa.key", "ec.key", "missing"] {
-        refused(&["--listen", "127.0.0.1:0", "--jwt-public-key", &key(name)], &["--jwt-public-key", name]);
+        refuses(&["--listen", "127.0.0.1:0", "--jwt-public-key", &key(name)], &["--jwt-public-key", name]);
     }
-    refused(&["--listen", "127.0.0.1:0", "--jwks-file", &key("rsa.pub")], &["--jwks-file", "JWKS"]);
-    refused(&["--jwks-url", "http://id.example/keys"], &["--jwks-url", "https"]);
-    refused(&["--anonymous", "subscribe=*"], &["--anonymous"]);
-    refused(&["--anonymous", "admin=*"], &["--anonymous", "subscribe"]);
-    refused(&["--cors-origin", "*"], &["--cors-origin", "https://app.example"]);
+    refuses(&["--listen", "127.0.0.1:0", "--jwks-file", &key("rsa.pub")], &["--jwks-file", "JWKS"]);
+    refuses(&["--jwks-url", "http://id.example/keys"], &["--jwks-url", "https"]);
+    refuses(&["--anonymous", "subscribe=*"], &["--anonymous"]);
+    refuses(&["--anonymous", "admin=*"], &["--anonymous", "subscribe"]);
+    refuses(&["--cors-origin", "*"], &["--cors-origin", "https://app.example"]);
 }

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-fn roomcast(arguments: &[&str]) -> Command {
+pub fn roomcast(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
     command.args(arguments);
     command
@@ -17,7 +17,7 @@ fn output(arguments: &[&str]) -> Output {
 }
 
 /// A bad setting is one clear line, and exit 2.
-fn refuses(arguments: &[&str], words: &[&str]) {
+pub fn refuses(arguments: &[&str], words: &[&str]) {
     let output = output(arguments);
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
@@ -44,7 +44,7 @@ fn serve(arguments: &[&str]) -> (Child, String, String) {
     (child, address, said)
 }
 
-fn signal(child: &Child, signal: Signal) {
+pub fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
 }
 

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::json;
+
+use crate::access::{claims, close, token};
 use crate::support::Gateway;
 
 fn folder() -> PathBuf {
@@ -25,7 +28,29 @@ async fn run(gateway: &Gateway, program: &str, arguments: &[&str]) -> String {
 }
 
 fn python() -> String {
-    folder().join(".venv/bin/python").to_str().unwrap().to_owned()
+    installed("python")
+}
+
+/// A program of the Python packages.
+fn installed(name: &str) -> String {
+    folder().join(".venv/bin").join(name).to_str().unwrap().to_owned()
+}
+
+/// Requests made from the OpenAPI document, the wrong ones too: no failure of the gateway's own, and no answer that the
+/// document lacks.
+async fn examine(gateway: &Gateway, headers: &[&str]) {
+    /// Requests to each operation in each phase, beside those that cover each parameter's limits. A budget, so that it ends.
+    const EXAMPLES: &str = "100";
+    let document = format!("{}/openapi.json", gateway.url);
+    let mut arguments = vec!["run", &document];
+    arguments.extend(["--phases", "examples,coverage,fuzzing", "--max-examples", EXAMPLES, "--seed", "7"]);
+    arguments.extend(["--generation-deterministic", "--no-color", "--warnings", "off"]);
+    arguments.extend(["--checks", "not_a_server_error,status_code_conformance,content_type_conformance"]);
+    arguments.extend(["--checks", "response_headers_conformance,response_schema_conformance"]);
+    // A stream has no end to wait for.
+    arguments.extend(["--exclude-path-regex", "/stream$", "--request-timeout", "10", "--continue-on-failure"]);
+    arguments.extend(headers.iter().flat_map(|header| ["--header", header]));
+    run(gateway, &installed("schemathesis"), &arguments).await;
 }
 
 on_both_brokers! {
@@ -70,8 +95,11 @@ on_both_brokers! {
 
     async fn the_k6_smoke_test_passes(world) {
         let gateway = world.gateway().await;
-        let k6 = folder().join(".venv/bin/k6");
-        run(&gateway, k6.to_str().unwrap(), &["run", "--quiet", "../../k6/smoke.js"]).await;
+        run(&gateway, &installed("k6"), &["run", "--quiet", "../../k6/smoke.js"]).await;
+    }
+
+    async fn p11_no_request_that_the_document_allows_or_forbids_gets_an_answer_that_it_lacks(world) {
+        examine(&world.gateway().await, &[]).await;
     }
 }
 
@@ -85,4 +113,12 @@ async fn three_replicas_behind_nginx_work_as_compose_would_start_them() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.trim_end().ends_with(" 0 failed"), "{said}");
+}
+
+#[tokio::test]
+async fn p11_so_it_is_with_a_token_and_with_none_where_one_is_wanted() {
+    let gateway = Gateway::start(close).await;
+    examine(&gateway, &[]).await;
+    let token = token(&claims(&json!({"admin": true})));
+    examine(&gateway, &[&format!("Authorization: Bearer {token}")]).await;
 }

@@ -25,7 +25,6 @@ mod outages;
 mod rawbytes;
 mod redis;
 mod replicas;
-mod schemathesis;
 mod scripts;
 mod streams;
 mod tidy;

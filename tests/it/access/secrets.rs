@@ -1,35 +1,29 @@
 //! Secrets are nowhere to be read: not in logs at their most talkative, not in answers, not in `--help`.
 
 use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
+use nix::sys::signal::Signal;
 use reqwest::Method;
 use roomcast::config::Settings;
 use serde_json::json;
 
 use super::{SECRET, all, at, close, token};
+use crate::cli::{roomcast, signal};
 use crate::support::{Gateway, Stream, eventually, free_port};
 
 #[tokio::test]
 async fn no_token_and_no_secret_is_in_a_log_or_an_answer() {
     let port = free_port();
-    let mut process = Command::new(env!("CARGO_BIN_EXE_roomcast"))
-        .args([
-            "--listen",
-            &format!("127.0.0.1:{port}"),
-            "--jwt-skew",
-            "0",
-            "--drain-delay",
-            "0",
-            "--drain-window",
-            "0",
-        ])
-        .env("ROOMCAST_JWT_HS256_SECRET", SECRET)
-        .env("ROOMCAST_LOG", "trace")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let address = format!("127.0.0.1:{port}");
+    let mut process =
+        roomcast(&["--listen", &address, "--jwt-skew", "0", "--drain-delay", "0", "--drain-window", "0"])
+            .env("ROOMCAST_JWT_HS256_SECRET", SECRET)
+            .env("ROOMCAST_LOG", "trace")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
     let mut stderr = process.stderr.take().unwrap();
     let reading = std::thread::spawn(move || {
         let mut log = Vec::new();
@@ -58,11 +52,7 @@ async fn no_token_and_no_secret_is_in_a_log_or_an_answer() {
     assert_eq!(stream.event().await.data, "hello");
     drop(stream);
     // Politely, so that all of the log is written.
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(process.id().cast_signed()),
-        nix::sys::signal::Signal::SIGTERM,
-    )
-    .unwrap();
+    signal(&process, Signal::SIGTERM);
     eventually("it has left", async || process.try_wait().unwrap()).await;
     let log = reading.join().unwrap();
     assert!(log.contains("request") && log.contains("/v1/rooms/lobby/events"), "it logs: {log}");
@@ -78,11 +68,7 @@ async fn no_secret_is_in_the_settings_words() {
     let mut settings = Settings::defaults();
     close(&mut settings);
     assert!(!format!("{settings:?}").contains(SECRET));
-    let help = Command::new(env!("CARGO_BIN_EXE_roomcast"))
-        .arg("--help")
-        .env("ROOMCAST_JWT_HS256_SECRET", SECRET)
-        .output()
-        .unwrap();
+    let help = roomcast(&["--help"]).env("ROOMCAST_JWT_HS256_SECRET", SECRET).output().unwrap();
     assert!(help.status.success() && !String::from_utf8(help.stdout).unwrap().contains(SECRET));
     let gateway = Gateway::start(close).await;
     assert!(!gateway.get("/healthz").await.1.to_string().contains(SECRET));
