@@ -11,7 +11,10 @@ use std::time::{Duration, SystemTime};
 pub use self::grants::{Grants, Permission};
 pub use self::key_sets::{KeySetFile, KeySetUrl};
 pub use self::keys::{Key, KeyError};
-pub use self::token::{MintError, NewToken, mint};
+pub use self::token::{MAX_ID_BYTES, MintError, NewToken, mint};
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 
 use self::key_sets::KeySets;
 use self::keys::Signed;
@@ -20,11 +23,18 @@ use crate::shutdown::Tasks;
 /// Longest token. Larger ones would not pass the servers in front of a gateway either.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
+/// Bytes of tokens whose signatures need not be looked at again: some 50,000 of usual length.
+const REMEMBERED_BYTES: u64 = 32 * 1024 * 1024;
+/// What a remembered token costs beside its text: an estimate.
+const REMEMBERED_OVERHEAD: u64 = 512;
+
 /// Who a request is from, what it may do, and until when.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// The token's `sub`.
     pub subject: Option<Arc<str>>,
+    /// The token's `jti`.
+    pub token_id: Option<Arc<str>>,
     /// What it may do.
     pub grants: Grants,
     /// When the token ends, skew included. Never, for callers without one.
@@ -34,8 +44,12 @@ pub struct Caller {
 }
 
 impl Caller {
+    fn has_expired(&self) -> bool {
+        self.expires_at.is_some_and(|at| at <= SystemTime::now())
+    }
+
     fn nobody(grants: Grants) -> Arc<Self> {
-        Arc::new(Self { subject: None, grants, expires_at: None, has_token: false })
+        Arc::new(Self { subject: None, token_id: None, grants, expires_at: None, has_token: false })
     }
 }
 
@@ -94,18 +108,51 @@ pub struct Access {
     /// None: the gateway is open, and everyone may do everything.
     keys: Option<KeySets>,
     rules: Rules,
+    remembered: Cache<String, Remembered, ByBytes>,
+}
+
+/// A token that was verified.
+#[derive(Clone)]
+struct Remembered {
+    caller: Arc<Caller>,
+    /// How often keys had been replaced before.
+    changes: u64,
+}
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<String, Remembered> for ByBytes {
+    fn weight(&self, token: &String, _: &Remembered) -> u64 {
+        token.len() as u64 + REMEMBERED_OVERHEAD
+    }
+}
+
+fn nothing_remembered() -> Cache<String, Remembered, ByBytes> {
+    let items = usize::try_from(REMEMBERED_BYTES / (2 * REMEMBERED_OVERHEAD)).unwrap_or(usize::MAX);
+    Cache::with_weighter(items, REMEMBERED_BYTES, ByBytes)
 }
 
 impl Access {
     /// Everyone may do everything.
     pub fn open() -> Self {
-        Self { nobody: Caller::nobody(Grants::all()), keys: None, rules: Rules::default() }
+        Self {
+            nobody: Caller::nobody(Grants::all()),
+            keys: None,
+            rules: Rules::default(),
+            remembered: nothing_remembered(),
+        }
     }
 
     /// Only what tokens grant may be done, and what `anonymous` grants to those who have none. Key sets are kept fresh by
     /// `tasks`.
     pub fn with_keys(sources: KeySources, anonymous: Grants, rules: Rules, tasks: &Tasks) -> Self {
-        Self { nobody: Caller::nobody(anonymous), keys: Some(KeySets::new(sources, tasks)), rules }
+        Self {
+            nobody: Caller::nobody(anonymous),
+            keys: Some(KeySets::new(sources, tasks)),
+            rules,
+            remembered: nothing_remembered(),
+        }
     }
 
     /// Whether everyone may do everything.
@@ -116,6 +163,12 @@ impl Access {
     /// Who a caller is that has shown this token, or none. In an open gateway a token says nothing.
     pub async fn identify(&self, token: Option<&str>) -> Result<Arc<Caller>, Refusal> {
         let (Some(keys), Some(token)) = (&self.keys, token) else { return Ok(self.nobody.clone()) };
+        // Before the keys are looked at: what is verified with keys that are being replaced is not remembered for long.
+        let changes = keys.changes();
+        let remembered = self.remembered.get(token).filter(|remembered| remembered.changes == changes);
+        if let Some(Remembered { caller, .. }) = remembered {
+            return if caller.has_expired() { Err(Refusal::Expired) } else { Ok(caller) };
+        }
         let signed = Signed::parse(token)?;
         let claims = match keys.verify(&signed, &self.rules) {
             // A key that is new there, perhaps.
@@ -125,16 +178,19 @@ impl Access {
             verified => verified,
         }?;
         let expires_at = SystemTime::UNIX_EPOCH + claims.exp.0 + self.rules.skew;
-        if expires_at <= SystemTime::now() {
-            return Err(Refusal::Expired);
-        }
         let subject: Option<Arc<str>> = claims.sub.map(Into::into);
-        Ok(Arc::new(Caller {
+        let caller = Arc::new(Caller {
             grants: claims.roomcast.into_grants(subject.as_deref()),
             subject,
+            token_id: claims.jti.map(Into::into),
             expires_at: Some(expires_at),
             has_token: true,
-        }))
+        });
+        if caller.has_expired() {
+            return Err(Refusal::Expired);
+        }
+        self.remembered.insert(token.into(), Remembered { caller: caller.clone(), changes });
+        Ok(caller)
     }
 }
 

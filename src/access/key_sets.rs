@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -102,15 +102,23 @@ impl KeySetUrl {
 
 /// A set as it was read last.
 #[derive(Default)]
-struct Current(RwLock<Arc<Vec<Key>>>);
+struct Current {
+    keys: RwLock<Arc<Vec<Key>>>,
+    changes: AtomicU64,
+}
 
 impl Current {
     fn keys(&self) -> Arc<Vec<Key>> {
-        self.0.read().expect("no holder of the lock panics").clone()
+        self.keys.read().expect("no holder of the lock panics").clone()
     }
 
     fn replace(&self, keys: Vec<Key>) {
-        *self.0.write().expect("no holder of the lock panics") = Arc::new(keys);
+        *self.keys.write().expect("no holder of the lock panics") = Arc::new(keys);
+        self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
     }
 }
 
@@ -148,6 +156,11 @@ impl KeySets {
             remote
         });
         Self { fixed: sources.fixed, file, remote }
+    }
+
+    /// Counts how often the keys were replaced. What was verified before that may no longer be valid.
+    pub(super) fn changes(&self) -> u64 {
+        self.file.changes() + self.remote.as_ref().map_or(0, |remote| remote.current.changes())
     }
 
     pub(super) fn verify(&self, signed: &Signed<'_>, rules: &Rules) -> Result<Claims, Refusal> {

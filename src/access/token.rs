@@ -9,8 +9,8 @@ use super::Permission;
 use super::grants::Claim;
 use super::keys::{Key, KeyError};
 
-/// Longest subject.
-const MAX_SUBJECT_BYTES: usize = 256;
+/// Longest subject, and longest id of a token.
+pub const MAX_ID_BYTES: usize = 256;
 
 /// The claims that the gateway reads.
 #[derive(Deserialize)]
@@ -18,8 +18,10 @@ pub(super) struct Claims {
     // Required, which the library checks.
     #[serde(default)]
     pub(super) exp: NumericDate,
-    #[serde(default, deserialize_with = "subject")]
+    #[serde(default, deserialize_with = "short")]
     pub(super) sub: Option<String>,
+    #[serde(default, deserialize_with = "short")]
+    pub(super) jti: Option<String>,
     #[serde(default)]
     pub(super) roomcast: Claim,
 }
@@ -37,11 +39,11 @@ impl<'de> Deserialize<'de> for NumericDate {
     }
 }
 
-fn subject<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let subject = Option::<String>::deserialize(deserializer)?;
-    match subject {
-        Some(subject) if subject.len() > MAX_SUBJECT_BYTES => Err(serde::de::Error::custom("sub is too long")),
-        subject => Ok(subject),
+fn short<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    match text {
+        Some(text) if text.len() > MAX_ID_BYTES => Err(serde::de::Error::custom("sub or jti is too long")),
+        text => Ok(text),
     }
 }
 
