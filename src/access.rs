@@ -23,6 +23,8 @@ use crate::shutdown::Tasks;
 /// Longest token. Larger ones would not pass the servers in front of a gateway either.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
+/// Most bytes of what others are shown of a subscriber, as JSON.
+pub const MAX_INFO_BYTES: usize = 1024;
 /// Bytes of tokens whose signatures need not be looked at again: some 50,000 of usual length.
 const REMEMBERED_BYTES: u64 = 32 * 1024 * 1024;
 /// What a remembered token costs beside its text: an estimate.
@@ -37,6 +39,8 @@ pub struct Caller {
     pub token_id: Option<Arc<str>>,
     /// What it may do.
     pub grants: Grants,
+    /// What the token says of its subject for others to see, as JSON.
+    pub info: Option<Arc<str>>,
     /// When the token ends, skew included. Never, for callers without one.
     pub expires_at: Option<SystemTime>,
     /// Whether there was a token.
@@ -49,7 +53,7 @@ impl Caller {
     }
 
     fn nobody(grants: Grants) -> Arc<Self> {
-        Arc::new(Self { subject: None, token_id: None, grants, expires_at: None, has_token: false })
+        Arc::new(Self { subject: None, token_id: None, info: None, grants, expires_at: None, has_token: false })
     }
 }
 
@@ -178,8 +182,12 @@ impl Access {
             verified => verified,
         }?;
         let expires_at = SystemTime::UNIX_EPOCH + claims.exp.0 + self.rules.skew;
+        if claims.roomcast.info.as_ref().is_some_and(|info| info.to_string().len() > MAX_INFO_BYTES) {
+            return Err(Refusal::ClaimMalformed);
+        }
         let subject: Option<Arc<str>> = claims.sub.map(Into::into);
         let caller = Arc::new(Caller {
+            info: claims.roomcast.info.as_ref().map(|info| info.to_string().into()),
             grants: claims.roomcast.into_grants(subject.as_deref()),
             subject,
             token_id: claims.jti.map(Into::into),

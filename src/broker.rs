@@ -9,6 +9,7 @@
 
 pub mod memory;
 pub mod redis;
+mod roster;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,8 +19,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use wildmatch::WildMatch;
 
+pub use self::roster::{
+    Attendance, Attended, Change, Member, MemberPage, REMOVAL_LIFETIME, Removal, Replica, Roster, Shown, Stamp,
+    StoredRemoval,
+};
 use crate::follow::{Chain, Retained};
-use crate::room::{EventId, FieldName, HashName, RoomName};
+use crate::room::{EventId, FieldName, HashName, RoomName, SubscriberId};
 
 /// No call to a broker takes longer.
 pub const CALL_LIMIT: Duration = Duration::from_secs(5);
@@ -126,6 +131,10 @@ pub trait Listener: Send + Sync {
     fn cleared(&self, room: &RoomName, position: EventId);
     /// Announcements of this room may have been missed.
     fn doubt(&self, room: &RoomName);
+    /// There may be removals that are not known here.
+    fn removed(&self);
+    /// A later stay of a subscriber in a room has begun, on another replica.
+    fn superseded(&self, room: &RoomName, subscriber: &SubscriberId, stamp: Stamp);
     /// The server's history is another one than before: every room may have lost something.
     fn history_changed(&self);
     /// Something on the room's channel was no announcement.
@@ -155,7 +164,7 @@ impl Health {
 
 /// Keeps the logs of rooms, and carries their events.
 #[async_trait]
-pub trait Broker: Send + Sync {
+pub trait Broker: Roster {
     /// `embedded` or `redis`.
     fn kind(&self) -> &'static str;
 
@@ -197,8 +206,9 @@ pub trait Broker: Send + Sync {
     /// The chains of rooms' logs, and keeps their heads alive. `None` where the room has to be read.
     async fn chains(&self, rooms: &[RoomName]) -> Result<Vec<Option<Chain>>, BrokerError>;
 
-    /// Says how many subscribers this replica has, by room. To be repeated within [`CENSUS_LIFETIME`].
-    async fn report(&self, subscribers: &Occupancy) -> Result<(), BrokerError>;
+    /// Says how many subscribers this replica has, by room, and how many streams. To be repeated a few times within a replica's
+    /// lease: a replica that has not reported for so long counts as gone, and what it held with it.
+    async fn report(&self, subscribers: &Occupancy, streams: u64) -> Result<(), BrokerError>;
 
     /// Rooms that have subscribers, on all live replicas.
     async fn occupancy(&self) -> Result<Occupancy, BrokerError>;
@@ -210,8 +220,32 @@ pub trait Broker: Send + Sync {
     fn health(&self) -> Health;
 }
 
-/// A replica that has not reported for this long counts as gone.
-pub const CENSUS_LIFETIME: Duration = Duration::from_secs(15);
+/// What may be taken from a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// How many come back in a second.
+    pub per_second: u32,
+    /// Most that it holds.
+    pub burst: u64,
+}
+
+/// What was taken from a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// How many.
+    pub granted: u64,
+    /// What is left.
+    pub remaining: u64,
+    /// When there will be enough.
+    pub after: Duration,
+}
+
+/// Keeps buckets that all replicas take from.
+#[async_trait]
+pub trait Buckets: Send + Sync {
+    /// Takes up to `most`, and nothing where there are less than `least`.
+    async fn take(&self, key: &str, bucket: Bucket, least: u64, most: u64) -> Result<Taken, BrokerError>;
+}
 
 /// When a write to a field is to happen.
 #[derive(Clone, Debug, PartialEq, Eq)]

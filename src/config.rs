@@ -1,6 +1,8 @@
 //! Every setting: its meaning, default, environment name and limits. The only place that reads the environment.
 
 mod access;
+mod limits;
+mod roster;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +16,8 @@ use redis::IntoConnectionInfo;
 use wildmatch::WildMatch;
 
 pub use self::access::{AccessSettings, Origin, TokenArguments};
+pub use self::limits::{CallerLimits, RateFailure};
+pub use self::roster::{PresenceInfo, RosterSettings};
 
 use crate::broker::memory::{DataFolder, SyncPolicy};
 use crate::broker::{Retention, RetentionPolicy};
@@ -203,6 +207,14 @@ pub struct Settings {
     #[arg(long, env = "ROOMCAST_RING_BYTES", default_value_t = 1024 * 1024, value_name = "BYTES")]
     pub ring_bytes: usize,
 
+    /// How much a caller may take.
+    #[command(flatten)]
+    pub limits: CallerLimits,
+
+    /// Who is known to be where.
+    #[command(flatten)]
+    pub roster: RosterSettings,
+
     /// How long a room stays ready after its last subscriber has left.
     #[arg(long, env = "ROOMCAST_LINGER", default_value = "10s", value_parser = pause, value_name = "TIME")]
     pub linger: Duration,
@@ -219,6 +231,11 @@ pub struct Settings {
     /// else, and with keys takes a token with `admin`.
     #[arg(long, env = "ROOMCAST_METRICS_LISTEN", value_name = "ADDRESS")]
     pub metrics_listen: Option<SocketAddr>,
+
+    /// Address on which the routes that take `admin` are served (removals, revocations, replicas), and nothing else is; they are not
+    /// served with everything else then. Off loopback only with keys, or with --insecure-allow-anonymous.
+    #[arg(long, env = "ROOMCAST_ADMIN_LISTEN", value_name = "ADDRESS")]
+    pub admin_listen: Option<SocketAddr>,
 
     /// What to log: a level (error, warn, info, debug, trace), or levels by module.
     #[arg(long, env = "ROOMCAST_LOG", default_value = "info", value_name = "FILTER")]
@@ -252,11 +269,16 @@ pub enum LogFormat {
 pub enum SettingsError {
     /// Open to a network without anyone having said so.
     #[error(
-        "--listen {0} can be reached from other machines, and there are no keys: listen on 127.0.0.1, give a key (such as \
+        "{flag} {address} can be reached from other machines, and there are no keys: listen on 127.0.0.1, give a key (such as \
          --jwt-hs256-secret) so that tokens say who may do what, or say --insecure-allow-anonymous to serve anyone who can \
          reach it"
     )]
-    OpenOffLoopback(SocketAddr),
+    OpenOffLoopback {
+        /// Which listener.
+        flag: &'static str,
+        /// Its address.
+        address: SocketAddr,
+    },
     /// Open and closed at once.
     #[error("--insecure-allow-anonymous lets everyone do everything, and keys for tokens do not: leave one out")]
     KeysInOpenGateway,
@@ -297,8 +319,12 @@ impl Settings {
     /// Checks what a single value can't tell.
     pub fn check(&self) -> Result<(), SettingsError> {
         let has_keys = self.access.has_keys();
-        if !self.listen.ip().is_loopback() && !self.insecure_allow_anonymous && !has_keys {
-            return Err(SettingsError::OpenOffLoopback(self.listen));
+        let open = [("--listen", Some(self.listen)), ("--admin-listen", self.admin_listen)];
+        for (flag, address) in open {
+            let off_loopback = address.filter(|address| !address.ip().is_loopback());
+            if let Some(address) = off_loopback.filter(|_| !self.insecure_allow_anonymous && !has_keys) {
+                return Err(SettingsError::OpenOffLoopback { flag, address });
+            }
         }
         if has_keys && self.insecure_allow_anonymous {
             return Err(SettingsError::KeysInOpenGateway);
@@ -317,7 +343,13 @@ impl Settings {
 
     /// What a hub needs to know.
     pub fn hub(&self) -> HubSettings {
-        HubSettings { ring_events: self.ring_events, ring_bytes: self.ring_bytes, linger: self.linger }
+        HubSettings {
+            ring_events: self.ring_events,
+            ring_bytes: self.ring_bytes,
+            linger: self.linger,
+            presence: self.roster.presence(),
+            report_every: self.roster.report_every(),
+        }
     }
 
     /// Where the embedded broker keeps what it holds, if anywhere.

@@ -1,5 +1,7 @@
 //! Every route in one list, and the middleware in order.
 
+mod address;
+mod audit;
 mod batch;
 mod caller;
 mod events;
@@ -12,6 +14,7 @@ mod metrics;
 pub mod openapi;
 mod page;
 pub mod problem;
+mod removals;
 mod rooms;
 mod streams;
 
@@ -32,12 +35,15 @@ use tracing::{Instrument, info_span};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use self::address::Peer;
+use self::caller::Stands;
 use self::problem::{Code, Problem};
 pub use self::streams::{Fans, Held, Offer};
 use crate::access::Access;
 use crate::broker::HashStore;
 use crate::config::{Origin, Settings};
 use crate::hub::Hub;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::shutdown::Drain;
 
@@ -82,6 +88,8 @@ pub struct Parts {
     pub hashes: Arc<dyn HashStore>,
     /// Who may do what.
     pub access: Access,
+    /// How much a caller may take. None: as much as it likes.
+    pub limits: Option<Arc<Limits>>,
     /// What is counted.
     pub metrics: Metrics,
     /// The open connections.
@@ -96,8 +104,21 @@ pub struct Parts {
     pub guarded: bool,
 }
 
-/// The routes, and the document that describes them.
+/// All routes, and the document that describes them.
 fn routes() -> OpenApiRouter<App> {
+    public_routes().merge(admin_routes())
+}
+
+/// What operators and moderators alone use.
+fn admin_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(removals::remove_subscriber))
+        .routes(routes!(removals::remove_user))
+        .routes(routes!(removals::revoke_token))
+        .routes(routes!(rooms::list_replicas))
+}
+
+fn public_routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(events::publish_event, events::list_events, events::delete_events))
         .routes(routes!(batch::publish_events))
@@ -105,6 +126,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(streams::stream_rooms))
         .routes(routes!(rooms::list_rooms))
         .routes(routes!(rooms::describe_room))
+        .routes(routes!(rooms::list_subscribers))
         .routes(routes!(hashes::list_fields, hashes::patch_fields, hashes::delete_hash))
         .routes(routes!(hashes::get_field, hashes::set_field, hashes::delete_field))
         .routes(routes!(hashes::increment_field))
@@ -116,9 +138,19 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(openapi::get_openapi_3_2))
 }
 
-/// Everything that is served.
+/// Everything that is served, but for what has a listener of its own.
 pub fn router(app: &App) -> Router {
-    let (routes, _) = routes().split_for_parts();
+    let aside = app.settings.admin_listen.is_some();
+    served(if aside { public_routes() } else { routes() }, app)
+}
+
+/// What is served on a listener for operators and moderators.
+pub fn admin_alone(app: &App) -> Router {
+    served(admin_routes(), app)
+}
+
+fn served(routes: OpenApiRouter<App>, app: &App) -> Router {
+    let (routes, _) = routes.split_for_parts();
     let routes = routes
         .fallback(|| async { Problem::new(Code::RouteNotFound, "see /openapi.json for the routes there are") })
         .with_state(app.clone());
@@ -166,6 +198,8 @@ fn cors(origins: &[Origin]) -> Option<CorsLayer> {
             header::LINK,
             header::RETRY_AFTER,
             header::WWW_AUTHENTICATE,
+            problem::RATE_LIMIT,
+            problem::RATE_LIMIT_POLICY,
             idempotency::REPLAYED,
             REQUEST_ID,
         ])
@@ -174,13 +208,17 @@ fn cors(origins: &[Origin]) -> Option<CorsLayer> {
 }
 
 /// What surrounds every answer. One middleware, since each further one costs a publish as much as a delivery.
-async fn dress(State(app): State<App>, request: Request, next: Next) -> Response {
+async fn dress(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let began = Instant::now();
     let method = method_name(request.method());
     let route = request.extensions().get::<MatchedPath>().cloned();
     // No query in it: that may hold a token.
     let span = info_span!("request", request_id = %id, method = %request.method(), path = request.uri().path());
+    let stands = app.limits.as_ref().map(|_| Stands::default());
+    if let Some(stands) = &stands {
+        request.extensions_mut().insert(stands.clone());
+    }
     async move {
         let response = match admit(&app, &request) {
             Ok(()) => next.run(request).await,
@@ -193,6 +231,11 @@ async fn dress(State(app): State<App>, request: Request, next: Next) -> Response
         let headers = response.headers_mut();
         for (name, value) in SECURITY_HEADERS {
             headers.insert(name, HeaderValue::from_static(value));
+        }
+        if let Some(standing) =
+            stands.as_ref().and_then(Stands::standing).filter(|_| !headers.contains_key(problem::RATE_LIMIT))
+        {
+            problem::add_standing(headers, standing);
         }
         // What one caller is told is nothing that a cache may tell another.
         headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));

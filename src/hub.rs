@@ -2,9 +2,11 @@
 //! position and asks for what follows.
 
 mod encoded;
+mod ends;
 mod known;
 mod lead;
 mod mirror;
+mod presence;
 mod ring;
 mod room;
 mod subscription;
@@ -17,19 +19,24 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use tokio::sync::Semaphore;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 pub use self::encoded::Encoded;
+pub use self::ends::{Ending, Whose};
 pub use self::lead::{Ahead, Lead, Level};
+pub use self::presence::{PresenceSettings, Stay};
 pub use self::subscription::{Delivery, Resume, Start, Subscription};
 
+use self::ends::Ends;
 use self::known::KnownIds;
 use self::mirror::Taken;
+use self::presence::Presence;
 use self::room::{Room, Seat};
 use crate::broker::{
     Appended, Broker, BrokerError, CALL_LIMIT, Entry, Fault, FaultKind, Listener, Occupancy, Once, Range, Slice,
+    Stamp,
 };
-use crate::room::{Event, EventId, RoomName};
+use crate::room::{Event, EventId, RoomName, SubscriberId};
 use crate::shutdown::Tasks;
 
 /// Longest time in which a stream opens or is told that it can't.
@@ -38,8 +45,6 @@ const JOIN_LIMIT: Duration = Duration::from_secs(4);
 const COMPARE_EVERY: Duration = Duration::from_secs(15);
 /// Comparisons are spread over this many steps.
 const COMPARE_STEPS: u32 = 15;
-/// The replica's subscribers are reported at least this often, and at once, in effect, when they change.
-const REPORT_EVERY_TICKS: u32 = 5;
 const TICK: Duration = Duration::from_secs(1);
 /// Readers that fetch from the log at one time; more wait, so that a rush of them does not crowd out publishes.
 const LOG_READERS: usize = 64;
@@ -53,7 +58,7 @@ const CLOCKS_APART: Duration = Duration::from_hours(24);
 const VOUCH_AT_ONCE: usize = 64;
 
 /// What a replica keeps of each room that has subscribers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct HubSettings {
     /// Most events in a room's ring.
     pub ring_events: usize,
@@ -61,6 +66,11 @@ pub struct HubSettings {
     pub ring_bytes: usize,
     /// How long a room is kept after its last subscriber has left.
     pub linger: Duration,
+    /// Which rooms know who is in them.
+    pub presence: PresenceSettings,
+    /// The replica's subscribers are reported at least this often, and at once, in effect, when they change. The broker's rosters are
+    /// compared with what is here as often.
+    pub report_every: Duration,
 }
 
 /// The live rooms of a replica.
@@ -69,6 +79,9 @@ pub struct Hub {
     settings: HubSettings,
     rooms: Mutex<HashMap<RoomName, Arc<Room>>>,
     known: KnownIds,
+    presence: Presence,
+    ends: Ends,
+    streams: AtomicU64,
     readers: Semaphore,
     tasks: Tasks,
     junk: AtomicU64,
@@ -80,6 +93,9 @@ impl Hub {
     pub fn new(broker: Arc<dyn Broker>, settings: HubSettings, tasks: &Tasks) -> Arc<Self> {
         let hub = Arc::new(Self {
             broker,
+            presence: Presence::new(settings.presence.clone()),
+            ends: Ends::default(),
+            streams: AtomicU64::new(0),
             settings,
             rooms: Mutex::default(),
             known: KnownIds::default(),
@@ -98,6 +114,10 @@ impl Hub {
         self.tasks.supervise("comparison", async move { hub.compare_for_ever().await });
         let hub = self.clone();
         self.tasks.supervise("census", async move { hub.report_for_ever().await });
+        let hub = self.clone();
+        self.tasks.supervise("rosters", async move { hub.compare_rosters().await });
+        let hub = self.clone();
+        self.tasks.supervise("removals", async move { hub.keep_up_with_removals().await });
         let hub = self.clone();
         self.tasks.supervise("history", async move {
             loop {
@@ -208,6 +228,11 @@ impl Hub {
         timeout(JOIN_LIMIT, Subscription::open(self, rooms)).await.map_err(|_| late())?
     }
 
+    /// Open streams.
+    pub fn streams(&self) -> u64 {
+        self.streams.load(Ordering::Relaxed)
+    }
+
     /// This replica's subscribers, by room.
     pub fn occupancy(&self) -> Occupancy {
         let rooms = self.rooms();
@@ -220,7 +245,7 @@ impl Hub {
         let room = match rooms.entry(name.clone()) {
             MapEntry::Occupied(entry) => entry.into_mut(),
             MapEntry::Vacant(entry) => {
-                let room = entry.insert(Arc::new(Room::new(name.clone(), self.settings)));
+                let room = entry.insert(Arc::new(Room::new(name.clone(), &self.settings)));
                 self.tasks.spawn(Room::tend(room.clone(), self.clone()));
                 room
             }
@@ -279,16 +304,18 @@ impl Hub {
     }
 
     async fn report_for_ever(&self) {
-        let mut ticks = interval(TICK);
+        let mut ticks = interval(TICK.min(self.settings.report_every));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told: Option<Occupancy> = None;
-        for count in 0u32.. {
+        let mut due = Instant::now();
+        loop {
             ticks.tick().await;
             let now = self.occupancy();
-            if told.as_ref() == Some(&now) && !count.is_multiple_of(REPORT_EVERY_TICKS) {
+            if told.as_ref() == Some(&now) && Instant::now() < due {
                 continue;
             }
-            let reported = timeout(CALL_LIMIT, self.broker.report(&now)).await;
+            due = Instant::now() + self.settings.report_every.saturating_sub(TICK / 2);
+            let reported = timeout(CALL_LIMIT, self.broker.report(&now, self.streams())).await;
             told = matches!(reported, Ok(Ok(()))).then_some(now);
         }
     }
@@ -338,6 +365,15 @@ impl Listener for Hub {
         if let Some(room) = self.held(room) {
             room.doubt();
         }
+    }
+
+    fn removed(&self) {
+        self.ends.look();
+    }
+
+    fn superseded(&self, room: &RoomName, subscriber: &SubscriberId, stamp: Stamp) {
+        self.presence.superseded(room, subscriber, stamp);
+        self.ends.supersede(room.clone(), subscriber.clone(), stamp);
     }
 
     fn history_changed(&self) {

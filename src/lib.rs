@@ -12,6 +12,7 @@ pub mod broker;
 pub mod sse;
 
 pub mod hub;
+pub mod limits;
 
 pub mod access;
 

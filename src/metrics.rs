@@ -24,6 +24,19 @@ struct Reason {
     reason: &'static str,
 }
 
+/// A limit, and what it refused.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limited {
+    limit: &'static str,
+    what: &'static str,
+}
+
+/// Who was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Removed {
+    of: &'static str,
+}
+
 /// A kind of answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answer {
@@ -46,6 +59,8 @@ pub struct Metrics {
     opened: Counter,
     ended: Family<Reason, Counter>,
     gaps: Family<Reason, Counter>,
+    limited: Family<Limited, Counter>,
+    removals: Family<Removed, Counter>,
     streams: Gauge,
     now: NowGauges,
 }
@@ -53,6 +68,7 @@ pub struct Metrics {
 /// What is looked at when somebody asks.
 struct NowGauges {
     rooms: Gauge,
+    members: Gauge,
     connections: Gauge,
     commands_up: Gauge,
     delivery_up: Gauge,
@@ -65,6 +81,8 @@ struct NowGauges {
 pub struct Now {
     /// Rooms that have subscribers here, or had some a moment ago.
     pub rooms: usize,
+    /// Who is in rooms here and says who it is, once for each room.
+    pub members: usize,
     /// Open connections, streams among them.
     pub connections: usize,
     /// Whether commands to the broker go through.
@@ -99,7 +117,7 @@ impl Metrics {
         let seconds = || Histogram::new(exponential_buckets(SECONDS.0, SECONDS.1, SECONDS.2));
         let build = Info::new(vec![("version", version), ("broker", broker)]);
         all.register("build", "The gateway's version, and where its rooms are kept", build);
-        Self {
+        let metrics = Self {
             answers: add(all, "http_requests", "Requests by route and status"),
             problems: add(all, "problems", "Failures that callers were told, by code"),
             published: add(all, "events_published", "Events that this replica has stored"),
@@ -114,9 +132,16 @@ impl Metrics {
             opened: add(all, "streams_opened", "Streams that were opened"),
             ended: add(all, "streams_ended", "Streams that ended, by reason"),
             gaps: add(all, "gaps", "Gaps that streams were told, by reason"),
+            limited: add(all, "limited", "Requests and streams that a limit refused"),
+            removals: add(all, "removals", "Removals that this replica was asked for"),
             streams: add(all, "streams", "Open streams"),
             now: NowGauges {
                 rooms: add(all, "rooms", "Rooms that this replica holds"),
+                members: add(
+                    all,
+                    "members",
+                    "Who is in rooms on this replica and says who it is, once for each room",
+                ),
                 connections: add(all, "connections", "Open connections, streams among them"),
                 commands_up: add(all, "broker_commands_up", "Whether commands to the broker go through"),
                 delivery_up: add(all, "broker_delivery_up", "Whether announcements from the broker come back"),
@@ -130,7 +155,15 @@ impl Metrics {
                 draining: add(all, "draining", "Whether the replica is leaving"),
             },
             registry: std::mem::take(all),
+        };
+        // What is rare is there from the start, so that its first time is seen as an increase.
+        for limit in ["subject", "address", "total"] {
+            metrics.limited.get_or_create(&Limited { limit, what: "request" });
         }
+        for of in ["subscriber", "user", "token"] {
+            metrics.removals.get_or_create(&Removed { of });
+        }
+        metrics
     }
 
     /// A request was answered.
@@ -181,10 +214,21 @@ impl Metrics {
         self.gaps.get_or_create(&Reason { reason }).inc();
     }
 
+    /// A limit refused a request or a stream.
+    pub fn limited(&self, limit: &'static str, what: &'static str) {
+        self.limited.get_or_create(&Limited { limit, what }).inc();
+    }
+
+    /// Somebody was removed: a subscriber, a user, or a token.
+    pub fn removed(&self, of: &'static str) {
+        self.removals.get_or_create(&Removed { of }).inc();
+    }
+
     /// Everything, as text that Prometheus reads.
     pub fn text(&self, now: &Now) -> String {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.now.rooms.set(number(now.rooms));
+        self.now.members.set(number(now.members));
         self.now.connections.set(number(now.connections));
         self.now.commands_up.set(now.commands_up.into());
         self.now.delivery_up.set(now.delivery_up.into());

@@ -15,12 +15,13 @@ use tokio_util::task::TaskTracker;
 
 use self::connections::Connections;
 use crate::access::Access;
-use crate::broker::memory::{MemoryBroker, StoreError};
+use crate::broker::memory::{MemoryBroker, MemorySettings, StoreError};
 use crate::broker::redis::RedisBroker;
-use crate::broker::{Broker, HashStore, Occupancy};
+use crate::broker::{Broker, Buckets, HashStore, Occupancy};
 use crate::config::{AccessSettings, Settings, SettingsError};
 use crate::http::{self, App, Fans, Parts};
 use crate::hub::Hub;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::shutdown::{Drain, Tasks};
 
@@ -42,9 +43,11 @@ pub enum ServeError {
     /// A key can't be used: the flag, and why.
     #[error("{0}")]
     Key(String),
-    /// The listener for metrics can't be had.
-    #[error("--metrics-listen {address}: {why}")]
-    MetricsListener {
+    /// A listener beside the first can't be had.
+    #[error("{flag} {address}: {why}")]
+    Listen {
+        /// Which.
+        flag: &'static str,
         /// Its address.
         address: SocketAddr,
         /// Why not.
@@ -72,10 +75,7 @@ pub enum ServeError {
 impl ServeError {
     /// Whether it never began to serve, since what it was told does not work.
     pub fn is_of_settings(&self) -> bool {
-        matches!(
-            self,
-            Self::Settings(_) | Self::Key(_) | Self::MetricsListener { .. } | Self::Redis(_) | Self::Data { .. }
-        )
+        matches!(self, Self::Settings(_) | Self::Key(_) | Self::Listen { .. } | Self::Redis(_) | Self::Data { .. })
     }
 }
 
@@ -93,23 +93,26 @@ pub async fn run(
         None => uuid::Uuid::new_v4().simple().to_string()[..12].into(),
     };
     let access = access(&settings.access, &tasks)?;
-    let (hub, hashes) = build(&settings, &replica, &tasks).await?;
+    let Brokers { hub, hashes, buckets } = build(&settings, &replica, &tasks).await?;
+    let is_local = listener.local_addr()?.ip().is_loopback();
     let drain = Drain::new(settings.drain_window);
     let app = App::new(Parts {
         hub: hub.clone(),
         hashes,
         metrics: Metrics::new(env!("CARGO_PKG_VERSION"), hub.broker().kind()),
         connections: TaskTracker::new(),
-        guarded: access.is_open()
-            && listener.local_addr()?.ip().is_loopback()
-            && !settings.insecure_allow_anonymous,
+        guarded: access.is_open() && is_local && !settings.insecure_allow_anonymous,
+        // A first load test measures the gateway.
+        limits: (!access.is_open() || !is_local).then(|| Limits::new(settings.limits.limits(), buckets)),
         access,
         settings: Arc::new(settings),
         replica,
         drain: drain.clone(),
     });
     let fans = Fans::new(&app, &tasks);
-    serve_metrics(&app, &fans, &tasks).await?;
+    let aside = Aside { app: &app, fans: &fans, tasks: &tasks };
+    aside.serve("--metrics-listen", app.settings.metrics_listen, http::metrics_alone).await?;
+    aside.serve("--admin-listen", app.settings.admin_listen, http::admin_alone).await?;
     let connections =
         Connections::new(&app, app.connections.clone(), fans, http::router(&app), http::overloaded(&app));
     tracing::info!(address = %listener.local_addr()?, broker = hub.broker().kind(), "serving");
@@ -132,7 +135,7 @@ pub async fn run(
     drain.end_streams();
     connections.finish(app.settings.drain_window + LAST_REQUESTS).await;
     // Subscribers that have gone elsewhere must not be counted here until the lease runs out.
-    if let Err(error) = hub.broker().report(&Occupancy::new()).await {
+    if let Err(error) = hub.broker().report(&Occupancy::new(), 0).await {
         tracing::debug!(%error, "the broker was not told that this replica's rooms are empty");
     }
     let failed = tasks.has_failed();
@@ -140,17 +143,31 @@ pub async fn run(
     if failed { Err(ServeError::TaskEnded) } else { Ok(()) }
 }
 
-/// Serves metrics on a listener of their own, if there is to be one.
-async fn serve_metrics(app: &App, fans: &Arc<Fans>, tasks: &Tasks) -> Result<(), ServeError> {
-    let Some(address) = app.settings.metrics_listen else { return Ok(()) };
-    let listener = TcpListener::bind(address).await.map_err(|why| ServeError::MetricsListener { address, why })?;
-    let (router, overloaded) = (http::metrics_alone(app), http::overloaded(app));
-    // Not among those that leaving waits for.
-    let connections = Connections::new(app, TaskTracker::new(), fans.clone(), router, overloaded);
-    tasks.supervise("metrics listener", async move {
-        connections.accept(&listener).await;
-    });
-    Ok(())
+/// Serves some routes on listeners of their own.
+struct Aside<'a> {
+    app: &'a App,
+    fans: &'a Arc<Fans>,
+    tasks: &'a Tasks,
+}
+
+impl Aside<'_> {
+    async fn serve(
+        &self,
+        flag: &'static str,
+        address: Option<SocketAddr>,
+        router: impl FnOnce(&App) -> axum::Router,
+    ) -> Result<(), ServeError> {
+        let Some(address) = address else { return Ok(()) };
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|why| ServeError::Listen { flag, address, why })?;
+        let (router, overloaded) = (router(self.app), http::overloaded(self.app));
+        // Not among those that leaving waits for.
+        let connections = Connections::new(self.app, TaskTracker::new(), self.fans.clone(), router, overloaded);
+        self.tasks.supervise(flag, async move {
+            connections.accept(&listener).await;
+        });
+        Ok(())
+    }
 }
 
 fn access(settings: &AccessSettings, tasks: &Tasks) -> Result<Access, ServeError> {
@@ -161,25 +178,39 @@ fn access(settings: &AccessSettings, tasks: &Tasks) -> Result<Access, ServeError
     Ok(Access::with_keys(keys, settings.anonymous(), settings.rules(), tasks))
 }
 
-async fn build(
-    settings: &Settings,
-    replica: &str,
-    tasks: &Tasks,
-) -> Result<(Arc<Hub>, Arc<dyn HashStore>), ServeError> {
+/// What a broker does.
+struct Brokers {
+    hub: Arc<Hub>,
+    hashes: Arc<dyn HashStore>,
+    buckets: Arc<dyn Buckets>,
+}
+
+async fn build(settings: &Settings, replica: &str, tasks: &Tasks) -> Result<Brokers, ServeError> {
     let retention = settings.retention();
     if let Some(url) = &settings.redis_url {
-        let broker = RedisBroker::new(url.expose(), &settings.redis_prefix, replica, retention);
+        let broker = RedisBroker::new(
+            url.expose(),
+            &settings.redis_prefix,
+            replica,
+            settings.roster.replica_lease,
+            retention,
+        );
         let broker = Arc::new(broker.map_err(ServeError::Redis)?);
         let hub = start(broker.clone(), settings, tasks);
         broker.start(tasks);
-        return Ok((hub, broker));
+        return Ok(Brokers { hub, hashes: broker.clone(), buckets: broker });
     }
-    let max_bytes = settings.embedded_max_bytes;
+    let memory = MemorySettings {
+        replica: replica.into(),
+        lease: settings.roster.replica_lease,
+        retention,
+        max_bytes: settings.embedded_max_bytes,
+    };
     let broker = Arc::new(match settings.data_folder() {
-        None => MemoryBroker::new(retention, max_bytes),
+        None => MemoryBroker::new(memory),
         Some(data) => {
             let folder = data.path.clone();
-            let opened = MemoryBroker::open(data, retention, max_bytes, tasks).await;
+            let opened = MemoryBroker::open(data, memory, tasks).await;
             opened.map_err(|why| ServeError::Data { folder, why })?
         }
     });
@@ -193,7 +224,7 @@ async fn build(
             swept.sweep();
         }
     });
-    Ok((hub, broker))
+    Ok(Brokers { hub, hashes: broker.clone(), buckets: broker })
 }
 
 fn start(broker: Arc<dyn Broker>, settings: &Settings, tasks: &Tasks) -> Arc<Hub> {

@@ -59,6 +59,9 @@ pub struct Claim {
     pub write: Vec<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub admin: bool,
+    /// What others are shown of the subject.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub info: Option<serde_json::Value>,
 }
 
 impl Claim {

@@ -3,31 +3,31 @@
 //! Its history begins with the process: a restart is a new epoch for every room, and clients are told what it cost. With
 //! a data folder it costs nothing: a journal keeps what the memory holds, and nothing is told before it is kept.
 
+mod buckets;
 mod hashes;
 mod journal;
 mod log;
 mod record;
+mod rooms;
+mod roster;
 mod store;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::journal::SyncPolicy;
 use self::journal::{Ear, Journal, News, Step, Ticket};
 use self::log::Log;
 use self::record::Change;
+use self::roster::Roll;
 pub use self::store::StoreError;
-use super::{
-    Appended, Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once, Range,
-    RetentionPolicy, Slice,
-};
-use crate::follow::{Chain, Head, Moment};
+use super::{BrokerError, Fault, FaultKind, Occupancy, Removal, RetentionPolicy};
+use crate::follow::{Head, Moment};
 use crate::room::{EventId, HashName, RoomName};
 use crate::shutdown::Tasks;
 
@@ -49,12 +49,19 @@ const RENEW_EVERY: Duration = Duration::from_mins(1);
 pub struct MemoryBroker {
     state: Mutex<State>,
     journal: Option<Arc<Journal>>,
+    /// When each is full again, microseconds since 1970.
+    buckets: Mutex<HashMap<String, u64>>,
     listener: Ear,
     retention: RetentionPolicy,
     max_bytes: usize,
     /// Bytes of the largest write that was refused since there was room for it.
     refused: AtomicUsize,
     mark: String,
+    /// What this process is called among replicas.
+    replica: String,
+    began: Instant,
+    /// Who was in a room before has so long to come back.
+    lease: Duration,
 }
 
 #[derive(Default)]
@@ -62,6 +69,10 @@ struct State {
     logs: HashMap<RoomName, Log>,
     hashes: HashMap<HashName, BTreeMap<String, Bytes>>,
     subscribers: Occupancy,
+    streams: u64,
+    rolls: HashMap<RoomName, Roll>,
+    /// By when they were stored, microseconds since 1970.
+    removals: BTreeMap<u64, Removal>,
     /// What idempotency keys have done, and until when that is remembered.
     once: Keys,
     bytes: usize,
@@ -77,7 +88,7 @@ struct State {
 struct Notes {
     /// What it changed; not noted where nothing is kept.
     changes: Option<Vec<Change>>,
-    news: Option<News>,
+    news: Vec<News>,
 }
 
 impl Notes {
@@ -92,6 +103,7 @@ impl Notes {
 struct Rest<'a> {
     bytes: &'a mut usize,
     once: &'a mut Keys,
+    rolls: &'a mut HashMap<RoomName, Roll>,
     notes: &'a mut Notes,
 }
 
@@ -132,6 +144,19 @@ pub struct DataFolder {
     pub sync: SyncPolicy,
 }
 
+/// How an embedded broker keeps what it is given.
+#[derive(Clone, Debug)]
+pub struct MemorySettings {
+    /// This process's name.
+    pub replica: String,
+    /// Whoever was in a room before a restart has so long to come back.
+    pub lease: Duration,
+    /// How long logs are kept.
+    pub retention: RetentionPolicy,
+    /// Most bytes.
+    pub max_bytes: usize,
+}
+
 type Keys = HashMap<(RoomName, String), Done>;
 
 struct Done {
@@ -142,18 +167,13 @@ struct Done {
 }
 
 impl MemoryBroker {
-    /// An empty broker. Beyond `max_bytes` it refuses writes, as Redis does with `noeviction`.
-    pub fn new(retention: RetentionPolicy, max_bytes: usize) -> Self {
-        Self::with(State::default(), None, Arc::default(), retention, max_bytes)
+    /// An empty broker. Beyond its most bytes it refuses writes, as Redis does with `noeviction`.
+    pub fn new(settings: MemorySettings) -> Self {
+        Self::with(State::default(), None, Arc::default(), settings)
     }
 
-    /// A broker with what the folder holds, also if that is beyond `max_bytes`; it keeps there what it is given.
-    pub async fn open(
-        folder: DataFolder,
-        retention: RetentionPolicy,
-        max_bytes: usize,
-        tasks: &Tasks,
-    ) -> Result<Self, StoreError> {
+    /// A broker with what the folder holds, also if that is beyond its most bytes; it keeps there what it is given.
+    pub async fn open(folder: DataFolder, settings: MemorySettings, tasks: &Tasks) -> Result<Self, StoreError> {
         let listener = Ear::default();
         let load = |store: &mut store::Store| {
             let mut state = State::default();
@@ -164,22 +184,32 @@ impl MemoryBroker {
         };
         let (journal, state) = journal::open(folder, listener.clone(), tasks, load).await?;
         tracing::info!(rooms = state.logs.len(), hashes = state.hashes.len(), bytes = state.bytes, "loaded");
-        if state.bytes > max_bytes {
-            tracing::warn!(bytes = state.bytes, max_bytes, "the data folder holds more than the limit: no writes");
+        if state.bytes > settings.max_bytes {
+            tracing::warn!(
+                bytes = state.bytes,
+                max_bytes = settings.max_bytes,
+                "the data folder holds more than the limit: no writes"
+            );
         }
-        Ok(Self::with(state, Some(journal), listener, retention, max_bytes))
+        Ok(Self::with(state, Some(journal), listener, settings))
     }
 
-    fn with(
-        state: State,
-        journal: Option<Arc<Journal>>,
-        listener: Ear,
-        retention: RetentionPolicy,
-        max_bytes: usize,
-    ) -> Self {
+    fn with(state: State, journal: Option<Arc<Journal>>, listener: Ear, settings: MemorySettings) -> Self {
         let mark = uuid::Uuid::new_v4().simple().to_string();
-        let refused = AtomicUsize::new(0);
-        Self { state: Mutex::new(state), journal, listener, retention, max_bytes, refused, mark }
+        let MemorySettings { replica, lease, retention, max_bytes } = settings;
+        Self {
+            state: Mutex::new(state),
+            journal,
+            buckets: Mutex::default(),
+            listener,
+            retention,
+            max_bytes,
+            refused: AtomicUsize::new(0),
+            mark,
+            replica,
+            began: Instant::now(),
+            lease,
+        }
     }
 
     /// Drops what has expired, so that rooms nobody asks for leave the memory. To be called now and then.
@@ -213,6 +243,7 @@ impl MemoryBroker {
             }
             kept
         });
+        state.sweep_rosters();
         self.finish(&mut state);
     }
 
@@ -249,7 +280,7 @@ impl MemoryBroker {
         step: impl FnOnce(&mut Log, &mut Rest<'_>) -> Result<T, BrokerError>,
     ) -> Result<T, BrokerError> {
         let now = microseconds();
-        let State { logs, bytes, unused, once, notes, .. } = state;
+        let State { logs, bytes, unused, once, rolls, notes, .. } = state;
         let mut present = logs.remove(room);
         if let Some(log) = &mut present {
             let retention = self.retention.of(room);
@@ -285,7 +316,7 @@ impl MemoryBroker {
         if is_new {
             notes.add(|| Change::head(room, log));
         }
-        let outcome = step(log, &mut Rest { bytes, once, notes });
+        let outcome = step(log, &mut Rest { bytes, once, rolls, notes });
         *unused += usize::from(log.is_unused());
         outcome
     }
@@ -302,14 +333,16 @@ impl MemoryBroker {
     /// Ends a step: has the journal keep what it changed and tell of it then, or tells of it at once.
     fn finish(&self, state: &mut State) -> Option<Ticket> {
         let Notes { changes, news } = &mut state.notes;
-        let news = news.take();
+        let news = std::mem::take(news);
         if let Some(journal) = &self.journal {
             let changes = changes.as_mut().map(std::mem::take).unwrap_or_default();
             return (!changes.is_empty()).then(|| journal.push(Step { changes, news }));
         }
         // Under the lock: that is what keeps announcements in the order of their ids.
-        if let (Some(news), Some(listener)) = (news, self.listener.get()) {
-            news.tell(&**listener);
+        if let Some(listener) = self.listener.get() {
+            for news in news {
+                news.tell(&**listener);
+            }
         }
         None
     }
@@ -358,150 +391,4 @@ fn microseconds() -> u64 {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-#[async_trait]
-impl Broker for MemoryBroker {
-    fn kind(&self) -> &'static str {
-        "embedded"
-    }
-
-    fn listen(&self, listener: Arc<dyn Listener>) {
-        assert!(self.listener.set(listener).is_ok(), "a broker has one listener");
-    }
-
-    async fn append(
-        &self,
-        room: &RoomName,
-        known: &[EventId],
-        stored: Bytes,
-        once: Option<&Once>,
-    ) -> Result<Appended, BrokerError> {
-        let retention = self.retention.of(room);
-        let (appended, awaited) = self.with_log(room, known, Purpose::Append, |log, rest| {
-            let now = microseconds();
-            let place = once.map(|once| (room.clone(), once.key.clone()));
-            let before = place.as_ref().and_then(|place| rest.once.get(place)).filter(|done| done.until > now);
-            if let (Some(done), Some(once)) = (before, once) {
-                let same = done.content == once.content;
-                return if same {
-                    Ok(Appended { id: done.id, replayed: true })
-                } else {
-                    Err(BrokerError::KeyReused)
-                };
-            }
-            let more = stored.len() + OVERHEAD_BYTES + once.map_or(0, |_| ONCE_BYTES);
-            self.check_room_for(*rest.bytes, more)?;
-            let id = log.head.chain.extend();
-            log.touched = now;
-            if let (Some(place), Some(once)) = (place, once) {
-                let done =
-                    Done { content: once.content.clone(), id, until: now.saturating_add(micros(retention.once)) };
-                rest.notes.add(|| Change::once(room, &once.key, &done));
-                if rest.once.insert(place, done).is_none() {
-                    *rest.bytes += ONCE_BYTES;
-                }
-            }
-            let entry = Entry { id, stored };
-            rest.notes.add(|| Change::head(room, log));
-            rest.notes.add(|| Change::entry(room, &entry, now));
-            rest.notes.news = Some(News::Appended(room.clone(), entry.clone()));
-            *rest.bytes += log.entries.add(entry, now);
-            *rest.bytes -= log.entries.trim(retention, |id| rest.notes.add(|| Change::no_entry(room, id)));
-            Ok(Appended { id, replayed: false })
-        })?;
-        self.written(awaited).await?;
-        Ok(appended)
-    }
-
-    async fn read(
-        &self,
-        room: &RoomName,
-        known: &[EventId],
-        range: Range,
-        limit: usize,
-    ) -> Result<Slice, BrokerError> {
-        let from = match range {
-            Range::After(position) => Some(position),
-            Range::Before(_) | Range::Oldest | Range::Newest => None,
-        };
-        let select = |log: &Log| Slice {
-            chain: log.head.chain.clone(),
-            oldest: log.entries.oldest(),
-            retained: log.entries.len() as u64,
-            entries: log.entries.select(range, limit),
-        };
-        let (slice, awaited) = match self.peek(room, known, select) {
-            Some(peeked) => peeked,
-            None => self.with_log(room, known, Purpose::Read(from), |log, _| Ok(select(log)))?,
-        };
-        self.told(awaited).await?;
-        Ok(slice)
-    }
-
-    async fn clear(&self, room: &RoomName, known: &[EventId]) -> Result<(), BrokerError> {
-        let ((), awaited) = self.with_log(room, known, Purpose::Read(None), |log, rest| {
-            log.head.chain.clear();
-            *rest.bytes -= log.entries.clear(|id| rest.notes.add(|| Change::no_entry(room, id)));
-            rest.notes.add(|| Change::head(room, log));
-            rest.notes.news = Some(News::Cleared(room.clone(), log.head.chain.cleared()));
-            Ok(())
-        })?;
-        self.written(awaited).await
-    }
-
-    async fn subscribe(&self, _: &RoomName) {}
-
-    fn unsubscribe(&self, _: &RoomName) {}
-
-    async fn chains(&self, rooms: &[RoomName]) -> Result<Vec<Option<Chain>>, BrokerError> {
-        let now = microseconds();
-        let mut last = 0;
-        let chains = {
-            let mut state = self.state();
-            self.check_journal()?;
-            let State { logs, notes, .. } = &mut *state;
-            let mut chain_of = |room: &RoomName| {
-                let log = logs.get_mut(room)?;
-                let every = micros(RENEW_EVERY.min(self.retention.of(room).head / 4));
-                if log.entries.len() == 0 && now.saturating_sub(log.touched) >= every {
-                    log.touched = now;
-                    notes.add(|| Change::head(room, log));
-                }
-                last = last.max(log.ticket);
-                Some(log.head.chain.clone())
-            };
-            let chains = rooms.iter().map(&mut chain_of).collect();
-            // Nobody waits for the renewals themselves.
-            self.finish(&mut state);
-            chains
-        };
-        self.told(Awaited::Others(last)).await?;
-        Ok(chains)
-    }
-
-    async fn report(&self, subscribers: &Occupancy) -> Result<(), BrokerError> {
-        self.state().subscribers.clone_from(subscribers);
-        Ok(())
-    }
-
-    async fn occupancy(&self) -> Result<Occupancy, BrokerError> {
-        Ok(self.state().subscribers.clone())
-    }
-
-    async fn occupancy_of(&self, room: &RoomName) -> Result<u64, BrokerError> {
-        Ok(self.state().subscribers.get(room).copied().unwrap_or(0))
-    }
-
-    fn health(&self) -> Health {
-        let full = || {
-            let missed = self.refused.swap(0, Ordering::Relaxed);
-            match self.check_room_for(self.state().bytes, PUBLISH_BYTES.max(missed)) {
-                Err(BrokerError::Unavailable(fault)) => Some(fault),
-                _ => None,
-            }
-        };
-        let commands = self.journal.as_ref().and_then(|journal| journal.health()).or_else(full);
-        Health { commands, delivery: None, round_trip: None }
-    }
 }

@@ -9,6 +9,7 @@ mod keys;
 mod links;
 mod probe;
 mod pubsub;
+mod roster;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -24,8 +25,8 @@ use self::keys::Keys;
 use self::links::Links;
 use self::pubsub::PubSub;
 use super::{
-    Appended, Broker, BrokerError, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once, Range, Retention,
-    RetentionPolicy, Slice,
+    Appended, Broker, BrokerError, Bucket, Buckets, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once,
+    Range, Retention, RetentionPolicy, Slice, Taken,
 };
 use crate::follow::{Chain, Head};
 use crate::room::{EventId, RoomName};
@@ -49,10 +50,12 @@ pub struct RedisBroker {
     listener: OnceLock<Arc<dyn Listener>>,
     health: Mutex<Health>,
     told: census::Told,
+    lease: Duration,
 }
 
 struct Scripts {
     append: Script,
+    attend: Script,
     clear: Script,
     vouch: Script,
     hash_set: Script,
@@ -60,6 +63,7 @@ struct Scripts {
     hash_patch: Script,
     hash_clear: Script,
     hash_increment: Script,
+    take: Script,
 }
 
 impl Scripts {
@@ -69,6 +73,7 @@ impl Scripts {
             |script: &str| Script::new(&[include_str!("redis/scripts/condition.lua"), script].concat());
         Self {
             append: about_heads(include_str!("redis/scripts/append.lua")),
+            attend: about_heads(include_str!("redis/scripts/attend.lua")),
             clear: about_heads(include_str!("redis/scripts/clear.lua")),
             vouch: about_heads(include_str!("redis/scripts/vouch.lua")),
             hash_set: conditional(include_str!("redis/scripts/hash_set.lua")),
@@ -76,13 +81,21 @@ impl Scripts {
             hash_patch: Script::new(include_str!("redis/scripts/hash_patch.lua")),
             hash_clear: Script::new(include_str!("redis/scripts/hash_clear.lua")),
             hash_increment: Script::new(include_str!("redis/scripts/hash_increment.lua")),
+            take: Script::new(include_str!("redis/scripts/take.lua")),
         }
     }
 }
 
 impl RedisBroker {
-    /// A broker on the Redis at `url`; connects in the background. Fails only on a URL that is none.
-    pub fn new(url: &str, prefix: &str, replica: &str, retention: RetentionPolicy) -> Result<Self, RedisError> {
+    /// A broker on the Redis at `url`; connects in the background. A replica that has not reported for `lease` counts as gone. Fails
+    /// only on a URL that is none.
+    pub fn new(
+        url: &str,
+        prefix: &str,
+        replica: &str,
+        lease: Duration,
+        retention: RetentionPolicy,
+    ) -> Result<Self, RedisError> {
         // A host that has vanished is noticed by the kernel; a hung process only by limits on answers.
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(5))
@@ -112,6 +125,7 @@ impl RedisBroker {
                 round_trip: None,
             }),
             told: census::Told::default(),
+            lease,
         })
     }
 
@@ -302,6 +316,18 @@ fn random() -> u64 {
 }
 
 #[async_trait]
+impl Buckets for RedisBroker {
+    async fn take(&self, key: &str, bucket: Bucket, least: u64, most: u64) -> Result<Taken, BrokerError> {
+        let mut link = self.links.for_write().await?;
+        let mut call = self.scripts.take.key(self.keys.bucket(key));
+        call.arg(1_000_000 / bucket.per_second.max(1)).arg(bucket.burst).arg(least).arg(most);
+        let result: RedisResult<(u64, u64, u64)> = call.invoke_async(link.connection()).await;
+        let (granted, remaining, after) = link.judge(result, write_error)?;
+        Ok(Taken { granted, remaining, after: Duration::from_micros(after) })
+    }
+}
+
+#[async_trait]
 impl Broker for RedisBroker {
     fn kind(&self) -> &'static str {
         "redis"
@@ -397,8 +423,8 @@ impl Broker for RedisBroker {
         Ok(chains)
     }
 
-    async fn report(&self, subscribers: &Occupancy) -> Result<(), BrokerError> {
-        self.report_census(subscribers).await
+    async fn report(&self, subscribers: &Occupancy, streams: u64) -> Result<(), BrokerError> {
+        self.report_census(subscribers, streams).await
     }
 
     async fn occupancy(&self) -> Result<Occupancy, BrokerError> {

@@ -168,8 +168,8 @@ pub async fn publish_events(
         let mut result =
             BatchResult { status: 201, published: Vec::new(), publish_id, replayed: true, problem: None };
         for room in rooms {
-            if let Err(problem) = by.require(Permission::Publish, room.as_str()) {
-                result.fail(&problem, &room);
+            if !by.may(Permission::Publish, room.as_str()) {
+                result.fail(&by.lacks(Permission::Publish, room.as_str()), &room);
                 continue;
             }
             let place = *places.entry(room.clone()).or_insert_with(|| {
@@ -180,6 +180,7 @@ pub async fn publish_events(
         }
         results.push(result);
     }
+    by.spend(&app, copies.saturating_sub(1) as u64).await?;
     let away = OnceLock::new();
     let publishing = by_room.into_iter().map(|(room, events)| publish_in_order(&app, room, events, &away));
     let stored: Vec<_> = futures_util::stream::iter(publishing).buffered(ROOMS_AT_ONCE).collect().await;

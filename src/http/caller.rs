@@ -1,64 +1,168 @@
 //! Who a request is from: its token, wherever that may stand, and what it may do.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::FromRequestParts;
 use axum::http::header::{AUTHORIZATION, COOKIE, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method};
 
-use super::App;
+use super::address::address;
 use super::problem::{Code, Problem};
+use super::{App, audit};
 use crate::access::{Caller, Permission, Refusal};
+use crate::limits::{Of, Refused, Standing};
 
 /// The parameter of the query in which `EventSource`, which can't set headers, brings its token.
 pub const ACCESS_TOKEN: &str = "access_token";
 
 /// The caller, and what it may do. Every route below `/v1/` takes one before all else.
-pub struct By(Arc<Caller>);
+pub struct By {
+    caller: Arc<Caller>,
+    address: Option<IpAddr>,
+}
+
+/// How the caller of a request stands with its limits, for the fields of the answer. In the request's extensions, where there are
+/// limits; clones are the same.
+#[derive(Clone, Default)]
+pub struct Stands(Arc<OnceLock<Standing>>);
+
+impl Stands {
+    /// What is known of it.
+    pub fn standing(&self) -> Option<&Standing> {
+        self.0.get()
+    }
+}
 
 impl FromRequestParts<App> for By {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        if app.access.is_open() {
-            return Ok(Self(app.access.identify(None).await?));
+        let address = address(&parts.extensions, &parts.headers, &app.settings.limits.trusted_proxy);
+        if app.access.is_open() && app.limits.is_none() {
+            return Ok(Self { caller: app.access.identify(None).await?, address });
         }
-        let token = token(parts, &app.settings.access.token_cookie)?;
-        // A page of another site can make a browser send a cookie, or a request without a token from where the browser is. Its
-        // Origin then says so.
-        let comes_by_itself = token.as_ref().is_none_or(|token| token.place == Place::Cookie);
-        if comes_by_itself && !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) {
-            let origin = parts.headers.get(ORIGIN);
-            let allowed = origin.is_some_and(|origin| app.settings.access.allows_origin(origin.as_bytes()));
-            if !allowed && (token.is_some() || origin.is_some()) {
-                let detail =
-                    "a page's write takes a token in Authorization, or an Origin that --cors-origin allows";
-                return Err(Problem::new(Code::OriginNotAllowed, detail));
+        // Before the token is looked at, which is work.
+        let place = address.map(Of::Address);
+        let standing = take(app, place.into_iter().chain([Of::All]), 1, address, None).await?;
+        let identified = identify(parts, app).await;
+        let caller = identified.inspect_err(|problem| audit::refused(problem, None, address))?;
+        let of_subject = caller.subject.clone().map(Of::Subject);
+        let of_subject = take(app, of_subject, 1, address, caller.subject.as_deref()).await?;
+        if let (Some(standing), Some(stands)) = (of_subject.or(standing), parts.extensions.get::<Stands>()) {
+            let _ = stands.0.set(standing);
+        }
+        Ok(Self { caller, address })
+    }
+}
+
+/// Who it is, by its token.
+async fn identify(parts: &Parts, app: &App) -> Result<Arc<Caller>, Problem> {
+    let token = token(parts, &app.settings.access.token_cookie)?;
+    // A page of another site can make a browser send a cookie, or a request without a token from where the browser is. Its
+    // Origin then says so.
+    let comes_by_itself = token.as_ref().is_none_or(|token| token.place == Place::Cookie);
+    if !app.access.is_open()
+        && comes_by_itself
+        && !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS)
+    {
+        let origin = parts.headers.get(ORIGIN);
+        let allowed = origin.is_some_and(|origin| app.settings.access.allows_origin(origin.as_bytes()));
+        if !allowed && (token.is_some() || origin.is_some()) {
+            let detail = "a page's write takes a token in Authorization, or an Origin that --cors-origin allows";
+            return Err(Problem::new(Code::OriginNotAllowed, detail));
+        }
+    }
+    let caller = app.access.identify(token.as_ref().map(|token| token.text.as_str())).await?;
+    if caller.token_id.as_ref().is_some_and(|token| app.hub.has_revoked(token)) {
+        return Err(Problem::new(Code::TokenInvalid, "the token was revoked"));
+    }
+    Ok(caller)
+}
+
+/// Counts requests against limits.
+async fn take(
+    app: &App,
+    of: impl IntoIterator<Item = Of>,
+    count: u64,
+    address: Option<IpAddr>,
+    subject: Option<&str>,
+) -> Result<Option<Standing>, Problem> {
+    let Some(limits) = &app.limits else { return Ok(None) };
+    limits.take(of, count).await.map_err(|refused| {
+        if let Refused::TooMany { standing, .. } | Refused::Never { standing } = refused {
+            app.metrics.limited(standing.policy, "request");
+        }
+        let is_news = !matches!(refused, Refused::TooMany { is_news: false, .. });
+        let problem = Problem::from(refused);
+        if is_news {
+            audit::refused(&problem, subject, address);
+        }
+        problem
+    })
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::TooMany { standing, after, .. } => {
+                let detail = format!(
+                    "more than {} requests in {} s, by the limit for each {}; all there are are spent",
+                    standing.quota, standing.window, standing.policy
+                );
+                Self::later(Code::TooManyRequests, detail, after).with_standing(standing)
+            }
+            Refused::Never { standing } => {
+                let detail = format!(
+                    "so many at once never pass the limit for each {}: {} at most",
+                    standing.policy, standing.quota
+                );
+                Self::new(Code::TooManyRequests, detail).with_standing(standing)
+            }
+            Refused::Unknown => {
+                Self::new(Code::Unavailable, "it can't be told now whether the request is within its limits")
             }
         }
-        Ok(Self(app.access.identify(token.as_ref().map(|token| token.text.as_str())).await?))
     }
 }
 
 impl By {
     /// The caller.
-    pub fn caller(&self) -> &Caller {
-        &self.0
+    pub fn caller(&self) -> &Arc<Caller> {
+        &self.caller
+    }
+
+    /// The caller alone.
+    pub fn into_caller(self) -> Arc<Caller> {
+        self.caller
     }
 
     /// Whose request it is, for what belongs to a caller. Those without a subject are one, and those without a token another.
     pub fn owner(&self) -> String {
-        match (&self.0.subject, self.0.has_token) {
+        match (&self.caller.subject, self.caller.has_token) {
             (Some(subject), _) => format!("subject {subject}"),
             (None, true) => "token".into(),
             (None, false) => String::new(),
         }
     }
 
+    /// Where it comes from; of IPv6, the first address of the network.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.address
+    }
+
+    /// Counts more of its requests.
+    pub async fn spend(&self, app: &App, more: u64) -> Result<(), Problem> {
+        let subject = self.caller.subject.clone();
+        let (of_subject, of_address) = (subject.clone().map(Of::Subject), self.address.map(Of::Address));
+        let of = of_subject.into_iter().chain(of_address).chain([Of::All]);
+        take(app, of, more, self.address, subject.as_deref()).await.map(|_| ())
+    }
+
     /// Whether something may be done with the room or hash of that name.
     pub fn may(&self, permission: Permission, name: &str) -> bool {
-        self.0.grants.allow(permission, name)
+        self.caller.grants.allow(permission, name)
     }
 
     /// Refuses unless something may be done with the room or hash of that name.
@@ -66,32 +170,42 @@ impl By {
         if self.may(permission, name) {
             return Ok(());
         }
-        Err(self.refuse(&format!("{} for {name:?}", permission.name())))
+        Err(self.refused(self.lacks(permission, name)))
+    }
+
+    /// That something may not be done with the room or hash of that name.
+    pub fn lacks(&self, permission: Permission, name: &str) -> Problem {
+        self.missing(&format!("{} for {name:?}", permission.name()))
     }
 
     /// Refuses unless something may be done with some room or hash.
     pub fn require_some(&self, permission: Permission) -> Result<(), Problem> {
-        if self.0.grants.allow_some(permission) {
+        if self.caller.grants.allow_some(permission) {
             return Ok(());
         }
-        Err(self.refuse(permission.name()))
+        Err(self.refused(self.missing(permission.name())))
     }
 
     /// Refuses unless everything may be done.
     pub fn require_admin(&self) -> Result<(), Problem> {
-        if self.0.grants.is_admin() {
+        if self.caller.grants.is_admin() {
             return Ok(());
         }
-        Err(self.refuse("admin"))
+        Err(self.refused(self.missing("admin")))
     }
 
-    fn refuse(&self, missing: &str) -> Problem {
-        if self.0.has_token {
+    fn missing(&self, missing: &str) -> Problem {
+        if self.caller.has_token {
             Problem::new(Code::Forbidden, format!("the token does not grant {missing}"))
         } else {
             let detail = format!("it takes a token that grants {missing}: in Authorization, as Bearer");
             Problem::new(Code::TokenMissing, detail)
         }
+    }
+
+    fn refused(&self, problem: Problem) -> Problem {
+        audit::refused(&problem, self.caller.subject.as_deref(), self.address);
+        problem
     }
 }
 

@@ -284,8 +284,9 @@ pub async fn list_events(
         let until = before.map(|before| format!("&before={before}")).unwrap_or_default();
         next_page = slice.entries.last().map(|last| format!("after={}{until}", last.id));
     }
+    let sees_presence = by.may(Permission::Presence, room.as_str());
     let events = slice.entries.iter().filter_map(|entry| {
-        let event = Event::decode(&entry.stored).ok()?;
+        let event = Event::decode(&entry.stored).ok().filter(|event| sees_presence || !event.is_presence())?;
         Some(LoggedEvent {
             id: entry.id.to_string(),
             data: event.data.as_json().into_owned(),

@@ -30,7 +30,7 @@ pub fn name<T>(what: &str, text: &str, new: impl FnOnce(&str) -> Result<T, NameE
     new(text).map_err(|why| Problem::new(Code::InvalidName, format!("{what} {text:?} is not a name: {why}")))
 }
 
-async fn path<T: DeserializeOwned + Send>(parts: &mut Parts, app: &App) -> Result<T, Problem> {
+pub async fn path<T: DeserializeOwned + Send>(parts: &mut Parts, app: &App) -> Result<T, Problem> {
     let path = Path::<T>::from_request_parts(parts, app).await;
     path.map(|Path(path)| path).map_err(|rejection| Problem::new(Code::InvalidName, rejection.body_text()))
 }

@@ -22,7 +22,7 @@ use super::problem::Code;
 use super::{App, Parts};
 use crate::access::Access;
 use crate::broker::entity_tag;
-use crate::broker::memory::MemoryBroker;
+use crate::broker::memory::{MemoryBroker, MemorySettings};
 use crate::config::Settings;
 use crate::fuzz::{shaped, shaped_text};
 use crate::hub::Hub;
@@ -87,7 +87,12 @@ fn start() -> (Runtime, Router) {
     // Full at some time: that is an answer too.
     settings.embedded_max_bytes = 16 * 1024 * 1024;
     let tasks = Tasks::default();
-    let broker = Arc::new(MemoryBroker::new(settings.retention(), settings.embedded_max_bytes));
+    let broker = Arc::new(MemoryBroker::new(MemorySettings {
+        replica: "fuzz".into(),
+        lease: settings.roster.replica_lease,
+        retention: settings.retention(),
+        max_bytes: settings.embedded_max_bytes,
+    }));
     let hub = Hub::new(broker.clone(), settings.hub(), &tasks);
     hub.start();
     let drain = Drain::new(settings.drain_window);
@@ -95,6 +100,7 @@ fn start() -> (Runtime, Router) {
         hub,
         hashes: broker,
         access: Access::open(),
+        limits: None,
         metrics: Metrics::new("", "embedded"),
         connections: TaskTracker::new(),
         settings: Arc::new(settings),

@@ -30,6 +30,7 @@ fn metrics(app: &App) -> Response {
     let health = app.hub.broker().health();
     let now = Now {
         rooms: app.hub.rooms_held(),
+        members: app.hub.members_here(),
         connections: app.connections.len(),
         commands_up: health.commands.is_none(),
         delivery_up: health.delivery.is_none(),

@@ -23,6 +23,7 @@ use crate::config::OpenApiVersion;
         (name = "Rooms", description = "Publish events to rooms, and read their logs"),
         (name = "Streams", description = "Rooms as Server-Sent Events"),
         (name = "Hashes", description = "Shared values, by hash and field"),
+        (name = "Presence", description = "Who is where, and who may not be"),
         (name = "Health", description = "For monitors, balancers and containers"),
         (name = "Document", description = "This document"),
     )
@@ -46,6 +47,8 @@ const OF_BROKER: [(&str, &str); 2] = [
     ("409", "The key on Redis holds something else"),
     ("503", "The broker is away or ill, or the replica is full; try again"),
 ];
+/// The failure of routes on which requests are counted.
+const OF_LIMIT: (&str, &str) = ("429", "Too many requests of the caller, or in all; try again");
 /// The failure of routes that take a token.
 const OF_TOKEN: (&str, &str) = ("401", "It takes a token, or the token is not taken");
 /// The failure of routes that take a body.
@@ -110,8 +113,9 @@ fn token_places() -> Value {
 
 fn add_common_failures(path: &str, has_body: bool, responses: &mut Value) {
     let of_broker = if path.starts_with("/v1/") { &OF_BROKER[..] } else { &[OF_REPLICA] };
-    let (of_body, of_token) = (has_body.then_some(OF_BODY), takes_token(path).then_some(OF_TOKEN));
-    let common = COMMON.into_iter().chain(of_token).chain(of_broker.iter().copied()).chain(of_body);
+    let (of_body, of_token) = (has_body.then_some(OF_BODY), takes_token(path).then_some([OF_TOKEN, OF_LIMIT]));
+    let common =
+        COMMON.into_iter().chain(of_token.into_iter().flatten()).chain(of_broker.iter().copied()).chain(of_body);
     for (status, description) in common {
         if responses.get(status).is_none() {
             responses[status] = json!({
@@ -127,7 +131,7 @@ fn add_headers(responses: &mut Value) {
     let header = |description: &str| json!({ "description": description, "schema": { "type": "string" } });
     for (status, response) in responses.as_object_mut().into_iter().flatten() {
         response["headers"]["x-request-id"] = header("Names the request in the gateway's log");
-        if status == "503" {
+        if status == "503" || status == "429" {
             response["headers"]["Retry-After"] = header("Seconds after which to try again");
         }
         if status == "401" {

@@ -1,13 +1,16 @@
 //! Every failure's answer: `application/problem+json` (RFC 9457). The only file that knows which failure has which
 //! status.
 
+use std::time::Duration;
+
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::broker::{BrokerError, Fault, FaultKind};
+use crate::limits::Standing;
 
 /// The media type of problem documents.
 pub const MEDIA_TYPE: &str = "application/problem+json";
@@ -50,6 +53,8 @@ pub enum Code {
     DiskFull,
     DiskFailed,
     Busy,
+    SubscriberTaken,
+    TooManyRequests,
     TooManyConnections,
     BadRequest,
     Internal,
@@ -109,6 +114,10 @@ impl Code {
             Self::DiskFull => ("disk_full", StatusCode::SERVICE_UNAVAILABLE, "The disk is full"),
             Self::DiskFailed => ("disk_failed", StatusCode::SERVICE_UNAVAILABLE, "The disk fails"),
             Self::Busy => ("busy", StatusCode::SERVICE_UNAVAILABLE, "The broker is busy"),
+            Self::SubscriberTaken => {
+                ("subscriber_taken", StatusCode::CONFLICT, "The subscriber is another caller's")
+            }
+            Self::TooManyRequests => ("too_many_requests", StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
             Self::TooManyConnections => (
                 "too_many_connections",
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -143,6 +152,11 @@ impl Code {
     }
 }
 
+/// A caller's limit.
+pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+/// What is left of it.
+pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
 /// Seconds after which a 503 may be tried again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 
@@ -152,6 +166,10 @@ pub struct Problem {
     code: Code,
     detail: String,
     present: Option<Present>,
+    /// Seconds after which it may be tried again, where that is not the same for all.
+    retry_after: Option<u64>,
+    /// How the caller stands with the limit that refused it.
+    standing: Option<Box<Standing>>,
 }
 
 /// The value that a condition met.
@@ -194,7 +212,20 @@ pub struct Document {
 impl Problem {
     /// A failure, and in `detail` what was wrong this time.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), present: None }
+        Self { code, detail: detail.into(), present: None, retry_after: None, standing: None }
+    }
+
+    /// A failure that will be none after a time.
+    pub fn later(code: Code, detail: impl Into<String>, after: Duration) -> Self {
+        // Whole seconds, not before that time (RFC 9110, 10.2.3).
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        Self { retry_after: Some(seconds.max(1)), ..Self::new(code, detail) }
+    }
+
+    /// The same, of a caller with a limit.
+    #[must_use]
+    pub fn with_standing(self, standing: Standing) -> Self {
+        Self { standing: Some(Box::new(standing)), ..self }
     }
 
     /// The failed condition of a write, with the value that it met.
@@ -298,10 +329,28 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, RETRY_AFTER);
     }
+    if let Some(seconds) = problem.retry_after {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    if let Some(standing) = &problem.standing {
+        add_standing(headers, standing);
+    }
     if let Some(challenge) = problem.code.challenge() {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     }
     answer
+}
+
+/// The fields of draft-ietf-httpapi-ratelimit-headers: a limit, and what is left of it.
+pub fn add_standing(headers: &mut HeaderMap, standing: &Standing) {
+    let Standing { policy, quota, window, remaining } = standing;
+    let texts = [
+        (RATE_LIMIT_POLICY, format!("\"{policy}\";q={quota};w={window}")),
+        (RATE_LIMIT, format!("\"{policy}\";r={remaining}")),
+    ];
+    for (name, text) in texts {
+        headers.insert(name, HeaderValue::from_str(&text).expect("a name of ours and numbers are visible ASCII"));
+    }
 }
 
 fn raised_elsewhere(status: StatusCode) -> Option<Problem> {

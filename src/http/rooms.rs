@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
@@ -12,7 +13,7 @@ use super::extract::{Query, Room};
 use super::page::{add_link, escape, page_limit};
 use super::problem::Problem;
 use crate::access::Permission;
-use crate::broker::Range;
+use crate::broker::{Range, Replica, Shown};
 
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
@@ -120,4 +121,130 @@ pub async fn describe_room(
         oldest: slice.oldest.map(|id| id.to_string()),
         retained: slice.retained,
     }))
+}
+
+/// Which subscribers to list.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct SubscribersQuery {
+    /// Where to go on: as `Link` says.
+    after: Option<String>,
+    /// About how many.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<usize>,
+}
+
+/// Who is in a room.
+#[derive(Serialize, ToSchema)]
+pub struct SubscriberList {
+    /// The room.
+    room: String,
+    /// In no order.
+    subscribers: Vec<SubscriberDescription>,
+}
+
+/// Somebody who is in a room.
+#[derive(Serialize, ToSchema)]
+pub struct SubscriberDescription {
+    /// Its name in the room.
+    #[schema(example = "ann")]
+    subscriber: String,
+    /// The subject of its token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
+    /// What its token, or itself, says of it.
+    #[schema(value_type = serde_json::Value, required = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    info: Option<Box<RawValue>>,
+    /// The replica that its stream is on.
+    replica: String,
+    /// When it came, RFC 3339 in UTC.
+    #[schema(format = DateTime)]
+    since: String,
+}
+
+impl SubscriberDescription {
+    fn of(shown: Shown) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Card {
+            user: Option<String>,
+            info: Option<Box<RawValue>>,
+        }
+        let Card { user, info } = serde_json::from_str(&format!("{{{}}}", shown.card)).ok()?;
+        let Shown { subscriber, since, replica, .. } = shown;
+        Some(Self { subscriber: subscriber.to_string(), user, info, replica, since })
+    }
+}
+
+/// List who is in a room
+///
+/// Those on all replicas that say who they are: by `subscriber=`, by a token with a subject, or by asking for presence. It takes the permission
+/// `presence`. Pages are of about `limit`; while many come and go, somebody may be on two. `Link` with `rel="next"` leads to the next one.
+#[utoipa::path(
+    get, path = "/v1/rooms/{room}/subscribers", operation_id = "listSubscribers", tag = "Presence",
+    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), SubscribersQuery),
+    responses((status = 200, description = "Who is there", body = SubscriberList,
+        headers(("Link" = String, description = "The next page, if there is more")))),
+)]
+pub async fn list_subscribers(
+    by: By,
+    Room(room): Room,
+    Query(query): Query<SubscribersQuery>,
+    State(app): State<App>,
+) -> Result<Response, Problem> {
+    by.require(Permission::Presence, room.as_str())?;
+    let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
+    let page = app.hub.broker().members(&room, query.after.as_deref(), limit).await?;
+    let subscribers = page.members.into_iter().filter_map(SubscriberDescription::of).collect();
+    let mut response = Json(SubscriberList { room: room.to_string(), subscribers }).into_response();
+    if let Some(next) = page.next {
+        let (room, next) = (escape(room.as_str()), escape(&next));
+        add_link(&mut response, &format!("/v1/rooms/{room}/subscribers?limit={limit}&after={next}"));
+    }
+    Ok(response)
+}
+
+/// The gateway's replicas.
+#[derive(Serialize, ToSchema)]
+pub struct ReplicaList {
+    /// By name.
+    replicas: Vec<ReplicaDescription>,
+}
+
+/// A replica as it reported itself.
+#[derive(Serialize, ToSchema)]
+pub struct ReplicaDescription {
+    /// Its name.
+    replica: String,
+    /// Its version.
+    version: String,
+    /// Open streams.
+    streams: u64,
+    /// Rooms that have subscribers there.
+    rooms: u64,
+    /// When it said so, RFC 3339 in UTC.
+    #[schema(format = DateTime)]
+    reported_at: String,
+}
+
+/// List the gateway's replicas
+///
+/// Those that have been heard of within their lease. It takes `admin`.
+#[utoipa::path(
+    get, path = "/v1/replicas", operation_id = "listReplicas", tag = "Presence",
+    responses((status = 200, description = "The replicas", body = ReplicaList)),
+)]
+pub async fn list_replicas(by: By, State(app): State<App>) -> Result<Json<ReplicaList>, Problem> {
+    by.require_admin()?;
+    let mut replicas: Vec<_> =
+        app.hub.broker().replicas().await?.into_iter().map(ReplicaDescription::from).collect();
+    replicas.sort_by(|one, other| one.replica.cmp(&other.replica));
+    Ok(Json(ReplicaList { replicas }))
+}
+
+impl From<Replica> for ReplicaDescription {
+    fn from(Replica { replica, version, streams, rooms, reported_at }: Replica) -> Self {
+        Self { replica, version, streams, rooms, reported_at }
+    }
 }

@@ -5,16 +5,18 @@
 
 mod event_stream;
 mod fan;
+mod reader;
 mod socket;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use self::event_stream::{EventStream, Form, Reader, end_block};
+use self::event_stream::{EventStream, Form, end_block};
 pub use self::fan::Fans;
+use self::reader::{Reader, Wish};
 pub use self::socket::{Held, Offer};
 use super::App;
 use super::caller::By;
@@ -23,7 +25,7 @@ use super::extract::{Query, Room, header_text, name};
 use super::problem::{Code, Problem};
 use crate::access::Permission;
 use crate::broker::BrokerError;
-use crate::hub::Start;
+use crate::hub::{Start, Subscription};
 use crate::room::{Cursor, EventId, RoomName};
 
 /// Most events that `recent` can ask for.
@@ -46,9 +48,16 @@ pub struct StreamQuery {
     /// Only events of this name; may be repeated.
     #[serde(default)]
     event: Vec<String>,
-    /// The subscriber's own id, the same at each reconnect; `except` names it.
+    /// The subscriber's own id, the same at each reconnect; `except` names it. Where the room knows who is in it, it belongs to the
+    /// caller, and an older stream with it ends.
     #[param(max_length = 128)]
     subscriber: Option<String>,
+    /// Also receive `presence.join` and `presence.leave`.
+    #[serde(default)]
+    presence: bool,
+    /// Any JSON that others are shown of the subscriber, up to 1,024 bytes, if the gateway allows it (`--presence-info query`).
+    #[param(max_length = 1024, example = json!("{\"name\":\"Ann\"}"))]
+    info: Option<String>,
 }
 
 /// Where a stream starts that has no position.
@@ -80,9 +89,16 @@ pub struct RoomsQuery {
     /// Only events of this name; may be repeated.
     #[serde(default)]
     event: Vec<String>,
-    /// The subscriber's own id, the same at each reconnect; `except` names it.
+    /// The subscriber's own id, the same at each reconnect; `except` names it. Where the room knows who is in it, it belongs to the
+    /// caller, and an older stream with it ends.
     #[param(max_length = 128)]
     subscriber: Option<String>,
+    /// Also receive `presence.join` and `presence.leave`.
+    #[serde(default)]
+    presence: bool,
+    /// Any JSON that others are shown of the subscriber, up to 1,024 bytes, if the gateway allows it (`--presence-info query`).
+    #[param(max_length = 1024, example = json!("{\"name\":\"Ann\"}"))]
+    info: Option<String>,
 }
 
 /// One event of a stream (OpenAPI 3.2's item).
@@ -109,7 +125,8 @@ pub struct ServerEvent {
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"),
         StreamQuery,
         ("Last-Event-ID" = Option<String>, Header, description = "The position to go on from; browsers send it")),
-    responses((status = 200, description = "The stream, or its refusal as one `stream.end`",
+    responses((status = 204, description = "The caller was removed from the room, and is kept out for now"),
+        (status = 200, description = "The stream, or its refusal as one `stream.end`",
         content((serde_json::Value = "text/event-stream", item_schema = ServerEvent,
             example = "retry: 2000\nid: 1790000000000000-41\nevent: stream.open\ndata: {}\n\nid: 1790000000000000-42\nevent: chat\ndata: {\"text\":\"hello\"}\n\n")))),
 )]
@@ -128,9 +145,10 @@ pub async fn stream_room(
     by.require(Permission::Subscribe, room.as_str())?;
     let resume = last_id.map(|id| position("Last-Event-ID or after", id)).transpose()?;
     let start = resume.map_or(fresh_start(query.from, query.recent)?, Start::After);
-    let reader = Reader::new(&query.event, query.subscriber)?;
+    let wish =
+        Wish { event: &query.event, subscriber: query.subscriber, presence: query.presence, info: query.info };
     let last_id = resume.map(|id| id.to_string());
-    open(&app, &by, vec![(room, start)], reader, Form::Single, last_id).await
+    open(&app, by, vec![(room, start)], wish, Form::Single, last_id).await
 }
 
 /// Stream several rooms
@@ -141,7 +159,8 @@ pub async fn stream_room(
     get, path = "/v1/stream", operation_id = "streamRooms", tag = "Streams",
     params(RoomsQuery,
         ("Last-Event-ID" = Option<String>, Header, description = "The cursor to go on from; browsers send it")),
-    responses((status = 200, description = "The stream, or its refusal as one `stream.end`",
+    responses((status = 204, description = "The caller was removed from the room, and is kept out for now"),
+        (status = 200, description = "The stream, or its refusal as one `stream.end`",
         content((serde_json::Value = "text/event-stream", item_schema = ServerEvent,
             example = "retry: 2000\nid: c1.AAAA\nevent: stream.open\ndata: {}\n\n")))),
 )]
@@ -180,9 +199,10 @@ pub async fn stream_rooms(
     if rooms.is_empty() {
         return Err(Problem::new(Code::InvalidQuery, "name at least one room: ?room=lobby"));
     }
-    let reader = Reader::new(&query.event, query.subscriber)?;
+    let wish =
+        Wish { event: &query.event, subscriber: query.subscriber, presence: query.presence, info: query.info };
     let last_id = last_id.map(str::to_owned);
-    open(&app, &by, rooms, reader, Form::Enveloped, last_id).await
+    open(&app, by, rooms, wish, Form::Enveloped, last_id).await
 }
 
 fn fresh_start(from: Option<From>, recent: Option<u64>) -> Result<Start, Problem> {
@@ -203,29 +223,76 @@ fn resume_point<'a>(headers: &'a HeaderMap, twin: Option<&'a str>) -> Result<Opt
 
 async fn open(
     app: &App,
-    by: &By,
+    by: By,
     rooms: Vec<(RoomName, Start)>,
-    reader: Reader,
+    wish: Wish<'_>,
     form: Form,
     last_id: Option<String>,
 ) -> Result<Response, Problem> {
+    let names: Vec<_> = rooms.iter().map(|(room, _)| room.clone()).collect();
+    let mut reader = Reader::new(app, by, &names, wish)?;
     if app.drain.is_leaving() {
         return Ok(refuse(app, "draining", "now", last_id.as_deref()));
     }
-    match app.hub.subscribe(rooms).await {
-        Ok(subscription) => {
-            let offer =
-                Offer::new(EventStream::new(app.clone(), subscription, reader, form, by.caller().expires_at));
+    match begin(app, &mut reader, &names, rooms).await {
+        Ok(Some(subscription)) => {
+            let offer = Offer::new(EventStream::new(app.clone(), subscription, reader, form));
             let mut response = (stream_headers(), offer.body()).into_response();
             response.extensions_mut().insert(offer);
             Ok(response)
         }
-        Err(BrokerError::Unavailable(fault) | BrokerError::OutcomeUnknown(fault)) => {
+        // What an EventSource takes for "never again".
+        Ok(None) => Ok(StatusCode::NO_CONTENT.into_response()),
+        Err(Unopened::Broker(BrokerError::Unavailable(fault) | BrokerError::OutcomeUnknown(fault))) => {
             tracing::debug!(%fault, "a stream was told to come back later");
             Ok(refuse(app, "unavailable", "later", last_id.as_deref()))
         }
-        Err(error) => Err(error.into()),
+        Err(Unopened::Broker(error)) => Err(error.into()),
+        Err(Unopened::NoPlace(limit)) => {
+            let problem = Problem::new(Code::TooManyRequests, format!("no stream more for each {limit}"));
+            app.metrics.limited(limit, "stream");
+            reader.refused(&problem);
+            Ok(refuse(app, "too_many_streams", "later", last_id.as_deref()))
+        }
+        Err(Unopened::Taken(room)) => {
+            let detail = format!("somebody else is in the room {room:?} under this name; take another subscriber=");
+            Err(Problem::new(Code::SubscriberTaken, detail))
+        }
     }
+}
+
+/// Why a stream was not opened.
+enum Unopened {
+    Broker(BrokerError),
+    /// By which limit.
+    NoPlace(&'static str),
+    /// In which room the name is another's.
+    Taken(RoomName),
+}
+
+impl std::convert::From<BrokerError> for Unopened {
+    fn from(error: BrokerError) -> Self {
+        Self::Broker(error)
+    }
+}
+
+/// Subscribes, and puts the subscriber on the rosters. None for one who is kept out.
+async fn begin(
+    app: &App,
+    reader: &mut Reader,
+    names: &[RoomName],
+    rooms: Vec<(RoomName, Start)>,
+) -> Result<Option<Subscription>, Unopened> {
+    reader.take_place(app).map_err(Unopened::NoPlace)?;
+    if app.hub.denies(names.iter().cloned(), &reader.whose()).await? {
+        return Ok(None);
+    }
+    let subscription = app.hub.subscribe(rooms).await?;
+    for room in names {
+        // After it has subscribed, so that it hears of itself.
+        reader.check_in(app, room).await.map_err(|()| Unopened::Taken(room.clone()))?;
+    }
+    Ok(Some(subscription))
 }
 
 /// Answers everything on a connection above the limit.
@@ -246,12 +313,15 @@ pub async fn refuse_overload(State(app): State<App>, request: Request) -> Respon
     response
 }
 
-/// Answers a caller that has not shown who it is. A token that can't be checked yet is not wrong: its client comes back.
+/// Answers a caller that has not shown who it is, or has asked too often. A token that can't be checked yet is not wrong: its client comes
+/// back.
 fn refuse_unknown(app: &App, problem: Problem, last_id: Option<&str>) -> Result<Response, Problem> {
-    if problem.code() == Code::KeysUnavailable {
-        return Ok(refuse(app, "unavailable", "later", last_id.filter(reads_like_position)));
-    }
-    Err(problem)
+    let reason = match problem.code() {
+        Code::KeysUnavailable | Code::Unavailable => "unavailable",
+        Code::TooManyRequests => "too_many_requests",
+        _ => return Err(problem),
+    };
+    Ok(refuse(app, reason, "later", last_id.filter(reads_like_position)))
 }
 
 /// What may go back unchecked: it will be a line of the stream.

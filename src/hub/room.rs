@@ -53,7 +53,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(name: RoomName, settings: HubSettings) -> Self {
+    pub(super) fn new(name: RoomName, settings: &HubSettings) -> Self {
         let limits = Limits { events: settings.ring_events.max(1), bytes: settings.ring_bytes };
         Self {
             name,

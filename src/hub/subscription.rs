@@ -2,6 +2,7 @@
 //! are this one question; it is answered from the ring if that can be, else from the log.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::select_all;
@@ -106,6 +107,7 @@ impl Subscription {
         let seats: Vec<_> = rooms.into_iter().map(|(name, start)| (hub.enter(&name), start)).collect();
         let opening = seats.into_iter().map(|(seat, start)| Cursor::open(hub, seat, start));
         let cursors = futures_util::future::try_join_all(opening).await?;
+        hub.streams.fetch_add(1, Ordering::Relaxed);
         Ok(Self { hub: hub.clone(), cursors: cursors.into(), turn: 0 })
     }
 
@@ -174,6 +176,12 @@ impl Subscription {
             return Some(delivery);
         }
         None
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.hub.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

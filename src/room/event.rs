@@ -86,7 +86,7 @@ fn depth(text: &str) -> usize {
     deepest
 }
 
-/// An event as published.
+/// An event as published, or as the gateway wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// The publisher's name for this kind of event; without one browsers call it `message`.
@@ -113,8 +113,8 @@ struct Stored<'a> {
     // First, so that a script finds it without reading the rest.
     #[serde(borrow)]
     published_at: Cow<'a, str>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    event: Option<EventName>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    event: Option<Cow<'a, str>>,
     #[serde(borrow, default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     data: Option<&'a RawValue>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
@@ -131,6 +131,11 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&
 }
 
 impl Event {
+    /// Whether it says who came or has gone.
+    pub fn is_presence(&self) -> bool {
+        self.name.as_ref().is_some_and(EventName::is_presence)
+    }
+
     /// The stored form.
     pub fn encode(&self) -> Bytes {
         let (data, text) = match &self.data {
@@ -139,7 +144,7 @@ impl Event {
         };
         let stored = Stored {
             published_at: Cow::Borrowed(&self.published_at),
-            event: self.name.clone(),
+            event: self.name.as_ref().map(|name| Cow::Borrowed(name.as_str())),
             data,
             text,
             except: self.except.clone(),
@@ -157,7 +162,7 @@ impl Event {
             _ => return Err(JunkEvent),
         };
         Ok(Self {
-            name: stored.event,
+            name: stored.event.map(|name| EventName::of_log(&name)).transpose().map_err(|_| JunkEvent)?,
             data,
             published_at: stored.published_at.into_owned(),
             except: stored.except,

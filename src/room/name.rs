@@ -131,6 +131,23 @@ names! {
     SubscriberId by check_name;
 }
 
+impl EventName {
+    /// Of an event that says who came.
+    pub const JOIN: &str = "presence.join";
+    /// Of an event that says who has gone.
+    pub const LEAVE: &str = "presence.leave";
+
+    /// A name that stands in a log, where the gateway's own may be.
+    pub fn of_log(text: &str) -> Result<Self, NameError> {
+        if matches!(text, Self::JOIN | Self::LEAVE) { Ok(Self(text.into())) } else { Self::new(text) }
+    }
+
+    /// Whether the event says who came or has gone.
+    pub fn is_presence(&self) -> bool {
+        matches!(self.as_str(), Self::JOIN | Self::LEAVE)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

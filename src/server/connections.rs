@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
@@ -23,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::handover::{Exit, Watched};
 use crate::config::Settings;
-use crate::http::{App, Fans, Held, Offer};
+use crate::http::{App, Fans, Held, Offer, Peer};
 
 /// Connections above the limit that are still answered, politely, before more are just closed.
 pub(super) const OVERLOAD_CONNECTIONS: usize = 256;
@@ -79,7 +80,7 @@ impl Connections {
     pub(super) async fn accept(&self, listener: &TcpListener) -> Infallible {
         loop {
             match listener.accept().await {
-                Ok((socket, _)) => self.serve(socket),
+                Ok((socket, peer)) => self.serve(socket, Peer(peer.ip())),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     sleep(ACCEPT_PAUSE).await;
@@ -99,7 +100,7 @@ impl Connections {
         }
     }
 
-    fn serve(&self, socket: TcpStream) {
+    fn serve(&self, socket: TcpStream, peer: Peer) {
         let place = self.places.clone().try_acquire_owned().map(|place| (place, self.router.clone()));
         let overload =
             || self.overload_places.clone().try_acquire_owned().map(|place| (place, self.overloaded.clone()));
@@ -109,12 +110,13 @@ impl Connections {
             tracing::debug!(%error, "a connection went before it was served");
             return;
         }
-        self.tracker.spawn(self.drive(socket, place, router));
+        self.tracker.spawn(self.drive(socket, peer, place, router));
     }
 
     fn drive(
         &self,
         socket: TcpStream,
+        peer: Peer,
         place: OwnedSemaphorePermit,
         router: Router,
     ) -> impl Future<Output = ()> + Send + 'static {
@@ -122,7 +124,8 @@ impl Connections {
         let (fans, counted) = (self.fans.clone(), self.tracker.token());
         let exit = Exit::default();
         let answers = exit.clone();
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
             let answer = answers.clone().answer(router.clone(), request);
             async move { Ok::<_, Infallible>(answer.await) }
         });

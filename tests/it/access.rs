@@ -99,10 +99,13 @@ fn routes(document: &Value) -> Vec<Route> {
                 "patchFields" => (&["write"], Some(json!({"field": "1"}))),
                 "deleteField" | "deleteHash" => (&["write"], None),
                 "incrementField" => (&["write", "read"], Some(json!({"by": 1}))),
-                "deleteEvents" | "getMetrics" => (&["admin"], None),
+                "listSubscribers" => (&["presence"], None),
+                "deleteEvents" | "getMetrics" | "removeSubscriber" | "removeUser" | "revokeToken"
+                | "listReplicas" => (&["admin"], None),
                 other => panic!("who may call {other}?"),
             };
             let path = path.replace("{room}", "lobby").replace("{hash}", "lamp").replace("{field}", "field");
+            let path = path.replace("{subscriber}", "nobody").replace("{user}", "nobody").replace("{jti}", "none");
             let query = if path == "/v1/stream" { "?room=lobby" } else { "" };
             let mut grant = json!({});
             let mut rest = all();

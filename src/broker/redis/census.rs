@@ -1,30 +1,79 @@
 //! Who has subscribers where: each replica keeps a lease and its counts by room; what a dead one left goes with it.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use redis::pipe;
 
-use super::RedisBroker;
 use super::fault::read_error;
-use crate::broker::{BrokerError, CENSUS_LIFETIME, Occupancy};
+use super::{RedisBroker, milliseconds};
+use crate::broker::{BrokerError, Occupancy, Replica};
 use crate::room::RoomName;
 
-/// What Redis was told last, so that only changes are sent.
+/// What Redis was told last, and what it said.
 #[derive(Default)]
-pub(super) struct Told(Mutex<Occupancy>);
+pub(super) struct Told(Mutex<Census>);
+
+#[derive(Default)]
+struct Census {
+    /// So that only changes are sent.
+    subscribers: Occupancy,
+    /// Since when every report has been taken.
+    since: Option<Instant>,
+    /// Replicas whose lease held, at the last report.
+    live: Arc<[String]>,
+}
+
+impl Census {
+    /// Those that are there. Not known for the length of a lease after an outage: the others may not have been able to report.
+    fn live(&self, lease: Duration) -> Option<Arc<[String]>> {
+        self.since.is_some_and(|since| since.elapsed() >= lease).then(|| self.live.clone())
+    }
+}
 
 /// Rooms written or read in one command.
 const BATCH_ROOMS: usize = 1000;
 
 impl RedisBroker {
-    pub(super) async fn report_census(&self, now: &Occupancy) -> Result<(), BrokerError> {
-        let told = self.told.0.lock().expect("no holder of the lock panics").clone();
+    /// The replicas that are there, if that can be told.
+    pub(super) fn live(&self) -> Option<Arc<[String]>> {
+        self.census().live(self.lease)
+    }
+
+    fn census(&self) -> MutexGuard<'_, Census> {
+        self.told.0.lock().expect("no holder of the lock panics")
+    }
+
+    pub(super) async fn report_census(&self, now: &Occupancy, streams: u64) -> Result<(), BrokerError> {
+        let reported = self.report_counts(now, streams).await;
+        let leases = self.read_leases().await;
+        let mut census = self.census();
+        match leases {
+            Ok(leases) if reported.is_ok() => {
+                census.live = leases.into_iter().map(|(replica, _)| replica).collect();
+                census.since.get_or_insert_with(Instant::now);
+            }
+            _ => census.since = None,
+        }
+        reported
+    }
+
+    async fn report_counts(&self, now: &Occupancy, streams: u64) -> Result<(), BrokerError> {
+        let told = self.census().subscribers.clone();
+        let report = Replica {
+            replica: self.keys.replica().into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            streams,
+            rooms: now.len() as u64,
+            reported_at: format!("{:.3}", jiff::Timestamp::now()),
+        };
+        let report = serde_json::to_string(&report).expect("names and numbers are JSON");
         let (lease, rooms) = (self.keys.lease(self.keys.replica()), self.keys.rooms_of(self.keys.replica()));
-        let lifetime = CENSUS_LIFETIME.as_millis().to_string();
+        let lifetime = milliseconds(self.lease);
         let changed: Vec<_> = now.iter().filter(|(room, count)| told.get(room.as_str()) != Some(count)).collect();
         let gone: Vec<_> = told.keys().filter(|room| !now.contains_key(room.as_str())).collect();
         let mut pipeline = pipe();
-        pipeline.cmd("SET").arg(&lease).arg(env!("CARGO_PKG_VERSION")).arg("PX").arg(&lifetime).ignore();
+        pipeline.cmd("SET").arg(&lease).arg(report).arg("PX").arg(lifetime).ignore();
         pipeline.cmd("SADD").arg(self.keys.replicas()).arg(self.keys.replica()).ignore();
         for batch in changed.chunks(BATCH_ROOMS) {
             let command = pipeline.cmd("HSET").arg(&rooms);
@@ -38,12 +87,12 @@ impl RedisBroker {
             pipeline.cmd("HDEL").arg(&rooms).arg(names).ignore();
         }
         pipeline.cmd("HLEN").arg(&rooms);
-        pipeline.cmd("PEXPIRE").arg(&rooms).arg(&lifetime).ignore();
+        pipeline.cmd("PEXPIRE").arg(&rooms).arg(lifetime).ignore();
         let mut link = self.links.for_read().await?;
         let result: redis::RedisResult<(usize,)> = pipeline.query_async(link.connection()).await;
         let (held,) = link.judge(result, read_error)?;
         // Fewer than there should be: the counts had expired or were deleted, and all are due again.
-        let mut told = self.told.0.lock().expect("no holder of the lock panics");
+        let told = &mut self.census().subscribers;
         if held == now.len() {
             told.clone_from(now);
         } else {
@@ -54,7 +103,7 @@ impl RedisBroker {
 
     pub(super) async fn read_census(&self) -> Result<Occupancy, BrokerError> {
         let mut occupancy = Occupancy::new();
-        for replica in self.live_replicas().await? {
+        for (replica, _) in self.read_leases().await? {
             let mut link = self.links.for_read().await?;
             let result =
                 redis::cmd("HGETALL").arg(self.keys.rooms_of(&replica)).query_async(link.connection()).await;
@@ -69,9 +118,9 @@ impl RedisBroker {
     }
 
     pub(super) async fn read_census_of(&self, room: &RoomName) -> Result<u64, BrokerError> {
-        let replicas = self.live_replicas().await?;
+        let replicas = self.read_leases().await?;
         let mut pipeline = pipe();
-        for replica in &replicas {
+        for (replica, _) in &replicas {
             pipeline.cmd("HGET").arg(self.keys.rooms_of(replica)).arg(room.as_str());
         }
         if replicas.is_empty() {
@@ -83,13 +132,13 @@ impl RedisBroker {
         Ok(counts.into_iter().flatten().sum())
     }
 
-    /// Replicas whose lease holds; those without one are struck from the list.
-    async fn live_replicas(&self) -> Result<Vec<String>, BrokerError> {
+    /// Replicas whose lease holds, and what they reported; those without one are struck from the list.
+    pub(super) async fn read_leases(&self) -> Result<Vec<(String, String)>, BrokerError> {
         let mut link = self.links.for_read().await?;
         let result = redis::cmd("SMEMBERS").arg(self.keys.replicas()).query_async(link.connection()).await;
         let replicas: Vec<String> = link.judge(result, read_error)?;
         if replicas.is_empty() {
-            return Ok(replicas);
+            return Ok(Vec::new());
         }
         let leases: Vec<_> = replicas.iter().map(|replica| self.keys.lease(replica)).collect();
         let result = redis::cmd("MGET").arg(leases).query_async(link.connection()).await;
@@ -104,6 +153,6 @@ impl RedisBroker {
             // Only tidiness: a Redis that refuses writes can say who is there.
             let _ = link.judge(result, read_error);
         }
-        Ok(live.into_iter().map(|(replica, _)| replica).collect())
+        Ok(live.into_iter().filter_map(|(replica, report)| Some((replica, report?))).collect())
     }
 }

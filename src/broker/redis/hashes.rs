@@ -26,6 +26,9 @@ impl Condition {
     }
 }
 
+type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+pub(super) type Page = (Option<String>, Fields);
+
 /// What the conditional scripts answer.
 enum Conditional {
     Done(bool),
@@ -53,6 +56,18 @@ impl RedisBroker {
         let mut link = self.links.for_read().await?;
         let result = command.query_async(link.connection()).await;
         link.judge(result, read_error)
+    }
+
+    /// A page of a hash, and where the next one starts.
+    pub(super) async fn scan(&self, key: String, from: Option<&str>, limit: usize) -> Result<Page, BrokerError> {
+        // The caller's text goes to Redis only as a number, which is all that a cursor of it can be.
+        let from: u64 = from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
+        let mut command = redis::cmd("HSCAN");
+        command.arg(key).arg(from).arg("COUNT").arg(limit);
+        let mut link = self.links.for_read().await?;
+        let result: RedisResult<(String, Fields)> = command.query_async(link.connection()).await;
+        let (next, found) = link.judge(result, read_error)?;
+        Ok(((next != "0").then_some(next), found))
     }
 
     async fn write_conditionally(
@@ -91,16 +106,10 @@ impl HashStore for RedisBroker {
     }
 
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError> {
-        let mut command = redis::cmd("HSCAN");
-        // The caller's text goes to Redis only as a number, which is all that a cursor of it can be.
-        let from: u64 = from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
-        command.arg(self.keys.hash(hash)).arg(from).arg("COUNT").arg(limit);
-        let mut link = self.links.for_read().await?;
-        let result: RedisResult<(String, Vec<(Vec<u8>, Vec<u8>)>)> = command.query_async(link.connection()).await;
-        let (next, found) = link.judge(result, read_error)?;
+        let (next, found) = self.scan(self.keys.hash(hash), from, limit).await?;
         let fields =
             found.into_iter().map(|(field, value)| (String::from_utf8_lossy(&field).into_owned(), value.into()));
-        Ok(FieldPage { fields: fields.collect(), next: (next != "0").then_some(next) })
+        Ok(FieldPage { fields: fields.collect(), next })
     }
 
     async fn set(

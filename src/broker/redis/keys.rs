@@ -1,5 +1,6 @@
 //! Names of keys and channels. The README documents them.
 
+use crate::broker::sha1_hex;
 use crate::room::{HashName, RoomName};
 
 /// Where this deployment's keys begin, and how its hashes are named.
@@ -28,6 +29,28 @@ impl Keys {
 
     pub(super) fn once(&self, room: &RoomName, key: &str) -> String {
         format!("{}:{{{room}}}:once:{key}", self.prefix)
+    }
+
+    pub(super) fn members(&self, room: &RoomName) -> String {
+        format!("{}:{{{room}}}:members", self.prefix)
+    }
+
+    pub(super) fn attendance(&self, room: &RoomName) -> String {
+        format!("{}:{{{room}}}:attendance", self.prefix)
+    }
+
+    /// A digest, since it is of a caller: it may be long, and is nobody's business.
+    pub(super) fn bucket(&self, key: &str) -> String {
+        format!("{}:rate:{}", self.prefix, sha1_hex(key.as_bytes()))
+    }
+
+    pub(super) fn removals(&self) -> String {
+        format!("{}:removals", self.prefix)
+    }
+
+    /// The channel of what concerns all replicas.
+    pub(super) fn control(&self) -> String {
+        format!("{}:control", self.prefix)
     }
 
     /// The room whose channel this is.

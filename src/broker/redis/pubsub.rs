@@ -18,7 +18,7 @@ use super::announcement::{Assembler, Heard};
 use super::keys::Keys;
 use super::links::{CONNECT_LIMIT, timed_out};
 use crate::broker::Listener;
-use crate::room::RoomName;
+use crate::room::{RoomName, SubscriberId};
 
 /// Channels in one SUBSCRIBE: a bounded command, and still few of them for many rooms.
 const BATCH_CHANNELS: usize = 1000;
@@ -137,10 +137,14 @@ impl PubSub {
 
     /// Moves messages on and awaits nothing else: what waits here waits in memory without a limit.
     async fn hear(&self, mut stream: PubSubStream, listener: &dyn Listener) {
-        let probe = self.keys.probe("live");
+        let (probe, control) = (self.keys.probe("live"), self.keys.control());
         let mut assembler = Assembler::default();
         while let Some(message) = stream.next().await {
             let channel = message.get_channel_name();
+            if channel == control {
+                obey(message.get_payload_bytes(), listener);
+                continue;
+            }
             let heard = assembler.take(channel, message.get_payload_bytes());
             if channel == probe {
                 if let Heard::Entry(entry) = heard {
@@ -160,9 +164,11 @@ impl PubSub {
 
     /// Tells Redis what is wanted, and pings it in between.
     async fn tell(&self, mut sink: PubSubSink, listener: &dyn Listener) -> &'static str {
-        if !answered(sink.subscribe(self.keys.probe("live"))).await {
+        if !answered(sink.subscribe(&[self.keys.probe("live"), self.keys.control()])).await {
             return "the first subscription was not confirmed";
         }
+        // Some may have been missed since the last connection.
+        listener.removed();
         self.session.fetch_add(1, Ordering::SeqCst);
         self.soil_all();
         let mut subscribed = HashSet::new();
@@ -236,6 +242,23 @@ impl PubSub {
 
     fn interests(&self) -> MutexGuard<'_, Interests> {
         self.interests.lock().expect("no holder of the lock panics")
+    }
+}
+
+/// A message for all replicas: `removed`, or `superseded <room> <subscriber> <stamp>`. A hint, as all messages are.
+fn obey(message: &[u8], listener: &dyn Listener) {
+    let words = std::str::from_utf8(message).unwrap_or_default();
+    let mut words = words.split(' ');
+    match (words.next(), words.next(), words.next(), words.next(), words.next()) {
+        (Some("removed"), None, ..) => listener.removed(),
+        (Some("superseded"), Some(room), Some(subscriber), Some(stamp), None) => {
+            if let (Ok(room), Ok(subscriber), Ok(stamp)) =
+                (RoomName::new(room), SubscriberId::new(subscriber), stamp.parse())
+            {
+                listener.superseded(&room, &subscriber, stamp);
+            }
+        }
+        _ => tracing::debug!("junk on the channel of control"),
     }
 }
 

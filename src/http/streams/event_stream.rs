@@ -7,42 +7,12 @@ use axum::body::Bytes;
 use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
+use super::reader::Reader;
 use crate::http::events::GapDescription;
-use crate::http::extract::{event_name, name};
-use crate::http::problem::{Code, Problem};
 use crate::http::{App, time_text};
-use crate::hub::{Delivery, Encoded, Lead, Level, Subscription};
-use crate::room::{Cursor, EventId, EventName, RoomName, SubscriberId};
+use crate::hub::{Delivery, Encoded, Ending, Lead, Level, Subscription};
+use crate::room::{Cursor, EventId, RoomName, SubscriberId};
 use crate::sse::{Block, HEARTBEAT};
-
-/// Event names that one stream can select.
-const MAX_SELECTED: usize = 50;
-
-/// Who reads, and what of it.
-pub(super) struct Reader {
-    subscriber: SubscriberId,
-    selected: Box<[EventName]>,
-}
-
-impl Reader {
-    pub(super) fn new(selected: &[String], subscriber: Option<String>) -> Result<Self, Problem> {
-        if selected.len() > MAX_SELECTED {
-            let detail = format!("a stream selects {MAX_SELECTED} event names at most");
-            return Err(Problem::new(Code::InvalidQuery, detail));
-        }
-        let selected = selected.iter().map(|name| event_name(name)).collect::<Result<_, _>>()?;
-        let subscriber = subscriber.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let subscriber = name("the subscriber", &subscriber, SubscriberId::new)?;
-        Ok(Self { subscriber, selected })
-    }
-
-    fn gets(&self, event: &Encoded) -> bool {
-        let event = event.event();
-        let selected =
-            self.selected.is_empty() || event.name.as_ref().is_some_and(|name| self.selected.contains(name));
-        selected && !event.except.contains(&self.subscriber)
-    }
-}
 
 /// What events look like.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,14 +49,9 @@ enum StreamState {
 }
 
 impl EventStream {
-    /// A stream that ends at `expiry` at the latest.
-    pub(super) fn new(
-        app: App,
-        subscription: Subscription,
-        reader: Reader,
-        form: Form,
-        expiry: Option<SystemTime>,
-    ) -> Self {
+    /// A stream that ends when its caller's token does, at the latest.
+    pub(super) fn new(app: App, subscription: Subscription, reader: Reader, form: Form) -> Self {
+        let expiry = reader.caller.expires_at;
         app.metrics.stream_opened();
         let beat_at = Instant::now() + app.settings.heartbeat;
         // Spread, so that streams that opened together do not end together.
@@ -128,12 +93,17 @@ impl EventStream {
                     self.end("lifetime", "now")
                 });
             }
+            if let Some(ending) = self.ordered() {
+                return Some(self.obey(&ending));
+            }
             let drain = self.app.drain.clone();
+            let hub = self.app.hub.clone();
             let bytes = tokio::select! {
                 delivery = self.subscription.next() => self.write(&delivery),
                 () = sleep_until(self.beat_at) => Some(self.beat()),
                 () = drain.reaches(self.place) => Some(self.end("draining", "now")),
                 () = sleep_until(self.end_at) => continue,
+                () = hub.ordered_beyond(self.reader.orders) => continue,
             };
             if let Some(bytes) = bytes {
                 self.sent(Instant::now() + self.app.settings.heartbeat);
@@ -146,7 +116,11 @@ impl EventStream {
     /// The stream's place, if it has nothing to be told now and can be led.
     pub(super) fn level(&self) -> Option<Level> {
         let leads = matches!(self.state, StreamState::Open) && self.form == Form::Single;
-        let is_due = || self.due() <= Instant::now() || self.app.drain.ends_streams_now();
+        let is_due = || {
+            self.due() <= Instant::now()
+                || self.app.drain.ends_streams_now()
+                || self.app.hub.orders() != self.reader.orders
+        };
         (leads && !is_due()).then(|| self.subscription.level()).flatten()
     }
 
@@ -160,14 +134,56 @@ impl EventStream {
         self.subscription.room(0)
     }
 
-    /// It has been led to a position.
-    pub(super) fn led_to(&mut self, position: EventId) {
+    /// It has been led to a position, and past orders to end streams that were none of its own.
+    pub(super) fn led_to(&mut self, position: EventId, orders: u64) {
         self.subscription.led_to(position);
+        self.reader.orders = orders;
+    }
+
+    /// How many orders to end streams it has looked at.
+    pub(super) fn orders(&self) -> u64 {
+        self.reader.orders
+    }
+
+    /// Whether one of the orders beyond so many is about it.
+    pub(super) fn is_ordered(&self, mut beyond: u64) -> bool {
+        self.ending(&mut beyond).is_some()
+    }
+
+    /// Why it has to end by an order, if it has.
+    fn ordered(&mut self) -> Option<Ending> {
+        let mut seen = self.reader.orders;
+        let ending = self.ending(&mut seen);
+        self.reader.orders = seen;
+        ending
+    }
+
+    fn ending(&self, seen: &mut u64) -> Option<Ending> {
+        let is_in = |room: &RoomName| self.subscription.positions().any(|(of, _)| of == room);
+        let superseded = |room: &RoomName, by| self.reader.is_superseded(room, by);
+        self.app.hub.ending(seen, is_in, &self.reader.whose(), superseded)
+    }
+
+    /// Ends as ordered; an owner who is kept out by its name alone is kept out by what it is.
+    fn obey(&mut self, ending: &Ending) -> Bytes {
+        if let Ending::Denied(removal) = ending {
+            self.app.hub.keep_out(removal, &self.reader.whose());
+        }
+        if !matches!(ending, Ending::Superseded) {
+            self.reader.leave();
+        }
+        let (reason, reconnect) = match ending {
+            Ending::Removed => ("removed", "later"),
+            Ending::Denied(_) => ("removed", "never"),
+            Ending::Revoked => ("token_revoked", "never"),
+            Ending::Superseded => ("superseded", "never"),
+        };
+        self.end(reason, reconnect)
     }
 
     /// Whether it gets all events, but for those that are not for its subscriber.
     pub(super) fn takes_all(&self) -> bool {
-        self.reader.selected.is_empty()
+        self.reader.takes_all()
     }
 
     /// Whether it gets an event.

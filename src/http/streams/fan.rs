@@ -103,6 +103,7 @@ impl Fans {
                 members: Slab::new(),
                 due: Instant::now() + self.heartbeat(),
                 ask_at: None,
+                orders: line.stream.orders(),
             };
             self.tasks.spawn(fan.run());
             door
@@ -133,6 +134,8 @@ struct Fan {
     due: Instant,
     /// When the log may be asked again.
     ask_at: Option<Instant>,
+    /// Orders to end streams that were looked at for all.
+    orders: u64,
 }
 
 /// Events as they are written.
@@ -150,7 +153,11 @@ impl<'a> Batch<'a> {
             [one] => one.chunk().clone(),
             _ => concat(events.iter()),
         };
-        Self { events, bytes, except: events.iter().any(|event| !event.event().except.is_empty()) }
+        Self {
+            events,
+            bytes,
+            except: events.iter().any(|event| !event.event().except.is_empty() || event.event().is_presence()),
+        }
     }
 
     /// What one stream gets of it, and how many events that is.
@@ -199,6 +206,7 @@ impl Fan {
                 () = &mut alarm => self.look_after(),
                 () = self.door.knock.notified() => {}
                 () = self.lead.changed(), if self.ask_at.is_none() => {}
+                () = fans.app.hub.ordered_beyond(self.orders) => self.obey(),
             }
         }
     }
@@ -298,6 +306,12 @@ impl Fan {
                 self.door.waiting().joining.push((line, level));
                 continue;
             }
+            if line.stream.orders() < self.orders {
+                // It has not looked at orders that the others are past.
+                self.door.waiting().members -= 1;
+                self.fans.drive(line, Bytes::new());
+                continue;
+            }
             let missed = self.lead.catch_up(&level);
             self.due = self.due.min(line.stream.due());
             let entry = self.members.vacant_entry();
@@ -316,6 +330,18 @@ impl Fan {
                 }
             }
         }
+    }
+
+    /// Lets go of those whom an order is about.
+    fn obey(&mut self) {
+        let before = self.orders;
+        let now = self.fans.app.hub.orders();
+        for slot in 0..self.members.capacity() {
+            if self.members.get(slot).is_some_and(|member| member.line.stream.is_ordered(before)) {
+                self.release(slot, Bytes::new());
+            }
+        }
+        self.orders = now;
     }
 
     /// Looks at the sockets that have something to say.
@@ -368,7 +394,7 @@ impl Fan {
     /// Gives a member that is where all are a task of its own, with what is left of a write.
     fn release(&mut self, slot: usize, rest: Bytes) {
         if let Some(Member { line, .. }) = self.members.get_mut(slot) {
-            line.stream.led_to(self.lead.position());
+            line.stream.led_to(self.lead.position(), self.orders);
             self.part(slot, rest);
         }
     }

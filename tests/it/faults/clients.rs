@@ -63,6 +63,8 @@ fn published(events: impl IntoIterator<Item = SseEvent>) -> Vec<SseEvent> {
 async fn cut_at_every_byte(gateway: &Gateway, path: &str) -> usize {
     let whole = published(visit(gateway, path, "", usize::MAX).await.events);
     let check = async |bytes: usize| {
+        // Each is a subscriber of its own: a later stream of the same one would end this one.
+        let path = &format!("{path}{bytes:06}");
         let first = visit(gateway, path, "", bytes).await;
         let is_cut = first.is_cut;
         let mut events = first.events;

@@ -1,0 +1,189 @@
+//! Who reads a stream, and what of it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::access::{Caller, MAX_INFO_BYTES, Permission};
+use crate::broker::{Member, Stamp, sha1_hex};
+use crate::config::PresenceInfo;
+use crate::http::caller::By;
+use crate::http::extract::{event_name, name};
+use crate::http::problem::{Code, Problem};
+use crate::http::{App, audit};
+use crate::hub::{Encoded, Stay, Whose};
+use crate::limits::Place;
+use crate::room::{EventName, RoomName, SubscriberId};
+
+/// Event names that one stream can select.
+const MAX_SELECTED: usize = 50;
+
+/// What a query asks for.
+pub struct Wish<'a> {
+    /// Names of events.
+    pub event: &'a [String],
+    /// A name for the subscriber.
+    pub subscriber: Option<String>,
+    /// Whether it wants to hear who comes and goes.
+    pub presence: bool,
+    /// What others are to be shown of it, as JSON.
+    pub info: Option<String>,
+}
+
+/// Who reads, and what of it.
+pub(super) struct Reader {
+    pub(super) subscriber: SubscriberId,
+    pub(super) caller: Arc<Caller>,
+    /// Orders to end streams that it has looked at.
+    pub(super) orders: u64,
+    selected: Box<[EventName]>,
+    /// What makes it more than a reader, where there is that.
+    more: Option<Box<More>>,
+    address: Option<IpAddr>,
+    wants_presence: bool,
+}
+
+#[derive(Default)]
+struct More {
+    /// As it is to be on rosters, if it is to be there.
+    member: Option<Member>,
+    stays: Vec<Stay>,
+    place: Option<Place>,
+}
+
+impl Reader {
+    /// A reader of some rooms. Fails on what can't be read, and on what it may not see.
+    pub(super) fn new(app: &App, by: By, rooms: &[RoomName], wish: Wish<'_>) -> Result<Self, Problem> {
+        if wish.event.len() > MAX_SELECTED {
+            let detail = format!("a stream selects {MAX_SELECTED} event names at most");
+            return Err(Problem::new(Code::InvalidQuery, detail));
+        }
+        let selected = wish.event.iter().map(|name| event_name(name)).collect::<Result<_, _>>()?;
+        if wish.presence {
+            for room in rooms {
+                by.require(Permission::Presence, room.as_str())?;
+            }
+            if !rooms.iter().all(|room| app.hub.keeps_presence(room)) {
+                let detail =
+                    "presence: of a room it is not known who is in it; the gateway's --presence says of which";
+                return Err(Problem::new(Code::InvalidQuery, detail));
+            }
+        }
+        let is_named = wish.subscriber.is_some() || wish.presence || by.caller().subject.is_some();
+        let subscriber = wish.subscriber.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let subscriber = name("the subscriber", &subscriber, SubscriberId::new)?;
+        let info = info(app, &by, wish.info)?;
+        let member = is_named.then(|| Member {
+            subscriber: subscriber.clone(),
+            owner: sha1_hex(by.owner().as_bytes()).into(),
+            card: card(&subscriber, by.caller().subject.as_deref(), info.as_deref()),
+        });
+        Ok(Self {
+            subscriber,
+            orders: app.hub.orders(),
+            selected,
+            more: member.map(|member| Box::new(More { member: Some(member), ..More::default() })),
+            address: by.address(),
+            caller: by.into_caller(),
+            wants_presence: wish.presence,
+        })
+    }
+
+    /// Takes one of the places that its caller has. The limit's name, if it has none left.
+    pub(super) fn take_place(&mut self, app: &App) -> Result<(), &'static str> {
+        let Some(limits) = &app.limits else { return Ok(()) };
+        let place = limits.open_stream(self.caller.subject.as_ref(), self.address)?;
+        self.more.get_or_insert_default().place = Some(place);
+        Ok(())
+    }
+
+    /// Puts it on a room's roster, if there is one. Fails if the name is another's there.
+    pub(super) async fn check_in(&mut self, app: &App, room: &RoomName) -> Result<(), ()> {
+        let Some(more) = &mut self.more else { return Ok(()) };
+        let Some(member) = more.member.clone().filter(|_| app.hub.keeps_presence(room)) else { return Ok(()) };
+        let stay = app.hub.check_in(room, member, self.wants_presence).await.ok_or(())?;
+        more.stays.push(stay);
+        Ok(())
+    }
+
+    /// Notes that it was refused.
+    pub(super) fn refused(&self, problem: &Problem) {
+        audit::refused(problem, self.caller.subject.as_deref(), self.address);
+    }
+
+    /// Whose stream it is.
+    pub(super) fn whose(&self) -> Whose<'_> {
+        Whose {
+            subscriber: Some(&self.subscriber),
+            user: self.caller.subject.as_deref(),
+            address: self.address,
+            token: self.caller.token_id.as_deref(),
+        }
+    }
+
+    /// Leaves its rooms for good.
+    pub(super) fn leave(&self) {
+        self.more.iter().flat_map(|more| &more.stays).for_each(Stay::leave);
+    }
+
+    /// Whether its stay in a room is over, now that there is one with this stamp.
+    pub(super) fn is_superseded(&self, room: &RoomName, by: Stamp) -> bool {
+        let mut stays = self.more.iter().flat_map(|more| &more.stays);
+        stays.any(|stay| stay.room() == room && stay.is_superseded(by))
+    }
+
+    /// Whether it gets all that publishers send, but for what is not for this subscriber.
+    pub(super) fn takes_all(&self) -> bool {
+        self.selected.is_empty()
+    }
+
+    /// Whether it gets an event.
+    pub(super) fn gets(&self, event: &Encoded) -> bool {
+        let event = event.event();
+        if event.is_presence() {
+            return self.wants_presence;
+        }
+        let selected =
+            self.selected.is_empty() || event.name.as_ref().is_some_and(|name| self.selected.contains(name));
+        selected && !event.except.contains(&self.subscriber)
+    }
+}
+
+/// What others are shown of it: what the signer of its token says, or itself, where that is allowed.
+fn info(app: &App, by: &By, asked: Option<String>) -> Result<Option<Box<RawValue>>, Problem> {
+    let allowed = app.settings.roster.presence_info;
+    if asked.is_some() && allowed != PresenceInfo::Query {
+        let detail = "info: the gateway shows nobody what a query says of its sender (--presence-info)";
+        return Err(Problem::new(Code::InvalidQuery, detail));
+    }
+    let signed = by.caller().info.clone().filter(|_| allowed != PresenceInfo::None);
+    let text = match (signed, asked) {
+        (Some(signed), _) => signed.to_string(),
+        (None, Some(asked)) if asked.len() <= MAX_INFO_BYTES => {
+            let value: serde_json::Value = serde_json::from_str(&asked)
+                .map_err(|why| Problem::new(Code::InvalidQuery, format!("info is no JSON: {why}")))?;
+            value.to_string()
+        }
+        (None, Some(_)) => {
+            return Err(Problem::new(Code::InvalidQuery, format!("info has {MAX_INFO_BYTES} bytes at most")));
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(RawValue::from_string(text).ok())
+}
+
+fn card(subscriber: &SubscriberId, user: Option<&str>, info: Option<&RawValue>) -> Arc<str> {
+    #[derive(Serialize)]
+    struct Card<'a> {
+        subscriber: &'a SubscriberId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        info: Option<&'a RawValue>,
+    }
+    let text = serde_json::to_string(&Card { subscriber, user, info }).expect("names and checked JSON are JSON");
+    // Without the braces: brokers add to it what only they know.
+    text[1..text.len() - 1].into()
+}

@@ -1,0 +1,332 @@
+//! What ends streams before their time: removals, which are stored and also keep out, and later stays of the same subscriber.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+
+use super::Hub;
+use crate::broker::{BrokerError, CALL_LIMIT, Fault, FaultKind, Removal, Stamp};
+use crate::room::{RoomName, SubscriberId};
+
+/// What was ordered of late: streams look at it as soon as they can, so few are needed.
+const RECENT: usize = 4096;
+/// Stored removals are looked at this often, should it not have been heard that there are more.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Longest wait of a new stream for them to have been read once.
+const KNOWN_LIMIT: Duration = Duration::from_secs(2);
+
+/// Whose stream it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Whose<'a> {
+    /// The name that it has chosen, or was given.
+    pub subscriber: Option<&'a SubscriberId>,
+    /// Its token's subject.
+    pub user: Option<&'a str>,
+    /// Where it comes from; for IPv6 the first address of its /64.
+    pub address: Option<IpAddr>,
+    /// Its token's id.
+    pub token: Option<&'a str>,
+}
+
+/// Why a stream has to end.
+#[derive(Clone, Debug)]
+enum Order {
+    Removal(Arc<Removal>),
+    Superseded { room: RoomName, subscriber: SubscriberId, stamp: Stamp },
+}
+
+/// Why a stream ends before its time.
+#[derive(Clone, Debug)]
+pub enum Ending {
+    /// It was removed, and may come back.
+    Removed,
+    /// It was removed for a time.
+    Denied(Arc<Removal>),
+    /// Its token was revoked.
+    Revoked,
+    /// The same subscriber has opened a later stream.
+    Superseded,
+}
+
+impl Removal {
+    fn denies(&self, now: u64) -> bool {
+        self.until > now
+    }
+
+    /// Whether it ends a stream of such rooms and of such a caller.
+    fn ends(&self, is_in: impl Fn(&RoomName) -> bool, whose: &Whose<'_>) -> bool {
+        let same = |one: Option<&str>, other: Option<&str>| one.is_some() && one == other;
+        // An address is kept out and no more: others who come from there have done nothing.
+        let named =
+            same(self.subscriber.as_ref().map(SubscriberId::as_str), whose.subscriber.map(SubscriberId::as_str))
+                || same(self.user.as_deref(), whose.user)
+                || same(self.token.as_deref(), whose.token);
+        named && self.room.as_ref().is_none_or(is_in)
+    }
+}
+
+/// Orders that end streams.
+#[derive(Default)]
+pub(super) struct Ends {
+    orders: Mutex<Orders>,
+    count: watch::Sender<u64>,
+    held: RwLock<Held>,
+    /// Whether all that were stored have been read once.
+    known: watch::Sender<bool>,
+    stale: Notify,
+}
+
+/// Who is kept out, and until when.
+#[derive(Default)]
+struct Held {
+    names: HashMap<(Option<RoomName>, Name), u64>,
+    tokens: HashMap<String, u64>,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+enum Name {
+    Subscriber(SubscriberId),
+    User(String),
+    Address(IpAddr),
+}
+
+impl Name {
+    fn of_removal(removal: &Removal) -> impl Iterator<Item = Self> {
+        let subscriber = removal.subscriber.clone().map(Self::Subscriber);
+        let user = removal.user.clone().map(Self::User);
+        subscriber.into_iter().chain(user).chain(removal.address.map(Self::Address))
+    }
+
+    fn of(whose: &Whose<'_>) -> impl Iterator<Item = Self> {
+        let subscriber = whose.subscriber.cloned().map(Self::Subscriber);
+        let owner = whose.user.map(|user| Self::User(user.into())).or(whose.address.map(Self::Address));
+        subscriber.into_iter().chain(owner)
+    }
+}
+
+impl Held {
+    fn take(&mut self, removal: &Removal) {
+        let now = milliseconds();
+        self.names.retain(|_, until| *until > now);
+        self.tokens.retain(|_, until| *until > now);
+        if let Some(token) = &removal.token {
+            extend(self.tokens.entry(token.clone()).or_default(), removal.until);
+        }
+        for name in Name::of_removal(removal) {
+            extend(self.names.entry((removal.room.clone(), name)).or_default(), removal.until);
+        }
+    }
+
+    fn has(&self, room: Option<&RoomName>, whose: &Whose<'_>) -> bool {
+        let now = milliseconds();
+        let mut names = Name::of(whose).map(|name| (room.cloned(), name));
+        names.any(|name| self.names.get(&name).is_some_and(|until| *until > now))
+    }
+}
+
+fn extend(until: &mut u64, to: u64) {
+    *until = to.max(*until);
+}
+
+#[derive(Default)]
+struct Orders {
+    recent: VecDeque<Order>,
+    given: u64,
+}
+
+impl Ends {
+    /// How many orders there have been.
+    pub(super) fn count(&self) -> u64 {
+        *self.count.borrow()
+    }
+
+    /// Resolves when there have been more.
+    pub(super) async fn beyond(&self, seen: u64) {
+        let mut count = self.count.subscribe();
+        // The sender is ours, so the channel can't close.
+        let _ = count.wait_for(|count| *count > seen).await;
+    }
+
+    fn ending(
+        &self,
+        seen: &mut u64,
+        is_in: impl Fn(&RoomName) -> bool,
+        whose: &Whose<'_>,
+        is_superseded: impl Fn(&RoomName, Stamp) -> bool,
+    ) -> Option<Ending> {
+        let orders = self.orders();
+        let fresh = usize::try_from(orders.given - *seen).unwrap_or(usize::MAX).min(orders.recent.len());
+        *seen = orders.given;
+        let now = milliseconds();
+        orders.recent.range(orders.recent.len() - fresh..).find_map(|order| match order {
+            Order::Removal(removal) if removal.ends(&is_in, whose) => {
+                let revoked = removal.token.is_some() && removal.token.as_deref() == whose.token;
+                Some(match removal.denies(now) {
+                    true if revoked => Ending::Revoked,
+                    true => Ending::Denied(removal.clone()),
+                    false => Ending::Removed,
+                })
+            }
+            Order::Superseded { room, subscriber, stamp } => {
+                let same = whose.subscriber == Some(subscriber);
+                (same && is_superseded(room, *stamp)).then_some(Ending::Superseded)
+            }
+            Order::Removal(_) => None,
+        })
+    }
+
+    /// Whether such a stream may not be opened now. Fails while it is not known who may not.
+    async fn denies(
+        &self,
+        mut rooms: impl Iterator<Item = RoomName>,
+        whose: &Whose<'_>,
+    ) -> Result<bool, BrokerError> {
+        let mut known = self.known.subscribe();
+        if timeout(KNOWN_LIMIT, known.wait_for(|known| *known)).await.is_err() {
+            let fault = Fault::new(FaultKind::Unreachable, "the removals that hold have not been read yet");
+            return Err(BrokerError::Unavailable(fault));
+        }
+        let held = self.held();
+        Ok(!held.names.is_empty() && (held.has(None, whose) || rooms.any(|room| held.has(Some(&room), whose))))
+    }
+
+    fn has_revoked(&self, token: &str) -> bool {
+        self.held().tokens.get(token).is_some_and(|until| *until > milliseconds())
+    }
+
+    fn held(&self) -> RwLockReadGuard<'_, Held> {
+        self.held.read().expect("no holder of the lock panics")
+    }
+
+    /// There may be more removals than are known here.
+    pub(super) fn look(&self) {
+        self.stale.notify_one();
+    }
+
+    pub(super) fn supersede(&self, room: RoomName, subscriber: SubscriberId, stamp: Stamp) {
+        self.order(Order::Superseded { room, subscriber, stamp });
+    }
+
+    fn order(&self, order: Order) {
+        let mut orders = self.orders();
+        orders.recent.push_back(order);
+        if orders.recent.len() > RECENT {
+            orders.recent.pop_front();
+        }
+        orders.given += 1;
+        let given = orders.given;
+        drop(orders);
+        self.count.send_if_modified(|count| {
+            let more = given > *count;
+            *count = given.max(*count);
+            more
+        });
+    }
+
+    fn take(&self, removal: Removal) {
+        let now = milliseconds();
+        let removal = Arc::new(removal);
+        if removal.denies(now) {
+            self.held.write().expect("no holder of the lock panics").take(&removal);
+        }
+        self.order(Order::Removal(removal));
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().expect("no holder of the lock panics")
+    }
+}
+
+impl Hub {
+    /// How many orders to end streams there have been.
+    pub fn orders(&self) -> u64 {
+        self.ends.count()
+    }
+
+    /// Resolves when there have been more orders.
+    pub async fn ordered_beyond(&self, seen: u64) {
+        self.ends.beyond(seen).await;
+    }
+
+    /// Why a stream has to end, by the orders since it looked last, which moves on. `is_in` tells its rooms, and `is_superseded` whether its stay in a room is
+    /// over, now that there is one with this stamp.
+    pub fn ending(
+        &self,
+        seen: &mut u64,
+        is_in: impl Fn(&RoomName) -> bool,
+        whose: &Whose<'_>,
+        is_superseded: impl Fn(&RoomName, Stamp) -> bool,
+    ) -> Option<Ending> {
+        self.ends.ending(seen, is_in, whose, is_superseded)
+    }
+
+    /// Has a removal by the subscriber's name be one by the owner of the stream that had it, so that another name does not slip past.
+    pub fn keep_out(self: &Arc<Self>, removal: &Removal, whose: &Whose<'_>) {
+        let (user, address) = match (whose.user, whose.address) {
+            (Some(user), _) => (Some(user.to_owned()), None),
+            (None, address) => (None, address),
+        };
+        let owner = Whose { subscriber: None, ..*whose };
+        if removal.subscriber.is_none() || self.ends.held().has(removal.room.as_ref(), &owner) {
+            return;
+        }
+        let of_owner = Removal { subscriber: None, user, address, token: None, ..removal.clone() };
+        let hub = self.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = hub.remove(&of_owner).await {
+                tracing::warn!(%error, "a subscriber that was removed is kept out by its name alone");
+            }
+        });
+    }
+
+    /// Whether a stream of these rooms may not be opened now.
+    pub async fn denies(
+        &self,
+        rooms: impl Iterator<Item = RoomName>,
+        whose: &Whose<'_>,
+    ) -> Result<bool, BrokerError> {
+        self.ends.denies(rooms, whose).await
+    }
+
+    /// Whether the token of this id is not taken any more.
+    pub fn has_revoked(&self, token: &str) -> bool {
+        self.ends.has_revoked(token)
+    }
+
+    /// Ends streams on all replicas, and keeps their owners out until the removal ends. Once it returns, that is stored.
+    pub async fn remove(&self, removal: &Removal) -> Result<(), BrokerError> {
+        timeout(CALL_LIMIT, self.broker.remove(removal)).await.unwrap_or_else(|_| {
+            Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to a removal")))
+        })
+    }
+
+    /// Keeps up with the removals that are stored.
+    pub(super) async fn keep_up_with_removals(&self) {
+        let mut after: Option<String> = None;
+        loop {
+            loop {
+                let Ok(Ok(more)) = timeout(CALL_LIMIT, self.broker.removals(after.as_deref())).await else { break };
+                let Some((last, _)) = more.last() else {
+                    self.ends.known.send_replace(true);
+                    break;
+                };
+                after = Some(last.clone());
+                for (_, removal) in more {
+                    self.presence.removed(&removal);
+                    self.ends.take(removal);
+                }
+            }
+            let _ = timeout(LOOK_EVERY, self.ends.stale.notified()).await;
+        }
+    }
+}
+
+/// Now, in milliseconds since 1970.
+fn milliseconds() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,188 @@
+//! No caller takes more than its share: requests a second over all replicas, and streams.
+
+mod hostile;
+
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, StatusCode};
+use roomcast::config::{RateFailure, Settings};
+use serde_json::{Value, json};
+
+use crate::access::{all, claims, close, token};
+use crate::support::{Gateway, World, eventually};
+
+/// So few that no clock is quick enough to matter.
+fn few(settings: &mut Settings) {
+    close(settings);
+    settings.limits.rate_per_subject = 1;
+    settings.limits.rate_per_address = 0;
+    settings.limits.rate_total = 0;
+}
+
+fn as_user(user: &str) -> String {
+    let mut claims = claims(&all());
+    claims["sub"] = json!(user);
+    token(&claims)
+}
+
+fn publish(gateway: &Gateway, user: &str) -> RequestBuilder {
+    gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(as_user(user)).body("hello")
+}
+
+async fn status(gateway: &Gateway, request: RequestBuilder) -> u16 {
+    gateway.send(request).await.0.as_u16()
+}
+
+on_both_brokers! {
+    async fn a_caller_is_told_its_limit_and_when_it_has_spent_it(world) {
+        let gateway = world.gateway_with(few).await;
+        let first = gateway.answer(publish(&gateway, "ann")).await;
+        assert_eq!(first.status(), StatusCode::CREATED);
+        assert_eq!(first.headers()["ratelimit-policy"], "\"subject\";q=2;w=2");
+        assert_eq!(first.headers()["ratelimit"], "\"subject\";r=1");
+        let refused = eventually("it is refused", async || {
+            let answer = gateway.answer(publish(&gateway, "ann")).await;
+            (answer.status() == StatusCode::TOO_MANY_REQUESTS).then_some(answer)
+        }).await;
+        assert_eq!(refused.headers()["retry-after"], "1");
+        assert_eq!(refused.headers()["ratelimit"], "\"subject\";r=0");
+        let problem: Value = refused.json().await.unwrap();
+        assert_eq!(problem["code"], "too_many_requests");
+        // Another caller is not.
+        assert_eq!(status(&gateway, publish(&gateway, "bob")).await, 201);
+        eventually("it may again", async || (status(&gateway, publish(&gateway, "ann")).await == 201).then_some(())).await;
+    }
+
+    async fn each_event_of_a_batch_counts(world) {
+        let gateway = world.gateway_with(|settings| {
+            few(settings);
+            settings.limits.rate_per_subject = 5;
+        }).await;
+        let batch = |count: usize| {
+            let events: Vec<_> = (0..count).map(|n| json!({"room": "lobby", "data": n})).collect();
+            gateway.request(Method::POST, "/v1/events").bearer_auth(as_user("ann")).json(&json!({"events": events}))
+        };
+        let (refused, problem) = gateway.send(batch(12)).await;
+        assert_eq!(refused.as_u16(), 429);
+        assert!(problem["detail"].as_str().unwrap().contains("10 at most"), "{problem}");
+        eventually("eight are stored", async || (status(&gateway, batch(8)).await == 200).then_some(())).await;
+        assert_eq!(status(&gateway, batch(8)).await, 429);
+    }
+
+    async fn addresses_and_all_callers_have_limits_too_and_trusted_proxies_name_addresses(world) {
+        let gateway = world.gateway_with(|settings| {
+            few(settings);
+            settings.limits.rate_per_subject = 0;
+            settings.limits.rate_per_address = 1;
+            settings.limits.trusted_proxy = vec!["127.0.0.0/8".parse().unwrap()];
+        }).await;
+        let from = |address: &str| publish(&gateway, "ann").header("x-forwarded-for", address);
+        eventually("one address is refused", async || (status(&gateway, from("192.0.2.1")).await == 429).then_some(())).await;
+        assert_eq!(status(&gateway, from("192.0.2.2")).await, 201);
+        assert_eq!(status(&gateway, from("203.0.113.5, 192.0.2.3")).await, 201);
+        // Of IPv6, whoever has one address of a /64 has them all.
+        eventually("one network is refused", async || (status(&gateway, from("2001:db8::1")).await == 429).then_some(())).await;
+        assert_eq!(status(&gateway, from("2001:db8:0:0:ffff::2")).await, 429);
+        assert_eq!(status(&gateway, from("2001:db8:0:1::1")).await, 201);
+    }
+
+    async fn a_caller_that_shows_wrong_tokens_spends_its_addresss_share(world) {
+        let gateway = world.gateway_with(|settings| {
+            few(settings);
+            settings.limits.rate_per_address = 2;
+        }).await;
+        eventually("it is refused for asking too often", async || {
+            let request = gateway.request(Method::GET, "/v1/rooms").bearer_auth("x.y.z");
+            (status(&gateway, request).await == 429).then_some(())
+        }).await;
+    }
+
+    async fn a_stream_that_comes_too_often_is_told_to_come_back(world) {
+        let gateway = world.gateway_with(|settings| {
+            few(settings);
+            settings.limits.max_streams_per_subject = 2;
+            settings.limits.rate_per_subject = 0;
+        }).await;
+        let path = format!("/v1/rooms/lobby/stream?access_token={}", as_user("ann"));
+        let (first, second) = (gateway.stream(&path).await, gateway.stream(&path).await);
+        let third = gateway.stream(&path).await;
+        assert_eq!(third.opened, json!({"reason": "too_many_streams", "reconnect": "later"}));
+        gateway.stream(&format!("/v1/rooms/lobby/stream?access_token={}", as_user("bob"))).await;
+        drop(first);
+        eventually("there is a place again", async || {
+            (gateway.stream(&path).await.opened.get("rooms").is_some()).then_some(())
+        }).await;
+        drop(second);
+
+        let gateway = world.gateway_with(few).await;
+        eventually("it is told to come back", async || {
+            let stream = gateway.stream(&path).await;
+            (stream.opened["reason"] == "too_many_requests" && stream.opened["reconnect"] == "later").then_some(())
+        }).await;
+    }
+
+    async fn an_open_gateway_on_this_machine_has_no_limits(world) {
+        let gateway = world.gateway_with(|settings| {
+            settings.limits.rate_per_address = 1;
+            settings.limits.rate_total = 1;
+            settings.limits.max_streams_per_address = 1;
+        }).await;
+        let mut streams = Vec::new();
+        for _ in 0..5 {
+            let request = gateway.request(Method::POST, "/v1/rooms/lobby/events").body("hello");
+            let answer = gateway.answer(request).await;
+            assert_eq!(answer.status(), StatusCode::CREATED);
+            assert!(!answer.headers().contains_key("ratelimit"));
+            let stream = gateway.room("lobby").await;
+            assert!(stream.opened.get("rooms").is_some());
+            streams.push(stream);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_limit_is_that_of_all_replicas_together() {
+    let world = World::redis().await;
+    let slow = |settings: &mut Settings| {
+        few(settings);
+        settings.limits.rate_per_subject = 2;
+    };
+    let (one, other) = (world.gateway_with(slow).await, world.gateway_with(slow).await);
+    let began = std::time::Instant::now();
+    let mut stored = 0u32;
+    while began.elapsed() < Duration::from_secs(3) {
+        for gateway in [&one, &other] {
+            stored += u32::from(status(gateway, publish(gateway, "ann")).await == 201);
+        }
+    }
+    // Four at once, and two for each second that passed, also of those that the last requests took.
+    let most = 4 + 2 * u32::try_from(began.elapsed().as_secs() + 1).unwrap();
+    assert!((5..=most).contains(&stored), "{stored} of {most}");
+}
+
+#[tokio::test]
+async fn while_redis_cant_count_requests_pass_or_do_not_as_is_set() {
+    let mut world = World::redis().await;
+    let with = |failure| {
+        move |settings: &mut Settings| {
+            few(settings);
+            settings.limits.rate_failure = failure;
+        }
+    };
+    let open = world.gateway_with(with(RateFailure::Open)).await;
+    let closed = world.gateway_with(with(RateFailure::Closed)).await;
+    world.redis.as_mut().unwrap().kill();
+    let ask = async |gateway: &Gateway| {
+        let request = gateway.request(Method::GET, "/v1/rooms/lobby/stream").bearer_auth(as_user("ann"));
+        let answer = gateway.answer(request).await;
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    // Either way the stream is told to come back.
+    for gateway in [&open, &closed] {
+        let (status, text) = ask(gateway).await;
+        assert!(status == 200 && text.contains("\"reason\":\"unavailable\""), "{status} {text}");
+    }
+    let publish = async |gateway: &Gateway| gateway.send(publish(gateway, "bob")).await.1["detail"].to_string();
+    assert!(publish(&closed).await.contains("within its limits"));
+    assert!(!publish(&open).await.contains("within its limits"));
+}

@@ -1,0 +1,302 @@
+//! Who is in a room: on the list, in the room's log, and whose a name is.
+
+mod replicas;
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use roomcast::config::PresenceInfo;
+use serde_json::{Value, json};
+
+use crate::access::{all, at, claims, close, token};
+use crate::support::{Gateway, SseEvent, Stream, World, eventually};
+
+const GRACE: Duration = Duration::from_millis(300);
+const LONG: Duration = Duration::from_mins(10);
+
+async fn quick(world: &World) -> Gateway {
+    world.gateway_with(|settings| settings.roster.presence_grace = GRACE).await
+}
+
+/// The names on a room's list, on all of its pages.
+pub async fn listed(gateway: &Gateway, room: &str) -> Vec<String> {
+    members(gateway, room, "").await.iter().map(|member| member["subscriber"].as_str().unwrap().into()).collect()
+}
+
+async fn members(gateway: &Gateway, room: &str, token: &str) -> Vec<Value> {
+    let mut members = Vec::new();
+    let mut next = format!("/v1/rooms/{room}/subscribers?limit=2");
+    loop {
+        let answer = gateway.answer(gateway.request(Method::GET, &next).bearer_auth(token)).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let link = answer.headers().get("link").map(|link| link.to_str().unwrap().to_owned());
+        let page: Value = answer.json().await.unwrap();
+        members.extend(page["subscribers"].as_array().unwrap().iter().cloned());
+        let Some(link) = link else { break };
+        next = link.split(['<', '>']).nth(1).unwrap().into();
+    }
+    members.sort_by_key(|member| member["subscriber"].as_str().unwrap().to_owned());
+    members
+}
+
+/// What an event says of who came or has gone: its name, the names in it, and how many are there.
+fn told(event: &SseEvent) -> (String, Vec<String>, u64) {
+    let data = event.json();
+    let names = data["members"].as_array().unwrap().iter();
+    let names = names.map(|member| member["subscriber"].as_str().unwrap().to_owned()).collect();
+    (event.event.clone(), names, data["present"].as_u64().unwrap())
+}
+
+fn says(what: &str, names: &[&str], present: u64) -> (String, Vec<String>, u64) {
+    (what.into(), names.iter().map(|name| (*name).to_owned()).collect(), present)
+}
+
+async fn end(stream: &mut Stream) -> Value {
+    loop {
+        let event = stream.event().await;
+        if event.event == "stream.end" {
+            return event.json();
+        }
+    }
+}
+
+on_both_brokers! {
+    async fn who_comes_and_goes_is_told_to_those_who_ask_and_listed(world) {
+        let gateway = quick(&world).await;
+        let mut ann = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann&presence=true").await;
+        assert_eq!(told(&ann.event().await), says("presence.join", &["ann"], 1));
+        let bob = gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
+        assert_eq!(told(&ann.event().await), says("presence.join", &["bob"], 2));
+        // Who does not say who it is, is only counted.
+        let nobody = gateway.room("lobby").await;
+        let carl = gateway.stream("/v1/stream?room=lobby&room=news&subscriber=carl").await;
+        assert_eq!(told(&ann.event().await), says("presence.join", &["carl"], 3));
+        assert_eq!(listed(&gateway, "lobby").await, ["ann", "bob", "carl"]);
+        assert_eq!(listed(&gateway, "news").await, ["carl"]);
+        let shown = &members(&gateway, "lobby", "").await[1];
+        assert_eq!(shown["replica"], ann.opened["replica"]);
+        assert!(shown["since"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok() && shown.get("user").is_none());
+        drop((bob, nobody));
+        assert_eq!(told(&ann.event().await), says("presence.leave", &["bob"], 2));
+        assert_eq!(listed(&gateway, "lobby").await, ["ann", "carl"]);
+        drop(carl);
+        assert_eq!(told(&ann.event().await), says("presence.leave", &["carl"], 1));
+        // In the log like any event, so that a stream that resumes misses none.
+        let log = gateway.get("/v1/rooms/lobby/events").await.1;
+        let names: Vec<_> = log["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect();
+        assert_eq!(names, ["presence.join", "presence.join", "presence.join", "presence.leave", "presence.leave"]);
+        let mut again = gateway.stream("/v1/rooms/lobby/stream?from=earliest&presence=true&subscriber=dora").await;
+        assert_eq!(told(&again.event().await), says("presence.join", &["ann"], 1));
+    }
+
+    async fn who_comes_back_in_time_has_not_been_away(world) {
+        let gateway = world.gateway_with(|settings| settings.roster.presence_grace = LONG).await;
+        let mut ann = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann&presence=true").await;
+        ann.event().await;
+        for _ in 0..5 {
+            drop(gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await);
+        }
+        let since = members(&gateway, "lobby", "").await[1]["since"].clone();
+        let _bob = gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
+        assert_eq!(members(&gateway, "lobby", "").await[1]["since"], since);
+        gateway.publish("lobby", "hello").await;
+        assert_eq!(told(&ann.event().await), says("presence.join", &["bob"], 2));
+        assert_eq!(ann.data().await, "hello", "nothing else was told");
+    }
+
+    async fn who_has_not_asked_hears_nothing_of_who_comes_and_goes(world) {
+        let gateway = world.gateway_with(|settings| {
+            settings.roster.presence_grace = GRACE;
+            settings.heartbeat = Duration::from_millis(200);
+        }).await;
+        let mut plain = gateway.room("lobby").await;
+        let mut several = gateway.stream("/v1/stream?room=lobby&room=news").await;
+        // Nobody has asked yet, so nothing stands in the log.
+        let quiet = gateway.stream("/v1/rooms/lobby/stream?subscriber=quiet").await;
+        assert_eq!(gateway.get("/v1/rooms/lobby/events").await.1["events"], json!([]));
+        let mut ann = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann&presence=true&event=chat").await;
+        let joined = ann.event().await;
+        assert_eq!(told(&joined), says("presence.join", &["ann"], 2));
+        // But where it is has moved on, and it is told so.
+        for stream in [&mut plain, &mut several] {
+            let position = stream.event().await;
+            assert_eq!(position.event, "stream.position");
+        }
+        assert_eq!(plain.last_event_id, joined.id);
+        gateway.publish("lobby", "other").await;
+        gateway.publish_json("lobby", "chat", json!(1)).await;
+        assert_eq!(ann.event().await.event, "chat");
+        assert_eq!(plain.data().await, "other");
+        drop(quiet);
+        assert_eq!(told(&ann.event().await), says("presence.leave", &["quiet"], 1));
+    }
+
+    async fn a_name_is_its_owners_and_a_later_stream_takes_the_place_of_an_earlier_one(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.roster.presence_grace = LONG;
+        }).await;
+        let as_user = |user: &str| {
+            let mut claims = claims(&all());
+            claims["sub"] = json!(user);
+            token(&claims)
+        };
+        let (ann, bob) = (as_user("ann"), as_user("bob"));
+        let path = |token: &str| format!("/v1/rooms/lobby/stream?subscriber=desk&presence=true&access_token={token}");
+        let mut first = gateway.stream(&path(&ann)).await;
+        assert_eq!(told(&first.event().await), says("presence.join", &["desk"], 1));
+        let (status, problem) = gateway.get(&path(&bob)).await;
+        assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("subscriber_taken")));
+        // In another room the same name is free.
+        gateway.stream(&format!("/v1/rooms/news/stream?subscriber=desk&access_token={bob}")).await;
+        let mut second = gateway.stream(&path(&ann)).await;
+        assert_eq!(end(&mut first).await, json!({"reason": "superseded", "reconnect": "never"}));
+        gateway.send(gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(&ann).body("hello")).await;
+        assert_eq!(second.data().await, "hello", "the second goes on, and nobody came or went");
+        let shown = members(&gateway, "lobby", &bob).await;
+        assert_eq!((shown.len(), &shown[0]["user"]), (1, &json!("ann")));
+        // Its name stays its own while it is away.
+        drop(second);
+        assert_eq!(gateway.get(&path(&bob)).await.0.as_u16(), 409);
+    }
+
+    async fn p10_who_is_there_is_for_those_with_the_permission(world) {
+        let gateway = world.gateway_with(close).await;
+        let ann = token(&claims(&json!({"subscribe": ["*"], "presence": ["lobby"]})));
+        let mut others = claims(&json!({"subscribe": ["*"], "publish": ["*"]}));
+        others["sub"] = json!("bob");
+        let bob = token(&others);
+        let path = |room: &str, token: &str| format!("/v1/rooms/{room}/stream?presence=true&access_token={token}");
+        let mut stream = gateway.stream(&path("lobby", &ann)).await;
+        assert_eq!(stream.event().await.event, "presence.join");
+        for (path, token) in [
+            (path("lobby", &bob), &bob),
+            (path("other", &ann), &ann),
+            ("/v1/rooms/lobby/subscribers".into(), &bob),
+            ("/v1/rooms/other/subscribers".into(), &ann),
+            (format!("/v1/stream?room=lobby&room=other&presence=true&access_token={ann}"), &ann),
+        ] {
+            let (status, problem) = gateway.send(gateway.request(Method::GET, &path).bearer_auth(token)).await;
+            assert_eq!((status.as_u16(), &problem["code"]), (403, &json!("forbidden")), "{path}");
+            assert!(problem["detail"].as_str().unwrap().contains("presence"), "{problem}");
+        }
+        // Nor does the log show it.
+        let log = async |token: &str| {
+            let request = gateway.request(Method::GET, "/v1/rooms/lobby/events").bearer_auth(token);
+            gateway.send(request).await.1["events"].as_array().unwrap().len()
+        };
+        assert_eq!((log(&ann).await, log(&bob).await), (1, 0));
+    }
+
+    async fn what_is_shown_of_somebody_comes_from_where_the_gateway_allows(world) {
+        for (allowed, from_token, from_query) in [
+            (PresenceInfo::None, None, None),
+            (PresenceInfo::Token, Some("signed"), None),
+            (PresenceInfo::Query, Some("signed"), Some("own")),
+        ] {
+            let gateway = world.gateway_with(|settings| {
+                close(settings);
+                settings.roster.presence_info = allowed;
+            }).await;
+            let mut grant = all();
+            grant["info"] = json!("signed");
+            let signed = token(&json!({"sub": "ann", "exp": at(600), "aud": "roomcast.example", "roomcast": grant}));
+            let plain = token(&claims(&all()));
+            let room = format!("room{allowed:?}");
+            let _first = gateway.stream(&format!("/v1/rooms/{room}/stream?subscriber=a&access_token={signed}")).await;
+            let asked = format!("/v1/rooms/{room}/stream?subscriber=b&info=%22own%22&access_token={plain}");
+            let second = if from_query.is_some() { Some(gateway.stream(&asked).await) } else {
+                assert_eq!(gateway.get(&asked).await.0.as_u16(), 400);
+                None
+            };
+            let shown = members(&gateway, &room, &plain).await;
+            assert_eq!(shown[0].get("info"), from_token.map(|text| json!(text)).as_ref());
+            assert_eq!(shown.get(1).map(|shown| shown["info"].clone()), from_query.map(|text| json!(text)));
+            drop(second);
+        }
+    }
+
+    async fn a_room_knows_who_is_in_it_where_the_gateway_says_so(world) {
+        let gateway = world.gateway_with(|settings| settings.roster.presence = vec!["team.*".into()]).await;
+        let _known = gateway.stream("/v1/rooms/team.a/stream?subscriber=ann").await;
+        let _unknown = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann").await;
+        assert_eq!(listed(&gateway, "team.a").await, ["ann"]);
+        assert_eq!(listed(&gateway, "lobby").await, [""; 0]);
+        let (status, problem) = gateway.get("/v1/rooms/lobby/stream?presence=true").await;
+        assert_eq!(status.as_u16(), 400);
+        assert!(problem["detail"].as_str().unwrap().contains("--presence"), "{problem}");
+        for wrong in ["info={}", "presence=maybe", "subscriber=a%20b"] {
+            assert_eq!(gateway.get(&format!("/v1/rooms/team.a/stream?{wrong}")).await.0.as_u16(), 400, "{wrong}");
+        }
+    }
+
+    async fn a_rush_costs_few_entries_and_misses_nobody(world) {
+        let gateway = quick(&world).await;
+        let mut watcher = gateway.stream("/v1/rooms/lobby/stream?subscriber=watcher&presence=true").await;
+        watcher.event().await;
+        let opening = (0..300).map(|n| {
+            let url = format!("{}/v1/rooms/lobby/stream?subscriber=s{n}", gateway.url);
+            async move { Stream::open(&url, None).await }
+        });
+        let streams: Vec<_> = futures_util::future::join_all(opening).await;
+        let (mut joined, mut entries) = (Vec::new(), 0);
+        while joined.len() < 300 {
+            let (what, names, _) = told(&watcher.event().await);
+            assert_eq!(what, "presence.join");
+            joined.extend(names);
+            entries += 1;
+        }
+        joined.sort();
+        joined.dedup();
+        assert_eq!(joined.len(), 300);
+        assert!(entries < 150, "{entries} entries");
+        assert_eq!(listed(&gateway, "lobby").await.len(), 301);
+        drop(streams);
+        let mut left = 0;
+        while left < 300 {
+            let (what, names, present) = told(&watcher.event().await);
+            assert_eq!(what, "presence.leave");
+            left += names.len();
+            if left == 300 {
+                assert_eq!(present, 1);
+            }
+        }
+        eventually("the list is empty again", async || (listed(&gateway, "lobby").await == ["watcher"]).then_some(())).await;
+    }
+
+    async fn the_gateways_own_replicas_are_listed(world) {
+        let gateway = quick(&world).await;
+        let _streams = (gateway.room("lobby").await, gateway.room("lobby").await);
+        let found = eventually("both streams are counted", async || {
+            let answer = gateway.get("/v1/replicas").await.1;
+            (answer["replicas"][0]["streams"] == 2).then_some(answer)
+        }).await;
+        let replica = &found["replicas"][0];
+        assert_eq!((&replica["version"], &replica["rooms"]), (&json!(env!("CARGO_PKG_VERSION")), &json!(1)));
+        assert!(replica["reported_at"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
+    }
+}
+
+#[tokio::test]
+async fn after_a_restart_on_a_data_folder_who_does_not_come_back_has_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = async || {
+        let gateway = Gateway::start(|settings| {
+            settings.data_dir = Some(folder.path().into());
+            settings.roster.presence_grace = GRACE;
+            settings.roster.replica_lease = Duration::from_secs(2);
+        });
+        gateway.await
+    };
+    let gateway = start().await;
+    let mut ann = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann&presence=true").await;
+    let _bob = gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
+    ann.event().await;
+    ann.event().await;
+    let position = ann.last_event_id.clone();
+    gateway.stop().await.unwrap();
+    let gateway = start().await;
+    let mut ann = gateway.resume("/v1/rooms/lobby/stream?subscriber=ann&presence=true", Some(&position)).await;
+    assert_eq!(told(&ann.event().await), says("presence.leave", &["bob"], 1));
+    assert_eq!(listed(&gateway, "lobby").await, ["ann"]);
+}

@@ -1,0 +1,191 @@
+//! Who is in a room that several replicas have streams of: a replica that is killed, roams, and a roster that is lost.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{GRACE, says, told};
+use crate::support::{DEADLINE, RedisServer, Replica, Stream, World, eventually};
+
+const LEASE: &str = "2s";
+
+fn replica(redis: &RedisServer) -> Replica {
+    Replica::start(&redis.url(), &["--replica-lease", LEASE, "--presence-grace", "300ms"])
+}
+
+async fn get(url: &str) -> Value {
+    reqwest::get(url).await.unwrap().json().await.unwrap()
+}
+
+/// The names on a room's list.
+async fn listed(replica: &Replica) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut after = String::new();
+    loop {
+        let url = format!("{}/v1/rooms/lobby/subscribers?limit=200{after}", replica.url());
+        let answer = reqwest::get(&url).await.unwrap();
+        let link = answer.headers().get("link").map(|link| link.to_str().unwrap().to_owned());
+        let page: Value = answer.json().await.unwrap();
+        let page = page["subscribers"].as_array().unwrap();
+        names.extend(page.iter().map(|member| member["subscriber"].as_str().unwrap().to_owned()));
+        let Some(link) = link else { return names };
+        after = format!("&after={}", link.split("after=").nth(1).unwrap().split('>').next().unwrap());
+    }
+}
+
+async fn open(replica: &Replica, name: &str) -> Stream {
+    Stream::open(&format!("{}/v1/rooms/lobby/stream?subscriber={name}", replica.url()), None).await
+}
+
+/// Names that come or go, until there are so many; how often each was told.
+async fn all_told(watcher: &mut Stream, what: &str, count: usize) -> Vec<String> {
+    let mut names = Vec::new();
+    while names.len() < count {
+        let event = watcher.event().await;
+        if event.event.starts_with("presence.") {
+            let (kind, more, _) = told(&event);
+            assert_eq!(kind, what);
+            names.extend(more);
+        }
+    }
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn when_a_replica_is_killed_its_subscribers_leave_once_and_lists_are_right_within_its_lease() {
+    let redis = RedisServer::start().await;
+    let mut replicas: Vec<_> = (0..3).map(|_| replica(&redis)).collect();
+    for replica in &replicas {
+        replica.until(200).await;
+    }
+    let watch = format!("{}/v1/rooms/lobby/stream?subscriber=watcher&presence=true", replicas[0].url());
+    let mut watcher = Stream::open(&watch, None).await;
+    watcher.event().await;
+    let opening =
+        (0..500).map(|n| open_owned(format!("{}/v1/rooms/lobby/stream?subscriber=s{n:03}", replicas[n % 3].url())));
+    let streams = futures_util::future::join_all(opening).await;
+    all_told(&mut watcher, "presence.join", 500).await;
+    assert_eq!(listed(&replicas[1]).await.len(), 501);
+    eventually("all are counted", async || {
+        (get(&format!("{}/v1/rooms/lobby", replicas[1].url())).await["subscribers"] == 501).then_some(())
+    })
+    .await;
+
+    replicas[2].kill();
+    let gone: Vec<_> = (0..500).filter(|n| n % 3 == 2).map(|n| format!("s{n:03}")).collect();
+    assert_eq!(all_told(&mut watcher, "presence.leave", gone.len()).await, gone, "each once");
+    for replica in &replicas[..2] {
+        assert_eq!(listed(replica).await.len(), 501 - gone.len());
+        let room = get(&format!("{}/v1/rooms/lobby", replica.url())).await;
+        assert_eq!(room["subscribers"], 501 - gone.len());
+        assert_eq!(get(&format!("{}/v1/replicas", replica.url())).await["replicas"].as_array().unwrap().len(), 2);
+    }
+    // A name of one that is gone is free, and nothing else was told.
+    let _again = open(&replicas[1], "s002").await;
+    assert_eq!(told(&watcher.event().await), says("presence.join", &["s002"], 502 - gone.len() as u64));
+    drop(streams);
+}
+
+async fn open_owned(url: String) -> Stream {
+    Stream::open(&url, None).await
+}
+
+#[tokio::test]
+async fn churn_leaves_no_ghosts() {
+    let redis = RedisServer::start().await;
+    let mut replicas: Vec<_> = (0..3).map(|_| replica(&redis)).collect();
+    for replica in &replicas {
+        replica.until(200).await;
+    }
+    let watch = format!("{}/v1/rooms/lobby/stream?subscriber=watcher&presence=true", replicas[0].url());
+    let mut watcher = Stream::open(&watch, None).await;
+    // An hour's churn would be 180,000 at 50 a second; here all comes and goes as fast as it can, and a replica is killed
+    // and started again in between.
+    for round in 0..4 {
+        for batch in 0..10 {
+            let opening = (0..25).map(|n| {
+                let name = format!("c{}", (round * 7 + batch * 13 + n * 3) % 60);
+                open_owned(format!("{}/v1/rooms/lobby/stream?subscriber={name}", replicas[n % 3].url()))
+            });
+            drop(futures_util::future::join_all(opening).await);
+        }
+        replicas[2].kill();
+        replicas[2] = replica(&redis);
+        replicas[2].until(200).await;
+    }
+    eventually("only the watcher is left", async || (listed(&replicas[1]).await.len() == 1).then_some(())).await;
+    // What was told adds up to the same.
+    let mut there = BTreeSet::new();
+    let end = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        assert!(tokio::time::Instant::now() < end, "{there:?} were told to have come, and not to have gone");
+        let event = watcher.event().await;
+        if !event.event.starts_with("presence.") {
+            continue;
+        }
+        let (kind, names, present) = told(&event);
+        for name in names {
+            let is_news = if kind == "presence.join" { there.insert(name.clone()) } else { there.remove(&name) };
+            assert!(is_news, "{name}: {kind} told twice");
+        }
+        if kind == "presence.leave" && present == 1 && there.len() == 1 {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_comes_back_on_another_replica_has_not_been_away_and_its_earlier_stream_ends() {
+    let world = World::redis().await;
+    let start = async || {
+        world
+            .gateway_with(|settings| {
+                settings.roster.presence_grace = GRACE * 10;
+                settings.roster.replica_lease = Duration::from_secs(2);
+            })
+            .await
+    };
+    let (one, other) = (start().await, start().await);
+    let mut watcher = one.stream("/v1/rooms/lobby/stream?subscriber=watcher&presence=true").await;
+    watcher.event().await;
+    let mut first = one.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
+    assert_eq!(told(&watcher.event().await), says("presence.join", &["bob"], 2));
+    // Without the first having ended: as behind a balancer whose link to the client was cut.
+    let second = other.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
+    assert_eq!(first.event().await.json()["reason"], "superseded");
+    drop(second);
+    let _third = one.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
+    // Longer than the grace of either replica that it has left.
+    tokio::time::sleep(GRACE * 12).await;
+    one.publish("lobby", "hello").await;
+    assert_eq!(watcher.data().await, "hello", "nobody came or went");
+    assert_eq!(super::listed(&other, "lobby").await, ["bob", "watcher"]);
+}
+
+#[tokio::test]
+async fn a_roster_that_redis_has_lost_is_told_again() {
+    let world = World::redis().await;
+    let gateway = world.gateway_with(|settings| settings.roster.replica_lease = Duration::from_secs(2)).await;
+    let ann = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann").await;
+    let _bob = gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
+    let redis = world.redis.as_ref().unwrap();
+    let keys = ["roomcast:{lobby}:members", "roomcast:{lobby}:attendance"];
+    redis.cli(&["DEL", keys[0], keys[1]]);
+    assert_eq!(super::listed(&gateway, "lobby").await, [""; 0]);
+    eventually("both are listed again", async || {
+        (super::listed(&gateway, "lobby").await == ["ann", "bob"]).then_some(())
+    })
+    .await;
+    // Somebody whom this replica is said to have, and who is nobody's.
+    let replica = ann.opened["replica"].as_str().unwrap();
+    let stray = format!("5 2026-01-01T00:00:00.000Z {replica} owner \"subscriber\":\"stray\"");
+    redis.cli(&["HSET", keys[0], "stray", &stray]);
+    redis.cli(&["HINCRBY", keys[1], replica, "1"]);
+    assert_eq!(super::listed(&gateway, "lobby").await.len(), 3);
+    eventually("the stray is gone", async || {
+        (super::listed(&gateway, "lobby").await == ["ann", "bob"]).then_some(())
+    })
+    .await;
+}
