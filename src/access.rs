@@ -18,6 +18,7 @@ use quick_cache::sync::Cache;
 
 use self::key_sets::KeySets;
 use self::keys::Signed;
+use crate::room::nesting;
 use crate::shutdown::Tasks;
 
 /// Longest token. Larger ones would not pass the servers in front of a gateway either.
@@ -25,6 +26,8 @@ pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// Most bytes of what others are shown of a subscriber, as JSON.
 pub const MAX_INFO_BYTES: usize = 1024;
+/// Deepest nesting of it: with what it stands in, it must be an event that can be read.
+pub const MAX_INFO_DEPTH: usize = 32;
 /// Bytes of tokens whose signatures need not be looked at again: some 50,000 of usual length.
 const REMEMBERED_BYTES: u64 = 32 * 1024 * 1024;
 /// What a remembered token costs beside its text: an estimate.
@@ -182,12 +185,13 @@ impl Access {
             verified => verified,
         }?;
         let expires_at = SystemTime::UNIX_EPOCH + claims.exp.0 + self.rules.skew;
-        if claims.roomcast.info.as_ref().is_some_and(|info| info.to_string().len() > MAX_INFO_BYTES) {
+        let info = claims.roomcast.info.as_ref().map(ToString::to_string);
+        if info.as_ref().is_some_and(|info| info.len() > MAX_INFO_BYTES || nesting(info) > MAX_INFO_DEPTH) {
             return Err(Refusal::ClaimMalformed);
         }
         let subject: Option<Arc<str>> = claims.sub.map(Into::into);
         let caller = Arc::new(Caller {
-            info: claims.roomcast.info.as_ref().map(|info| info.to_string().into()),
+            info: info.map(Into::into),
             grants: claims.roomcast.into_grants(subject.as_deref()),
             subject,
             token_id: claims.jti.map(Into::into),

@@ -21,7 +21,7 @@ use wildmatch::WildMatch;
 
 pub use self::roster::{
     Attendance, Attended, Change, Member, MemberPage, REMOVAL_LIFETIME, Removal, Replica, Roster, Shown, Stamp,
-    StoredRemoval,
+    Step, StoredRemoval,
 };
 use crate::follow::{Chain, Retained};
 use crate::room::{EventId, FieldName, HashName, RoomName, SubscriberId};

@@ -281,7 +281,8 @@ fn request_id(headers: &HeaderMap) -> String {
 fn admit(app: &App, request: &Request) -> Result<(), Problem> {
     if app.guarded {
         let allowed = |origin: &[u8]| app.settings.access.allows_origin(origin);
-        guard::refuse_foreign(request.uri(), request.headers(), allowed)?;
+        let guarded = guard::refuse_foreign(request.uri(), request.headers(), allowed);
+        guarded.inspect_err(|problem| audit::refused(problem, None, None))?;
     }
     refuse_idempotency_key(request)
 }

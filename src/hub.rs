@@ -24,7 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 pub use self::encoded::Encoded;
 pub use self::ends::{Ending, Whose};
 pub use self::lead::{Ahead, Lead, Level};
-pub use self::presence::{PresenceSettings, Stay};
+pub use self::presence::{PresenceSettings, Stay, Watch};
 pub use self::subscription::{Delivery, Resume, Start, Subscription};
 
 use self::ends::Ends;

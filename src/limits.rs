@@ -123,14 +123,22 @@ struct Share {
     tokens: u64,
     until: Option<Instant>,
     remaining: u64,
-    refused_until: Option<Instant>,
+    /// So many at once, or more, are refused until then.
+    refused: Option<(u64, Instant)>,
+}
+
+/// A share, and who fills it: one at a time.
+#[derive(Default)]
+struct Shared {
+    share: Mutex<Share>,
+    filling: tokio::sync::Mutex<()>,
 }
 
 /// The limits of all callers.
 pub struct Limits {
     settings: LimitSettings,
     buckets: Arc<dyn Buckets>,
-    shares: Cache<Of, Arc<Mutex<Share>>>,
+    shares: Cache<Of, Arc<Shared>>,
     streams: Mutex<HashMap<Of, u32>>,
     /// When the broker, which could not say, is asked again.
     ask_at: Mutex<Option<Instant>>,
@@ -178,7 +186,7 @@ impl Limits {
         let mut narrowest = None;
         for (rate, of) in &limits {
             let share = self.share(of);
-            let mut share = lock(&share);
+            let mut share = lock(&share.share);
             share.tokens = share.tokens.saturating_sub(count);
             let standing = share.standing(of, *rate);
             if narrowest.is_none_or(|other: Standing| standing.remaining < other.remaining) {
@@ -198,21 +206,25 @@ impl Limits {
 
     /// Has a share hold so many at least.
     async fn fill(&self, of: &Of, rate: u32, count: u64) -> Result<(), Refused> {
+        let shared = self.share(of);
+        if lock(&shared.share).has(count, Instant::now()) {
+            return Ok(());
+        }
+        let _filling = shared.filling.lock().await;
         let now = Instant::now();
-        let share = self.share(of);
         let missing = {
-            let mut share = lock(&share);
+            let mut share = lock(&shared.share);
             if share.until.is_some_and(|until| until <= now) {
                 share.tokens = 0;
             }
-            if share.tokens >= count {
+            if share.has(count, now) {
                 return Ok(());
             }
             let standing = share.standing(of, rate);
             if count > standing.quota {
                 return Err(Refused::Never { standing });
             }
-            if let Some(until) = share.refused_until.filter(|until| *until > now) {
+            if let Some((_, until)) = share.refused.filter(|(least, until)| count >= *least && *until > now) {
                 return Err(Refused::TooMany { standing, after: until - now, is_news: false });
             }
             count - share.tokens
@@ -227,7 +239,7 @@ impl Limits {
             *lock(&self.ask_at) = Some(now + ASK_AGAIN);
             return self.unknown();
         };
-        let mut share = lock(&share);
+        let mut share = lock(&shared.share);
         share.remaining = remaining;
         if granted > 0 {
             share.tokens += granted;
@@ -236,7 +248,7 @@ impl Limits {
         if share.tokens >= count {
             return Ok(());
         }
-        share.refused_until = Some(now + after.max(REFUSAL_LIFETIME));
+        share.refused = Some((count, now + after.max(REFUSAL_LIFETIME)));
         Err(Refused::TooMany { standing: share.standing(of, rate), after, is_news: true })
     }
 
@@ -269,7 +281,7 @@ impl Limits {
         Ok(Place { limits: self.clone(), of })
     }
 
-    fn share(&self, of: &Of) -> Arc<Mutex<Share>> {
+    fn share(&self, of: &Of) -> Arc<Shared> {
         let found = self.shares.get_or_insert_with(of, || Ok::<_, std::convert::Infallible>(Arc::default()));
         match found {
             Ok(share) => share,
@@ -283,6 +295,10 @@ impl Limits {
 }
 
 impl Share {
+    fn has(&self, count: u64, now: Instant) -> bool {
+        self.tokens >= count && self.until.is_none_or(|until| until > now)
+    }
+
     fn standing(&self, of: &Of, rate: u32) -> Standing {
         Standing {
             policy: of.name(),

@@ -5,7 +5,7 @@ mod event;
 mod name;
 
 pub use cursor::{Cursor, CursorError, MAX_CURSOR_BYTES};
-pub use event::{Data, DataError, Event, JunkEvent, MAX_JSON_DEPTH};
+pub use event::{Data, DataError, Event, JunkEvent, MAX_JSON_DEPTH, nesting};
 pub use name::{
     EventName, FieldName, HashName, MAX_FIELD_BYTES, MAX_NAME_BYTES, NameError, RoomName, SubscriberId,
 };

@@ -19,6 +19,8 @@ pub struct Member {
     pub subscriber: SubscriberId,
     /// A digest of whose name that is, without spaces: nobody else can take it meanwhile.
     pub owner: Box<str>,
+    /// Where it comes from, if that is all that is known of whose it is.
+    pub address: Option<IpAddr>,
     /// What others are shown of it: a JSON object's members without the braces.
     pub card: Arc<str>,
 }
@@ -36,9 +38,9 @@ pub enum Change {
     /// Somebody leaves.
     Leave {
         /// Who.
-        subscriber: SubscriberId,
-        /// Which stay ends; a later one goes on.
-        stamp: Stamp,
+        member: Arc<Member>,
+        /// Which stay ends; a later one goes on. None: whichever this replica has, since it was never told the stamp.
+        stamp: Option<Stamp>,
     },
 }
 
@@ -55,13 +57,24 @@ pub enum Attended {
     Superseded,
 }
 
+/// What became of a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Of each change.
+    pub outcomes: Vec<Attended>,
+    /// Whether there are more members of replicas that are gone than one step has leave.
+    pub has_ghosts: bool,
+}
+
 /// What a broker knows of a room's members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attendance {
     /// How many it counts for this replica.
     pub own: u64,
-    /// Whether some are of replicas that are gone: the next change of the room's members has them leave.
+    /// Whether some are of replicas that are gone: the next step has them leave.
     pub has_ghosts: bool,
+    /// Whether somebody has asked to see who comes and goes.
+    pub watched: bool,
 }
 
 /// A member as others are shown it.
@@ -79,6 +92,8 @@ pub struct Shown {
     pub is_here: bool,
     /// Which stay it is.
     pub stamp: Stamp,
+    /// Where it comes from, if that is all that is known of whose it is. Not for others.
+    pub address: Option<IpAddr>,
 }
 
 impl Shown {
@@ -148,7 +163,7 @@ pub struct Replica {
 /// Keeps who is where.
 #[async_trait]
 pub trait Roster: Send + Sync {
-    /// Changes who is in a room, and has members of replicas that are gone leave, in one step. What became of each change.
+    /// Changes who is in a room, and has members of replicas that are gone leave, in one step.
     ///
     /// If `watched`, or once it was, the step appends `presence.join` and `presence.leave` to the room's log for what it has
     /// changed in effect, and for nothing else.
@@ -158,7 +173,7 @@ pub trait Roster: Send + Sync {
         known: &[EventId],
         changes: &[Change],
         watched: bool,
-    ) -> Result<Vec<Attended>, BrokerError>;
+    ) -> Result<Step, BrokerError>;
 
     /// What the broker knows of some rooms' members; keeps it alive.
     async fn attendance(&self, rooms: &[RoomName]) -> Result<Vec<Attendance>, BrokerError>;
@@ -173,7 +188,7 @@ pub trait Roster: Send + Sync {
     /// Stores a removal, and has the listeners of all replicas told.
     async fn remove(&self, removal: &Removal) -> Result<(), BrokerError>;
 
-    /// Removals that still hold, oldest first: all, or those after one.
+    /// Removals, oldest first: some thousand of all that are stored, or of those after one.
     async fn removals(&self, after: Option<&str>) -> Result<Vec<StoredRemoval>, BrokerError>;
 
     /// The replicas that are there.

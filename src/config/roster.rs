@@ -17,8 +17,8 @@ const NO_ROOMS: &str = "none";
 /// Who is known to be where.
 #[derive(Args, Clone, Debug)]
 pub struct RosterSettings {
-    /// Rooms, as a pattern with `*`, that know who is in them. In these a stream that names itself, asks for presence, or has a token
-    /// with a subject is listed, and its name is its own. May be repeated; in the variable, patterns have a space between them.
+    /// Rooms, as a pattern with `*`, that know who is in them. In these a stream that names itself is listed, and its name is its own.
+    /// May be repeated; in the variable, patterns have a space between them.
     /// `none` for no room.
     #[arg(long, env = "ROOMCAST_PRESENCE", default_value = "*", value_name = "PATTERN", value_delimiter = ' ',
         value_parser = rooms)]

@@ -1,6 +1,5 @@
 //! Lines of the log about who was refused and who was removed, under a target of their own: `--log info,audit=warn` is without them.
 
-use std::fmt::Display;
 use std::net::IpAddr;
 
 use super::App;
@@ -15,8 +14,8 @@ pub fn refused(problem: &Problem, subject: Option<&str>, address: Option<IpAddr>
 }
 
 /// Somebody was removed, or kept out, by somebody.
-pub fn removed(app: &App, by: &By, what: &'static str, whom: &dyn Display, deny_seconds: u64) {
+pub fn removed(app: &App, by: &By, what: &'static str, whom: &str, deny_seconds: u64) {
     let (subject, address) = (by.caller().subject.as_deref(), by.address().map(tracing::field::display));
     app.metrics.removed(what);
-    tracing::info!(target: "audit", subject, address, what, %whom, deny_seconds, "removed");
+    tracing::info!(target: "audit", subject, address, what, whom, deny_seconds, "removed");
 }

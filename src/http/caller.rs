@@ -75,7 +75,9 @@ async fn identify(parts: &Parts, app: &App) -> Result<Arc<Caller>, Problem> {
         }
     }
     let caller = app.access.identify(token.as_ref().map(|token| token.text.as_str())).await?;
-    if caller.token_id.as_ref().is_some_and(|token| app.hub.has_revoked(token)) {
+    if let Some(token) = &caller.token_id
+        && app.hub.has_revoked(token).await?
+    {
         return Err(Problem::new(Code::TokenInvalid, "the token was revoked"));
     }
     Ok(caller)

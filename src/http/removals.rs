@@ -13,7 +13,7 @@ use super::extract::{Query, name, path};
 use super::problem::{Code, Problem};
 use super::{App, audit};
 use crate::access::MAX_ID_BYTES;
-use crate::broker::Removal;
+use crate::broker::{Removal, Shown};
 use crate::room::{RoomName, SubscriberId};
 
 /// Longest time for which somebody is kept out: removals are not remembered for longer.
@@ -72,14 +72,15 @@ pub async fn remove_subscriber(
     // Where it is away at the moment, its stream can't tell whose it is.
     let shown = if seconds > 0 { app.hub.broker().member(&room, &subscriber).await? } else { None };
     let removal = Removal {
-        user: shown.and_then(|shown| shown.user()),
+        user: shown.as_ref().and_then(Shown::user),
+        address: shown.and_then(|shown| shown.address),
         room: Some(room.clone()),
         subscriber: Some(subscriber.clone()),
         until: until(seconds),
         ..Removal::default()
     };
     app.hub.remove(&removal).await?;
-    audit::removed(&app, &by, "subscriber", &format_args!("{subscriber} from {room}"), seconds);
+    audit::removed(&app, &by, "subscriber", &format!("{subscriber} from {room}"), seconds);
     Ok(StatusCode::NO_CONTENT)
 }
 

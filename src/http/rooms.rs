@@ -179,8 +179,7 @@ impl SubscriberDescription {
 
 /// List who is in a room
 ///
-/// Those on all replicas that say who they are: by `subscriber=`, by a token with a subject, or by asking for presence. It takes the permission
-/// `presence`. Pages are of about `limit`; while many come and go, somebody may be on two. `Link` with `rel="next"` leads to the next one.
+/// Those on all replicas that say who they are, by `subscriber=`. It takes the permission `presence`. Pages are of about `limit`; while many come and go, somebody may be on two. `Link` with `rel="next"` leads to the next one.
 #[utoipa::path(
     get, path = "/v1/rooms/{room}/subscribers", operation_id = "listSubscribers", tag = "Presence",
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), SubscribersQuery),

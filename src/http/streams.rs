@@ -242,7 +242,11 @@ async fn open(
             Ok(response)
         }
         // What an EventSource takes for "never again".
-        Ok(None) => Ok(StatusCode::NO_CONTENT.into_response()),
+        Ok(None) => {
+            app.metrics.stream_refused("removed");
+            reader.refused(&Problem::new(Code::Forbidden, "it was removed, and is kept out for now"));
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
         Err(Unopened::Broker(BrokerError::Unavailable(fault) | BrokerError::OutcomeUnknown(fault))) => {
             tracing::debug!(%fault, "a stream was told to come back later");
             Ok(refuse(app, "unavailable", "later", last_id.as_deref()))
@@ -256,7 +260,9 @@ async fn open(
         }
         Err(Unopened::Taken(room)) => {
             let detail = format!("somebody else is in the room {room:?} under this name; take another subscriber=");
-            Err(Problem::new(Code::SubscriberTaken, detail))
+            let problem = Problem::new(Code::SubscriberTaken, detail);
+            reader.refused(&problem);
+            Err(problem)
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::broker::{BrokerError, CALL_LIMIT, Fault, FaultKind, Removal, Stamp};
 use crate::room::{RoomName, SubscriberId};
 
 /// What was ordered of late: streams look at it as soon as they can, so few are needed.
-const RECENT: usize = 4096;
+const RECENT: usize = 16_384;
 /// Stored removals are looked at this often, should it not have been heard that there are more.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Longest wait of a new stream for them to have been read once.
@@ -53,6 +53,10 @@ pub enum Ending {
 }
 
 impl Removal {
+    fn knows_owner(&self) -> bool {
+        self.user.is_some() || self.address.is_some()
+    }
+
     fn denies(&self, now: u64) -> bool {
         self.until > now
     }
@@ -95,8 +99,9 @@ enum Name {
 }
 
 impl Name {
+    /// Whom a removal keeps out: the owner, and a name alone only where it is not known whose it is.
     fn of_removal(removal: &Removal) -> impl Iterator<Item = Self> {
-        let subscriber = removal.subscriber.clone().map(Self::Subscriber);
+        let subscriber = removal.subscriber.clone().filter(|_| !removal.knows_owner()).map(Self::Subscriber);
         let user = removal.user.clone().map(Self::User);
         subscriber.into_iter().chain(user).chain(removal.address.map(Self::Address))
     }
@@ -116,9 +121,22 @@ impl Held {
         if let Some(token) = &removal.token {
             extend(self.tokens.entry(token.clone()).or_default(), removal.until);
         }
+        if let Some(subscriber) = removal.subscriber.clone().filter(|_| removal.knows_owner()) {
+            self.names.remove(&(removal.room.clone(), Name::Subscriber(subscriber)));
+        }
         for name in Name::of_removal(removal) {
             extend(self.names.entry((removal.room.clone(), name)).or_default(), removal.until);
         }
+    }
+
+    fn denies(&self, is_in: impl Fn(&RoomName) -> bool, whose: &Whose<'_>) -> bool {
+        let now = milliseconds();
+        let names: Vec<_> = Name::of(whose).collect();
+        let is_revoked = whose.token.is_some_and(|token| self.tokens.get(token).is_some_and(|until| *until > now));
+        is_revoked
+            || self.names.iter().any(|((room, name), until)| {
+                *until > now && names.contains(name) && room.as_ref().is_none_or(&is_in)
+            })
     }
 
     fn has(&self, room: Option<&RoomName>, whose: &Whose<'_>) -> bool {
@@ -159,9 +177,14 @@ impl Ends {
         is_superseded: impl Fn(&RoomName, Stamp) -> bool,
     ) -> Option<Ending> {
         let orders = self.orders();
-        let fresh = usize::try_from(orders.given - *seen).unwrap_or(usize::MAX).min(orders.recent.len());
+        let fresh = usize::try_from(orders.given.saturating_sub(*seen)).unwrap_or(usize::MAX);
         *seen = orders.given;
         let now = milliseconds();
+        if fresh > orders.recent.len() && self.held().denies(&is_in, whose) {
+            // Some were forgotten before they were looked at.
+            return Some(Ending::Denied(Arc::default()));
+        }
+        let fresh = fresh.min(orders.recent.len());
         orders.recent.range(orders.recent.len() - fresh..).find_map(|order| match order {
             Order::Removal(removal) if removal.ends(&is_in, whose) => {
                 let revoked = removal.token.is_some() && removal.token.as_deref() == whose.token;
@@ -185,17 +208,24 @@ impl Ends {
         mut rooms: impl Iterator<Item = RoomName>,
         whose: &Whose<'_>,
     ) -> Result<bool, BrokerError> {
+        self.known().await?;
+        let held = self.held();
+        Ok(!held.names.is_empty() && (held.has(None, whose) || rooms.any(|room| held.has(Some(&room), whose))))
+    }
+
+    /// Waits until it is known who is kept out; fails if that takes too long.
+    async fn known(&self) -> Result<(), BrokerError> {
         let mut known = self.known.subscribe();
         if timeout(KNOWN_LIMIT, known.wait_for(|known| *known)).await.is_err() {
             let fault = Fault::new(FaultKind::Unreachable, "the removals that hold have not been read yet");
             return Err(BrokerError::Unavailable(fault));
         }
-        let held = self.held();
-        Ok(!held.names.is_empty() && (held.has(None, whose) || rooms.any(|room| held.has(Some(&room), whose))))
+        Ok(())
     }
 
-    fn has_revoked(&self, token: &str) -> bool {
-        self.held().tokens.get(token).is_some_and(|until| *until > milliseconds())
+    async fn has_revoked(&self, token: &str) -> Result<bool, BrokerError> {
+        self.known().await?;
+        Ok(self.held().tokens.get(token).is_some_and(|until| *until > milliseconds()))
     }
 
     fn held(&self) -> RwLockReadGuard<'_, Held> {
@@ -227,13 +257,10 @@ impl Ends {
         });
     }
 
-    fn take(&self, removal: Removal) {
-        let now = milliseconds();
-        let removal = Arc::new(removal);
-        if removal.denies(now) {
-            self.held.write().expect("no holder of the lock panics").take(&removal);
+    fn take(&self, removal: &Removal) {
+        if removal.denies(milliseconds()) {
+            self.held.write().expect("no holder of the lock panics").take(removal);
         }
-        self.order(Order::Removal(removal));
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {
@@ -271,10 +298,10 @@ impl Hub {
             (None, address) => (None, address),
         };
         let owner = Whose { subscriber: None, ..*whose };
-        if removal.subscriber.is_none() || self.ends.held().has(removal.room.as_ref(), &owner) {
+        if removal.knows_owner() || self.ends.held().has(removal.room.as_ref(), &owner) {
             return;
         }
-        let of_owner = Removal { subscriber: None, user, address, token: None, ..removal.clone() };
+        let of_owner = Removal { user, address, ..removal.clone() };
         let hub = self.clone();
         self.tasks.spawn(async move {
             if let Err(error) = hub.remove(&of_owner).await {
@@ -293,8 +320,8 @@ impl Hub {
     }
 
     /// Whether the token of this id is not taken any more.
-    pub fn has_revoked(&self, token: &str) -> bool {
-        self.ends.has_revoked(token)
+    pub async fn has_revoked(&self, token: &str) -> Result<bool, BrokerError> {
+        self.ends.has_revoked(token).await
     }
 
     /// Ends streams on all replicas, and keeps their owners out until the removal ends. Once it returns, that is stored.
@@ -315,9 +342,14 @@ impl Hub {
                     break;
                 };
                 after = Some(last.clone());
+                let is_known = *self.ends.known.borrow();
                 for (_, removal) in more {
-                    self.presence.removed(&removal);
-                    self.ends.take(removal);
+                    self.ends.take(&removal);
+                    // What was ordered before this replica had any streams is about none of them.
+                    if is_known {
+                        self.presence.removed(&removal);
+                        self.ends.order(Order::Removal(Arc::new(removal)));
+                    }
                 }
             }
             let _ = timeout(LOOK_EVERY, self.ends.stale.notified()).await;

@@ -14,7 +14,7 @@ use wildmatch::WildMatch;
 
 use super::Hub;
 use crate::broker::{
-    Attendance, Attended, BrokerError, CALL_LIMIT, Change, Fault, FaultKind, Member, Removal, Stamp,
+    Attendance, Attended, BrokerError, CALL_LIMIT, Change, Fault, FaultKind, Member, Removal, Stamp, Step,
 };
 use crate::room::{RoomName, SubscriberId};
 
@@ -28,8 +28,6 @@ const RETRY: Duration = Duration::from_secs(1);
 const ENTER_LIMIT: Duration = Duration::from_millis(1500);
 /// When nothing is due.
 const FAR: Duration = Duration::from_hours(1);
-/// Rooms whose members the broker is asked about at once.
-const BATCH_ROOMS: usize = 500;
 
 /// Which rooms know who is in them, and how.
 #[derive(Clone, Debug)]
@@ -44,6 +42,26 @@ pub struct PresenceSettings {
 pub(super) struct Presence {
     settings: PresenceSettings,
     rooms: Mutex<HashMap<RoomName, Arc<Roll>>>,
+    /// How many streams of a room here have asked to see who comes and goes.
+    watched: Mutex<HashMap<RoomName, u64>>,
+}
+
+/// A stream has asked to see who comes and goes, for as long as there is this.
+pub struct Watch {
+    hub: Arc<Hub>,
+    room: RoomName,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut watched = self.hub.presence.watched();
+        if let Some(count) = watched.get_mut(&self.room) {
+            *count -= 1;
+            if *count == 0 {
+                watched.remove(&self.room);
+            }
+        }
+    }
 }
 
 /// This replica's members of one room.
@@ -52,8 +70,6 @@ pub(super) struct Roll {
     grace: Duration,
     state: Mutex<State>,
     changed: Notify,
-    /// Somebody here has asked to see who comes and goes.
-    watched: AtomicBool,
 }
 
 #[derive(Default)]
@@ -153,7 +169,7 @@ impl State {
 
 impl Presence {
     pub(super) fn new(settings: PresenceSettings) -> Self {
-        Self { settings, rooms: Mutex::default() }
+        Self { settings, rooms: Mutex::default(), watched: Mutex::default() }
     }
 
     fn is_kept(&self, room: &RoomName) -> bool {
@@ -176,6 +192,14 @@ impl Presence {
                 state.members.remove(subscriber);
             }
         }
+    }
+
+    fn is_watched(&self, room: &RoomName) -> bool {
+        self.watched().contains_key(room)
+    }
+
+    fn watched(&self) -> MutexGuard<'_, HashMap<RoomName, u64>> {
+        self.watched.lock().expect("no holder of the lock panics")
     }
 
     fn roll(&self, room: &RoomName) -> Option<Arc<Roll>> {
@@ -204,18 +228,17 @@ impl Roll {
                 }
                 continue;
             }
-            let watched = self.watched.load(Ordering::SeqCst);
-            let pause = match hub.attend(&self.room, &changes, watched).await {
+            let pause = match hub.attend(&self.room, &changes).await {
                 // Who was here already is not news: nobody is told of it, so it need not wait for others.
-                Ok(outcomes) => {
-                    if !self.settle(&hub, asked, &changes, outcomes) {
+                Ok(step) => {
+                    if !self.settle(&hub, asked, &changes, step) {
                         continue;
                     }
                     PAUSE
                 }
                 Err(error) => {
                     tracing::debug!(room = %self.room, %error, "who is in the room could not be told");
-                    self.put_off(asked, changes);
+                    self.put_off(&hub, asked, changes);
                     RETRY
                 }
             };
@@ -240,16 +263,17 @@ impl Roll {
             changes.extend(here.map(|here| enter(&here.member, here.token.stamp())));
         }
         let has_passed = |here: &Here| here.until.is_some_and(|until| until <= now);
-        // Nobody was told that these were here.
-        state.members.retain(|_, here| !has_passed(here) || here.token.stamp().is_some());
         let mut strays = std::mem::take(&mut state.strays);
         // One that was on its way when it was looked for is none.
         strays
             .retain(|(name, stamp)| state.members.get(name).is_none_or(|here| here.token.stamp() != Some(*stamp)));
-        let gone = state.members.iter().filter(|(_, here)| has_passed(here));
-        let gone = gone.filter_map(|(name, here)| Some((name.clone(), here.token.stamp()?)));
-        let leaves = gone.take(BATCH_CHANGES).chain(strays);
-        changes.extend(leaves.map(|(subscriber, stamp)| Change::Leave { subscriber, stamp }));
+        let gone = state.members.values().filter(|here| has_passed(here)).take(BATCH_CHANGES);
+        // Where the stamp is not known, the broker may have put it on the roster all the same.
+        changes.extend(gone.map(|here| Change::Leave { member: here.member.clone(), stamp: here.token.stamp() }));
+        changes.extend(strays.into_iter().map(|(subscriber, stamp)| {
+            let member = Member { subscriber, owner: "-".into(), address: None, card: "".into() };
+            Change::Leave { member: Arc::new(member), stamp: Some(stamp) }
+        }));
         (asked, changes, state.has_ghosts)
     }
 
@@ -267,26 +291,33 @@ impl Roll {
     }
 
     /// Takes over what became of a step. Whether somebody came or has gone.
-    fn settle(&self, hub: &Hub, asked: Vec<Asked>, changes: &[Change], outcomes: Vec<Attended>) -> bool {
+    fn settle(&self, hub: &Hub, asked: Vec<Asked>, changes: &[Change], step: Step) -> bool {
         let mut asked = asked.into_iter();
         let mut state = self.state();
         let mut is_news = state.has_ghosts;
-        state.has_ghosts = false;
-        for (change, outcome) in changes.iter().zip(outcomes) {
+        state.has_ghosts = step.has_ghosts;
+        for (change, outcome) in changes.iter().zip(step.outcomes) {
             match (change, asked.next()) {
                 (Change::Enter { member, .. }, Some(asked)) => {
                     if let Attended::Stays(stamp) = outcome {
                         asked.token.stamp.store(stamp, Ordering::SeqCst);
                         let has_gone = asked.token.has_gone.load(Ordering::SeqCst);
                         let until = has_gone.then(|| Instant::now() + self.grace);
-                        let here = Here { member: member.clone(), token: asked.token, until };
+                        let here = Here { member: member.clone(), token: asked.token.clone(), until };
                         let before = state.members.insert(member.subscriber.clone(), here);
                         is_news |= before.is_none();
                         if before.is_some_and(|before| before.until.is_none()) {
                             hub.ends.supersede(self.room.clone(), member.subscriber.clone(), stamp);
                         }
                     }
-                    let _ = asked.answer.send(outcome);
+                    let is_taken = outcome == Attended::Taken;
+                    if is_taken {
+                        asked.token.is_over.store(true, Ordering::SeqCst);
+                    }
+                    if asked.answer.send(outcome).is_err() && is_taken {
+                        // The stream has not waited for it.
+                        hub.ends.supersede(self.room.clone(), member.subscriber.clone(), 0);
+                    }
                 }
                 (Change::Enter { member, .. }, None) => {
                     let Some(here) = state.members.get(&member.subscriber) else { continue };
@@ -299,11 +330,11 @@ impl Roll {
                     state.members.remove(&member.subscriber);
                     hub.ends.supersede(self.room.clone(), member.subscriber.clone(), 0);
                 }
-                (Change::Leave { subscriber, stamp }, _) => {
+                (Change::Leave { member, stamp }, _) => {
                     is_news = true;
-                    let here = state.members.get(subscriber);
-                    if here.is_some_and(|here| here.token.stamp() == Some(*stamp) && here.until.is_some()) {
-                        state.members.remove(subscriber);
+                    let here = state.members.get(&member.subscriber);
+                    if here.is_some_and(|here| here.token.stamp() == *stamp && here.until.is_some()) {
+                        state.members.remove(&member.subscriber);
                     }
                 }
             }
@@ -312,7 +343,7 @@ impl Roll {
     }
 
     /// A step failed, and may yet have been done: all of it is told again.
-    fn put_off(&self, asked: Vec<Asked>, changes: Vec<Change>) {
+    fn put_off(&self, hub: &Hub, asked: Vec<Asked>, changes: Vec<Change>) {
         let mut state = self.state();
         for Asked { member, token, answer } in asked {
             let is_free =
@@ -320,7 +351,12 @@ impl Roll {
             // It gets its place when the broker can give it one.
             if is_free {
                 let until = token.has_gone.load(Ordering::SeqCst).then(|| Instant::now() + self.grace);
-                state.members.insert(member.subscriber.clone(), Here { member, token, until });
+                let name = member.subscriber.clone();
+                let before = state.members.insert(name.clone(), Here { member, token, until });
+                if let Some(before) = before.filter(|before| before.until.is_none()) {
+                    before.token.is_over.store(true, Ordering::SeqCst);
+                    hub.ends.supersede(self.room.clone(), name, 0);
+                }
             }
             let _ = answer.send(if is_free { Attended::Gone } else { Attended::Taken });
         }
@@ -378,7 +414,7 @@ impl Hub {
     }
 
     /// Puts a subscriber on the roster of a room. None if the name is another owner's. An earlier stream of the same one ends.
-    pub async fn check_in(self: &Arc<Self>, room: &RoomName, member: Member, watches: bool) -> Option<Stay> {
+    pub async fn check_in(self: &Arc<Self>, room: &RoomName, member: Member) -> Option<Stay> {
         let subscriber = member.subscriber.clone();
         let member = Arc::new(member);
         let token = Arc::<Token>::default();
@@ -388,9 +424,6 @@ impl Hub {
             let mut state = roll.state();
             if state.closed {
                 continue;
-            }
-            if watches {
-                roll.watched.store(true, Ordering::SeqCst);
             }
             state.asked.push(Asked { member, token: token.clone(), answer });
             drop(state);
@@ -413,7 +446,6 @@ impl Hub {
                 grace: self.presence.settings.grace,
                 state: Mutex::default(),
                 changed: Notify::new(),
-                watched: AtomicBool::new(false),
             });
             self.tasks.spawn(roll.clone().keep(self.clone()));
             roll
@@ -421,14 +453,20 @@ impl Hub {
         roll.clone()
     }
 
-    async fn attend(
-        &self,
-        room: &RoomName,
-        changes: &[Change],
-        watched: bool,
-    ) -> Result<Vec<Attended>, BrokerError> {
+    /// Has who comes and goes stand in a room's log from now on.
+    pub async fn watch(self: &Arc<Self>, room: &RoomName) -> Watch {
+        *self.presence.watched().entry(room.clone()).or_default() += 1;
+        let watch = Watch { hub: self.clone(), room: room.clone() };
+        if let Err(error) = self.attend(room, &[]).await {
+            // It is told again with the next comparison.
+            tracing::debug!(%room, %error, "that somebody wants to see who comes and goes could not be told");
+        }
+        watch
+    }
+
+    async fn attend(&self, room: &RoomName, changes: &[Change]) -> Result<Step, BrokerError> {
         let known = self.known.of(room);
-        let attend = self.broker.attend(room, &known, changes, watched);
+        let attend = self.broker.attend(room, &known, changes, self.presence.is_watched(room));
         timeout(CALL_LIMIT, attend).await.unwrap_or_else(|_| {
             Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to who is in a room")))
         })
@@ -446,14 +484,21 @@ impl Hub {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let rolls: Vec<_> = self.presence.rooms().values().cloned().collect();
-            for batch in rolls.chunks(BATCH_ROOMS) {
-                let names: Vec<_> = batch.iter().map(|roll| roll.room.clone()).collect();
-                let Ok(Ok(found)) = timeout(CALL_LIMIT, self.broker.attendance(&names)).await else { break };
-                for (roll, found) in batch.iter().zip(found) {
-                    if roll.compare(found) {
-                        let _ = timeout(CALL_LIMIT, roll.find_strays(self)).await;
-                    }
+            let mut names: Vec<_> = self.presence.rooms().keys().cloned().collect();
+            let watched: Vec<_> = self.presence.watched().keys().cloned().collect();
+            names.extend(watched.into_iter().filter(|room| self.presence.roll(room).is_none()));
+            // All together, since what is known of replicas that are gone is known of all.
+            let Ok(Ok(found)) = timeout(CALL_LIMIT, self.broker.attendance(&names)).await else { continue };
+            for (room, found) in names.iter().zip(found) {
+                let is_unwatched = self.presence.is_watched(room) && !found.watched;
+                let roll = self.presence.roll(room);
+                if is_unwatched || (found.has_ghosts && roll.is_none()) {
+                    let _ = self.attend(room, &[]).await;
+                }
+                if roll.as_ref().is_some_and(|roll| roll.compare(found))
+                    && let Some(roll) = roll
+                {
+                    let _ = timeout(CALL_LIMIT, roll.find_strays(self)).await;
                 }
             }
         }

@@ -31,7 +31,7 @@ pub enum DataError {
 impl Data {
     /// JSON that a parser has accepted already; only its depth is checked here.
     pub fn json(raw: &RawValue) -> Result<Self, DataError> {
-        if depth(raw.get()) > MAX_JSON_DEPTH {
+        if nesting(raw.get()) > MAX_JSON_DEPTH {
             return Err(DataError::TooDeep);
         }
         Ok(Self::Json(raw.to_owned()))
@@ -67,8 +67,8 @@ impl PartialEq for Data {
 
 impl Eq for Data {}
 
-/// Deepest nesting of valid JSON text.
-fn depth(text: &str) -> usize {
+/// How deep arrays and objects are nested in valid JSON text.
+pub fn nesting(text: &str) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
     for byte in text.bytes() {
         match byte {
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn nesting_is_counted_outside_strings_only() {
-        assert_eq!(depth(r#"{"a":["[[[[\"[["]}"#), 2);
+        assert_eq!(nesting(r#"{"a":["[[[[\"[["]}"#), 2);
         let deep = format!("{}{}", "[".repeat(65), "]".repeat(65));
         let raw: &RawValue = serde_json::from_str(&deep).unwrap();
         assert_eq!(Data::json(raw), Err(DataError::TooDeep));

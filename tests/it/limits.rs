@@ -69,6 +69,20 @@ on_both_brokers! {
         assert_eq!(status(&gateway, batch(8)).await, 429);
     }
 
+    async fn a_batch_that_is_too_much_now_stands_in_nobodys_way(world) {
+        let gateway = world.gateway_with(|settings| {
+            few(settings);
+            settings.limits.rate_per_subject = 0;
+            settings.limits.rate_per_address = 20;
+        }).await;
+        let events: Vec<_> = (0..35).map(|n| json!({"room": "lobby", "data": n})).collect();
+        let batch = || gateway.request(Method::POST, "/v1/events").bearer_auth(as_user("ann")).json(&json!({"events": events}));
+        eventually("the batch is refused", async || (status(&gateway, batch()).await == 429).then_some(())).await;
+        for _ in 0..4 {
+            assert_eq!(status(&gateway, publish(&gateway, "bob")).await, 201);
+        }
+    }
+
     async fn addresses_and_all_callers_have_limits_too_and_trusted_proxies_name_addresses(world) {
         let gateway = world.gateway_with(|settings| {
             few(settings);

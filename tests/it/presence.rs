@@ -166,7 +166,7 @@ on_both_brokers! {
         let mut others = claims(&json!({"subscribe": ["*"], "publish": ["*"]}));
         others["sub"] = json!("bob");
         let bob = token(&others);
-        let path = |room: &str, token: &str| format!("/v1/rooms/{room}/stream?presence=true&access_token={token}");
+        let path = |room: &str, token: &str| format!("/v1/rooms/{room}/stream?subscriber=me&presence=true&access_token={token}");
         let mut stream = gateway.stream(&path("lobby", &ann)).await;
         assert_eq!(stream.event().await.event, "presence.join");
         for (path, token) in [
@@ -228,6 +228,33 @@ on_both_brokers! {
         for wrong in ["info={}", "presence=maybe", "subscriber=a%20b"] {
             assert_eq!(gateway.get(&format!("/v1/rooms/team.a/stream?{wrong}")).await.0.as_u16(), 400, "{wrong}");
         }
+    }
+
+    async fn who_only_looks_is_told_and_not_shown(world) {
+        let gateway = quick(&world).await;
+        let mut looks = gateway.stream("/v1/rooms/lobby/stream?presence=true").await;
+        let bob = gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
+        assert_eq!(told(&looks.event().await), says("presence.join", &["bob"], 1));
+        assert_eq!(listed(&gateway, "lobby").await, ["bob"]);
+        drop(bob);
+        assert_eq!(told(&looks.event().await), says("presence.leave", &["bob"], 0));
+    }
+
+    async fn what_is_shown_of_somebody_is_small_and_shallow(world) {
+        let gateway = world.gateway_with(|settings| settings.roster.presence_info = PresenceInfo::Query).await;
+        let mut looks = gateway.stream("/v1/rooms/lobby/stream?presence=true").await;
+        let deep = |depth: usize| format!("{}1{}", "%5B".repeat(depth), "%5D".repeat(depth));
+        for info in [deep(33), deep(70), "x".into(), "%22".to_owned() + &"x".repeat(1024) + "%22"] {
+            let path = format!("/v1/rooms/lobby/stream?subscriber=a&info={info}");
+            assert_eq!(gateway.get(&path).await.0.as_u16(), 400, "{info}");
+        }
+        let path = format!("/v1/rooms/lobby/stream?subscriber=a&info={}", deep(32));
+        let _deepest = gateway.stream(&path).await;
+        assert_eq!(told(&looks.event().await), says("presence.join", &["a"], 1));
+        let _odd = gateway.stream("/v1/rooms/lobby/stream?subscriber=b&info=%7B%22a%20b%22%3A%20%22%5C%22%5Cn%E2%82%AC%5C%5C%22%7D").await;
+        let joined = looks.event().await.json();
+        assert_eq!(joined["members"][0]["info"], json!({"a b": "\"\n€\\"}));
+        assert_eq!(members(&gateway, "lobby", "").await[1]["info"], joined["members"][0]["info"]);
     }
 
     async fn a_rush_costs_few_entries_and_misses_nobody(world) {

@@ -105,6 +105,25 @@ on_both_brokers! {
         }).await;
     }
 
+    async fn who_is_away_when_it_is_removed_is_kept_out_by_what_it_is(world) {
+        let gateway = world.gateway_with(|settings| settings.roster.presence_grace = Duration::from_mins(10)).await;
+        drop(gateway.stream("/v1/rooms/lobby/stream?subscriber=sam").await);
+        let path = "/v1/rooms/lobby/subscribers/sam?deny_seconds=600";
+        assert_eq!(gateway.send(gateway.request(Method::DELETE, path)).await.0.as_u16(), 204);
+        for name in ["sam", "other"] {
+            eventually("it is kept out", async || {
+                (answered(&gateway, &format!("/v1/rooms/lobby/stream?subscriber={name}")).await == 204).then_some(())
+            }).await;
+        }
+        let gateway = closed(&world).await;
+        drop(gateway.stream(&format!("/v1/rooms/team/stream?subscriber=sam&access_token={}", as_user("ann"))).await);
+        remove(&gateway, "/v1/rooms/team/subscribers/sam?deny_seconds=600").await;
+        let path = |user: &str| format!("/v1/rooms/team/stream?subscriber=sam&access_token={}", as_user(user));
+        eventually("its owner is kept out", async || (answered(&gateway, &path("ann")).await == 204).then_some(())).await;
+        // And whoever takes the name then is not.
+        eventually("the name is free", async || (answered(&gateway, &path("bob")).await == 200).then_some(())).await;
+    }
+
     async fn all_streams_of_a_user_end(world) {
         let gateway = closed(&world).await;
         let (ann, bob) = (as_user("ann"), as_user("bob"));

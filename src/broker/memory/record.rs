@@ -264,7 +264,8 @@ mod tests {
         let done = Done { content: "c".into(), id: entry.id, until: 99 };
         let subscriber = SubscriberId::new("ann").unwrap();
         let (owner, card) = ("o".into(), "\"subscriber\":\"ann\"".into());
-        let present = Present { stamp: 7, since: "now".into(), owner, card, is_ghost: false };
+        let address = Some("192.0.2.1".parse().unwrap());
+        let present = Present { stamp: 7, since: "now".into(), owner, address, card, is_ghost: false };
         let removal =
             Removal { room: Some(room.clone()), subscriber: Some(subscriber.clone()), ..Removal::default() };
         let changes = [

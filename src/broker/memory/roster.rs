@@ -1,6 +1,7 @@
 //! Who is in which room, and the removals, in memory.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::record::Change as Record;
 use super::{Awaited, MemoryBroker, OVERHEAD_BYTES, Purpose, Rest, State, microseconds};
 use crate::broker::{
     Attendance, Attended, BrokerError, Change, Member, MemberPage, REMOVAL_LIFETIME, Removal, Replica, Roster,
-    Shown, Stamp, StoredRemoval,
+    Shown, Stamp, Step, StoredRemoval,
 };
 use crate::room::{Data, Event, EventId, EventName, RoomName, SubscriberId};
 
@@ -35,6 +36,8 @@ pub(super) struct Present {
     pub(super) stamp: Stamp,
     pub(super) since: String,
     pub(super) owner: Box<str>,
+    #[serde(default)]
+    pub(super) address: Option<IpAddr>,
     pub(super) card: Arc<str>,
     /// It was there before this process began, and has not come back yet.
     #[serde(skip)]
@@ -54,6 +57,7 @@ impl Present {
             replica: replica.into(),
             is_here: !self.is_ghost,
             stamp: self.stamp,
+            address: self.address,
         }
     }
 }
@@ -91,14 +95,16 @@ type Before = BTreeMap<SubscriberId, Option<Present>>;
 impl Roll {
     fn change(&mut self, change: &Change, stamp: &mut Stamp, since: &str, before: &mut Before) -> Attended {
         let name = match change {
-            Change::Enter { member, .. } => &member.subscriber,
-            Change::Leave { subscriber, .. } => subscriber,
+            Change::Enter { member, .. } | Change::Leave { member, .. } => &member.subscriber,
         };
         let present = self.members.get(name);
         before.entry(name.clone()).or_insert_with(|| present.cloned());
         match change {
-            Change::Leave { stamp, .. } => {
-                if present.is_some_and(|present| present.stamp == *stamp) {
+            Change::Leave { member, stamp } => {
+                let is_it = |present: &Present| {
+                    stamp.map_or(!present.is_ghost && present.owner == member.owner, |stamp| present.stamp == stamp)
+                };
+                if present.is_some_and(is_it) {
                     self.members.remove(name);
                 }
                 Attended::Gone
@@ -115,9 +121,9 @@ impl Roll {
                     *stamp
                 });
                 let since = present.map_or(since, |present| &present.since).to_owned();
-                let Member { owner, card, .. } = &**member;
-                let (owner, card) = (owner.clone(), card.clone());
-                let present = Present { stamp: given, since, owner, card, is_ghost: false };
+                let Member { owner, address, card, .. } = &**member;
+                let (owner, address, card) = (owner.clone(), *address, card.clone());
+                let present = Present { stamp: given, since, owner, address, card, is_ghost: false };
                 self.members.insert(name.clone(), present);
                 Attended::Stays(given)
             }
@@ -212,13 +218,13 @@ impl Roster for MemoryBroker {
         known: &[EventId],
         changes: &[Change],
         watched: bool,
-    ) -> Result<Vec<Attended>, BrokerError> {
+    ) -> Result<Step, BrokerError> {
         let watched = watched || self.state().rolls.get(room).is_some_and(|roll| roll.watched);
         let purpose = if watched { Purpose::Append } else { Purpose::Read(None) };
         let (outcomes, awaited) =
             self.with_log(room, known, purpose, |log, rest| self.attend_in(room, log, rest, changes, watched))?;
         self.written(awaited).await?;
-        Ok(outcomes)
+        Ok(Step { outcomes, has_ghosts: false })
     }
 
     async fn attendance(&self, rooms: &[RoomName]) -> Result<Vec<Attendance>, BrokerError> {
@@ -226,7 +232,11 @@ impl Roster for MemoryBroker {
         let attendance = |room: &RoomName| {
             let Some(roll) = state.rolls.get(room) else { return Attendance::default() };
             let ghosts = roll.members.values().filter(|present| present.is_ghost).count();
-            Attendance { own: (roll.members.len() - ghosts) as u64, has_ghosts: ghosts > 0 && self.has_waited() }
+            Attendance {
+                own: (roll.members.len() - ghosts) as u64,
+                has_ghosts: ghosts > 0 && self.has_waited(),
+                watched: roll.watched,
+            }
         };
         Ok(rooms.iter().map(attendance).collect())
     }

@@ -1,7 +1,7 @@
 //! Who has subscribers where: each replica keeps a lease and its counts by room; what a dead one left goes with it.
 
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
 
 use redis::pipe;
 
@@ -20,40 +20,58 @@ struct Census {
     subscribers: Occupancy,
     /// Since when every report has been taken.
     since: Option<Instant>,
-    /// Replicas whose lease held, at the last report.
-    live: Arc<[String]>,
-}
-
-impl Census {
-    /// Those that are there. Not known for the length of a lease after an outage: the others may not have been able to report.
-    fn live(&self, lease: Duration) -> Option<Arc<[String]>> {
-        self.since.is_some_and(|since| since.elapsed() >= lease).then(|| self.live.clone())
-    }
+    /// Replicas that still have members, and no lease.
+    gone: Vec<String>,
 }
 
 /// Rooms written or read in one command.
 const BATCH_ROOMS: usize = 1000;
 
 impl RedisBroker {
-    /// The replicas that are there, if that can be told.
-    pub(super) fn live(&self) -> Option<Arc<[String]>> {
-        self.census().live(self.lease)
-    }
-
     fn census(&self) -> MutexGuard<'_, Census> {
         self.told.0.lock().expect("no holder of the lock panics")
     }
 
+    /// Which of these replicas have no lease now. None of them for the length of a lease after an outage: they may not have been able to
+    /// renew it.
+    pub(super) async fn gone_of(&self, replicas: Vec<String>) -> Result<Vec<String>, BrokerError> {
+        let can_tell = self.census().since.is_some_and(|since| since.elapsed() >= self.lease);
+        if replicas.is_empty() || !can_tell {
+            return Ok(Vec::new());
+        }
+        let mut command = redis::cmd("MGET");
+        command.arg(replicas.iter().map(|replica| self.keys.lease(replica)).collect::<Vec<_>>());
+        let mut link = self.links.for_read().await?;
+        let result = command.query_async(link.connection()).await;
+        let leases: Vec<Option<String>> = link.judge(result, read_error)?;
+        let found = replicas.into_iter().zip(leases);
+        Ok(found.filter_map(|(replica, lease)| lease.is_none().then_some(replica)).collect())
+    }
+
+    /// Replicas that had no lease when it was looked at last, and have none now: one that has come back is not to lose its members again.
+    pub(super) async fn gone(&self) -> Result<Vec<String>, BrokerError> {
+        let gone = self.census().gone.clone();
+        self.gone_of(gone).await
+    }
+
+    pub(super) fn note_gone(&self, gone: Vec<String>) {
+        self.census().gone = gone;
+    }
+
+    /// Whoever has members has a lease before.
+    pub(super) async fn take_lease(&self) -> Result<(), BrokerError> {
+        if self.census().since.is_some() {
+            return Ok(());
+        }
+        self.report_census(&Occupancy::new(), 0).await
+    }
+
     pub(super) async fn report_census(&self, now: &Occupancy, streams: u64) -> Result<(), BrokerError> {
         let reported = self.report_counts(now, streams).await;
-        let leases = self.read_leases().await;
         let mut census = self.census();
-        match leases {
-            Ok(leases) if reported.is_ok() => {
-                census.live = leases.into_iter().map(|(replica, _)| replica).collect();
-                census.since.get_or_insert_with(Instant::now);
-            }
-            _ => census.since = None,
+        match &reported {
+            Ok(()) => drop(census.since.get_or_insert_with(Instant::now)),
+            Err(_) => census.since = None,
         }
         reported
     }
@@ -68,13 +86,14 @@ impl RedisBroker {
             reported_at: format!("{:.3}", jiff::Timestamp::now()),
         };
         let report = serde_json::to_string(&report).expect("names and numbers are JSON");
-        let (lease, rooms) = (self.keys.lease(self.keys.replica()), self.keys.rooms_of(self.keys.replica()));
+        let own = self.keys.incarnation();
+        let (lease, rooms) = (self.keys.lease(own), self.keys.rooms_of(own));
         let lifetime = milliseconds(self.lease);
         let changed: Vec<_> = now.iter().filter(|(room, count)| told.get(room.as_str()) != Some(count)).collect();
         let gone: Vec<_> = told.keys().filter(|room| !now.contains_key(room.as_str())).collect();
         let mut pipeline = pipe();
         pipeline.cmd("SET").arg(&lease).arg(report).arg("PX").arg(lifetime).ignore();
-        pipeline.cmd("SADD").arg(self.keys.replicas()).arg(self.keys.replica()).ignore();
+        pipeline.cmd("SADD").arg(self.keys.replicas()).arg(own).ignore();
         for batch in changed.chunks(BATCH_ROOMS) {
             let command = pipeline.cmd("HSET").arg(&rooms);
             for (room, count) in batch {

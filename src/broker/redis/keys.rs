@@ -8,11 +8,15 @@ use crate::room::{HashName, RoomName};
 pub(super) struct Keys {
     prefix: String,
     replica: String,
+    /// Tells this process from an earlier one of the same name.
+    incarnation: String,
 }
 
 impl Keys {
     pub(super) fn new(prefix: &str, replica: &str) -> Self {
-        Self { prefix: prefix.into(), replica: replica.into() }
+        // No name has a slash in it.
+        let incarnation = format!("{replica}/{:08x}", fastrand::u32(..));
+        Self { prefix: prefix.into(), replica: replica.into(), incarnation }
     }
 
     pub(super) fn head(&self, room: &RoomName) -> String {
@@ -80,8 +84,14 @@ impl Keys {
         format!("{}:replica:{replica}:rooms", self.prefix)
     }
 
+    /// This replica's name.
     pub(super) fn replica(&self) -> &str {
         &self.replica
+    }
+
+    /// This process, under which it keeps its lease.
+    pub(super) fn incarnation(&self) -> &str {
+        &self.incarnation
     }
 }
 

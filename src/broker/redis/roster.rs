@@ -1,7 +1,7 @@
 //! Who is in which room: a hash of members a room, changed by one script; and the removals, which are a stream like any log.
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::{RedisResult, Value, pipe};
@@ -9,8 +9,7 @@ use redis::{RedisResult, Value, pipe};
 use super::fault::{read_error, write_error};
 use super::{RedisBroker, milliseconds, random, texts};
 use crate::broker::{
-    Attendance, Attended, BrokerError, Change, MemberPage, REMOVAL_LIFETIME, Removal, Replica, Roster, Shown,
-    StoredRemoval,
+    Attendance, Attended, BrokerError, Change, MemberPage, Removal, Replica, Roster, Shown, Step, StoredRemoval,
 };
 use crate::room::{EventId, RoomName, SubscriberId};
 
@@ -18,25 +17,23 @@ use crate::room::{EventId, RoomName, SubscriberId};
 const MAX_REMOVALS: usize = 100_000;
 /// How long they are, after the last one.
 const REMOVALS_LIFETIME: Duration = Duration::from_hours(31 * 24);
+/// Rooms whose attendance is read in one command.
+const BATCH_ROOMS: usize = 500;
 /// Removals that are read at a time.
 const PAGE_REMOVALS: usize = 1000;
 /// The field of attendance that says that somebody has asked to see.
 const WATCHED: &str = "";
 
-/// A member as it is stored: "<stamp> <since> <replica> <owner> <card>".
-fn shown(subscriber: &[u8], stored: &[u8], own: &str) -> Option<Shown> {
+/// A member as it is stored: "<stamp> <since> <replica> <owner> <address or -> <card>". Who it is, and of which process.
+fn shown(subscriber: &[u8], stored: &[u8], own: &str) -> Option<(Shown, String)> {
     let subscriber = SubscriberId::new(std::str::from_utf8(subscriber).ok()?).ok()?;
-    let mut parts = std::str::from_utf8(stored).ok()?.splitn(5, ' ');
-    let (stamp, since, replica) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?);
-    let card = parts.nth(1)?;
-    Some(Shown {
-        subscriber,
-        card: card.into(),
-        since: since.into(),
-        is_here: replica == own,
-        replica: replica.into(),
-        stamp,
-    })
+    let mut parts = std::str::from_utf8(stored).ok()?.splitn(6, ' ');
+    let (stamp, since, incarnation) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?);
+    let (address, card) = (parts.nth(1)?.parse().ok(), parts.next()?);
+    let replica = incarnation.split('/').next()?.to_owned();
+    let is_here = incarnation == own;
+    let shown = Shown { subscriber, card: card.into(), since: since.into(), replica, is_here, stamp, address };
+    Some((shown, incarnation.to_owned()))
 }
 
 fn attended(answer: &str) -> Attended {
@@ -55,78 +52,84 @@ impl Roster for RedisBroker {
         known: &[EventId],
         changes: &[Change],
         watched: bool,
-    ) -> Result<Vec<Attended>, BrokerError> {
+    ) -> Result<Step, BrokerError> {
         let retention = self.retention.of(room);
-        let live = self.live();
+        self.take_lease().await?;
+        let gone = self.gone().await?;
         let mut link = self.links.for_write().await?;
         let mut call = self.scripts.attend.key(self.keys.members(room));
         call.key(self.keys.attendance(room)).key(self.keys.head(room)).key(self.keys.log(room));
-        call.arg(self.keys.replica()).arg(self.head_lifetime(room)).arg(random());
+        call.arg(self.keys.incarnation()).arg(self.head_lifetime(room)).arg(random());
         call.arg(room.as_str()).arg(self.keys.live(room)).arg(self.keys.control());
         call.arg(retention.events).arg(milliseconds(retention.age));
         call.arg(format!("{:.3}", jiff::Timestamp::now())).arg(u8::from(watched));
-        match live {
-            Some(live) => call.arg(live.len()).arg(&*live),
-            None => call.arg(-1),
-        };
+        call.arg(gone.len()).arg(gone);
         call.arg(changes.len());
         for change in changes {
             match change {
-                Change::Enter { member, stamp } => call
-                    .arg("enter")
-                    .arg(member.subscriber.as_str())
-                    .arg(stamp.unwrap_or(0))
-                    .arg(&*member.owner)
-                    .arg(&*member.card),
-                Change::Leave { subscriber, stamp } => {
-                    call.arg("leave").arg(subscriber.as_str()).arg(stamp).arg("").arg("")
+                Change::Enter { member, stamp } => {
+                    call.arg("enter").arg(member.subscriber.as_str()).arg(stamp.unwrap_or(0)).arg(&*member.owner);
+                    let address = member.address.map_or_else(|| "-".into(), |address| address.to_string());
+                    call.arg(address).arg(&*member.card)
+                }
+                Change::Leave { member, stamp } => {
+                    call.arg("leave").arg(member.subscriber.as_str()).arg(stamp.unwrap_or(0)).arg(&*member.owner);
+                    call.arg("-").arg("")
                 }
             };
         }
         call.arg(texts(known));
         let result: RedisResult<Vec<String>> = call.invoke_async(link.connection()).await;
-        let answers = link.judge(result, write_error)?;
-        Ok(answers.iter().map(|answer| attended(answer)).collect())
+        let mut answers = link.judge(result, write_error)?;
+        let has_ghosts = answers.pop().is_some_and(|more| more == "1");
+        Ok(Step { outcomes: answers.iter().map(|answer| attended(answer)).collect(), has_ghosts })
     }
 
     async fn attendance(&self, rooms: &[RoomName]) -> Result<Vec<Attendance>, BrokerError> {
-        let mut step = pipe();
-        // A key of another type is that room's trouble alone.
-        step.ignore_errors();
-        for room in rooms {
-            step.cmd("HGETALL").arg(self.keys.attendance(room));
-        }
-        for room in rooms {
-            let lifetime = self.head_lifetime(room);
-            step.cmd("PEXPIRE").arg(self.keys.attendance(room)).arg(lifetime);
-            step.cmd("PEXPIRE").arg(self.keys.members(room)).arg(lifetime);
-        }
-        let mut link = self.links.for_read().await?;
-        let result = step.query_async(link.connection()).await;
-        let reply: Vec<RedisResult<Value>> = link.judge(result, read_error)?;
-        let live = self.live();
-        let attendance = |counts: RedisResult<Value>| {
-            let counts: Vec<(String, u64)> =
-                counts.ok().and_then(|counts| redis::from_redis_value(counts).ok()).unwrap_or_default();
-            let is_ghost = |replica: &str| {
-                let is_gone = |live: &Arc<[String]>| !live.iter().any(|one| one == replica);
-                replica != WATCHED && replica != self.keys.replica() && live.as_ref().is_some_and(is_gone)
-            };
-            Attendance {
-                own: counts.iter().find(|(replica, _)| replica == self.keys.replica()).map_or(0, |(_, own)| *own),
-                has_ghosts: counts.iter().any(|(replica, count)| *count > 0 && is_ghost(replica)),
+        let mut reply = Vec::with_capacity(rooms.len());
+        for batch in rooms.chunks(BATCH_ROOMS) {
+            let mut step = pipe();
+            // A key of another type is that room's trouble alone.
+            step.ignore_errors();
+            for room in batch {
+                step.cmd("HGETALL").arg(self.keys.attendance(room));
             }
+            for room in batch {
+                let lifetime = self.head_lifetime(room);
+                step.cmd("PEXPIRE").arg(self.keys.attendance(room)).arg(lifetime);
+                step.cmd("PEXPIRE").arg(self.keys.members(room)).arg(lifetime);
+            }
+            let mut link = self.links.for_read().await?;
+            let result = step.query_async(link.connection()).await;
+            let found: Vec<RedisResult<Value>> = link.judge(result, read_error)?;
+            reply.extend(found.into_iter().take(batch.len()));
+        }
+        let counts = reply.into_iter().map(|counts| {
+            let counts = counts.ok().and_then(|counts| redis::from_redis_value(counts).ok());
+            counts.unwrap_or_default()
+        });
+        let counts: Vec<BTreeMap<String, u64>> = counts.collect();
+        let own = self.keys.incarnation();
+        let others: BTreeSet<_> =
+            counts.iter().flat_map(BTreeMap::keys).filter(|of| *of != own && *of != WATCHED).collect();
+        let gone = self.gone_of(others.into_iter().cloned().collect()).await?;
+        self.note_gone(gone.clone());
+        let attendance = |counts: &BTreeMap<String, u64>| Attendance {
+            own: counts.get(own).copied().unwrap_or(0),
+            has_ghosts: gone.iter().any(|replica| counts.contains_key(replica)),
+            watched: counts.contains_key(WATCHED),
         };
-        Ok(reply.into_iter().take(rooms.len()).map(attendance).collect())
+        Ok(counts.iter().map(attendance).collect())
     }
 
     async fn members(&self, room: &RoomName, from: Option<&str>, limit: usize) -> Result<MemberPage, BrokerError> {
         let (next, found) = self.scan(self.keys.members(room), from, limit).await?;
-        let live = self.live();
-        let is_there =
-            |shown: &Shown| shown.is_here || live.as_ref().is_none_or(|live| live.contains(&shown.replica));
-        let members = found.iter().filter_map(|(name, stored)| shown(name, stored, self.keys.replica()));
-        Ok(MemberPage { members: members.filter(is_there).collect(), next })
+        let members = found.iter().filter_map(|(name, stored)| shown(name, stored, self.keys.incarnation()));
+        let members: Vec<_> = members.collect();
+        let others: BTreeSet<_> = members.iter().filter(|(shown, _)| !shown.is_here).map(|(_, of)| of).collect();
+        let gone = self.gone_of(others.into_iter().cloned().collect()).await?;
+        let there = members.into_iter().filter(|(_, of)| !gone.contains(of)).map(|(shown, _)| shown);
+        Ok(MemberPage { members: there.collect(), next })
     }
 
     async fn member(&self, room: &RoomName, subscriber: &SubscriberId) -> Result<Option<Shown>, BrokerError> {
@@ -135,7 +138,8 @@ impl Roster for RedisBroker {
         command.arg(self.keys.members(room)).arg(subscriber.as_str());
         let result: RedisResult<Option<Vec<u8>>> = command.query_async(link.connection()).await;
         let stored = link.judge(result, read_error)?;
-        Ok(stored.and_then(|stored| shown(subscriber.as_str().as_bytes(), &stored, self.keys.replica())))
+        let name = subscriber.as_str().as_bytes();
+        Ok(stored.and_then(|stored| Some(shown(name, &stored, self.keys.incarnation())?.0)))
     }
 
     async fn remove(&self, removal: &Removal) -> Result<(), BrokerError> {
@@ -152,34 +156,28 @@ impl Roster for RedisBroker {
 
     async fn removals(&self, after: Option<&str>) -> Result<Vec<StoredRemoval>, BrokerError> {
         type Reply = Vec<(String, Vec<(String, String)>)>;
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        // Lives to be read again after a cut of the connection, and no longer.
-        let recent = milliseconds(now.saturating_sub(REMOVAL_LIFETIME));
-        let mut after = after.map(str::to_owned);
-        loop {
-            let mut command = redis::cmd("XRANGE");
-            command.arg(self.keys.removals()).arg(after.as_ref().map_or("-".into(), |after| format!("({after}")));
-            command.arg("+").arg("COUNT").arg(PAGE_REMOVALS);
-            let mut link = self.links.for_read().await?;
-            let result: RedisResult<Reply> = command.query_async(link.connection()).await;
-            let page = link.judge(result, read_error)?;
-            let Some((last, _)) = page.last() else { return Ok(Vec::new()) };
-            after = Some(last.clone());
-            let removals = page.into_iter().filter_map(|(id, fields)| {
-                let (_, text) = fields.into_iter().next()?;
-                let removal: Removal = serde_json::from_str(&text).ok()?;
-                let stored_at: u64 = id.split('-').next()?.parse().ok()?;
-                (removal.until.max(stored_at) >= recent).then_some((id, removal))
-            });
-            let removals: Vec<_> = removals.collect();
-            if !removals.is_empty() {
-                return Ok(removals);
-            }
-        }
+        let mut command = redis::cmd("XRANGE");
+        command.arg(self.keys.removals()).arg(after.map_or("-".into(), |after| format!("({after}")));
+        command.arg("+").arg("COUNT").arg(PAGE_REMOVALS);
+        let mut link = self.links.for_read().await?;
+        let result: RedisResult<Reply> = command.query_async(link.connection()).await;
+        let page = link.judge(result, read_error)?;
+        // One that can't be read removes nobody, and yet what comes after it is not waited for.
+        let removal = |fields: Vec<(String, String)>| serde_json::from_str(&fields.into_iter().next()?.1).ok();
+        Ok(page.into_iter().map(|(id, fields)| (id, removal(fields).unwrap_or_default())).collect())
     }
 
     async fn replicas(&self) -> Result<Vec<Replica>, BrokerError> {
-        let reports = self.read_leases().await?;
-        Ok(reports.into_iter().filter_map(|(_, report)| serde_json::from_str(&report).ok()).collect())
+        let reports = self.read_leases().await?.into_iter();
+        let reports = reports.filter_map(|(_, report)| serde_json::from_str::<Replica>(&report).ok());
+        // Of two processes of one name, the later one.
+        let mut latest: BTreeMap<String, Replica> = BTreeMap::new();
+        for report in reports {
+            let before = latest.get(&report.replica);
+            if before.is_none_or(|before| before.reported_at < report.reported_at) {
+                latest.insert(report.replica.clone(), report);
+            }
+        }
+        Ok(latest.into_values().collect())
     }
 }

@@ -137,7 +137,7 @@ impl EventStream {
     /// It has been led to a position, and past orders to end streams that were none of its own.
     pub(super) fn led_to(&mut self, position: EventId, orders: u64) {
         self.subscription.led_to(position);
-        self.reader.orders = orders;
+        self.reader.orders = self.reader.orders.max(orders);
     }
 
     /// How many orders to end streams it has looked at.

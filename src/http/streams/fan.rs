@@ -242,6 +242,10 @@ impl Fan {
                     self.write(&events).await;
                     // In a room that is never quiet, it would else be nobody's turn.
                     self.look_after();
+                    self.admit();
+                    if self.fans.app.hub.orders() != self.orders {
+                        self.obey();
+                    }
                 }
                 Ahead::Parted => return self.release_all(),
                 Ahead::Later(at) => return self.ask_at = Some(at),

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::access::{Caller, MAX_INFO_BYTES, Permission};
+use crate::access::{Caller, MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
 use crate::broker::{Member, Stamp, sha1_hex};
 use crate::config::PresenceInfo;
 use crate::http::caller::By;
 use crate::http::extract::{event_name, name};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, audit};
-use crate::hub::{Encoded, Stay, Whose};
+use crate::hub::{Encoded, Stay, Watch, Whose};
 use crate::limits::Place;
-use crate::room::{EventName, RoomName, SubscriberId};
+use crate::room::{EventName, RoomName, SubscriberId, nesting};
 
 /// Event names that one stream can select.
 const MAX_SELECTED: usize = 50;
@@ -50,6 +50,7 @@ struct More {
     /// As it is to be on rosters, if it is to be there.
     member: Option<Member>,
     stays: Vec<Stay>,
+    watches: Vec<Watch>,
     place: Option<Place>,
 }
 
@@ -71,13 +72,15 @@ impl Reader {
                 return Err(Problem::new(Code::InvalidQuery, detail));
             }
         }
-        let is_named = wish.subscriber.is_some() || wish.presence || by.caller().subject.is_some();
+        // A name that is made up here would be another one at each reconnect.
+        let is_named = wish.subscriber.is_some();
         let subscriber = wish.subscriber.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let subscriber = name("the subscriber", &subscriber, SubscriberId::new)?;
         let info = info(app, &by, wish.info)?;
         let member = is_named.then(|| Member {
             subscriber: subscriber.clone(),
             owner: sha1_hex(by.owner().as_bytes()).into(),
+            address: by.address().filter(|_| by.caller().subject.is_none()),
             card: card(&subscriber, by.caller().subject.as_deref(), info.as_deref()),
         });
         Ok(Self {
@@ -99,11 +102,15 @@ impl Reader {
         Ok(())
     }
 
-    /// Puts it on a room's roster, if there is one. Fails if the name is another's there.
+    /// Has it see who is in a room, if it asks for that, and puts it on the room's roster, if it has a name. Fails if the name is another's there.
     pub(super) async fn check_in(&mut self, app: &App, room: &RoomName) -> Result<(), ()> {
+        if self.wants_presence {
+            let watch = app.hub.watch(room).await;
+            self.more.get_or_insert_default().watches.push(watch);
+        }
         let Some(more) = &mut self.more else { return Ok(()) };
         let Some(member) = more.member.clone().filter(|_| app.hub.keeps_presence(room)) else { return Ok(()) };
-        let stay = app.hub.check_in(room, member, self.wants_presence).await.ok_or(())?;
+        let stay = app.hub.check_in(room, member).await.ok_or(())?;
         more.stays.push(stay);
         Ok(())
     }
@@ -164,7 +171,12 @@ fn info(app: &App, by: &By, asked: Option<String>) -> Result<Option<Box<RawValue
         (None, Some(asked)) if asked.len() <= MAX_INFO_BYTES => {
             let value: serde_json::Value = serde_json::from_str(&asked)
                 .map_err(|why| Problem::new(Code::InvalidQuery, format!("info is no JSON: {why}")))?;
-            value.to_string()
+            let text = value.to_string();
+            if nesting(&text) > MAX_INFO_DEPTH {
+                let detail = format!("info nests arrays and objects deeper than {MAX_INFO_DEPTH}");
+                return Err(Problem::new(Code::InvalidQuery, detail));
+            }
+            text
         }
         (None, Some(_)) => {
             return Err(Problem::new(Code::InvalidQuery, format!("info has {MAX_INFO_BYTES} bytes at most")));

@@ -51,11 +51,28 @@ async fn no_token_and_no_secret_is_in_a_log_or_an_answer() {
     }
     assert_eq!(stream.event().await.data, "hello");
     drop(stream);
+    // What is refused and who is removed is in the audit log, and nobody writes lines of its own into it.
+    let admin = token(&json!({"sub": "mod", "exp": at(60), "roomcast": {"admin": true}}));
+    for path in ["/v1/users/x%0A2026-01-01%20INFO%20audit:%20forged/streams", "/v1/tokens/t%0Aforged"] {
+        let request = client.delete(format!("{url}{path}"));
+        assert_eq!(request.bearer_auth(&admin).send().await.unwrap().status(), 204);
+        assert_eq!(client.delete(format!("{url}{path}")).bearer_auth(&right).send().await.unwrap().status(), 403);
+    }
     // Politely, so that all of the log is written.
     signal(&process, Signal::SIGTERM);
     eventually("it has left", async || process.try_wait().unwrap()).await;
     let log = reading.join().unwrap();
     assert!(log.contains("request") && log.contains("/v1/rooms/lobby/events"), "it logs: {log}");
+    let audited = |words: &[&str]| {
+        let lines = log.lines().filter(|line| line.contains(" audit: "));
+        let mut found = lines.filter(|line| words.iter().all(|word| line.contains(word)));
+        assert!(found.next().is_some(), "no audit line with {words:?}: {log}");
+    };
+    audited(&["removed", "what=\"user\"", "subject=\"mod\"", "address=127.0.0.1"]);
+    audited(&["removed", "what=\"token\""]);
+    audited(&["refused", "code=\"forbidden\"", "subject=\"ann\""]);
+    audited(&["refused", "code=\"token_expired\""]);
+    assert!(!log.lines().any(|line| line.starts_with("forged") || line.starts_with("2026-01-01")), "{log}");
     let signature = right.rsplit('.').next().unwrap();
     for secret in [SECRET, signature, expired.rsplit('.').next().unwrap(), "not-a-token"] {
         assert!(!log.contains(secret), "{secret} is in the log");

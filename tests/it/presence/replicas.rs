@@ -180,7 +180,9 @@ async fn a_roster_that_redis_has_lost_is_told_again() {
     .await;
     // Somebody whom this replica is said to have, and who is nobody's.
     let replica = ann.opened["replica"].as_str().unwrap();
-    let stray = format!("5 2026-01-01T00:00:00.000Z {replica} owner \"subscriber\":\"stray\"");
+    let own = redis.cli(&["HKEYS", keys[1]]);
+    let replica = own.lines().find(|of| of.starts_with(replica)).unwrap();
+    let stray = format!("5 2026-01-01T00:00:00.000Z {replica} owner - \"subscriber\":\"stray\"");
     redis.cli(&["HSET", keys[0], "stray", &stray]);
     redis.cli(&["HINCRBY", keys[1], replica, "1"]);
     assert_eq!(super::listed(&gateway, "lobby").await.len(), 3);
@@ -188,4 +190,111 @@ async fn a_roster_that_redis_has_lost_is_told_again() {
         (super::listed(&gateway, "lobby").await == ["ann", "bob"]).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn members_of_a_replica_that_has_just_started_are_not_taken_for_ghosts() {
+    let redis = RedisServer::start().await;
+    let old = replica(&redis);
+    old.until(200).await;
+    let mut watcher = Stream::open(&format!("{}/v1/rooms/lobby/stream?presence=true", old.url()), None).await;
+    let _first = open(&old, "first").await;
+    assert_eq!(told(&watcher.event().await), says("presence.join", &["first"], 1));
+    // For longer than a lease, so that it can tell who is gone.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let new = replica(&redis);
+    new.until(200).await;
+    for n in 0..5 {
+        let there = (open(&new, &format!("new{n}")).await, open(&old, &format!("old{n}")).await);
+        for name in [format!("new{n}"), format!("old{n}")] {
+            assert_eq!(
+                told(&watcher.event().await),
+                says("presence.join", &[&name], 2 + u64::from(name.starts_with("old")))
+            );
+        }
+        drop(there);
+        let mut gone = all_told(&mut watcher, "presence.leave", 2).await;
+        gone.sort();
+        assert_eq!(gone, [format!("new{n}"), format!("old{n}")]);
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_comes_back_under_its_name_leaves_no_ghosts() {
+    let redis = RedisServer::start().await;
+    let named = || {
+        Replica::start(&redis.url(), &["--replica-lease", LEASE, "--presence-grace", "300ms", "--replica-id", "rb"])
+    };
+    let other = replica(&redis);
+    other.until(200).await;
+    let mut watcher = Stream::open(&format!("{}/v1/rooms/lobby/stream?presence=true", other.url()), None).await;
+    let mut first = named();
+    first.until(200).await;
+    let _bob = open(&first, "bob").await;
+    assert_eq!(told(&watcher.event().await), says("presence.join", &["bob"], 1));
+    first.kill();
+    let second = named();
+    second.until(200).await;
+    assert_eq!(told(&watcher.event().await), says("presence.leave", &["bob"], 0));
+    eventually("it is one replica", async || {
+        let replicas = get(&format!("{}/v1/replicas", other.url())).await;
+        (replicas["replicas"].as_array().unwrap().len() == 2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn somebody_whose_entering_was_never_answered_is_no_ghost_either() {
+    let world = World::redis().await;
+    let gateway = world
+        .gateway_with(|settings| {
+            settings.roster.presence_grace = GRACE;
+            settings.roster.replica_lease = Duration::from_secs(2);
+        })
+        .await;
+    let _other = gateway.room("lobby").await;
+    let redis = world.redis.as_ref().unwrap();
+    redis.freeze();
+    let asking = reqwest::Client::new().get(format!("{}/v1/rooms/lobby/stream?subscriber=casper", gateway.url));
+    let _ = tokio::time::timeout(Duration::from_millis(500), asking.send()).await;
+    redis.thaw();
+    gateway.until_well().await;
+    eventually("nobody is left", async || {
+        tokio::time::sleep(GRACE * 2).await;
+        super::listed(&gateway, "lobby").await.is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(redis.cli(&["HLEN", "roomcast:{lobby}:members"]).trim(), "0");
+}
+
+#[tokio::test]
+async fn an_outage_of_redis_that_outlasts_the_leases_is_nobodys_leave() {
+    let mut world = World {
+        redis: Some(RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await),
+        ..World::embedded()
+    };
+    let start = async |world: &World| {
+        world
+            .gateway_with(|settings| {
+                settings.roster.presence_grace = GRACE;
+                settings.roster.replica_lease = Duration::from_secs(2);
+            })
+            .await
+    };
+    let (one, other) = (start(&world).await, start(&world).await);
+    let mut watcher = one.stream("/v1/rooms/lobby/stream?subscriber=watcher&presence=true").await;
+    watcher.event().await;
+    let _bob = other.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
+    watcher.event().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let redis = world.redis.as_mut().unwrap();
+    redis.kill();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    redis.come_back().await;
+    one.until_well().await;
+    other.until_well().await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    one.publish("lobby", "hello").await;
+    assert_eq!(watcher.data().await, "hello", "nobody came or went");
+    assert_eq!(super::listed(&one, "lobby").await, ["bob", "watcher"]);
 }

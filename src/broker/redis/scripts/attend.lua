@@ -1,14 +1,15 @@
 -- Changes who is in a room, and has members of replicas that are gone leave. Appends what changed in effect to the room's log, where
--- somebody has ever asked to see it. Returns for each change the stay's stamp, or gone, taken or superseded.
+-- somebody has ever asked to see it. Returns for each change the stay's stamp, or gone, taken or superseded, and then 1 if there are
+-- more that have to leave.
 -- KEYS: members, attendance, head, log. ARGV: replica, members' and head's lifetime (ms), random, room, room's channel, channel
--- of control, entries to keep, log's lifetime (ms), now (RFC 3339), 1 if somebody asks to see, how many replicas are there (-1: not
--- known), these, how many changes, for each: enter or leave, subscriber, stamp or 0, owner, card; known ids…
+-- of control, entries to keep, log's lifetime (ms), now (RFC 3339), 1 if somebody asks to see, how many replicas are gone, these, how
+-- many changes, for each: enter or leave, subscriber, stamp or 0, owner, address or -, card; known ids…
 --
--- A member is one text: "<stamp> <since> <replica> <owner> <card>". Attendance counts them by replica; its field "" says that
+-- A member is one text: "<stamp> <since> <replica> <owner> <address or -> <card>". Attendance counts them by replica; its field "" says that
 -- somebody has asked to see.
 
 local FIRST_REPLICA = 12
-local FIELDS = 5
+local FIELDS = 6
 -- Members that one entry of the log names.
 local MOST_NAMED = 100
 -- Members of replicas that are gone, of one step.
@@ -18,12 +19,11 @@ local LARGE_BYTES = 4096
 local BATCH = 1000
 
 local replica, lifetime, now_text = ARGV[1], ARGV[2], ARGV[9]
-local there = tonumber(ARGV[11])
-local live = { [replica] = true }
-for place = FIRST_REPLICA, FIRST_REPLICA + there - 1 do
-  live[ARGV[place]] = true
+local missing = {}
+for place = FIRST_REPLICA, FIRST_REPLICA + tonumber(ARGV[11]) - 1 do
+  missing[ARGV[place]] = true
 end
-local first_change = FIRST_REPLICA + math.max(there, 0) + 1
+local first_change = FIRST_REPLICA + tonumber(ARGV[11]) + 1
 local changes = tonumber(ARGV[first_change - 1])
 local first_known = first_change + changes * FIELDS
 
@@ -40,8 +40,9 @@ local begins_watch = ARGV[10] == '1' and not watched
 watched = watched or begins_watch
 
 local function read(text)
-  local stamp, since, of, owner, card = string.match(text or '', '^(%d+) (%S+) (%S+) (%S+) (.*)$')
-  return stamp and { stamp = tonumber(stamp), since = since, replica = of, owner = owner, card = card, text = text }
+  local stamp, since, of, owner, address, card = string.match(text or '', '^(%d+) (%S+) (%S+) (%S+) (%S+) (.*)$')
+  return stamp
+    and { stamp = tonumber(stamp), since = since, replica = of, owner = owner, address = address, card = card, text = text }
 end
 
 local before, now, order, junk = {}, {}, {}, {}
@@ -50,15 +51,17 @@ local function note(name, member)
   order[#order + 1] = name
 end
 
-local ghosts = false
+local ghosts, more = false, false
 for of in pairs(counts) do
-  ghosts = ghosts or not live[of]
+  ghosts = ghosts or missing[of]
 end
-if ghosts and there >= 0 then
+if ghosts then
   local all, swept = redis.call('HGETALL', KEYS[1]), 0
   for place = 1, #all, 2 do
     local name, found = all[place], read(all[place + 1])
-    if swept < MOST_SWEPT and not (found and live[found.replica]) then
+    local is_ghost = not found or missing[found.replica]
+    more = more or (is_ghost and swept == MOST_SWEPT)
+    if is_ghost and swept < MOST_SWEPT then
       swept = swept + 1
       if found then
         note(name, found)
@@ -68,11 +71,9 @@ if ghosts and there >= 0 then
       end
     end
   end
-  if swept < MOST_SWEPT then
-    for of in pairs(counts) do
-      if not live[of] then
-        counts[of] = 0
-      end
+  for of in pairs(counts) do
+    if missing[of] and not more then
+      counts[of] = 0
     end
   end
 end
@@ -82,13 +83,14 @@ local stamp = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local answers, superseded = {}, {}
 for change = 1, changes do
   local place = first_change + (change - 1) * FIELDS
-  local name, given, owner, card = ARGV[place + 1], tonumber(ARGV[place + 2]), ARGV[place + 3], ARGV[place + 4]
+  local name, given, owner = ARGV[place + 1], tonumber(ARGV[place + 2]), ARGV[place + 3]
+  local address, card = ARGV[place + 4], ARGV[place + 5]
   if now[name] == nil then
     note(name, read(redis.call('HGET', KEYS[1], name)))
   end
   local present = now[name]
   if ARGV[place] == 'leave' then
-    if present and present.stamp == given then
+    if present and (present.stamp == given or (given == 0 and present.replica == replica and present.owner == owner)) then
       now[name] = false
     end
     answers[change] = 'gone'
@@ -105,7 +107,7 @@ for change = 1, changes do
       superseded[#superseded + 1] = name .. ' ' .. whole(given)
     end
     local since = present and present.since or now_text
-    now[name] = { stamp = given, since = since, replica = replica, owner = owner, card = card }
+    now[name] = { stamp = given, since = since, replica = replica, owner = owner, address = address, card = card }
     answers[change] = whole(given)
   end
 end
@@ -121,7 +123,7 @@ for _, name in ipairs(order) do
   end
   if is then
     count(is.replica, 1)
-    local text = table.concat({ whole(is.stamp), is.since, is.replica, is.owner, is.card }, ' ')
+    local text = table.concat({ whole(is.stamp), is.since, is.replica, is.owner, is.address, is.card }, ' ')
     if not was or was.text ~= text then
       written[#written + 1] = name
       written[#written + 1] = text
@@ -206,4 +208,5 @@ end
 for _, name in ipairs(superseded) do
   redis.pcall('PUBLISH', ARGV[6], 'superseded ' .. ARGV[4] .. ' ' .. name)
 end
+answers[#answers + 1] = more and 1 or 0
 return answers
