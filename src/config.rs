@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use redis::IntoConnectionInfo;
+use url::Url;
 use wildmatch::WildMatch;
 
 pub use self::access::{AccessSettings, Origin, TokenArguments};
@@ -236,6 +237,14 @@ pub struct Settings {
     /// served with everything else then. Off loopback only with keys, or with --insecure-allow-anonymous.
     #[arg(long, env = "ROOMCAST_ADMIN_LISTEN", value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
+
+    /// OpenTelemetry collector that traces are sent to, with OTLP over HTTP, as in `http://127.0.0.1:4318`. Without it, none are.
+    #[arg(long, env = "ROOMCAST_OTLP_ENDPOINT", value_name = "URL", value_parser = collector)]
+    pub otlp_endpoint: Option<Url>,
+
+    /// Part of the traces that begin here that is sent, 0 to 1; those that callers have begun are sent if they say so.
+    #[arg(long, env = "ROOMCAST_TRACE_RATIO", default_value_t = 1.0, value_name = "PART", value_parser = part)]
+    pub trace_ratio: f64,
 
     /// What to log: a level (error, warn, info, debug, trace), or levels by module.
     #[arg(long, env = "ROOMCAST_LOG", default_value = "info", value_name = "FILTER")]
@@ -505,6 +514,19 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 fn pause(text: &str) -> Result<Duration, String> {
     between(Duration::ZERO, Duration::from_hours(1), text)
+}
+
+fn collector(text: &str) -> Result<Url, String> {
+    let url: Url = text.parse().map_err(|_| "it reads like http://127.0.0.1:4318")?;
+    match url.scheme() {
+        "http" if url.username().is_empty() && url.password().is_none() => Ok(url),
+        _ => Err("it is http, without a name or a password: a collector beside the gateway, which sends on".into()),
+    }
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    let part: f64 = text.parse().map_err(|_| "it is no number")?;
+    if (0.0..=1.0).contains(&part) { Ok(part) } else { Err("it is 0 to 1".into()) }
 }
 
 fn count(text: &str) -> Result<usize, String> {

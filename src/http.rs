@@ -31,7 +31,7 @@ use axum::routing::get;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use tracing::{Instrument, info_span};
+use tracing::{Instrument, Span, info_span};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -46,6 +46,7 @@ use crate::hub::Hub;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::shutdown::Drain;
+use crate::trace;
 
 /// Names a request in its answer, in problem documents and in the log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -214,7 +215,11 @@ async fn dress(State(app): State<App>, mut request: Request, next: Next) -> Resp
     let method = method_name(request.method());
     let route = request.extensions().get::<MatchedPath>().cloned();
     // No query in it: that may hold a token.
-    let span = info_span!("request", request_id = %id, method = %request.method(), path = request.uri().path());
+    let span = if trace::is_sent() {
+        traced(&id, method, &request)
+    } else {
+        info_span!("request", request_id = %id, %method, path = request.uri().path())
+    };
     let stands = app.limits.as_ref().map(|_| Stands::default());
     if let Some(stands) = &stands {
         request.extensions_mut().insert(stands.clone());
@@ -248,6 +253,19 @@ async fn dress(State(app): State<App>, mut request: Request, next: Next) -> Resp
     }
     .instrument(span)
     .await
+}
+
+/// The same for those who read traces; it may be a part of its caller's.
+fn traced(id: &str, method: &str, request: &Request) -> Span {
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
+    let name = format!("{method} {route}");
+    let path = request.uri().path();
+    let span = info_span!("request", request_id = id, %method, path, otel.name = name, otel.kind = "server");
+    let named = request.headers().get(trace::TRACEPARENT).and_then(|named| named.to_str().ok());
+    if let Some(named) = named {
+        trace::follow(&span, named);
+    }
+    span
 }
 
 /// Of those that routes have; whatever else comes is one.

@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::{Instrument, Span, info_span};
 
 pub use self::encoded::Encoded;
 pub use self::ends::{Ending, Whose};
@@ -38,6 +39,7 @@ use crate::broker::{
 };
 use crate::room::{Event, EventId, RoomName, SubscriberId};
 use crate::shutdown::Tasks;
+use crate::trace;
 
 /// Longest time in which a stream opens or is told that it can't.
 const JOIN_LIMIT: Duration = Duration::from_secs(4);
@@ -150,7 +152,8 @@ impl Hub {
         once: Option<&Once>,
     ) -> Result<Appended, BrokerError> {
         let known = self.known.of(room);
-        let append = self.broker.append(room, &known, event.encode(), once);
+        let span = if trace::is_sent() { info_span!("append", %room) } else { Span::none() };
+        let append = self.broker.append(room, &known, event.encode(), once).instrument(span);
         let appended = timeout(CALL_LIMIT, append).await.unwrap_or_else(|_| {
             Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to an append")))
         })?;
@@ -346,6 +349,16 @@ impl Listener for Hub {
         let Some(held) = self.held(room) else { return };
         let event = Encoded::new(&entry).ok().filter(|_| is_credible(entry.id));
         let Some(event) = event else { return self.junk(room) };
+        let span = match event.event().traceparent.as_deref().filter(|_| trace::is_sent()) {
+            None => Span::none(),
+            Some(publish) => {
+                let (id, subscribers) = (entry.id, held.occupants());
+                let span = info_span!(parent: None, "deliver", %room, %id, subscribers, otel.kind = "consumer");
+                trace::follow(&span, publish);
+                span
+            }
+        };
+        let _delivering = span.entered();
         match held.heard(Arc::new(event)) {
             Taken::Added | Taken::Held => self.known.add(room, entry.id),
             Taken::Waiting | Taken::Unexpected => self.known.add_foreign(room, entry.id),

@@ -30,5 +30,7 @@ pub mod health_client;
 
 pub mod telemetry;
 
+pub mod trace;
+
 #[cfg(test)]
 mod fuzz;

@@ -49,9 +49,10 @@ async fn serve(mut settings: Settings) -> ExitCode {
     if let Err(why) = settings.check() {
         return complain(&why.to_string(), BAD_SETTING);
     }
-    if let Err(why) = telemetry::start(&settings) {
-        return complain(&why, BAD_SETTING);
-    }
+    let _telemetry = match telemetry::start(&settings) {
+        Ok(telemetry) => telemetry,
+        Err(why) => return complain(&why, BAD_SETTING),
+    };
     // A stream is an open file each.
     let files = usize::try_from(rlimit::increase_nofile_limit(u64::MAX).unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
     settings.max_connections = settings.max_connections.min(files.saturating_sub(server::RESERVED_FILES).max(1));

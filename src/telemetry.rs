@@ -1,21 +1,80 @@
-//! Where logs go, and how.
+//! Where logs and traces go, and how.
 
 use std::io::{self, IsTerminal};
+use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use crate::config::{LogFormat, Settings};
+use crate::trace;
 
-/// Starts logging to standard error. Fails on a filter that can't be read.
-pub fn start(settings: &Settings) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&settings.log).map_err(|why| format!("--log {:?}: {why}", settings.log))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
-    match settings.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
+/// Time for the last spans to be sent.
+const LAST_SPANS: Duration = Duration::from_secs(2);
+/// Time for a batch of spans to be sent.
+const SEND_LIMIT: Duration = Duration::from_secs(5);
+
+/// Sends what is left when it is dropped.
+pub struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(Err(why)) = self.traces.take().map(|traces| traces.shutdown_with_timeout(LAST_SPANS)) {
+            tracing::debug!(%why, "the last spans could not be sent");
+        }
     }
-    Ok(())
+}
+
+/// Starts logging to standard error, and sending traces where they are to go. Fails on a filter that can't be read.
+pub fn start(settings: &Settings) -> Result<Telemetry, String> {
+    let filter = EnvFilter::try_new(&settings.log).map_err(|why| format!("--log {:?}: {why}", settings.log))?;
+    let logs = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let logs: Box<dyn Layer<Registry> + Send + Sync> = match settings.log_format {
+        LogFormat::Text => logs.boxed(),
+        LogFormat::Json => logs.json().boxed(),
+    };
+    let Some(endpoint) = &settings.otlp_endpoint else {
+        // The filter is for everything then, which costs less than one for each.
+        tracing_subscriber::registry().with(logs).with(filter).init();
+        return Ok(Telemetry { traces: None });
+    };
+    let traces = traces(endpoint.as_str(), settings).map_err(|why| format!("--otlp-endpoint: {why}"))?;
+    let spans = tracing_opentelemetry::layer().with_tracer(traces.tracer(env!("CARGO_PKG_NAME")));
+    let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::INFO);
+    tracing_subscriber::registry().with(logs.with_filter(filter)).with(spans.with_filter(ours)).init();
+    trace::begin();
+    Ok(Telemetry { traces: Some(traces) })
+}
+
+fn traces(endpoint: &str, settings: &Settings) -> Result<SdkTracerProvider, String> {
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+        .with_timeout(SEND_LIMIT)
+        .build()
+        .map_err(|why| why.to_string())?;
+    let mut resource = Resource::builder()
+        .with_service_name(env!("CARGO_PKG_NAME"))
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+    if let Some(replica) = &settings.replica_id {
+        resource = resource.with_attribute(KeyValue::new("service.instance.id", replica.clone()));
+    }
+    // A trace that somebody else has begun is sent if that one sends it.
+    let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.trace_ratio)));
+    let provider = SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_sampler(sampler)
+        .with_resource(resource.build());
+    Ok(provider.build())
 }

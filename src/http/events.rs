@@ -19,6 +19,7 @@ use crate::access::Permission;
 use crate::broker::{Appended, Once, Range};
 use crate::follow::{Gap, Next, next};
 use crate::room::{Data, Event, EventId, EventName, RoomName, SubscriberId};
+use crate::trace;
 
 /// Subscribers that an event can leave out.
 const MAX_EXCEPT: usize = 100;
@@ -77,7 +78,7 @@ pub(super) fn event(
         let detail = format!("an event can leave out {MAX_EXCEPT} subscribers at most");
         return Err(Problem::new(Code::InvalidBody, detail));
     }
-    Ok(Event { name, data, published_at: now(), except, publish_id })
+    Ok(Event { name, data, published_at: now(), except, publish_id, traceparent: trace::current() })
 }
 
 pub(super) async fn store(

@@ -99,6 +99,8 @@ pub struct Event {
     pub except: Vec<SubscriberId>,
     /// Shared by the copies of one publish into several rooms.
     pub publish_id: Option<String>,
+    /// The span that stored it, as W3C Trace Context names it, where traces are sent.
+    pub traceparent: Option<String>,
 }
 
 /// The bytes are not an event: truncated, damaged, or not ours.
@@ -123,6 +125,8 @@ struct Stored<'a> {
     except: Vec<SubscriberId>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     publish_id: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    traceparent: Option<Cow<'a, str>>,
 }
 
 /// `null` is data too, not the lack of it.
@@ -149,6 +153,7 @@ impl Event {
             text,
             except: self.except.clone(),
             publish_id: self.publish_id.as_deref().map(Cow::Borrowed),
+            traceparent: self.traceparent.as_deref().map(Cow::Borrowed),
         };
         serde_json::to_vec(&stored).expect("strings and checked JSON always serialise").into()
     }
@@ -167,6 +172,7 @@ impl Event {
             published_at: stored.published_at.into_owned(),
             except: stored.except,
             publish_id: stored.publish_id.map(Cow::into_owned),
+            traceparent: stored.traceparent.map(Cow::into_owned),
         })
     }
 }
@@ -183,6 +189,7 @@ mod tests {
             published_at: "2026-01-02T03:04:05.678Z".into(),
             except: vec![SubscriberId::new("me").unwrap()],
             publish_id: None,
+            traceparent: None,
         }
     }
 

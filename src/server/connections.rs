@@ -37,7 +37,7 @@ const CUT_LIMIT: Duration = Duration::from_secs(1);
 
 /// The connections of a gateway.
 pub(super) struct Connections {
-    settings: Arc<Settings>,
+    app: App,
     router: Router,
     overloaded: Router,
     places: Arc<Semaphore>,
@@ -60,7 +60,7 @@ impl Connections {
     ) -> Self {
         Self {
             places: Arc::new(Semaphore::new(app.settings.max_connections)),
-            settings: app.settings.clone(),
+            app: app.clone(),
             router,
             overloaded,
             overload_places: Arc::new(Semaphore::new(OVERLOAD_CONNECTIONS)),
@@ -105,8 +105,11 @@ impl Connections {
         let overload =
             || self.overload_places.clone().try_acquire_owned().map(|place| (place, self.overloaded.clone()));
         // Without any place left, not even a refusal is worth its cost.
-        let Ok((place, router)) = place.or_else(|_| overload()) else { return };
-        if let Err(error) = prepare(&socket, &self.settings) {
+        let Ok((place, router)) = place.or_else(|_| overload()) else {
+            self.app.metrics.limited("connections", "connection");
+            return;
+        };
+        if let Err(error) = prepare(&socket, &self.app.settings) {
             tracing::debug!(%error, "a connection went before it was served");
             return;
         }
@@ -121,7 +124,7 @@ impl Connections {
         router: Router,
     ) -> impl Future<Output = ()> + Send + 'static {
         let (finish, cut) = (self.finish.clone(), self.cut.clone());
-        let (fans, counted) = (self.fans.clone(), self.tracker.token());
+        let (app, fans, counted) = (self.app.clone(), self.fans.clone(), self.tracker.token());
         let exit = Exit::default();
         let answers = exit.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
@@ -131,7 +134,7 @@ impl Connections {
         });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.settings.header_timeout)
+            .header_read_timeout(self.app.settings.header_timeout)
             .max_buf_size(BUFFER_BYTES)
             .serve_connection(Watched { io: TokioIo::new(socket), exit: exit.clone() }, service);
         async move {
@@ -151,7 +154,12 @@ impl Connections {
                     offer.go_on(socket, Held { place, counted, cut }, &fans);
                 }
                 Ok(None) => {}
-                Err(error) => tracing::debug!(%error, "a connection ended early"),
+                Err(error) => {
+                    if error.is_timeout() {
+                        app.metrics.limited("header_time", "connection");
+                    }
+                    tracing::debug!(%error, "a connection ended early");
+                }
             }
         }
     }

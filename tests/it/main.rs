@@ -31,3 +31,4 @@ mod replicas;
 mod scripts;
 mod streams;
 mod tidy;
+mod traces;

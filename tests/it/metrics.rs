@@ -85,6 +85,38 @@ async fn metrics_take_a_token_of_an_admin_or_a_listener_of_their_own() {
     }
 }
 
+#[tokio::test]
+async fn what_takes_an_admin_can_have_a_listener_of_its_own() {
+    let port = free_port();
+    let gateway = Gateway::start(|settings| {
+        close(settings);
+        settings.admin_listen = Some(format!("127.0.0.1:{port}").parse().unwrap());
+    })
+    .await;
+    let admin = token(&claims(&json!({"admin": true})));
+    let everyone = format!("http://{}", gateway.address());
+    let alone = format!("http://127.0.0.1:{port}");
+    let status = async |url: &str, method: Method, path: &str, token: &str| {
+        let request = reqwest::Client::new().request(method, format!("{url}{path}")).bearer_auth(token);
+        request.send().await.unwrap().status().as_u16()
+    };
+    for (method, path, done) in [
+        (Method::GET, "/v1/replicas", 200),
+        (Method::DELETE, "/v1/users/ann/streams", 204),
+        (Method::DELETE, "/v1/tokens/t1", 204),
+        (Method::DELETE, "/v1/rooms/lobby/subscribers/ann", 204),
+    ] {
+        assert_eq!(status(&everyone, method.clone(), path, &admin).await, 404, "{path}");
+        assert_eq!(status(&alone, method.clone(), path, &admin).await, done, "{path}");
+        assert_eq!(status(&alone, method, path, &token(&claims(&super::access::all()))).await, 403, "{path}");
+    }
+    assert_eq!(status(&everyone, Method::GET, "/v1/rooms/lobby/subscribers", &admin).await, 200);
+    for path in ["/v1/rooms", "/livez", "/metrics"] {
+        assert_eq!(status(&alone, Method::GET, path, &admin).await, 404, "{path}");
+    }
+    crate::cli::refuses(&["--admin-listen", "0.0.0.0:9"], &["--admin-listen", "--insecure-allow-anonymous"]);
+}
+
 /// Names in a text, without what a kind of metric adds to them.
 fn names(text: &str) -> BTreeSet<String> {
     let word = |c: char| c.is_ascii_lowercase() || c == '_';

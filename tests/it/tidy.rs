@@ -3,21 +3,25 @@
 use std::path::{Path, PathBuf};
 
 /// Modules in the order of their dependence; each uses only those before it.
-const ORDER: [(&str, &[&str]); 14] = [
+const ORDER: [(&str, &[&str]); 15] = [
     ("room", &[]),
     ("follow", &["room"]),
     ("shutdown", &[]),
+    ("trace", &[]),
     ("sse", &[]),
     ("broker", &["room", "follow", "shutdown"]),
-    ("hub", &["room", "follow", "broker", "sse", "shutdown"]),
+    ("hub", &["room", "follow", "broker", "sse", "shutdown", "trace"]),
     ("access", &["room", "shutdown"]),
     ("metrics", &[]),
     ("limits", &["broker"]),
     ("config", &["room", "broker", "hub", "access", "limits"]),
-    ("http", &["room", "follow", "broker", "sse", "hub", "access", "config", "limits", "metrics", "shutdown"]),
+    (
+        "http",
+        &["room", "follow", "broker", "sse", "hub", "access", "config", "limits", "metrics", "shutdown", "trace"],
+    ),
     ("server", &["broker", "hub", "access", "config", "http", "limits", "metrics", "shutdown"]),
     ("health_client", &[]),
-    ("telemetry", &["config"]),
+    ("telemetry", &["config", "trace"]),
 ];
 
 /// Files that are compiled for tests alone.
@@ -84,7 +88,8 @@ fn each_module_uses_only_those_below_it() {
 
 #[test]
 fn each_library_is_named_only_where_it_belongs() {
-    let rules: [(&[&str], &[&str]); 8] = [
+    let rules: [(&[&str], &[&str]); 9] = [
+        (&["opentelemetry"], &["telemetry.rs", "trace.rs"]),
         (&["redis::", "bb8::"], &["broker/redis", "server.rs", "config.rs"]),
         (&["fjall::"], &["broker/memory/store.rs"]),
         (&["axum::"], &["http", "server"]),

@@ -207,6 +207,7 @@ fn presence(name: &str, named: &[Present], present: usize, published_at: &str) -
         published_at: published_at.into(),
         except: Vec::new(),
         publish_id: None,
+        traceparent: None,
     }
 }
 

@@ -52,6 +52,7 @@ proptest! {
             published_at: "2026-01-02T03:04:05.678Z".into(),
             except: vec![SubscriberId::new("left-out").unwrap()],
             publish_id: publish_id.clone(),
+            traceparent: None,
         };
         let encoded = Encoded::new(&Entry { id, stored: event.encode() }).unwrap();
         prop_assert_eq!(encoded.event(), &event);

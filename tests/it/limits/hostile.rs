@@ -49,11 +49,15 @@ async fn p11_slow_heads_and_bodies_end_in_time_and_others_are_served_meanwhile()
         }
     }
     gateway.publish("lobby", "meanwhile").await;
+    let heads = drips.len() / 2;
     for (n, drip) in drips.into_iter().enumerate() {
         let (took, answer) = drip.await.unwrap();
         assert!(took >= Duration::from_millis(900), "{took:?}");
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{n}: {answer}");
     }
+    let metrics = gateway.answer(gateway.request(reqwest::Method::GET, "/metrics")).await.text().await.unwrap();
+    let line = format!("roomcast_limited_total{{limit=\"header_time\",what=\"connection\"}} {heads}");
+    assert!(metrics.contains(&line), "{metrics}");
 }
 
 #[tokio::test]
