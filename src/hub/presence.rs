@@ -267,8 +267,14 @@ impl Roll {
         // One that was on its way when it was looked for is none.
         strays
             .retain(|(name, stamp)| state.members.get(name).is_none_or(|here| here.token.stamp() != Some(*stamp)));
-        let gone = state.members.values().filter(|here| has_passed(here)).take(BATCH_CHANGES);
-        // Where the stamp is not known, the broker may have put it on the roster all the same.
+        // Where the stamp is not known, the broker may have put it on the roster all the same; unless it is about to enter again, since
+        // such a leave is of whatever stay there is.
+        let enters = |here: &Here| {
+            let mut asked = asked.iter().chain(&state.asked);
+            asked.any(|asked| asked.member.subscriber == here.member.subscriber)
+        };
+        let gone = state.members.values().filter(|here| has_passed(here));
+        let gone = gone.filter(|here| here.token.stamp().is_some() || !enters(here)).take(BATCH_CHANGES);
         changes.extend(gone.map(|here| Change::Leave { member: here.member.clone(), stamp: here.token.stamp() }));
         changes.extend(strays.into_iter().map(|(subscriber, stamp)| {
             let member = Member { subscriber, owner: "-".into(), address: None, card: "".into() };

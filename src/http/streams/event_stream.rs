@@ -75,6 +75,16 @@ impl EventStream {
 
     /// The next bytes to send; nothing after the stream's end.
     pub(super) async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            let bytes = self.step().await?;
+            if !bytes.is_empty() {
+                return Some(bytes);
+            }
+        }
+    }
+
+    /// The next bytes to send, or none of them if it has moved on without any: it may be level with its room now.
+    pub(super) async fn step(&mut self) -> Option<Bytes> {
         match self.state {
             StreamState::Ended => return None,
             StreamState::Opening => {
@@ -83,33 +93,36 @@ impl EventStream {
             }
             StreamState::Open => {}
         }
-        loop {
-            // A reader that was slow to take the last write gets nothing more after its time.
-            if self.is_over(Instant::now()) {
-                return Some(if self.ends_with_token {
-                    // With the same token there would be no other stream.
-                    self.end("token_expired", "never")
-                } else {
-                    self.end("lifetime", "now")
-                });
-            }
-            if let Some(ending) = self.ordered() {
-                return Some(self.obey(&ending));
-            }
-            let drain = self.app.drain.clone();
-            let hub = self.app.hub.clone();
-            let bytes = tokio::select! {
-                delivery = self.subscription.next() => self.write(&delivery),
-                () = sleep_until(self.beat_at) => Some(self.beat()),
-                () = drain.reaches(self.place) => Some(self.end("draining", "now")),
-                () = sleep_until(self.end_at) => continue,
-                () = hub.ordered_beyond(self.reader.orders) => continue,
-            };
-            if let Some(bytes) = bytes {
+        // A reader that was slow to take the last write gets nothing more after its time.
+        if self.is_over(Instant::now()) {
+            return Some(if self.ends_with_token {
+                // With the same token there would be no other stream.
+                self.end("token_expired", "never")
+            } else {
+                self.end("lifetime", "now")
+            });
+        }
+        if let Some(ending) = self.ordered() {
+            return Some(self.obey(&ending));
+        }
+        let drain = self.app.drain.clone();
+        let hub = self.app.hub.clone();
+        let bytes = tokio::select! {
+            delivery = self.subscription.next() => self.write(&delivery),
+            () = sleep_until(self.beat_at) => Some(self.beat()),
+            () = drain.reaches(self.place) => Some(self.end("draining", "now")),
+            () = sleep_until(self.end_at) => return Some(Bytes::new()),
+            () = hub.ordered_beyond(self.reader.orders) => return Some(Bytes::new()),
+        };
+        match bytes {
+            Some(bytes) => {
                 self.sent(Instant::now() + self.app.settings.heartbeat);
-                return Some(bytes);
+                Some(bytes)
             }
-            self.skip();
+            None => {
+                self.skip();
+                Some(Bytes::new())
+            }
         }
     }
 

@@ -146,12 +146,13 @@ pub(super) async fn drive(mut line: Box<Line>, mut rest: Bytes, fans: Arc<Fans>)
             return fans.join(line, level);
         }
         let next = tokio::select! {
-            next = line.stream.next() => next,
+            next = line.stream.step() => next,
             () = line.socket.gone() => return,
             () = cut.cancelled() => return,
         };
         let Some(bytes) = next else { break };
-        rest = chunk(&bytes).into();
+        // An empty chunk would be the last one.
+        rest = if bytes.is_empty() { bytes } else { chunk(&bytes).into() };
     }
     let _ = line.socket.end().await;
 }

@@ -14,6 +14,17 @@ fn replica(redis: &RedisServer) -> Replica {
     Replica::start(&redis.url(), &["--replica-lease", LEASE, "--presence-grace", "300ms"])
 }
 
+/// Three replicas, and somebody on the first one who watches.
+async fn three(redis: &RedisServer) -> (Vec<Replica>, Stream) {
+    let replicas: Vec<_> = (0..3).map(|_| replica(redis)).collect();
+    for replica in &replicas {
+        replica.until(200).await;
+    }
+    let watch = format!("{}/v1/rooms/lobby/stream?subscriber=watcher&presence=true", replicas[0].url());
+    let watcher = Stream::open(&watch, None).await;
+    (replicas, watcher)
+}
+
 async fn get(url: &str) -> Value {
     reqwest::get(url).await.unwrap().json().await.unwrap()
 }
@@ -56,12 +67,7 @@ async fn all_told(watcher: &mut Stream, what: &str, count: usize) -> Vec<String>
 #[tokio::test]
 async fn when_a_replica_is_killed_its_subscribers_leave_once_and_lists_are_right_within_its_lease() {
     let redis = RedisServer::start().await;
-    let mut replicas: Vec<_> = (0..3).map(|_| replica(&redis)).collect();
-    for replica in &replicas {
-        replica.until(200).await;
-    }
-    let watch = format!("{}/v1/rooms/lobby/stream?subscriber=watcher&presence=true", replicas[0].url());
-    let mut watcher = Stream::open(&watch, None).await;
+    let (mut replicas, mut watcher) = three(&redis).await;
     watcher.event().await;
     let opening =
         (0..500).map(|n| open_owned(format!("{}/v1/rooms/lobby/stream?subscriber=s{n:03}", replicas[n % 3].url())));
@@ -95,12 +101,7 @@ async fn open_owned(url: String) -> Stream {
 #[tokio::test]
 async fn churn_leaves_no_ghosts() {
     let redis = RedisServer::start().await;
-    let mut replicas: Vec<_> = (0..3).map(|_| replica(&redis)).collect();
-    for replica in &replicas {
-        replica.until(200).await;
-    }
-    let watch = format!("{}/v1/rooms/lobby/stream?subscriber=watcher&presence=true", replicas[0].url());
-    let mut watcher = Stream::open(&watch, None).await;
+    let (mut replicas, mut watcher) = three(&redis).await;
     // An hour's churn would be 180,000 at 50 a second; here all comes and goes as fast as it can, and a replica is killed
     // and started again in between.
     for round in 0..4 {
