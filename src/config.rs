@@ -242,7 +242,7 @@ pub struct Settings {
     #[arg(long, env = "ROOMCAST_OTLP_ENDPOINT", value_name = "URL", value_parser = collector)]
     pub otlp_endpoint: Option<Url>,
 
-    /// Part of the traces that begin here that is sent, 0 to 1; those that callers have begun are sent if they say so.
+    /// Part of the traces that is sent, 0 to 1, by their ids: of one, all replicas send all or nothing.
     #[arg(long, env = "ROOMCAST_TRACE_RATIO", default_value_t = 1.0, value_name = "PART", value_parser = part)]
     pub trace_ratio: f64,
 

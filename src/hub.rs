@@ -386,7 +386,6 @@ impl Listener for Hub {
 
     fn superseded(&self, room: &RoomName, subscriber: &SubscriberId, stamp: Stamp) {
         self.presence.superseded(room, subscriber, stamp);
-        self.ends.supersede(room.clone(), subscriber.clone(), stamp);
     }
 
     fn history_changed(&self) {

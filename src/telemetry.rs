@@ -70,8 +70,8 @@ fn traces(endpoint: &str, settings: &Settings) -> Result<SdkTracerProvider, Stri
     if let Some(replica) = &settings.replica_id {
         resource = resource.with_attribute(KeyValue::new("service.instance.id", replica.clone()));
     }
-    // A trace that somebody else has begun is sent if that one sends it.
-    let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.trace_ratio)));
+    // By the trace's id, also where somebody else has begun it: strangers don't decide how much is sent.
+    let sampler = Sampler::TraceIdRatioBased(settings.trace_ratio);
     let provider = SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
         .with_sampler(sampler)

@@ -94,7 +94,7 @@ class Programs:
 def start_replica(programs, name, address):
     programs.start(
         name, BINARY, "--listen", f"{address}:8080", "--redis-url", "redis://127.0.0.1:6379", "--replica-id", name,
-        "--insecure-allow-anonymous", "--drain-delay", "1", "--drain-window", "2",
+        "--insecure-allow-anonymous", "--trusted-proxy", "127.0.0.0/8", "--drain-delay", "1", "--drain-window", "2",
     )  # fmt: skip
     # Publishing must work, not just listening.
     until(lambda: answers((address, 8080), "/healthz"), f"{name} to be healthy")

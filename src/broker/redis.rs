@@ -63,6 +63,7 @@ struct Scripts {
     hash_patch: Script,
     hash_clear: Script,
     hash_increment: Script,
+    remove: Script,
     take: Script,
 }
 
@@ -81,6 +82,7 @@ impl Scripts {
             hash_patch: Script::new(include_str!("redis/scripts/hash_patch.lua")),
             hash_clear: Script::new(include_str!("redis/scripts/hash_clear.lua")),
             hash_increment: Script::new(include_str!("redis/scripts/hash_increment.lua")),
+            remove: Script::new(include_str!("redis/scripts/remove.lua")),
             take: Script::new(include_str!("redis/scripts/take.lua")),
         }
     }

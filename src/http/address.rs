@@ -1,6 +1,6 @@
 //! Where a request comes from: the connection's other end, or whom a trusted proxy names.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use axum::http::{Extensions, HeaderMap, HeaderName};
 use ipnet::IpNet;
@@ -25,12 +25,20 @@ fn forwarded(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     let mut nearest = peer;
     let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
-    let mut named = lines.flat_map(|line| line.to_str().unwrap_or_default().rsplit(','));
+    // Each by itself: what a caller has written further to the left must not hide what a proxy has added.
+    let mut named = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     while is_trusted(nearest) {
-        let Some(next) = named.next().and_then(|text| text.trim().parse::<IpAddr>().ok()) else { break };
+        let Some(next) = named.next().and_then(parse) else { break };
         nearest = next.to_canonical();
     }
     nearest
+}
+
+/// An address; some proxies add a port.
+fn parse(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?.trim();
+    let alone = || text.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    text.parse::<SocketAddr>().ok().map(|address| address.ip()).or_else(alone)
 }
 
 /// The first address of an IPv6 address's network.
@@ -46,11 +54,15 @@ fn network(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     fn of(peer: &str, lines: &[&str]) -> String {
         let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"].iter().map(|net| net.parse().unwrap()).collect();
-        let headers = lines.iter().map(|line| (X_FORWARDED_FOR, line.parse().unwrap())).collect();
+        let value =
+            |line: &&str| HeaderValue::from_bytes(&line.chars().map(|c| c as u8).collect::<Vec<_>>()).unwrap();
+        let headers = lines.iter().map(|line| (X_FORWARDED_FOR, value(line))).collect();
         let mut extensions = Extensions::new();
         extensions.insert(Peer(peer.parse().unwrap()));
         address(&extensions, &headers, &trusted).unwrap().to_string()
@@ -66,6 +78,11 @@ mod tests {
         assert_eq!(of("::ffff:10.0.0.1", &["::ffff:198.51.100.7"]), "198.51.100.7");
         assert_eq!(of("10.0.0.1", &["10.0.0.2"]), "10.0.0.2");
         assert_eq!(of("10.0.0.1", &["junk"]), "10.0.0.1");
+        assert_eq!(of("10.0.0.1", &["\u{ff}, 198.51.100.7"]), "198.51.100.7");
+        assert_eq!(of("10.0.0.1", &["198.51.100.7, \u{ff}"]), "10.0.0.1");
+        assert_eq!(of("10.0.0.1", &["203.0.113.9, 198.51.100.7:4711"]), "198.51.100.7");
+        assert_eq!(of("10.0.0.1", &["[2001:db8:1:2::7]:4711", "10.0.0.9"]), "2001:db8:1:2::");
+        assert_eq!(of("10.0.0.1", &["[2001:db8:1:2::7]"]), "2001:db8:1:2::");
         assert_eq!(of("10.0.0.1", &[]), "10.0.0.1");
     }
 

@@ -294,10 +294,8 @@ async fn begin(
         return Ok(None);
     }
     let subscription = app.hub.subscribe(rooms).await?;
-    for room in names {
-        // After it has subscribed, so that it hears of itself.
-        reader.check_in(app, room).await.map_err(|()| Unopened::Taken(room.clone()))?;
-    }
+    // After it has subscribed, so that it hears of itself.
+    reader.check_in(app, names).await.map_err(Unopened::Taken)?;
     Ok(Some(subscription))
 }
 

@@ -1,4 +1,4 @@
-//! What ends streams before their time: removals, which are stored and also keep out, and later stays of the same subscriber.
+//! What ends streams before their time, and keeps their owners out: removals, which are stored.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -9,13 +9,15 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::Hub;
-use crate::broker::{BrokerError, CALL_LIMIT, Fault, FaultKind, Removal, Stamp};
+use crate::broker::{BrokerError, CALL_LIMIT, Fault, FaultKind, Removal};
 use crate::room::{RoomName, SubscriberId};
 
 /// What was ordered of late: streams look at it as soon as they can, so few are needed.
 const RECENT: usize = 16_384;
 /// Stored removals are looked at this often, should it not have been heard that there are more.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Milliseconds between two sweeps of those who are kept out no more.
+const SWEEP_EVERY: u64 = 60_000;
 /// Longest wait of a new stream for them to have been read once.
 const KNOWN_LIMIT: Duration = Duration::from_secs(2);
 
@@ -32,13 +34,6 @@ pub struct Whose<'a> {
     pub token: Option<&'a str>,
 }
 
-/// Why a stream has to end.
-#[derive(Clone, Debug)]
-enum Order {
-    Removal(Arc<Removal>),
-    Superseded { room: RoomName, subscriber: SubscriberId, stamp: Stamp },
-}
-
 /// Why a stream ends before its time.
 #[derive(Clone, Debug)]
 pub enum Ending {
@@ -48,8 +43,6 @@ pub enum Ending {
     Denied(Arc<Removal>),
     /// Its token was revoked.
     Revoked,
-    /// The same subscriber has opened a later stream.
-    Superseded,
 }
 
 impl Removal {
@@ -87,6 +80,8 @@ pub(super) struct Ends {
 /// Who is kept out, and until when.
 #[derive(Default)]
 struct Held {
+    /// When those whose time has passed were dropped last.
+    swept: u64,
     names: HashMap<(Option<RoomName>, Name), u64>,
     tokens: HashMap<String, u64>,
 }
@@ -116,8 +111,11 @@ impl Name {
 impl Held {
     fn take(&mut self, removal: &Removal) {
         let now = milliseconds();
-        self.names.retain(|_, until| *until > now);
-        self.tokens.retain(|_, until| *until > now);
+        if now >= self.swept + SWEEP_EVERY {
+            self.swept = now;
+            self.names.retain(|_, until| *until > now);
+            self.tokens.retain(|_, until| *until > now);
+        }
         if let Some(token) = &removal.token {
             extend(self.tokens.entry(token.clone()).or_default(), removal.until);
         }
@@ -152,7 +150,7 @@ fn extend(until: &mut u64, to: u64) {
 
 #[derive(Default)]
 struct Orders {
-    recent: VecDeque<Order>,
+    recent: VecDeque<Arc<Removal>>,
     given: u64,
 }
 
@@ -169,13 +167,7 @@ impl Ends {
         let _ = count.wait_for(|count| *count > seen).await;
     }
 
-    fn ending(
-        &self,
-        seen: &mut u64,
-        is_in: impl Fn(&RoomName) -> bool,
-        whose: &Whose<'_>,
-        is_superseded: impl Fn(&RoomName, Stamp) -> bool,
-    ) -> Option<Ending> {
+    fn ending(&self, seen: &mut u64, is_in: impl Fn(&RoomName) -> bool, whose: &Whose<'_>) -> Option<Ending> {
         let orders = self.orders();
         let fresh = usize::try_from(orders.given.saturating_sub(*seen)).unwrap_or(usize::MAX);
         *seen = orders.given;
@@ -185,20 +177,13 @@ impl Ends {
             return Some(Ending::Denied(Arc::default()));
         }
         let fresh = fresh.min(orders.recent.len());
-        orders.recent.range(orders.recent.len() - fresh..).find_map(|order| match order {
-            Order::Removal(removal) if removal.ends(&is_in, whose) => {
-                let revoked = removal.token.is_some() && removal.token.as_deref() == whose.token;
-                Some(match removal.denies(now) {
-                    true if revoked => Ending::Revoked,
-                    true => Ending::Denied(removal.clone()),
-                    false => Ending::Removed,
-                })
-            }
-            Order::Superseded { room, subscriber, stamp } => {
-                let same = whose.subscriber == Some(subscriber);
-                (same && is_superseded(room, *stamp)).then_some(Ending::Superseded)
-            }
-            Order::Removal(_) => None,
+        let fresh = orders.recent.range(orders.recent.len() - fresh..);
+        let removal = fresh.into_iter().find(|removal| removal.ends(&is_in, whose))?;
+        let revoked = removal.token.is_some() && removal.token.as_deref() == whose.token;
+        Some(match removal.denies(now) {
+            true if revoked => Ending::Revoked,
+            true => Ending::Denied(removal.clone()),
+            false => Ending::Removed,
         })
     }
 
@@ -237,13 +222,9 @@ impl Ends {
         self.stale.notify_one();
     }
 
-    pub(super) fn supersede(&self, room: RoomName, subscriber: SubscriberId, stamp: Stamp) {
-        self.order(Order::Superseded { room, subscriber, stamp });
-    }
-
-    fn order(&self, order: Order) {
+    fn order(&self, removal: Arc<Removal>) {
         let mut orders = self.orders();
-        orders.recent.push_back(order);
+        orders.recent.push_back(removal);
         if orders.recent.len() > RECENT {
             orders.recent.pop_front();
         }
@@ -279,16 +260,9 @@ impl Hub {
         self.ends.beyond(seen).await;
     }
 
-    /// Why a stream has to end, by the orders since it looked last, which moves on. `is_in` tells its rooms, and `is_superseded` whether its stay in a room is
-    /// over, now that there is one with this stamp.
-    pub fn ending(
-        &self,
-        seen: &mut u64,
-        is_in: impl Fn(&RoomName) -> bool,
-        whose: &Whose<'_>,
-        is_superseded: impl Fn(&RoomName, Stamp) -> bool,
-    ) -> Option<Ending> {
-        self.ends.ending(seen, is_in, whose, is_superseded)
+    /// Why a stream has to end, by the orders since it looked last, which moves on. `is_in` tells its rooms.
+    pub fn ending(&self, seen: &mut u64, is_in: impl Fn(&RoomName) -> bool, whose: &Whose<'_>) -> Option<Ending> {
+        self.ends.ending(seen, is_in, whose)
     }
 
     /// Has a removal by the subscriber's name be one by the owner of the stream that had it, so that another name does not slip past.
@@ -334,9 +308,21 @@ impl Hub {
     /// Keeps up with the removals that are stored.
     pub(super) async fn keep_up_with_removals(&self) {
         let mut after: Option<String> = None;
+        let mut has_failed = false;
         loop {
             loop {
-                let Ok(Ok(more)) = timeout(CALL_LIMIT, self.broker.removals(after.as_deref())).await else { break };
+                let more = match timeout(CALL_LIMIT, self.broker.removals(after.as_deref())).await {
+                    Ok(Ok(more)) => more,
+                    Ok(Err(error)) => {
+                        // What is wrong with all of Redis is said by the probe; this may be wrong alone.
+                        if !std::mem::replace(&mut has_failed, true) && self.broker.health().is_well() {
+                            tracing::warn!(%error, "the removals can't be read; until they are, new streams may have to wait");
+                        }
+                        break;
+                    }
+                    Err(_) => break,
+                };
+                has_failed = false;
                 let Some((last, _)) = more.last() else {
                     self.ends.known.send_replace(true);
                     break;
@@ -348,7 +334,7 @@ impl Hub {
                     // What was ordered before this replica had any streams is about none of them.
                     if is_known {
                         self.presence.removed(&removal);
-                        self.ends.order(Order::Removal(Arc::new(removal)));
+                        self.ends.order(Arc::new(removal));
                     }
                 }
             }

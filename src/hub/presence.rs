@@ -6,8 +6,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Waker;
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use wildmatch::WildMatch;
@@ -103,13 +105,21 @@ struct Token {
     stamp: AtomicU64,
     /// The stream has ended before the broker had answered.
     has_gone: AtomicBool,
-    /// The name is another's now.
+    /// The name is another's now, or a later stay's.
     is_over: AtomicBool,
+    /// Wakes the stream.
+    waker: AtomicWaker,
 }
 
 impl Token {
     fn stamp(&self) -> Option<Stamp> {
         Some(self.stamp.load(Ordering::SeqCst)).filter(|stamp| *stamp > 0)
+    }
+
+    /// The stream has to end.
+    fn end(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        self.waker.wake();
     }
 }
 
@@ -127,19 +137,15 @@ pub struct Stay {
 }
 
 impl Stay {
-    /// The room.
-    pub fn room(&self) -> &RoomName {
-        &self.roll.room
-    }
-
     /// Gives it up without a grace.
     pub fn leave(&self) {
         self.roll.state().go(&self.subscriber, Instant::now(), |here| Arc::ptr_eq(&here.token, &self.token));
     }
 
-    /// Whether a stay with this stamp has taken its place, or another's with any.
-    pub fn is_superseded(&self, by: Stamp) -> bool {
-        self.token.is_over.load(Ordering::SeqCst) || self.token.stamp.load(Ordering::SeqCst) < by
+    /// Whether another has taken its place. If not, the waker is woken when one does.
+    pub fn is_superseded(&self, waker: &Waker) -> bool {
+        self.token.waker.register(waker);
+        self.token.is_over.load(Ordering::SeqCst)
     }
 }
 
@@ -188,8 +194,11 @@ impl Presence {
     pub(super) fn superseded(&self, room: &RoomName, subscriber: &SubscriberId, stamp: Stamp) {
         if let Some(roll) = self.roll(room) {
             let mut state = roll.state();
-            if state.members.get(subscriber).is_some_and(|here| here.token.stamp().is_some_and(|own| own < stamp)) {
-                state.members.remove(subscriber);
+            let is_it = |here: &Here| here.token.stamp().is_some_and(|own| own < stamp);
+            if state.members.get(subscriber).is_some_and(is_it)
+                && let Some(here) = state.members.remove(subscriber)
+            {
+                here.token.end();
             }
         }
     }
@@ -231,14 +240,14 @@ impl Roll {
             let pause = match hub.attend(&self.room, &changes).await {
                 // Who was here already is not news: nobody is told of it, so it need not wait for others.
                 Ok(step) => {
-                    if !self.settle(&hub, asked, &changes, step) {
+                    if !self.settle(asked, &changes, step) {
                         continue;
                     }
                     PAUSE
                 }
                 Err(error) => {
                     tracing::debug!(room = %self.room, %error, "who is in the room could not be told");
-                    self.put_off(&hub, asked, changes);
+                    self.put_off(asked, changes);
                     RETRY
                 }
             };
@@ -297,7 +306,7 @@ impl Roll {
     }
 
     /// Takes over what became of a step. Whether somebody came or has gone.
-    fn settle(&self, hub: &Hub, asked: Vec<Asked>, changes: &[Change], step: Step) -> bool {
+    fn settle(&self, asked: Vec<Asked>, changes: &[Change], step: Step) -> bool {
         let mut asked = asked.into_iter();
         let mut state = self.state();
         let mut is_news = state.has_ghosts;
@@ -310,20 +319,16 @@ impl Roll {
                         let has_gone = asked.token.has_gone.load(Ordering::SeqCst);
                         let until = has_gone.then(|| Instant::now() + self.grace);
                         let here = Here { member: member.clone(), token: asked.token.clone(), until };
-                        let before = state.members.insert(member.subscriber.clone(), here);
-                        is_news |= before.is_none();
-                        if before.is_some_and(|before| before.until.is_none()) {
-                            hub.ends.supersede(self.room.clone(), member.subscriber.clone(), stamp);
+                        match state.members.insert(member.subscriber.clone(), here) {
+                            Some(before) => before.token.end(),
+                            None => is_news = true,
                         }
                     }
-                    let is_taken = outcome == Attended::Taken;
-                    if is_taken {
-                        asked.token.is_over.store(true, Ordering::SeqCst);
+                    if outcome == Attended::Taken {
+                        // The stream may not have waited for it.
+                        asked.token.end();
                     }
-                    if asked.answer.send(outcome).is_err() && is_taken {
-                        // The stream has not waited for it.
-                        hub.ends.supersede(self.room.clone(), member.subscriber.clone(), 0);
-                    }
+                    let _ = asked.answer.send(outcome);
                 }
                 (Change::Enter { member, .. }, None) => {
                     let Some(here) = state.members.get(&member.subscriber) else { continue };
@@ -332,9 +337,8 @@ impl Roll {
                         continue;
                     }
                     // It is another's by now.
-                    here.token.is_over.store(true, Ordering::SeqCst);
+                    here.token.end();
                     state.members.remove(&member.subscriber);
-                    hub.ends.supersede(self.room.clone(), member.subscriber.clone(), 0);
                 }
                 (Change::Leave { member, stamp }, _) => {
                     is_news = true;
@@ -349,7 +353,7 @@ impl Roll {
     }
 
     /// A step failed, and may yet have been done: all of it is told again.
-    fn put_off(&self, hub: &Hub, asked: Vec<Asked>, changes: Vec<Change>) {
+    fn put_off(&self, asked: Vec<Asked>, changes: Vec<Change>) {
         let mut state = self.state();
         for Asked { member, token, answer } in asked {
             let is_free =
@@ -358,10 +362,8 @@ impl Roll {
             if is_free {
                 let until = token.has_gone.load(Ordering::SeqCst).then(|| Instant::now() + self.grace);
                 let name = member.subscriber.clone();
-                let before = state.members.insert(name.clone(), Here { member, token, until });
-                if let Some(before) = before.filter(|before| before.until.is_none()) {
-                    before.token.is_over.store(true, Ordering::SeqCst);
-                    hub.ends.supersede(self.room.clone(), name, 0);
+                if let Some(before) = state.members.insert(name, Here { member, token, until }) {
+                    before.token.end();
                 }
             }
             let _ = answer.send(if is_free { Attended::Gone } else { Attended::Taken });
@@ -463,9 +465,9 @@ impl Hub {
     pub async fn watch(self: &Arc<Self>, room: &RoomName) -> Watch {
         *self.presence.watched().entry(room.clone()).or_default() += 1;
         let watch = Watch { hub: self.clone(), room: room.clone() };
-        if let Err(error) = self.attend(room, &[]).await {
-            // It is told again with the next comparison.
-            tracing::debug!(%room, %error, "that somebody wants to see who comes and goes could not be told");
+        // It is told again with the next comparison.
+        if timeout(ENTER_LIMIT, self.attend(room, &[])).await.map_or(true, |attended| attended.is_err()) {
+            tracing::debug!(%room, "that somebody wants to see who comes and goes could not be told");
         }
         watch
     }

@@ -91,6 +91,30 @@ async function onePageSeveralRooms({ listen }, proxy) {
   check('and goes on live', JSON.parse(live.data).id, liveId)
 }
 
+async function aPageSeesWhoIsThereAndIsRemoved({ listen }) {
+  const room = unique('who')
+  const stream = `/v1/rooms/${room}/stream?presence=true&subscriber=`
+  const told = async (inbox, what) => {
+    const [{ type, data }] = await inbox.take(1, what)
+    return [type, JSON.parse(data).members.map(({ subscriber }) => subscriber)]
+  }
+  const ann = await listen(`${stream}ann`)
+  await opening(ann)
+  check('a page hears that it has come', await told(ann, 'own coming'), ['presence.join', ['ann']])
+  const bob = await listen(`${stream}bob`)
+  await opening(bob)
+  check('and who else comes', await told(ann, 'coming of another'), ['presence.join', ['bob']])
+  check('who hears the same', await told(bob, 'own coming'), ['presence.join', ['bob']])
+
+  const removal = `${gateway}/v1/rooms/${room}/subscribers/bob?deny_seconds=600`
+  const answer = await within('removal', fetch(removal, { method: 'DELETE' }))
+  check('one can be removed', answer.status, 204)
+  const [end, closed] = await bob.take(2, 'end of the removed stream')
+  check('and is told so', [end.type, JSON.parse(end.data)], ['stream.end', { reason: 'removed', reconnect: 'never' }])
+  check('and its EventSource gives up when it comes back', closed, { type: 'closed' })
+  check('the others hear that it has gone', await told(ann, 'going of another'), ['presence.leave', ['bob']])
+}
+
 /** What any web page could try, while its reader has an open gateway running on the same machine. */
 async function aForeignPageIsRefused({ page, listen }) {
   const room = unique('foreign')
@@ -126,6 +150,7 @@ const browser = await launchChromium()
 const page = await openPage(browser, proxy.url)
 await onePageOneRoom(page, proxy)
 await onePageSeveralRooms(page, proxy)
+await aPageSeesWhoIsThereAndIsRemoved(page)
 await aForeignPageIsRefused(page)
 
 await browser.close()

@@ -60,7 +60,10 @@ export class Inbox {
   }
 }
 
-export const EVENT_TYPES = ['message', 'tick', 'stream.open', 'stream.gap', 'stream.position', 'stream.end']
+export const EVENT_TYPES = [
+  'message', 'tick', 'presence.join', 'presence.leave',
+  'stream.open', 'stream.gap', 'stream.position', 'stream.end',
+]
 
 /** The stream's own account of how it begins: its first id, and what it says of each room. */
 export async function opening(inbox) {

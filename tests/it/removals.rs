@@ -195,6 +195,32 @@ async fn p10_a_removal_reaches_every_replica_also_one_that_was_cut_off() {
 }
 
 #[tokio::test]
+async fn a_removal_that_redis_refuses_is_said_to_be_none() {
+    let world = World::redis().await;
+    let gateway = closed(&world).await;
+    let redis = world.redis.as_ref().unwrap();
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let request = gateway.request(Method::DELETE, "/v1/users/ann/streams?deny_seconds=600").bearer_auth(admin());
+    let (status, problem) = gateway.send(request).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("out_of_memory")));
+    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    // Those whose time has passed are dropped, and those that hold are not.
+    for until in ["1", "99999999999999"] {
+        redis.cli(&[
+            "XADD",
+            "roomcast:removals",
+            &format!("{until}-1"),
+            "r",
+            &format!("{{\"user\":\"u{until}\",\"until\":{until}}}"),
+        ]);
+    }
+    assert_eq!(redis.cli(&["XLEN", "roomcast:removals"]).trim(), "2");
+    let path = format!("/v1/rooms/lobby/stream?access_token={}", as_user("u99999999999999"));
+    eventually("the one that holds is known", async || (answered(&gateway, &path).await == 204).then_some(()))
+        .await;
+}
+
+#[tokio::test]
 async fn a_removal_is_answered_once_it_is_stored() {
     let mut world = World::redis().await;
     let gateway = closed(&world).await;

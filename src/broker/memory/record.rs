@@ -209,7 +209,7 @@ impl State {
             }
             REMOVAL => {
                 let id = u64::from_be_bytes(rest.try_into().ok()?);
-                self.removals.insert(id, serde_json::from_slice(value).ok()?);
+                self.put_removal(id, serde_json::from_slice(value).ok()?);
             }
             WATCHED => {
                 let room = RoomName::new(std::str::from_utf8(rest).ok()?).ok()?;

@@ -14,13 +14,15 @@ use super::log::Log;
 use super::record::Change as Record;
 use super::{Awaited, MemoryBroker, OVERHEAD_BYTES, Purpose, Rest, State, microseconds};
 use crate::broker::{
-    Attendance, Attended, BrokerError, Change, Member, MemberPage, REMOVAL_LIFETIME, Removal, Replica, Roster,
-    Shown, Stamp, Step, StoredRemoval,
+    Attendance, Attended, BrokerError, Change, Fault, FaultKind, Member, MemberPage, REMOVAL_LIFETIME, Removal,
+    Replica, Roster, Shown, Stamp, Step, StoredRemoval,
 };
 use crate::room::{Data, Event, EventId, EventName, RoomName, SubscriberId};
 
 /// Members that one entry of a log names.
 const MOST_NAMED: usize = 100;
+/// Removals that are remembered at one time.
+const MAX_REMOVALS: usize = 100_000;
 
 /// The members of a room.
 #[derive(Default)]
@@ -68,9 +70,14 @@ impl State {
         self.rolls.entry(room).or_default().members.insert(subscriber, present);
     }
 
+    pub(super) fn put_removal(&mut self, id: u64, removal: Removal) {
+        self.bytes += cost(&removal);
+        self.removals.insert(id, removal);
+    }
+
     /// Drops removals that hold no longer, and what is left of rooms that nobody is in and that are forgotten.
     pub(super) fn sweep_rosters(&mut self) {
-        let Self { rolls, logs, removals, notes, .. } = self;
+        let Self { rolls, logs, removals, notes, bytes, .. } = self;
         rolls.retain(|room, roll| {
             let kept = !roll.members.is_empty() || (roll.watched && logs.contains_key(room));
             if !kept && roll.watched {
@@ -82,11 +89,18 @@ impl State {
         removals.retain(|id, removal| {
             let kept = removal.until.max(id / 1000) >= recent;
             if !kept {
+                *bytes -= cost(removal);
                 notes.add(|| Record::removal(*id, None));
             }
             kept
         });
     }
+}
+
+/// What a removal takes: an estimate.
+fn cost(removal: &Removal) -> usize {
+    let texts = [removal.user.as_deref(), removal.token.as_deref()];
+    2 * OVERHEAD_BYTES + texts.into_iter().flatten().map(str::len).sum::<usize>()
 }
 
 /// What a step has changed of one member.
@@ -265,9 +279,13 @@ impl Roster for MemoryBroker {
         let own = {
             let mut state = self.state();
             self.check_journal()?;
-            self.check_room_for(state.bytes, OVERHEAD_BYTES)?;
+            self.check_room_for(state.bytes, cost(removal))?;
+            if state.removals.len() >= MAX_REMOVALS {
+                let detail = format!("{MAX_REMOVALS} removals hold, and no more are remembered");
+                return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)));
+            }
             let id = microseconds().max(state.removals.last_key_value().map_or(0, |(last, _)| last + 1));
-            state.removals.insert(id, removal.clone());
+            state.put_removal(id, removal.clone());
             state.notes.add(|| Record::removal(id, Some(removal)));
             state.notes.news.push(News::Removed);
             self.finish(&mut state)

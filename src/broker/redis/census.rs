@@ -63,7 +63,14 @@ impl RedisBroker {
         if self.census().since.is_some() {
             return Ok(());
         }
-        self.report_census(&Occupancy::new(), 0).await
+        let mut step = pipe();
+        let own = self.keys.incarnation();
+        let report = self.own_report(0, 0);
+        step.cmd("SET").arg(self.keys.lease(own)).arg(report).arg("PX").arg(milliseconds(self.lease)).ignore();
+        step.cmd("SADD").arg(self.keys.replicas()).arg(own).ignore();
+        let mut link = self.links.for_read().await?;
+        let result: redis::RedisResult<()> = step.query_async(link.connection()).await;
+        link.judge(result, read_error)
     }
 
     pub(super) async fn report_census(&self, now: &Occupancy, streams: u64) -> Result<(), BrokerError> {
@@ -76,16 +83,20 @@ impl RedisBroker {
         reported
     }
 
-    async fn report_counts(&self, now: &Occupancy, streams: u64) -> Result<(), BrokerError> {
-        let told = self.census().subscribers.clone();
+    fn own_report(&self, streams: u64, rooms: u64) -> String {
         let report = Replica {
             replica: self.keys.replica().into(),
             version: env!("CARGO_PKG_VERSION").into(),
             streams,
-            rooms: now.len() as u64,
+            rooms,
             reported_at: format!("{:.3}", jiff::Timestamp::now()),
         };
-        let report = serde_json::to_string(&report).expect("names and numbers are JSON");
+        serde_json::to_string(&report).expect("names and numbers are JSON")
+    }
+
+    async fn report_counts(&self, now: &Occupancy, streams: u64) -> Result<(), BrokerError> {
+        let told = self.census().subscribers.clone();
+        let report = self.own_report(streams, now.len() as u64);
         let own = self.keys.incarnation();
         let (lease, rooms) = (self.keys.lease(own), self.keys.rooms_of(own));
         let lifetime = milliseconds(self.lease);

@@ -1,7 +1,7 @@
 //! Who is in which room: a hash of members a room, changed by one script; and the removals, which are a stream like any log.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use redis::{RedisResult, Value, pipe};
@@ -9,11 +9,12 @@ use redis::{RedisResult, Value, pipe};
 use super::fault::{read_error, write_error};
 use super::{RedisBroker, milliseconds, random, texts};
 use crate::broker::{
-    Attendance, Attended, BrokerError, Change, MemberPage, Removal, Replica, Roster, Shown, Step, StoredRemoval,
+    Attendance, Attended, BrokerError, Change, MemberPage, REMOVAL_LIFETIME, Removal, Replica, Roster, Shown, Step,
+    StoredRemoval,
 };
 use crate::room::{EventId, RoomName, SubscriberId};
 
-/// Removals that are remembered; beyond them the oldest are forgotten.
+/// Removals that are remembered at one time; beyond them new ones are refused.
 const MAX_REMOVALS: usize = 100_000;
 /// How long they are, after the last one.
 const REMOVALS_LIFETIME: Duration = Duration::from_hours(31 * 24);
@@ -95,6 +96,9 @@ impl Roster for RedisBroker {
                 step.cmd("HGETALL").arg(self.keys.attendance(room));
             }
             for room in batch {
+                step.cmd("HLEN").arg(self.keys.members(room));
+            }
+            for room in batch {
                 let lifetime = self.head_lifetime(room);
                 step.cmd("PEXPIRE").arg(self.keys.attendance(room)).arg(lifetime);
                 step.cmd("PEXPIRE").arg(self.keys.members(room)).arg(lifetime);
@@ -102,24 +106,35 @@ impl Roster for RedisBroker {
             let mut link = self.links.for_read().await?;
             let result = step.query_async(link.connection()).await;
             let found: Vec<RedisResult<Value>> = link.judge(result, read_error)?;
-            reply.extend(found.into_iter().take(batch.len()));
+            let mut found = found.into_iter();
+            let counts: Vec<_> = found.by_ref().take(batch.len()).collect();
+            let sizes = found.map(|size| size.ok().and_then(|size| redis::from_redis_value::<u64>(size).ok()));
+            reply.extend(counts.into_iter().zip(sizes));
         }
-        let counts = reply.into_iter().map(|counts| {
+        let rosters = reply.into_iter().map(|(counts, size)| {
             let counts = counts.ok().and_then(|counts| redis::from_redis_value(counts).ok());
-            counts.unwrap_or_default()
+            (counts.unwrap_or_default(), size.unwrap_or(0))
         });
-        let counts: Vec<BTreeMap<String, u64>> = counts.collect();
+        let rosters: Vec<(BTreeMap<String, u64>, u64)> = rosters.collect();
         let own = self.keys.incarnation();
-        let others: BTreeSet<_> =
-            counts.iter().flat_map(BTreeMap::keys).filter(|of| *of != own && *of != WATCHED).collect();
+        let others: BTreeSet<_> = rosters
+            .iter()
+            .flat_map(|(counts, _)| counts.keys())
+            .filter(|of| *of != own && *of != WATCHED)
+            .collect();
         let gone = self.gone_of(others.into_iter().cloned().collect()).await?;
         self.note_gone(gone.clone());
-        let attendance = |counts: &BTreeMap<String, u64>| Attendance {
-            own: counts.get(own).copied().unwrap_or(0),
-            has_ghosts: gone.iter().any(|replica| counts.contains_key(replica)),
-            watched: counts.contains_key(WATCHED),
+        let attendance = |(counts, size): &(BTreeMap<String, u64>, u64)| {
+            let counted: u64 =
+                counts.iter().filter(|(replica, _)| *replica != WATCHED).map(|(_, count)| count).sum();
+            Attendance {
+                own: counts.get(own).copied().unwrap_or(0),
+                // Wrong counts are mended by the same step.
+                has_ghosts: counted != *size || gone.iter().any(|replica| counts.contains_key(replica)),
+                watched: counts.contains_key(WATCHED),
+            }
         };
-        Ok(counts.iter().map(attendance).collect())
+        Ok(rosters.iter().map(attendance).collect())
     }
 
     async fn members(&self, room: &RoomName, from: Option<&str>, limit: usize) -> Result<MemberPage, BrokerError> {
@@ -144,14 +159,13 @@ impl Roster for RedisBroker {
 
     async fn remove(&self, removal: &Removal) -> Result<(), BrokerError> {
         let text = serde_json::to_string(removal).expect("names and numbers are JSON");
-        let mut step = pipe();
-        step.cmd("XADD").arg(self.keys.removals()).arg("MAXLEN").arg("~").arg(MAX_REMOVALS).arg("*");
-        step.arg("r").arg(text).ignore();
-        step.cmd("PEXPIRE").arg(self.keys.removals()).arg(milliseconds(REMOVALS_LIFETIME)).ignore();
-        step.cmd("PUBLISH").arg(self.keys.control()).arg("removed").ignore();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut link = self.links.for_write().await?;
-        let result: RedisResult<()> = step.query_async(link.connection()).await;
-        link.judge(result, write_error)
+        let mut call = self.scripts.remove.key(self.keys.removals());
+        call.arg(text).arg(self.keys.control()).arg(MAX_REMOVALS).arg(milliseconds(REMOVALS_LIFETIME));
+        call.arg(milliseconds(now)).arg(milliseconds(REMOVAL_LIFETIME));
+        let result: RedisResult<String> = call.invoke_async(link.connection()).await;
+        link.judge(result, write_error).map(|_| ())
     }
 
     async fn removals(&self, after: Option<&str>) -> Result<Vec<StoredRemoval>, BrokerError> {

@@ -1,6 +1,7 @@
 //! A subscription as text: what is sent to one subscriber, and nothing of how.
 
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Bytes;
@@ -113,17 +114,14 @@ impl EventStream {
             () = drain.reaches(self.place) => Some(self.end("draining", "now")),
             () = sleep_until(self.end_at) => return Some(Bytes::new()),
             () = hub.ordered_beyond(self.reader.orders) => return Some(Bytes::new()),
+            () = self.reader.superseded() => Some(self.end("superseded", "never")),
         };
-        match bytes {
-            Some(bytes) => {
-                self.sent(Instant::now() + self.app.settings.heartbeat);
-                Some(bytes)
-            }
-            None => {
-                self.skip();
-                Some(Bytes::new())
-            }
+        if bytes.is_some() {
+            self.sent(Instant::now() + self.app.settings.heartbeat);
+        } else {
+            self.skip();
         }
+        Some(bytes.unwrap_or_default())
     }
 
     /// The stream's place, if it has nothing to be told now and can be led.
@@ -133,6 +131,7 @@ impl EventStream {
             self.due() <= Instant::now()
                 || self.app.drain.ends_streams_now()
                 || self.app.hub.orders() != self.reader.orders
+                || self.reader.is_superseded(Waker::noop())
         };
         (leads && !is_due()).then(|| self.subscription.level()).flatten()
     }
@@ -173,8 +172,7 @@ impl EventStream {
 
     fn ending(&self, seen: &mut u64) -> Option<Ending> {
         let is_in = |room: &RoomName| self.subscription.positions().any(|(of, _)| of == room);
-        let superseded = |room: &RoomName, by| self.reader.is_superseded(room, by);
-        self.app.hub.ending(seen, is_in, &self.reader.whose(), superseded)
+        self.app.hub.ending(seen, is_in, &self.reader.whose())
     }
 
     /// Ends as ordered; an owner who is kept out by its name alone is kept out by what it is.
@@ -182,14 +180,11 @@ impl EventStream {
         if let Ending::Denied(removal) = ending {
             self.app.hub.keep_out(removal, &self.reader.whose());
         }
-        if !matches!(ending, Ending::Superseded) {
-            self.reader.leave();
-        }
+        self.reader.leave();
         let (reason, reconnect) = match ending {
             Ending::Removed => ("removed", "later"),
             Ending::Denied(_) => ("removed", "never"),
             Ending::Revoked => ("token_revoked", "never"),
-            Ending::Superseded => ("superseded", "never"),
         };
         self.end(reason, reconnect)
     }
@@ -228,6 +223,11 @@ impl EventStream {
     /// Whether it needs a heartbeat by then.
     pub(super) fn needs_beat(&self, by: Instant) -> bool {
         self.beat_at <= by
+    }
+
+    /// Whether another has taken its place. If not, the waker is woken when one does.
+    pub(super) fn is_superseded(&self, waker: &Waker) -> bool {
+        self.reader.is_superseded(waker)
     }
 
     /// Whether it has lived long enough.

@@ -243,8 +243,12 @@ impl Fan {
                     // In a room that is never quiet, it would else be nobody's turn.
                     self.look_after();
                     self.admit();
+                    self.attend();
                     if self.fans.app.hub.orders() != self.orders {
                         self.obey();
+                    }
+                    if self.fans.app.drain.ends_streams_now() {
+                        return self.release_all();
                     }
                 }
                 Ahead::Parted => return self.release_all(),
@@ -322,9 +326,11 @@ impl Fan {
             let slot = entry.key();
             let bell = Waker::from(Arc::new(Bell { door: self.door.clone(), member: slot }));
             let is_there = line.socket.watch(&bell);
+            let is_superseded = line.stream.is_superseded(&bell);
             entry.insert(Member { line, bell });
             match missed.as_deref() {
                 _ if !is_there => self.forget(slot),
+                _ if is_superseded => self.part(slot, Bytes::new()),
                 None => self.part(slot, Bytes::new()),
                 Some([]) => {}
                 // What has come since it was level.
@@ -352,10 +358,11 @@ impl Fan {
     fn attend(&mut self) {
         let woken = std::mem::take(&mut self.door.waiting().woken);
         for slot in woken {
-            if let Some(Member { line, bell }) = self.members.get_mut(slot)
-                && !line.socket.watch(bell)
-            {
+            let Some(Member { line, bell }) = self.members.get_mut(slot) else { continue };
+            if !line.socket.watch(bell) {
                 self.forget(slot);
+            } else if line.stream.is_superseded(bell) {
+                self.release(slot, Bytes::new());
             }
         }
     }

@@ -1,13 +1,16 @@
 //! Who reads a stream, and what of it.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
+use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::access::{Caller, MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
-use crate::broker::{Member, Stamp, sha1_hex};
+use crate::broker::{Member, sha1_hex};
 use crate::config::PresenceInfo;
 use crate::http::caller::By;
 use crate::http::extract::{event_name, name};
@@ -102,16 +105,22 @@ impl Reader {
         Ok(())
     }
 
-    /// Has it see who is in a room, if it asks for that, and puts it on the room's roster, if it has a name. Fails if the name is another's there.
-    pub(super) async fn check_in(&mut self, app: &App, room: &RoomName) -> Result<(), ()> {
-        if self.wants_presence {
-            let watch = app.hub.watch(room).await;
-            self.more.get_or_insert_default().watches.push(watch);
+    /// Has it see who is in its rooms, if it asks for that, and puts it on their rosters, if it has a name. All at once, since each may
+    /// take a moment. Fails with a room in which the name is another's.
+    pub(super) async fn check_in(&mut self, app: &App, rooms: &[RoomName]) -> Result<(), RoomName> {
+        let member = self.more.as_ref().and_then(|more| more.member.clone());
+        if member.is_none() && !self.wants_presence {
+            return Ok(());
         }
-        let Some(more) = &mut self.more else { return Ok(()) };
-        let Some(member) = more.member.clone().filter(|_| app.hub.keeps_presence(room)) else { return Ok(()) };
-        let stay = app.hub.check_in(room, member).await.ok_or(())?;
-        more.stays.push(stay);
+        let watching = rooms.iter().filter(|_| self.wants_presence).map(|room| app.hub.watch(room));
+        let kept = rooms.iter().filter(|room| app.hub.keeps_presence(room));
+        let entering = kept
+            .filter_map(|room| Some((room, member.clone()?)))
+            .map(async |(room, member)| app.hub.check_in(room, member).await.ok_or_else(|| room.clone()));
+        let (watches, stays) = tokio::join!(join_all(watching), join_all(entering));
+        let more = self.more.get_or_insert_default();
+        more.watches = watches;
+        more.stays = stays.into_iter().collect::<Result<_, _>>()?;
         Ok(())
     }
 
@@ -135,10 +144,15 @@ impl Reader {
         self.more.iter().flat_map(|more| &more.stays).for_each(Stay::leave);
     }
 
-    /// Whether its stay in a room is over, now that there is one with this stamp.
-    pub(super) fn is_superseded(&self, room: &RoomName, by: Stamp) -> bool {
+    /// Whether another has taken its place in one of its rooms. If not, the waker is woken when one does.
+    pub(super) fn is_superseded(&self, waker: &Waker) -> bool {
         let mut stays = self.more.iter().flat_map(|more| &more.stays);
-        stays.any(|stay| stay.room() == room && stay.is_superseded(by))
+        stays.any(|stay| stay.is_superseded(waker))
+    }
+
+    /// Resolves when another has taken its place.
+    pub(super) async fn superseded(&self) {
+        poll_fn(|cx| if self.is_superseded(cx.waker()) { Poll::Ready(()) } else { Poll::Pending }).await;
     }
 
     /// Whether it gets all that publishers send, but for what is not for this subscriber.

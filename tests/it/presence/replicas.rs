@@ -194,6 +194,59 @@ async fn a_roster_that_redis_has_lost_is_told_again() {
 }
 
 #[tokio::test]
+async fn counts_that_redis_has_wrong_are_mended() {
+    let world = World::redis().await;
+    let gateway = world.gateway_with(|settings| settings.roster.replica_lease = Duration::from_secs(2)).await;
+    let mut looks = gateway.stream("/v1/rooms/lobby/stream?presence=true").await;
+    let _streams = [
+        gateway.stream("/v1/rooms/lobby/stream?subscriber=ann").await,
+        gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await,
+    ];
+    assert_eq!(told(&looks.event().await), says("presence.join", &["ann"], 1));
+    assert_eq!(told(&looks.event().await), says("presence.join", &["bob"], 2));
+    let redis = world.redis.as_ref().unwrap();
+    // The members alone are lost.
+    redis.cli(&["DEL", "roomcast:{lobby}:members"]);
+    let mut back = all_told(&mut looks, "presence.join", 2).await;
+    back.sort();
+    assert_eq!(back, ["ann", "bob"]);
+    let _carl = gateway.stream("/v1/rooms/lobby/stream?subscriber=carl").await;
+    assert_eq!(told(&looks.event().await), says("presence.join", &["carl"], 3));
+    assert_eq!(super::listed(&gateway, "lobby").await, ["ann", "bob", "carl"]);
+}
+
+#[tokio::test]
+async fn a_named_stream_of_many_rooms_opens_at_once_though_redis_hangs() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let rooms: Vec<_> = (0..20).map(|n| format!("room=r{n}")).collect();
+    let path = format!("/v1/stream?{}", rooms.join("&"));
+    let _held = gateway.stream(&path).await;
+    let redis = world.redis.as_ref().unwrap();
+    redis.freeze();
+    let began = std::time::Instant::now();
+    let mut named = gateway.stream(&format!("{path}&subscriber=ann&presence=true")).await;
+    // Whether it opened or was told to come back.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    redis.thaw();
+    gateway.until_well().await;
+    if named.opened.get("rooms").is_none() {
+        named = gateway.stream(&format!("{path}&subscriber=ann&presence=true")).await;
+    }
+    gateway.publish("r7", "hello").await;
+    while named.event().await.event != "message" {}
+    eventually("it is listed in all", async || {
+        for n in [0, 7, 19] {
+            if super::listed(&gateway, &format!("r{n}")).await != ["ann"] {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn members_of_a_replica_that_has_just_started_are_not_taken_for_ghosts() {
     let redis = RedisServer::start().await;
     let old = replica(&redis);

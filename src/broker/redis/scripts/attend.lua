@@ -36,6 +36,26 @@ for place = 1, #flat, 2 do
     counts[flat[place]] = tonumber(flat[place + 1])
   end
 end
+-- Part of it is lost, then; what is left is counted.
+local total = 0
+for _, number in pairs(counts) do
+  total = total + number
+end
+local recounts = redis.call('HLEN', KEYS[1]) ~= total
+if recounts then
+  local before = counts
+  counts = {}
+  for of in pairs(before) do
+    counts[of] = 0
+  end
+  local all = redis.call('HGETALL', KEYS[1])
+  for place = 2, #all, 2 do
+    local of = string.match(all[place], '^%d+ %S+ (%S+) ')
+    if of then
+      counts[of] = (counts[of] or 0) + 1
+    end
+  end
+end
 local begins_watch = ARGV[10] == '1' and not watched
 watched = watched or begins_watch
 
@@ -191,7 +211,7 @@ local function in_batches(command, key, words)
 end
 in_batches('HSET', KEYS[1], written)
 in_batches('HDEL', KEYS[1], gone)
-if #written + #gone > 0 or ghosts or begins_watch then
+if #written + #gone > 0 or ghosts or begins_watch or recounts then
   for of, number in pairs(counts) do
     if number > 0 then
       redis.call('HSET', KEYS[2], of, number)
