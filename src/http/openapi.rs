@@ -44,7 +44,7 @@ const COMMON: [(&str, &str); 4] = [
 ];
 /// Failures of routes that need the broker.
 const OF_BROKER: [(&str, &str); 2] = [
-    ("409", "The key on Redis holds something else"),
+    ("409", "The key on Redis holds something else; or, of a stream, the subscriber is another caller's"),
     ("503", "The broker is away or ill, or the replica is full; try again"),
 ];
 /// The failure of routes on which requests are counted.
