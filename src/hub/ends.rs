@@ -272,7 +272,8 @@ impl Hub {
             (None, address) => (None, address),
         };
         let owner = Whose { subscriber: None, ..*whose };
-        if removal.knows_owner() || self.ends.held().has(removal.room.as_ref(), &owner) {
+        let by_name_alone = removal.subscriber.is_some() && !removal.knows_owner();
+        if !by_name_alone || self.ends.held().has(removal.room.as_ref(), &owner) {
             return;
         }
         let of_owner = Removal { user, address, ..removal.clone() };
