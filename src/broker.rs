@@ -20,8 +20,8 @@ use bytes::Bytes;
 use wildmatch::WildMatch;
 
 pub use self::roster::{
-    Attendance, Attended, Change, Member, MemberPage, REMOVAL_LIFETIME, Removal, Replica, Roster, Shown, Stamp,
-    Step, StoredRemoval,
+    Attendance, Attended, Card, Change, Member, MemberPage, REMOVAL_LIFETIME, Removal, Replica, Roster, Shown,
+    Stamp, Step, StoredRemoval,
 };
 use crate::follow::{Chain, Retained};
 use crate::room::{EventId, FieldName, HashName, RoomName, SubscriberId};

@@ -154,9 +154,7 @@ impl Hub {
         let known = self.known.of(room);
         let span = if trace::is_sent() { info_span!("append", %room) } else { Span::none() };
         let append = self.broker.append(room, &known, event.encode(), once).instrument(span);
-        let appended = timeout(CALL_LIMIT, append).await.unwrap_or_else(|_| {
-            Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to an append")))
-        })?;
+        let appended = answered("an append", append).await?;
         // What an earlier call appended may be lost since; only what was appended now is known to have existed now.
         if !appended.replayed {
             self.known.add(room, appended.id);
@@ -167,9 +165,7 @@ impl Hub {
     /// Empties a room's log; whoever comes back to a position before its end is told of a gap.
     pub async fn clear(&self, room: &RoomName) -> Result<(), BrokerError> {
         let known = self.known.of(room);
-        timeout(CALL_LIMIT, self.broker.clear(room, &known)).await.unwrap_or_else(|_| {
-            Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to the emptying of a log")))
-        })
+        answered("the emptying of a log", self.broker.clear(room, &known)).await
     }
 
     /// Reads a part of a room's log.
@@ -334,6 +330,13 @@ impl Hub {
         });
         futures_util::stream::iter(reads).buffer_unordered(VOUCH_AT_ONCE).collect::<()>().await;
     }
+}
+
+/// The outcome of a step that changes something, within [`CALL_LIMIT`]. Without an answer, it may have been done.
+async fn answered<T>(step: &str, outcome: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
+    timeout(CALL_LIMIT, outcome).await.unwrap_or_else(|_| {
+        Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, format!("no answer to {step}"))))
+    })
 }
 
 /// An epoch is a time in microseconds. One that lies far ahead would push all later ones ahead of it, beyond what can be

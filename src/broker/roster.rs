@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::BrokerError;
 use crate::room::{EventId, RoomName, SubscriberId};
@@ -96,14 +97,19 @@ pub struct Shown {
     pub address: Option<IpAddr>,
 }
 
-impl Shown {
+/// What stands on a card beside the subscriber's name.
+#[derive(Debug, Default, Deserialize)]
+pub struct Card {
     /// The subject of its token.
-    pub fn user(&self) -> Option<String> {
-        #[derive(Deserialize)]
-        struct Card {
-            user: Option<String>,
-        }
-        serde_json::from_str::<Card>(&format!("{{{}}}", self.card)).ok()?.user
+    pub user: Option<String>,
+    /// Any JSON.
+    pub info: Option<Box<RawValue>>,
+}
+
+impl Shown {
+    /// What it says of itself; nothing, if that can't be read.
+    pub fn card(&self) -> Option<Card> {
+        serde_json::from_str(&format!("{{{}}}", self.card)).ok()
     }
 }
 

@@ -72,16 +72,14 @@ pub async fn remove_subscriber(
     // Where it is away at the moment, its stream can't tell whose it is.
     let shown = if seconds > 0 { app.hub.broker().member(&room, &subscriber).await? } else { None };
     let removal = Removal {
-        user: shown.as_ref().and_then(Shown::user),
+        user: shown.as_ref().and_then(Shown::card).and_then(|card| card.user),
         address: shown.and_then(|shown| shown.address),
         room: Some(room.clone()),
         subscriber: Some(subscriber.clone()),
         until: until(seconds),
         ..Removal::default()
     };
-    app.hub.remove(&removal).await?;
-    audit::removed(&app, &by, "subscriber", &format!("{subscriber} from {room}"), seconds);
-    Ok(StatusCode::NO_CONTENT)
+    remove(&app, &by, &removal, ("subscriber", &format!("{subscriber} from {room}")), seconds).await
 }
 
 /// End a user's streams
@@ -102,9 +100,7 @@ pub async fn remove_user(
     by.require_admin()?;
     let seconds = query.seconds(Duration::ZERO)?;
     let removal = Removal { user: Some(user.clone()), until: until(seconds), ..Removal::default() };
-    app.hub.remove(&removal).await?;
-    audit::removed(&app, &by, "user", &user, seconds);
-    Ok(StatusCode::NO_CONTENT)
+    remove(&app, &by, &removal, ("user", &user), seconds).await
 }
 
 /// Revoke a token
@@ -125,8 +121,19 @@ pub async fn revoke_token(
     by.require_admin()?;
     let seconds = query.seconds(DEFAULT_REVOCATION)?;
     let removal = Removal { token: Some(token.clone()), until: until(seconds), ..Removal::default() };
-    app.hub.remove(&removal).await?;
-    audit::removed(&app, &by, "token", &token, seconds);
+    remove(&app, &by, &removal, ("token", &token), seconds).await
+}
+
+/// Stores a removal, and notes who asked for it.
+async fn remove(
+    app: &App,
+    by: &By,
+    removal: &Removal,
+    (what, whom): (&'static str, &str),
+    seconds: u64,
+) -> Result<StatusCode, Problem> {
+    app.hub.remove(removal).await?;
+    audit::removed(app, by, what, whom, seconds);
     Ok(StatusCode::NO_CONTENT)
 }
 

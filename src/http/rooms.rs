@@ -13,7 +13,7 @@ use super::extract::{Query, Room};
 use super::page::{add_link, escape, page_limit};
 use super::problem::Problem;
 use crate::access::Permission;
-use crate::broker::{Range, Replica, Shown};
+use crate::broker::{Card, Range, Replica, Shown};
 
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
@@ -166,12 +166,7 @@ pub struct SubscriberDescription {
 
 impl SubscriberDescription {
     fn of(shown: Shown) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Card {
-            user: Option<String>,
-            info: Option<Box<RawValue>>,
-        }
-        let Card { user, info } = serde_json::from_str(&format!("{{{}}}", shown.card)).ok()?;
+        let Card { user, info } = shown.card()?;
         let Shown { subscriber, since, replica, .. } = shown;
         Some(Self { subscriber: subscriber.to_string(), user, info, replica, since })
     }

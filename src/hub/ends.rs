@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use super::Hub;
+use super::{Hub, answered};
 use crate::broker::{BrokerError, CALL_LIMIT, Fault, FaultKind, Removal};
 use crate::room::{RoomName, SubscriberId};
 
@@ -301,9 +301,7 @@ impl Hub {
 
     /// Ends streams on all replicas, and keeps their owners out until the removal ends. Once it returns, that is stored.
     pub async fn remove(&self, removal: &Removal) -> Result<(), BrokerError> {
-        timeout(CALL_LIMIT, self.broker.remove(removal)).await.unwrap_or_else(|_| {
-            Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to a removal")))
-        })
+        answered("a removal", self.broker.remove(removal)).await
     }
 
     /// Keeps up with the removals that are stored.

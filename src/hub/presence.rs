@@ -14,10 +14,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use wildmatch::WildMatch;
 
-use super::Hub;
-use crate::broker::{
-    Attendance, Attended, BrokerError, CALL_LIMIT, Change, Fault, FaultKind, Member, Removal, Stamp, Step,
-};
+use super::{Hub, answered};
+use crate::broker::{Attendance, Attended, BrokerError, CALL_LIMIT, Change, Member, Removal, Stamp, Step};
 use crate::room::{RoomName, SubscriberId};
 
 /// Changes of one step.
@@ -475,9 +473,7 @@ impl Hub {
     async fn attend(&self, room: &RoomName, changes: &[Change]) -> Result<Step, BrokerError> {
         let known = self.known.of(room);
         let attend = self.broker.attend(room, &known, changes, self.presence.is_watched(room));
-        timeout(CALL_LIMIT, attend).await.unwrap_or_else(|_| {
-            Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, "no answer to who is in a room")))
-        })
+        answered("who is in a room", attend).await
     }
 
     /// How many members this replica has, of all rooms.

@@ -5,8 +5,6 @@
 -- old, known ids…
 
 local FIRST_KNOWN = 11
--- Above this, Lua pays more for joining strings than Redis does for a second PUBLISH.
-local LARGE_BYTES = 4096
 local DAY = 24 * 3600 * 1000000
 -- What a log weighs and how old it is, is looked at with every so many events, and with large ones.
 local WEIGH_EVERY = 16
@@ -154,12 +152,5 @@ if KEYS[3] then
   redis.call('SET', KEYS[3], ARGV[8] .. ' ' .. id, 'PX', ARGV[7])
 end
 
--- A hint only, so its failure is nobody's: the log is the truth.
-local header = id .. ' ' .. #event .. '\n'
-if #event > LARGE_BYTES then
-  redis.pcall('PUBLISH', channel, header)
-  redis.pcall('PUBLISH', channel, event)
-else
-  redis.pcall('PUBLISH', channel, header .. event)
-end
+announce(channel, id, event)
 return { id, 0 }

@@ -14,8 +14,6 @@ local FIELDS = 6
 local MOST_NAMED = 100
 -- Members of replicas that are gone, of one step.
 local MOST_SWEPT = 1000
--- Above this, Lua pays more for joining strings than Redis does for a second PUBLISH.
-local LARGE_BYTES = 4096
 local BATCH = 1000
 
 local replica, lifetime, now_text = ARGV[1], ARGV[2], ARGV[9]
@@ -192,13 +190,7 @@ if #events > 0 then
       break
     end
     epoch.last = epoch.last + 1
-    local header = id .. ' ' .. #event .. '\n'
-    if #event > LARGE_BYTES then
-      redis.pcall('PUBLISH', ARGV[5], header)
-      redis.pcall('PUBLISH', ARGV[5], event)
-    else
-      redis.pcall('PUBLISH', ARGV[5], header .. event)
-    end
+    announce(ARGV[5], id, event)
   end
   redis.pcall('PEXPIRE', KEYS[4], ARGV[8])
   redis.call('SET', KEYS[3], render(head), 'PX', lifetime)

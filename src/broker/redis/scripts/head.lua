@@ -9,6 +9,8 @@
 -- A junk head counts as none. Epochs are microseconds, exact in Lua's numbers below 2^53.
 
 local KEPT_EPOCHS = 32
+-- Above this, Lua pays more for joining strings than Redis does for a second PUBLISH.
+local LARGE_BYTES = 4096
 
 -- tostring would print 1.79e+15.
 local function whole(number)
@@ -25,6 +27,17 @@ local function server_mark()
   local info = redis.call('INFO', 'replication')
   local _, at = string.find(info, '\nmaster_replid:', 1, true)
   return string.sub(info, at + 1, at + 40)
+end
+
+-- A hint only, so its failure is nobody's: the log is the truth.
+local function announce(channel, id, event)
+  local header = id .. ' ' .. #event .. '\n'
+  if #event > LARGE_BYTES then
+    redis.pcall('PUBLISH', channel, header)
+    redis.pcall('PUBLISH', channel, event)
+  else
+    redis.pcall('PUBLISH', channel, header .. event)
+  end
 end
 
 local function parse(text)
