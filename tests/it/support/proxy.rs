@@ -143,10 +143,13 @@ impl Connection {
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
         let end = tokio::select! {
+            // What is to end takes nothing more with it: a command that still reached an old master after all that it has
+            // was found at the new one would be lost there.
+            biased;
+            () = self.until_redirected(target) => Link::Cut,
+            end = self.until_cut() => end,
             () = self.copy(&mut from_client, &mut to_server, Way::ToServer) => Link::Cut,
             () = self.copy(&mut from_server, &mut to_client, Way::ToClient) => Link::Cut,
-            end = self.until_cut() => end,
-            () = self.until_redirected(target) => Link::Cut,
         };
         if end == Link::Reset {
             reset(&client);
