@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Wake, Waker};
+use std::task::Wake;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -46,7 +46,7 @@ struct Door {
 
 #[derive(Default)]
 struct Waiting {
-    joining: Vec<(Box<Line>, Level)>,
+    joining: Vec<(Line, Level)>,
     /// Members whose sockets have something to say.
     woken: Vec<usize>,
     members: usize,
@@ -83,14 +83,14 @@ impl Fans {
     }
 
     /// Gives a stream a task of its own.
-    pub(super) fn drive(self: &Arc<Self>, line: Box<Line>, rest: Bytes) {
+    pub(super) fn drive(self: &Arc<Self>, line: Line, rest: Bytes) {
         self.tasks.spawn(drive(line, rest, self.clone()));
     }
 
     /// Leads a stream that is level with its room.
-    pub(super) fn join(self: &Arc<Self>, line: Box<Line>, level: Level) {
+    pub(super) fn join(self: &Arc<Self>, line: Line, level: Level) {
         let mut rooms = self.rooms();
-        let doors = rooms.entry(line.stream.room().clone()).or_default();
+        let doors = rooms.entry(line.cold.stream.room().clone()).or_default();
         let fan = doors.iter().find(|door| door.waiting().members < MOST_MEMBERS).cloned();
         let door = fan.unwrap_or_else(|| {
             let door = Arc::new(Door::default());
@@ -98,12 +98,13 @@ impl Fans {
             let fan = Fan {
                 fans: self.clone(),
                 door: door.clone(),
-                room: line.stream.room().clone(),
-                lead: line.stream.lead(level),
+                room: line.cold.stream.room().clone(),
+                lead: line.cold.stream.lead(level),
                 members: Slab::new(),
+                beat_at: Instant::now() + self.heartbeat(),
                 due: Instant::now() + self.heartbeat(),
                 ask_at: None,
-                orders: line.stream.orders(),
+                orders: line.cold.stream.orders(),
             };
             self.tasks.spawn(fan.run());
             door
@@ -120,8 +121,21 @@ impl Fans {
 }
 
 struct Member {
-    line: Box<Line>,
-    bell: Waker,
+    line: Line,
+    bell: Arc<Bell>,
+    /// Whether it gets whatever is for everybody.
+    takes_all: bool,
+    /// It got the last events, which its stream does not know yet.
+    is_written: bool,
+}
+
+impl Member {
+    /// Tells its stream what was written, after which it may be silent until `beat_at`.
+    fn settle(&mut self, beat_at: Instant) {
+        if std::mem::take(&mut self.is_written) {
+            self.line.cold.stream.sent(beat_at);
+        }
+    }
 }
 
 struct Fan {
@@ -130,6 +144,8 @@ struct Fan {
     room: RoomName,
     lead: Lead,
     members: Slab<Member>,
+    /// When those who got the last events need a heartbeat.
+    beat_at: Instant,
     /// When a member may have to be looked after.
     due: Instant,
     /// When the log may be asked again.
@@ -261,9 +277,22 @@ impl Fan {
     async fn write(&mut self, events: &[Arc<Encoded>]) {
         let batch = Batch::of(events);
         let beat_at = Instant::now() + self.fans.heartbeat();
+        let before = std::mem::replace(&mut self.beat_at, beat_at);
         let (mut writes, mut delivered) = (0, 0);
         for slot in 0..self.members.capacity() {
-            let given = self.give(slot, &batch, beat_at);
+            let given = match self.members.get_mut(slot) {
+                None => 0,
+                // The common case touches as little memory of each member as there is: its socket.
+                Some(member) if member.takes_all && !batch.except => {
+                    member.is_written = true;
+                    self.offer(slot, &batch.bytes);
+                    events.len()
+                }
+                Some(member) => {
+                    member.settle(before);
+                    self.give(slot, &batch, beat_at)
+                }
+            };
             delivered += given;
             writes += usize::from(given > 0);
             if writes == WRITES_A_TURN {
@@ -281,12 +310,12 @@ impl Fan {
     /// Writes to a member what it gets of some events. How many that were.
     fn give(&mut self, slot: usize, batch: &Batch<'_>, beat_at: Instant) -> usize {
         let Some(Member { line, .. }) = self.members.get_mut(slot) else { return 0 };
-        let (bytes, count) = batch.of_stream(&line.stream);
+        let (bytes, count) = batch.of_stream(&line.cold.stream);
         if count == 0 {
-            line.stream.skip();
+            line.cold.stream.skip();
             return 0;
         }
-        line.stream.sent(beat_at);
+        line.cold.stream.sent(beat_at);
         self.offer(slot, &bytes);
         count
     }
@@ -307,27 +336,29 @@ impl Fan {
         for (mut line, level) in joining {
             if self.members.is_empty() {
                 // The room may have been let go of and opened again since.
-                self.lead = line.stream.lead(level);
+                self.lead = line.cold.stream.lead(level);
             }
             if self.lead.is_behind(&level) {
                 // The next pass will bring the others there.
                 self.door.waiting().joining.push((line, level));
                 continue;
             }
-            if line.stream.orders() < self.orders {
+            if line.cold.stream.orders() < self.orders {
                 // It has not looked at orders that the others are past.
                 self.door.waiting().members -= 1;
                 self.fans.drive(line, Bytes::new());
                 continue;
             }
             let missed = self.lead.catch_up(&level);
-            self.due = self.due.min(line.stream.due());
+            self.due = self.due.min(line.cold.stream.due());
             let entry = self.members.vacant_entry();
             let slot = entry.key();
-            let bell = Waker::from(Arc::new(Bell { door: self.door.clone(), member: slot }));
-            let is_there = line.socket.watch(&bell);
-            let is_superseded = line.stream.is_superseded(&bell);
-            entry.insert(Member { line, bell });
+            let bell = Arc::new(Bell { door: self.door.clone(), member: slot });
+            let waker = bell.clone().into();
+            let is_there = line.socket.watch(&waker);
+            let is_superseded = line.cold.stream.is_superseded(&waker);
+            let takes_all = line.cold.stream.takes_all();
+            entry.insert(Member { line, bell, takes_all, is_written: false });
             match missed.as_deref() {
                 _ if !is_there => self.forget(slot),
                 _ if is_superseded => self.part(slot, Bytes::new()),
@@ -347,7 +378,7 @@ impl Fan {
         let before = self.orders;
         let now = self.fans.app.hub.orders();
         for slot in 0..self.members.capacity() {
-            if self.members.get(slot).is_some_and(|member| member.line.stream.is_ordered(before)) {
+            if self.members.get(slot).is_some_and(|member| member.line.cold.stream.is_ordered(before)) {
                 self.release(slot, Bytes::new());
             }
         }
@@ -358,10 +389,11 @@ impl Fan {
     fn attend(&mut self) {
         let woken = std::mem::take(&mut self.door.waiting().woken);
         for slot in woken {
-            let Some(Member { line, bell }) = self.members.get_mut(slot) else { continue };
-            if !line.socket.watch(bell) {
+            let Some(Member { line, bell, .. }) = self.members.get_mut(slot) else { continue };
+            let waker = bell.clone().into();
+            if !line.socket.watch(&waker) {
                 self.forget(slot);
-            } else if line.stream.is_superseded(bell) {
+            } else if line.cold.stream.is_superseded(&waker) {
                 self.release(slot, Bytes::new());
             }
         }
@@ -378,8 +410,9 @@ impl Fan {
         let beat = Bytes::from(chunk(HEARTBEAT.as_bytes()));
         let mut due = beat_at;
         for slot in 0..self.members.capacity() {
-            let Some(Member { line, .. }) = self.members.get_mut(slot) else { continue };
-            let stream = &mut line.stream;
+            let Some(member) = self.members.get_mut(slot) else { continue };
+            member.settle(self.beat_at);
+            let stream = &mut member.line.cold.stream;
             if stream.is_over(now) || (stream.needs_beat(now) && stream.has_moved()) {
                 self.release(slot, Bytes::new());
                 continue;
@@ -404,8 +437,9 @@ impl Fan {
 
     /// Gives a member that is where all are a task of its own, with what is left of a write.
     fn release(&mut self, slot: usize, rest: Bytes) {
-        if let Some(Member { line, .. }) = self.members.get_mut(slot) {
-            line.stream.led_to(self.lead.position(), self.orders);
+        if let Some(member) = self.members.get_mut(slot) {
+            member.settle(self.beat_at);
+            member.line.cold.stream.led_to(self.lead.position(), self.orders);
             self.part(slot, rest);
         }
     }

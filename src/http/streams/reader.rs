@@ -41,8 +41,7 @@ pub(super) struct Reader {
     pub(super) caller: Arc<Caller>,
     /// Orders to end streams that it has looked at.
     pub(super) orders: u64,
-    selected: Box<[EventName]>,
-    /// What makes it more than a reader, where there is that.
+    /// What only some have.
     more: Option<Box<More>>,
     address: Option<IpAddr>,
     wants_presence: bool,
@@ -50,6 +49,8 @@ pub(super) struct Reader {
 
 #[derive(Default)]
 struct More {
+    /// Names of the events that it gets; of all, if there are none.
+    selected: Box<[EventName]>,
     /// As it is to be on rosters, if it is to be there.
     member: Option<Member>,
     stays: Vec<Stay>,
@@ -64,7 +65,7 @@ impl Reader {
             let detail = format!("a stream selects {MAX_SELECTED} event names at most");
             return Err(Problem::new(Code::InvalidQuery, detail));
         }
-        let selected = wish.event.iter().map(|name| event_name(name)).collect::<Result<_, _>>()?;
+        let selected: Box<[_]> = wish.event.iter().map(|name| event_name(name)).collect::<Result<_, _>>()?;
         if wish.presence {
             for room in rooms {
                 by.require(Permission::Presence, room.as_str())?;
@@ -89,8 +90,8 @@ impl Reader {
         Ok(Self {
             subscriber,
             orders: app.hub.orders(),
-            selected,
-            more: member.map(|member| Box::new(More { member: Some(member), ..More::default() })),
+            more: (member.is_some() || !selected.is_empty())
+                .then(|| Box::new(More { selected, member, ..More::default() })),
             address: by.address(),
             caller: by.into_caller(),
             wants_presence: wish.presence,
@@ -157,7 +158,11 @@ impl Reader {
 
     /// Whether it gets all that publishers send, but for what is not for this subscriber.
     pub(super) fn takes_all(&self) -> bool {
-        self.selected.is_empty()
+        self.selected().is_empty()
+    }
+
+    fn selected(&self) -> &[EventName] {
+        self.more.as_ref().map_or(&[], |more| &more.selected)
     }
 
     /// Whether it gets an event.
@@ -166,9 +171,9 @@ impl Reader {
         if event.is_presence() {
             return self.wants_presence;
         }
-        let selected =
-            self.selected.is_empty() || event.name.as_ref().is_some_and(|name| self.selected.contains(name));
-        selected && !event.except.contains(&self.subscriber)
+        let selected = self.selected();
+        let is_selected = selected.is_empty() || event.name.as_ref().is_some_and(|name| selected.contains(name));
+        is_selected && !event.except.contains(&self.subscriber)
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::body::{Body, Bytes};
 use futures_util::stream;
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -37,16 +38,22 @@ pub struct Held {
     pub cut: CancellationToken,
 }
 
-/// A stream and its socket.
+/// A stream and its socket. Writing what is for everybody looks at the socket alone, so the rest is apart in memory.
 pub(super) struct Line {
-    pub(super) stream: EventStream,
+    /// Dropped before the client can see that its stream has ended: by then its place is free.
+    pub(super) cold: Box<Cold>,
     pub(super) socket: Socket,
+}
+
+/// What is seldom looked at.
+pub(super) struct Cold {
+    pub(super) stream: EventStream,
+    held: Held,
 }
 
 /// A socket that is only written to.
 pub(super) struct Socket {
     tcp: TcpStream,
-    held: Held,
     discarded: u32,
 }
 
@@ -73,7 +80,7 @@ impl Offer {
     /// Goes on with the stream on a socket on which the head of its answer has been sent, chunked.
     pub fn go_on(&self, tcp: TcpStream, held: Held, fans: &Arc<Fans>) {
         if let Some(stream) = self.take() {
-            let line = Box::new(Line { stream, socket: Socket { tcp, held, discarded: 0 } });
+            let line = Line { socket: Socket { tcp, discarded: 0 }, cold: Box::new(Cold { stream, held }) };
             fans.drive(line, Bytes::new());
         }
     }
@@ -85,8 +92,11 @@ impl Offer {
 
 impl Socket {
     /// Writes what the kernel takes at once. How much that was; nothing if it takes no more now.
+    ///
+    /// The kernel is asked itself: what tokio knows of the socket is in memory of its own, and cold. So tokio may take a full
+    /// socket for ready, which costs whoever writes next one question more.
     pub(super) fn offer(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self.tcp.try_write(bytes) {
+        match SockRef::from(&self.tcp).send(bytes) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             written => written,
         }
@@ -121,32 +131,34 @@ impl Socket {
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         }
     }
+}
 
+impl Line {
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         tokio::select! {
-            written = self.tcp.write_all(bytes) => written,
-            () = self.held.cut.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+            written = self.socket.tcp.write_all(bytes) => written,
+            () = self.cold.held.cut.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
         }
     }
 
     async fn end(&mut self) -> io::Result<()> {
         self.write(LAST_CHUNK).await?;
-        self.tcp.shutdown().await
+        self.socket.tcp.shutdown().await
     }
 }
 
 /// Writes what is left of an earlier write, and then what follows, until the stream ends or is level with its room.
-pub(super) async fn drive(mut line: Box<Line>, mut rest: Bytes, fans: Arc<Fans>) {
-    let cut = line.socket.held.cut.clone();
+pub(super) async fn drive(mut line: Line, mut rest: Bytes, fans: Arc<Fans>) {
+    let cut = line.cold.held.cut.clone();
     loop {
-        if line.socket.write(&rest).await.is_err() {
+        if line.write(&rest).await.is_err() {
             return;
         }
-        if let Some(level) = line.stream.level() {
+        if let Some(level) = line.cold.stream.level() {
             return fans.join(line, level);
         }
         let next = tokio::select! {
-            next = line.stream.step() => next,
+            next = line.cold.stream.step() => next,
             () = line.socket.gone() => return,
             () = cut.cancelled() => return,
         };
@@ -154,5 +166,5 @@ pub(super) async fn drive(mut line: Box<Line>, mut rest: Bytes, fans: Arc<Fans>)
         // An empty chunk would be the last one.
         rest = if bytes.is_empty() { bytes } else { chunk(&bytes).into() };
     }
-    let _ = line.socket.end().await;
+    let _ = line.end().await;
 }
