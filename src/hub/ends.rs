@@ -332,8 +332,10 @@ impl Hub {
                     self.ends.take(&removal);
                     // What was ordered before this replica had any streams is about none of them.
                     if is_known {
+                        let removal = Arc::new(removal);
+                        // First, so that a stream ends before its own leave can reach it.
+                        self.ends.order(removal.clone());
                         self.presence.removed(&removal);
-                        self.ends.order(Arc::new(removal));
                     }
                 }
             }

@@ -50,12 +50,19 @@ export async function openPage(browser, url) {
 export async function watchPost(page, url) {
   const tools = await page.context().newCDPSession(page)
   await tools.send('Network.enable')
+  // The two come from different processes of the browser, in either order.
   const status = new Promise((resolve) => {
+    const answers = new Map()
     let id
+    const tell = () => answers.has(id) && resolve(answers.get(id))
     tools.on('Network.requestWillBeSent', ({ requestId, request }) => {
       if (request.url === url && request.method === 'POST') id = requestId
+      tell()
     })
-    tools.on('Network.responseReceivedExtraInfo', ({ requestId, statusCode }) => requestId === id && resolve(statusCode))
+    tools.on('Network.responseReceivedExtraInfo', ({ requestId, statusCode }) => {
+      answers.set(requestId, statusCode)
+      tell()
+    })
   })
   return { status }
 }

@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::access::{all, at, claims, close, token};
-use crate::support::{Gateway, Link, Proxy, Stream, World, eventually};
+use crate::support::{Gateway, Link, Proxy, SseEvent, Stream, World, eventually};
 
 fn as_user(user: &str) -> String {
     let mut claims = claims(&all());
@@ -86,6 +86,30 @@ on_both_brokers! {
         remove(&gateway, "/v1/rooms/lobby/subscribers/one").await;
         assert_eq!(end(&mut stream).await, json!({"reason": "removed", "reconnect": "later"}));
         gateway.stream(&path).await;
+    }
+
+    async fn who_is_removed_is_told_so_before_its_own_leave(world) {
+        let gateway = world.gateway().await;
+        let mentions_leave = |event: &SseEvent| event.event == "presence.leave" || event.data.contains("presence.leave");
+        let mut streams = Vec::new();
+        for n in 0..40 {
+            // A stream of many rooms is written by a task of its own, one of a single room by its room's.
+            let path = if n % 2 == 0 { format!("rooms/r{n}/stream?") } else { format!("stream?room=r{n}&room=lobby&") };
+            streams.push(gateway.stream(&format!("/v1/{path}presence=true&subscriber=sam-{n}")).await);
+        }
+        // By now the coming of the first is long told, so that its going is told at once.
+        for (n, stream) in streams.iter_mut().enumerate() {
+            let path = format!("/v1/rooms/r{n}/subscribers/sam-{n}");
+            assert_eq!(gateway.send(gateway.request(Method::DELETE, &path)).await.0.as_u16(), 204);
+            loop {
+                let event = stream.event().await;
+                if event.event == "stream.end" {
+                    break;
+                }
+                let is_own = mentions_leave(&event) && event.data.contains(&format!("\"sam-{n}\""));
+                assert!(!is_own, "{event:?}");
+            }
+        }
     }
 
     async fn without_a_token_the_address_is_kept_out_and_open_streams_from_it_go_on(world) {

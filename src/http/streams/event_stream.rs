@@ -109,12 +109,14 @@ impl EventStream {
         let drain = self.app.drain.clone();
         let hub = self.app.hub.clone();
         let bytes = tokio::select! {
-            delivery = self.subscription.next() => self.write(&delivery),
-            () = sleep_until(self.beat_at) => Some(self.beat()),
-            () = drain.reaches(self.place) => Some(self.end("draining", "now")),
-            () = sleep_until(self.end_at) => return Some(Bytes::new()),
+            // What ends it comes before what else there is to be told.
+            biased;
             () = hub.ordered_beyond(self.reader.orders) => return Some(Bytes::new()),
             () = self.reader.superseded() => Some(self.end("superseded", "never")),
+            () = drain.reaches(self.place) => Some(self.end("draining", "now")),
+            () = sleep_until(self.end_at) => return Some(Bytes::new()),
+            delivery = self.subscription.next() => self.write(&delivery),
+            () = sleep_until(self.beat_at) => Some(self.beat()),
         };
         if bytes.is_some() {
             self.sent(Instant::now() + self.app.settings.heartbeat);

@@ -249,6 +249,10 @@ impl Fan {
         }
         self.ask_at = None;
         loop {
+            // Before anything is told: whom an order is about does not hear what came of it.
+            if self.fans.app.hub.orders() != self.orders {
+                self.obey();
+            }
             let ahead = match self.lead.look() {
                 Ahead::Unsure => self.lead.ask().await,
                 ahead => ahead,
@@ -260,9 +264,6 @@ impl Fan {
                     self.look_after();
                     self.admit();
                     self.attend();
-                    if self.fans.app.hub.orders() != self.orders {
-                        self.obey();
-                    }
                     if self.fans.app.drain.ends_streams_now() {
                         return self.release_all();
                     }
