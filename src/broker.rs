@@ -123,7 +123,7 @@ impl RetentionPolicy {
     }
 }
 
-/// Hears what a broker announces. Called from the broker's own task or from within an append: never blocks.
+/// Hears what a broker announces. Called where announcements are read or from within an append: never blocks.
 pub trait Listener: Send + Sync {
     /// An event was appended. Announcements may be missing, late, repeated or foreign.
     fn heard(&self, room: &RoomName, entry: Entry);

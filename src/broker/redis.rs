@@ -22,7 +22,7 @@ use redis::{Client, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult
 
 use self::fault::{read_error, write_error};
 use self::keys::Keys;
-use self::links::Links;
+use self::links::{Link, Links};
 use self::pubsub::PubSub;
 use super::{
     Appended, Broker, BrokerError, Bucket, Buckets, Entry, Fault, FaultKind, Health, Listener, Occupancy, Once,
@@ -108,13 +108,12 @@ impl RedisBroker {
             .set_keepalive(keepalive)
             .set_user_timeout(Duration::from_secs(5));
         let address = url.into_connection_info()?.set_tcp_settings(tcp);
-        let client = Client::open(address.clone())?;
-        // RESP3 tells the end of a connection at once.
+        // RESP3 tells the end of a connection at once, and has announcements and answers come over one.
         let settings = address.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let commands = Client::open(address.set_redis_settings(settings))?;
+        let client = Client::open(address.set_redis_settings(settings))?;
         let keys = Keys::new(prefix, replica);
         Ok(Self {
-            links: Links::new(&commands),
+            links: Links::new(&client),
             pubsub: PubSub::new(keys.clone()),
             client,
             keys,
@@ -165,22 +164,25 @@ impl RedisBroker {
         }
     }
 
-    async fn append_probe(&self, nonce: &[u8]) -> Result<EventId, BrokerError> {
+    /// The probe's id, and the link that it went over.
+    async fn append_probe(&self, nonce: &[u8]) -> Result<(EventId, Link), BrokerError> {
         let keys = ["head", "log", "live"].map(|part| self.keys.probe(part));
         let lifetimes =
             Retention { events: 0, bytes: 0, age: PROBE_LIFETIME, head: PROBE_LIFETIME, once: PROBE_LIFETIME };
-        self.append_to(keys, &[], nonce, lifetimes, None).await.map(|appended| appended.id)
+        let link = self.links.for_probe().await?;
+        let appended = self.append_to(link.clone(), keys, &[], nonce, lifetimes, None).await?;
+        Ok((appended.id, link))
     }
 
     async fn append_to(
         &self,
+        mut link: Link,
         [head, log, live]: [String; 3],
         known: &[EventId],
         stored: &[u8],
         retention: Retention,
         once: Option<(String, &str)>,
     ) -> Result<Appended, BrokerError> {
-        let mut link = self.links.for_write().await?;
         let mut call = self.scripts.append.key(head);
         call.key(log);
         let (key, content) = once.unzip();
@@ -348,7 +350,8 @@ impl Broker for RedisBroker {
     ) -> Result<Appended, BrokerError> {
         let keys = [self.keys.head(room), self.keys.log(room), self.keys.live(room)];
         let once = once.map(|once| (self.keys.once(room, &once.key), once.content.as_str()));
-        self.append_to(keys, known, &stored, self.retention.of(room), once).await
+        let link = self.links.for_write().await?;
+        self.append_to(link, keys, known, &stored, self.retention.of(room), once).await
     }
 
     async fn read(

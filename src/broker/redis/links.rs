@@ -1,17 +1,19 @@
-//! Connections for commands: two small bb8 pools of shared, multiplexed connections.
+//! Which connection a command takes: one of two small bb8 pools of shared, multiplexed connections, or the live link.
 //!
 //! A connection is cloned out of its pool and its slot let go at once: held for the length of a command, it would
-//! carry one command a round trip instead of dozens. Writes have one connection of their own, so that no large reply
-//! delays them, and reads have two.
+//! carry one command a round trip instead of dozens. Writes and reads are apart, so that no large reply delays a write.
+//!
+//! While all is well, writes go over the live link, which is the one that announcements come over: a publish's answer and
+//! its announcement then come together, in one write of Redis and one wake-up here.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use bb8::{ManageConnection, Pool, RunError};
 use redis::aio::MultiplexedConnection;
 use redis::aio::SendError;
 use redis::{AsyncConnectionConfig, Client, PushInfo, PushKind, RedisError, RedisResult};
+use tokio_util::sync::CancellationToken;
 
 use super::fault::{breaks_connection, fault_of};
 use crate::broker::{BrokerError, Fault, FaultKind};
@@ -28,24 +30,74 @@ const READ_CONNECTIONS: u32 = 2;
 /// Commands that wait in one connection before senders have to.
 const PIPELINE_COMMANDS: usize = 1024;
 
-/// The pools.
+/// The pools, and the live link.
 pub(super) struct Links {
     writes: Pool<Manager>,
     reads: Pool<Manager>,
+    proven: Mutex<Option<Proven>>,
+}
+
+/// A live link over which a probe came back from the master, and the link that the probe went over.
+struct Proven {
+    live: Link,
+    by: Link,
 }
 
 impl Links {
     /// Connects when first used, so a Redis that is away at start is no failure.
     pub(super) fn new(client: &Client) -> Self {
-        Self { writes: pool(client, WRITE_CONNECTIONS), reads: pool(client, READ_CONNECTIONS) }
+        Self {
+            writes: pool(client, WRITE_CONNECTIONS),
+            reads: pool(client, READ_CONNECTIONS),
+            proven: Mutex::default(),
+        }
     }
 
+    /// The live link while it is proven: what breaks either of the two may be a failover, after which the live one could lead to the old
+    /// master. A write that is not answered over it ends the proof, and not the link, which may have thousands of channels.
     pub(super) async fn for_write(&self) -> Result<Link, BrokerError> {
+        let live = {
+            let mut proven = self.proven();
+            if proven.as_ref().is_some_and(|Proven { live, by }| live.is_broken() || by.is_broken()) {
+                *proven = None;
+            }
+            proven.as_ref().map(|proven| proven.live.clone())
+        };
+        match live {
+            Some(live) => Ok(live),
+            None => self.for_probe().await,
+        }
+    }
+
+    /// Never the live link, so that the probe sees whether the two lead to one server.
+    pub(super) async fn for_probe(&self) -> Result<Link, BrokerError> {
         checkout(&self.writes).await
     }
 
     pub(super) async fn for_read(&self) -> Result<Link, BrokerError> {
         checkout(&self.reads).await
+    }
+
+    /// Has writes take the live link: a probe that went over the other one has come back over it.
+    pub(super) async fn prove(&self, mut live: Link, by: Link) {
+        // A replica of the master repeats its announcements, and takes no writes.
+        let answer: RedisResult<String> =
+            redis::cmd("INFO").arg("replication").query_async(live.connection()).await;
+        if answer.is_ok_and(|info| info.lines().any(|line| line == "role:master")) {
+            let live = Link { broken: live.broken.child_token(), ..live };
+            *self.proven() = Some(Proven { live, by });
+        } else {
+            self.doubt();
+        }
+    }
+
+    /// Has writes take a link of their own.
+    pub(super) fn doubt(&self) {
+        *self.proven() = None;
+    }
+
+    fn proven(&self) -> MutexGuard<'_, Option<Proven>> {
+        self.proven.lock().expect("no holder of the lock panics")
     }
 }
 
@@ -75,12 +127,52 @@ async fn checkout(pool: &Pool<Manager>) -> Result<Link, BrokerError> {
 #[derive(Clone)]
 pub(super) struct Link {
     connection: MultiplexedConnection,
-    broken: Arc<AtomicBool>,
+    broken: CancellationToken,
 }
 
 impl Link {
+    /// A new connection. What is pushed over it is heard until it is broken; that must not block.
+    pub(super) async fn connect(
+        client: &Client,
+        hear: impl Fn(&PushInfo) + Send + Sync + 'static,
+    ) -> RedisResult<Self> {
+        let broken = CancellationToken::new();
+        let ends = broken.clone();
+        let config = AsyncConnectionConfig::new()
+            .set_push_sender(move |push: PushInfo| -> Result<(), SendError> {
+                if push.kind == PushKind::Disconnection {
+                    // A link that ends while it is idle is replaced before the next command is lost on it.
+                    ends.cancel();
+                } else if !ends.is_cancelled() {
+                    hear(&push);
+                }
+                Ok(())
+            })
+            .set_connection_timeout(Some(CONNECT_LIMIT))
+            .set_response_timeout(Some(ANSWER_LIMIT))
+            .set_pipeline_buffer_size(PIPELINE_COMMANDS);
+        let connecting = client.get_multiplexed_async_connection_with_config(&config);
+        // Bounded as a whole: a hung server accepts connections and then says nothing.
+        let connection = tokio::time::timeout(CONNECT_LIMIT, connecting).await.map_err(|_| timed_out())??;
+        Ok(Self { connection, broken })
+    }
+
     pub(super) fn connection(&mut self) -> &mut MultiplexedConnection {
         &mut self.connection
+    }
+
+    /// Has it be of no more use.
+    pub(super) fn give_up(&self) {
+        self.broken.cancel();
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken.is_cancelled()
+    }
+
+    /// Resolves when it is of no more use.
+    pub(super) async fn broken(&self) {
+        self.broken.cancelled().await;
     }
 
     /// Looks at a command's result, so that a link that is of no more use is replaced.
@@ -91,7 +183,7 @@ impl Link {
     ) -> Result<T, BrokerError> {
         result.map_err(|error| {
             if breaks_connection(&error) {
-                self.broken.store(true, Ordering::Relaxed);
+                self.give_up();
             }
             meaning(&error)
         })
@@ -107,31 +199,15 @@ impl ManageConnection for Manager {
     type Error = RedisError;
 
     async fn connect(&self) -> RedisResult<Link> {
-        let broken = Arc::new(AtomicBool::new(false));
-        let flag = broken.clone();
-        let config = AsyncConnectionConfig::new()
-            // A link that ends while it is idle is replaced before the next command is lost on it.
-            .set_push_sender(move |push: PushInfo| -> Result<(), SendError> {
-                if push.kind == PushKind::Disconnection {
-                    flag.store(true, Ordering::Relaxed);
-                }
-                Ok(())
-            })
-            .set_connection_timeout(Some(CONNECT_LIMIT))
-            .set_response_timeout(Some(ANSWER_LIMIT))
-            .set_pipeline_buffer_size(PIPELINE_COMMANDS);
-        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-        // Bounded as a whole: a hung server accepts connections and then says nothing.
-        let connection = tokio::time::timeout(CONNECT_LIMIT, connecting).await.map_err(|_| timed_out())??;
-        Ok(Link { connection, broken })
+        Link::connect(&self.client, |_| {}).await
     }
 
     async fn is_valid(&self, link: &mut Link) -> RedisResult<()> {
-        if link.broken.load(Ordering::Relaxed) { Err(timed_out()) } else { Ok(()) }
+        if link.is_broken() { Err(timed_out()) } else { Ok(()) }
     }
 
     fn has_broken(&self, link: &mut Link) -> bool {
-        link.broken.load(Ordering::Relaxed)
+        link.is_broken()
     }
 }
 

@@ -1,7 +1,8 @@
-//! The probe: appended through the command link, expected back on the pub/sub link, every second.
+//! The probe: appended through a command link, expected back on the live link, every second.
 //!
 //! This one check finds half-open links, links that reach different servers after a failover, and a Redis that answers
-//! PING but refuses writes. The epoch of the probe's own log tells when the server's history has become another one.
+//! PING but refuses writes. Once it has come back, writes may go over the live link. The epoch of the probe's own log
+//! tells when the server's history has become another one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,6 @@ use tokio::time::{Instant, interval, timeout};
 
 use super::RedisBroker;
 use crate::broker::{BrokerError, Fault, FaultKind, Health, Listener};
-use crate::room::EventId;
 
 const PAUSE: Duration = Duration::from_secs(1);
 /// Longest way from the append's answer to the announcement.
@@ -25,23 +25,30 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn Listener>) {
         ticks.tick().await;
         let nonce = format!("{count} {:x}", fastrand::u64(..)).into_bytes();
         let session = broker.pubsub.session();
+        let live = broker.pubsub.link();
+        let is_same_session = || session.is_some() && session == broker.pubsub.session();
         let began = Instant::now();
         let appended = broker.append_probe(&nonce).await;
         // Without a probe to come back, nothing is known to be wrong with a connection that is up.
-        let mut heard = appended.is_err() && session.is_some() && session == broker.pubsub.session();
-        if let Ok(EventId { epoch: now, .. }) = appended {
-            if epoch.replace(now).is_some_and(|before| before != now) {
+        let mut heard = appended.is_err() && is_same_session();
+        if let Ok((id, _)) = &appended {
+            if epoch.replace(id.epoch).is_some_and(|before| before != id.epoch) {
                 tracing::warn!("Redis has another history than before: restarted, failed over, or emptied");
                 listener.history_changed();
             }
             heard = timeout(RETURN_LIMIT, returns.wait_for(|probe| *probe == nonce)).await.is_ok();
             // A connection that came up meanwhile has had no chance to carry it.
-            if !heard && session.is_some() && session == broker.pubsub.session() {
+            if !heard && is_same_session() {
                 broker.pubsub.reset();
             }
         }
+        let round_trip = (heard && appended.is_ok()).then(|| began.elapsed());
+        match (&appended, live) {
+            (Ok((_, by)), Some(live)) if heard && is_same_session() => broker.links.prove(live, by.clone()).await,
+            _ => broker.links.doubt(),
+        }
         broker.note(Health {
-            round_trip: (heard && appended.is_ok()).then(|| began.elapsed()),
+            round_trip,
             commands: appended.err().as_ref().map(fault),
             delivery: (!heard)
                 .then(|| Fault::new(FaultKind::Deaf, "a probe did not come back on the pub/sub link")),

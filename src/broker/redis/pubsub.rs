@@ -1,22 +1,22 @@
-//! One pub/sub connection a replica, supervised: batched subscriptions, one change in flight at a time, pings with a
-//! limit, and reconnects with jitter. After each confirmation the listener is told to doubt the room, so that it reads
-//! what it may have missed.
+//! One connection a replica for announcements, supervised: batched subscriptions, one change in flight at a time, pings
+//! with a limit, and reconnects with jitter. After each confirmation the listener is told to doubt the room, so that it
+//! reads what it may have missed. Writes may go over it too.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use futures_util::StreamExt;
-use redis::Client;
-use redis::aio::{PubSubSink, PubSubStream};
+use redis::{Client, PushInfo, PushKind, Value};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::announcement::{Assembler, Heard};
 use super::keys::Keys;
-use super::links::{CONNECT_LIMIT, timed_out};
+use super::links::Link;
 use crate::broker::Listener;
 use crate::room::{RoomName, SubscriberId};
 
@@ -38,6 +38,8 @@ pub(super) struct PubSub {
     probe: watch::Sender<Vec<u8>>,
     /// Counts connections on which the probe's channel was confirmed; even while there is none.
     session: AtomicU64,
+    /// That connection.
+    link: Mutex<Option<Link>>,
 }
 
 #[derive(Default)]
@@ -57,6 +59,7 @@ impl PubSub {
             reset: Notify::new(),
             probe: watch::channel(Vec::new()).0,
             session: AtomicU64::new(0),
+            link: Mutex::default(),
         }
     }
 
@@ -95,12 +98,17 @@ impl PubSub {
         (session % 2 == 1).then_some(session)
     }
 
+    /// That connection.
+    pub(super) fn link(&self) -> Option<Link> {
+        self.current().clone()
+    }
+
     /// Has the connection replaced.
     pub(super) fn reset(&self) {
         self.reset.notify_one();
     }
 
-    /// Keeps a connection up, for ever.
+    /// Keeps a connection up, for ever: it ends only where hearing has panicked, which is in no task of ours.
     pub(super) async fn run(&self, client: Client, listener: Arc<dyn Listener>) {
         let schedule = ExponentialBuilder::new()
             .with_min_delay(RECONNECT_FIRST)
@@ -109,11 +117,22 @@ impl PubSub {
             .with_jitter();
         let mut delays = schedule.build();
         loop {
-            let connecting = timeout(CONNECT_LIMIT, client.get_async_pubsub()).await;
-            match connecting.unwrap_or_else(|_| Err(timed_out())) {
-                Ok(connection) => {
-                    let (sink, stream) = connection.split();
-                    let end = self.serve(sink, stream, listener.as_ref()).await;
+            let ear = Ear::new(&self.keys, self.probe.clone(), listener.clone());
+            let panicked = CancellationToken::new();
+            let alarm = panicked.clone();
+            let hear = move |push: &PushInfo| {
+                if catch_unwind(AssertUnwindSafe(|| ear.hear(push))).is_err() {
+                    alarm.cancel();
+                }
+            };
+            match Link::connect(&client, hear).await {
+                Ok(link) => {
+                    let end = tokio::select! {
+                        end = self.serve(&link, listener.as_ref()) => end,
+                        () = panicked.cancelled() => return,
+                    };
+                    // Whoever still waits for an answer over it holds it open.
+                    link.give_up();
                     if self.session().is_some() {
                         delays = schedule.build();
                     }
@@ -127,46 +146,23 @@ impl PubSub {
         }
     }
 
-    async fn serve(&self, sink: PubSubSink, stream: PubSubStream, listener: &dyn Listener) -> &'static str {
+    async fn serve(&self, link: &Link, listener: &dyn Listener) -> &'static str {
         tokio::select! {
-            () = self.hear(stream, listener) => "closed",
-            why = self.tell(sink, listener) => why,
+            () = link.broken() => "closed",
+            why = self.tell(link, listener) => why,
             () = self.reset.notified() => "announcements did not arrive",
         }
     }
 
-    /// Moves messages on and awaits nothing else: what waits here waits in memory without a limit.
-    async fn hear(&self, mut stream: PubSubStream, listener: &dyn Listener) {
-        let (probe, control) = (self.keys.probe("live"), self.keys.control());
-        let mut assembler = Assembler::default();
-        while let Some(message) = stream.next().await {
-            let channel = message.get_channel_name();
-            if channel == control {
-                obey(message.get_payload_bytes(), listener);
-                continue;
-            }
-            let heard = assembler.take(channel, message.get_payload_bytes());
-            if channel == probe {
-                if let Heard::Entry(entry) = heard {
-                    self.probe.send_replace(entry.stored.to_vec());
-                }
-                continue;
-            }
-            let Some(room) = self.keys.room_of_live(channel) else { continue };
-            match heard {
-                Heard::Entry(entry) => listener.heard(&room, entry),
-                Heard::Header => {}
-                Heard::Cleared(position) => listener.cleared(&room, position),
-                Heard::Junk => listener.junk(&room),
-            }
-        }
-    }
-
     /// Tells Redis what is wanted, and pings it in between.
-    async fn tell(&self, mut sink: PubSubSink, listener: &dyn Listener) -> &'static str {
-        if !answered(sink.subscribe(&[self.keys.probe("live"), self.keys.control()])).await {
+    async fn tell(&self, link: &Link, listener: &dyn Listener) -> &'static str {
+        let mut own = link.clone();
+        let connection = own.connection();
+        connection.set_response_timeout(ANSWER_LIMIT);
+        if !answered(connection.subscribe(&[self.keys.probe("live"), self.keys.control()])).await {
             return "the first subscription was not confirmed";
         }
+        *self.current() = Some(link.clone());
         // Some may have been missed since the last connection.
         listener.removed();
         self.session.fetch_add(1, Ordering::SeqCst);
@@ -175,13 +171,13 @@ impl PubSub {
         loop {
             let (join, leave) = self.take_changes(&subscribed);
             if !leave.is_empty() {
-                if !answered(sink.unsubscribe(self.channels(&leave))).await {
+                if !answered(connection.unsubscribe(self.channels(&leave))).await {
                     return "leaving channels was not confirmed";
                 }
                 subscribed.retain(|room| !leave.contains(room));
             }
             if !join.is_empty() {
-                if !answered(sink.subscribe(self.channels(&join))).await {
+                if !answered(connection.subscribe(self.channels(&join))).await {
                     return "subscriptions were not confirmed";
                 }
                 for room in join {
@@ -194,7 +190,7 @@ impl PubSub {
                 continue;
             }
             if timeout(PING_EVERY, self.changed.notified()).await.is_err()
-                && !answered(sink.ping::<redis::Value>()).await
+                && !answered(redis::cmd("PING").query_async::<String>(connection)).await
             {
                 return "no pong";
             }
@@ -232,6 +228,7 @@ impl PubSub {
     }
 
     fn forget_confirmations(&self) {
+        *self.current() = None;
         if self.session().is_some() {
             self.session.fetch_add(1, Ordering::SeqCst);
         }
@@ -240,8 +237,56 @@ impl PubSub {
         }
     }
 
+    fn current(&self) -> MutexGuard<'_, Option<Link>> {
+        self.link.lock().expect("no holder of the lock panics")
+    }
+
     fn interests(&self) -> MutexGuard<'_, Interests> {
         self.interests.lock().expect("no holder of the lock panics")
+    }
+}
+
+/// What hears one connection's messages. It moves them on and waits for nothing: as long as it runs, nothing more is read.
+struct Ear {
+    keys: Keys,
+    probe_channel: String,
+    control: String,
+    assembler: Mutex<Assembler>,
+    probe: watch::Sender<Vec<u8>>,
+    listener: Arc<dyn Listener>,
+}
+
+impl Ear {
+    fn new(keys: &Keys, probe: watch::Sender<Vec<u8>>, listener: Arc<dyn Listener>) -> Self {
+        let (probe_channel, control) = (keys.probe("live"), keys.control());
+        Self { keys: keys.clone(), probe_channel, control, assembler: Mutex::default(), probe, listener }
+    }
+
+    fn hear(&self, push: &PushInfo) {
+        let (PushKind::Message, [Value::BulkString(channel), Value::BulkString(payload)]) =
+            (&push.kind, push.data.as_slice())
+        else {
+            return;
+        };
+        let Ok(channel) = std::str::from_utf8(channel) else { return };
+        let listener = self.listener.as_ref();
+        if channel == self.control {
+            return obey(payload, listener);
+        }
+        let heard = self.assembler.lock().expect("no holder of the lock panics").take(channel, payload);
+        if channel == self.probe_channel {
+            if let Heard::Entry(entry) = heard {
+                self.probe.send_replace(entry.stored.to_vec());
+            }
+            return;
+        }
+        let Some(room) = self.keys.room_of_live(channel) else { return };
+        match heard {
+            Heard::Entry(entry) => listener.heard(&room, entry),
+            Heard::Header => {}
+            Heard::Cleared(position) => listener.cleared(&room, position),
+            Heard::Junk => listener.junk(&room),
+        }
     }
 }
 
@@ -266,7 +311,7 @@ async fn answered<T>(answer: impl Future<Output = redis::RedisResult<T>>) -> boo
     match timeout(ANSWER_LIMIT, answer).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => {
-            tracing::warn!(%error, "Redis refused on the pub/sub connection");
+            tracing::warn!(%error, "Redis refused or did not answer on the pub/sub connection");
             false
         }
         Err(_) => false,

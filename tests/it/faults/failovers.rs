@@ -128,3 +128,23 @@ async fn p2_under_load_a_subscription_left_on_an_isolated_old_master_is_found_an
     .await;
     stage.heal("Failover that leaves subscriptions on the old master", Promise::NoGap).await;
 }
+
+#[tokio::test]
+async fn p2_under_load_a_subscription_left_on_a_demoted_master_loses_nothing() {
+    let redis = RedisServer::start().await;
+    let other = follower(&redis).await;
+    let mut stage = Plan::with(406).on(redis).begin().await;
+    stage.promote_without_loss(&other, Links::Commands).await;
+    // It passes on what the new master announces, and takes no writes.
+    follow(&stage.redis, &other).await;
+    for proxy in &stage.proxies {
+        proxy.redirect_only(Links::Commands, other.port());
+    }
+    let old = std::mem::replace(&mut stage.redis, other);
+    stage.others.push(old);
+    stage.set_all(Links::All, Link::Pass);
+    for _ in 0..5 {
+        stage.some_traffic().await;
+    }
+    stage.heal("Failover that leaves subscriptions on the old master, a follower now", Promise::NoGap).await;
+}
