@@ -38,6 +38,8 @@ impl Stage {
     /// Nothing is written any more until the follower has it all, and is promoted.
     pub async fn promote_without_loss(&self, other: &RedisServer, links: Links) {
         self.set_all(links, Link::Cut);
+        // Until a replica has seen that its command link is cut, it may write over the other one.
+        self.until_all_ill().await;
         has_everything(other, &self.redis).await;
         promote(other);
     }
