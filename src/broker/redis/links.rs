@@ -22,7 +22,7 @@ use crate::broker::{BrokerError, Fault, FaultKind};
 /// loaded again, a call stays below [`crate::broker::CALL_LIMIT`].
 const CHECKOUT_LIMIT: Duration = Duration::from_millis(1200);
 /// Longest time to connect and to log in.
-pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// Longest wait for an answer.
 const ANSWER_LIMIT: Duration = Duration::from_millis(1200);
 const WRITE_CONNECTIONS: u32 = 1;
@@ -56,13 +56,8 @@ impl Links {
     /// The live link while it is proven: what breaks either of the two may be a failover, after which the live one could lead to the old
     /// master. A write that is not answered over it ends the proof, and not the link, which may have thousands of channels.
     pub(super) async fn for_write(&self) -> Result<Link, BrokerError> {
-        let live = {
-            let mut proven = self.proven();
-            if proven.as_ref().is_some_and(|Proven { live, by }| live.is_broken() || by.is_broken()) {
-                *proven = None;
-            }
-            proven.as_ref().map(|proven| proven.live.clone())
-        };
+        let is_whole = |proven: &&Proven| !proven.live.is_broken() && !proven.by.is_broken();
+        let live = self.proven().as_ref().filter(is_whole).map(|proven| proven.live.clone());
         match live {
             Some(live) => Ok(live),
             None => self.for_probe().await,
@@ -166,7 +161,7 @@ impl Link {
         self.broken.cancel();
     }
 
-    fn is_broken(&self) -> bool {
+    pub(super) fn is_broken(&self) -> bool {
         self.broken.is_cancelled()
     }
 
@@ -211,6 +206,6 @@ impl ManageConnection for Manager {
     }
 }
 
-pub(super) fn timed_out() -> RedisError {
+fn timed_out() -> RedisError {
     std::io::Error::new(std::io::ErrorKind::TimedOut, "timed out").into()
 }

@@ -24,13 +24,12 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn Listener>) {
     for count in 0u64.. {
         ticks.tick().await;
         let nonce = format!("{count} {:x}", fastrand::u64(..)).into_bytes();
-        let session = broker.pubsub.session();
         let live = broker.pubsub.link();
-        let is_same_session = || session.is_some() && session == broker.pubsub.session();
+        let is_up = || live.as_ref().is_some_and(|live| !live.is_broken());
         let began = Instant::now();
         let appended = broker.append_probe(&nonce).await;
         // Without a probe to come back, nothing is known to be wrong with a connection that is up.
-        let mut heard = appended.is_err() && is_same_session();
+        let mut heard = appended.is_err() && is_up();
         if let Ok((id, _)) = &appended {
             if epoch.replace(id.epoch).is_some_and(|before| before != id.epoch) {
                 tracing::warn!("Redis has another history than before: restarted, failed over, or emptied");
@@ -38,13 +37,13 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn Listener>) {
             }
             heard = timeout(RETURN_LIMIT, returns.wait_for(|probe| *probe == nonce)).await.is_ok();
             // A connection that came up meanwhile has had no chance to carry it.
-            if !heard && is_same_session() {
+            if !heard && is_up() {
                 broker.pubsub.reset();
             }
         }
         let round_trip = (heard && appended.is_ok()).then(|| began.elapsed());
         match (&appended, live) {
-            (Ok((_, by)), Some(live)) if heard && is_same_session() => broker.links.prove(live, by.clone()).await,
+            (Ok((_, by)), Some(live)) if heard => broker.links.prove(live, by.clone()).await,
             _ => broker.links.doubt(),
         }
         broker.note(Health {

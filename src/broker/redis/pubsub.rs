@@ -4,7 +4,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -36,9 +35,7 @@ pub(super) struct PubSub {
     changed: Notify,
     reset: Notify,
     probe: watch::Sender<Vec<u8>>,
-    /// Counts connections on which the probe's channel was confirmed; even while there is none.
-    session: AtomicU64,
-    /// That connection.
+    /// The connection, once the probe's channel was confirmed on it.
     link: Mutex<Option<Link>>,
 }
 
@@ -58,7 +55,6 @@ impl PubSub {
             changed: Notify::new(),
             reset: Notify::new(),
             probe: watch::channel(Vec::new()).0,
-            session: AtomicU64::new(0),
             link: Mutex::default(),
         }
     }
@@ -93,12 +89,6 @@ impl PubSub {
     }
 
     /// Which connection announcements come over now; none between two.
-    pub(super) fn session(&self) -> Option<u64> {
-        let session = self.session.load(Ordering::SeqCst);
-        (session % 2 == 1).then_some(session)
-    }
-
-    /// That connection.
     pub(super) fn link(&self) -> Option<Link> {
         self.current().clone()
     }
@@ -133,7 +123,7 @@ impl PubSub {
                     };
                     // Whoever still waits for an answer over it holds it open.
                     link.give_up();
-                    if self.session().is_some() {
+                    if self.current().take().is_some() {
                         delays = schedule.build();
                     }
                     tracing::warn!(reason = end, "the pub/sub connection to Redis ended; connecting again");
@@ -162,10 +152,9 @@ impl PubSub {
         if !answered(connection.subscribe(&[self.keys.probe("live"), self.keys.control()])).await {
             return "the first subscription was not confirmed";
         }
-        *self.current() = Some(link.clone());
         // Some may have been missed since the last connection.
         listener.removed();
-        self.session.fetch_add(1, Ordering::SeqCst);
+        *self.current() = Some(link.clone());
         self.soil_all();
         let mut subscribed = HashSet::new();
         loop {
@@ -228,10 +217,6 @@ impl PubSub {
     }
 
     fn forget_confirmations(&self) {
-        *self.current() = None;
-        if self.session().is_some() {
-            self.session.fetch_add(1, Ordering::SeqCst);
-        }
         for confirmed in self.interests().wanted.values() {
             confirmed.send_replace(false);
         }

@@ -43,6 +43,15 @@ impl Stage {
         has_everything(other, &self.redis).await;
         promote(other);
     }
+
+    /// Command links lead to another server now, and subscriptions stay where they were: at the one that is returned.
+    fn fail_commands_over(&mut self, other: RedisServer) -> RedisServer {
+        for proxy in &self.proxies {
+            proxy.redirect_only(Links::Commands, other.port());
+        }
+        self.set_all(Links::All, Link::Pass);
+        std::mem::replace(&mut self.redis, other)
+    }
 }
 
 #[tokio::test]
@@ -113,11 +122,7 @@ async fn p2_under_load_a_subscription_left_on_an_isolated_old_master_is_found_an
     stage.promote_without_loss(&other, Links::Commands).await;
     // Until the fault has been seen, so that it does not heal between two looks.
     other.cli(&["ACL", "SETUSER", "default", "-subscribe"]);
-    for proxy in &stage.proxies {
-        proxy.redirect_only(Links::Commands, other.port());
-    }
-    let old = std::mem::replace(&mut stage.redis, other);
-    stage.set_all(Links::All, Link::Pass);
+    let old = stage.fail_commands_over(other);
     let subscribed = |server: &RedisServer| {
         let clients = server.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
         clients.lines().filter(|client| !client.contains(" sub=0 ")).count()
@@ -139,12 +144,8 @@ async fn p2_under_load_a_subscription_left_on_a_demoted_master_loses_nothing() {
     stage.promote_without_loss(&other, Links::Commands).await;
     // It passes on what the new master announces, and takes no writes.
     follow(&stage.redis, &other).await;
-    for proxy in &stage.proxies {
-        proxy.redirect_only(Links::Commands, other.port());
-    }
-    let old = std::mem::replace(&mut stage.redis, other);
+    let old = stage.fail_commands_over(other);
     stage.others.push(old);
-    stage.set_all(Links::All, Link::Pass);
     for _ in 0..5 {
         stage.some_traffic().await;
     }
