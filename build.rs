@@ -7,7 +7,6 @@ use std::process::Command;
 /// Which function calls which, and how often; `bench/layout.py` counts it.
 const CALLS: &str = "link/calls.txt";
 
-#[expect(clippy::print_stdout, reason = "cargo is told so")]
 fn main() {
     println!("cargo::rerun-if-changed={CALLS}");
     println!("cargo::rerun-if-env-changed=CARGO_ENCODED_RUSTFLAGS");

@@ -64,7 +64,7 @@ def load(over_redis, folder):
         wait_for("the gateway", is_ready)
         subprocess.run(
             [
-                HERE / "target/release/fanbench", "--target", "generic", "--url", f"http://127.0.0.1:{PORT}",
+                HERE / "target/release/fanbench", "--target", "generic", "--url", f"http://127.0.0.1:{PORT}", "--quiet",
                 "--subscribe-url=/v1/rooms/{room}/stream", "--publish-url=/v1/rooms/{room}/events",
                 f"--subscribers={SUBSCRIBERS}", f"--rooms={ROOMS}", f"--count={EVENTS}", "--rate=20",
             ],
