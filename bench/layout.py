@@ -7,7 +7,6 @@ has changed. It counts with valgrind, on both brokers, and so does not depend on
 
 import collections
 import math
-import os
 import pathlib
 import re
 import shutil
@@ -17,10 +16,9 @@ import tempfile
 import time
 import urllib.request
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent
-CALLS = ROOT / "link/calls.txt"
-BINARY = ROOT / "target/release/roomcast"
+import compare
+
+CALLS = compare.ROOT / "link/calls.txt"
 PORT, REDIS_PORT = 8087, 8097
 EVENTS, ROOMS, SUBSCRIBERS = 400, 20, 200
 # What happens less often than once in so many events is not worth a place.
@@ -28,19 +26,13 @@ SELDOM = 10
 TRANSLATION_S = 10
 
 
-def wait_for(what, is_there):
+def wait_until_ready():
     for _ in range(600):
-        if is_there():
-            return
-        time.sleep(0.1)
-    sys.exit(f"{what} did not start")
-
-
-def is_ready():
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=5).status == 200
-    except OSError:
-        return False
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=5)
+        except OSError:
+            time.sleep(0.1)
+    sys.exit("the gateway did not start")
 
 
 def load(over_redis, folder):
@@ -55,17 +47,16 @@ def load(over_redis, folder):
         arguments += ["--redis-url", f"redis://127.0.0.1:{REDIS_PORT}"]
     counted = pathlib.Path(folder, f"counted.{over_redis}")
     valgrind = ["valgrind", "--tool=callgrind", "--demangle=no", "--instr-atstart=no", "--separate-threads=no"]
-    gateway = subprocess.Popen([*valgrind, f"--callgrind-out-file={counted}", BINARY, *arguments], stderr=subprocess.DEVNULL)
+    gateway = subprocess.Popen([*valgrind, f"--callgrind-out-file={counted}", compare.BINARY, *arguments], stderr=subprocess.DEVNULL)
     try:
-        wait_for("the gateway", is_ready)
+        wait_until_ready()
         subprocess.run(["callgrind_control", "--instr=on", str(gateway.pid)], check=True, stdout=subprocess.DEVNULL)
         # Each function is translated again when it runs next, for which time the gateway is slow enough to be ill.
         time.sleep(TRANSLATION_S)
-        wait_for("the gateway", is_ready)
+        wait_until_ready()
         subprocess.run(
             [
-                HERE / "target/release/fanbench", "--target", "generic", "--url", f"http://127.0.0.1:{PORT}", "--quiet",
-                "--subscribe-url=/v1/rooms/{room}/stream", "--publish-url=/v1/rooms/{room}/events",
+                compare.FANBENCH, "--target", "generic", "--url", f"http://127.0.0.1:{PORT}", "--quiet", *compare.ROOMCAST[2:],
                 f"--subscribers={SUBSCRIBERS}", f"--rooms={ROOMS}", f"--count={EVENTS}", "--rate=20",
             ],
             check=True, stdout=subprocess.DEVNULL,
@@ -94,7 +85,7 @@ def calls(lines):
             else:
                 caller, callee_in = name, here
         elif line.startswith("calls="):
-            if here == callee_in == str(BINARY):
+            if here == callee_in == compare.BINARY:
                 counts[symbol(caller), symbol(callee)] += int(line[6:].split()[0])
             callee_in = here
     return counts
@@ -109,17 +100,15 @@ def main():
     for program in ("valgrind", "redis-server"):
         if not shutil.which(program):
             sys.exit(f"{program} is not there: apt-get install {program}")
-    subprocess.run(["cargo", "build", "--release", "--locked", "--quiet"], cwd=ROOT, check=True)
-    subprocess.run(["cargo", "build", "--release", "--locked", "--quiet"], cwd=HERE, check=True)
+    compare.build([])
     counts = collections.Counter()
     for over_redis in (False, True):
         with tempfile.TemporaryDirectory() as folder:
             counts += calls(load(over_redis, folder))
     # Powers of two, so that the file changes little from one run to the next.
     often = {pair: 2 ** round(math.log2(count)) for pair, count in counts.items() if count >= EVENTS / SELDOM and pair[0] != pair[1]}
-    CALLS.parent.mkdir(exist_ok=True)
     CALLS.write_text("".join(f"{caller} {callee} {count}\n" for (caller, callee), count in sorted(often.items())))
-    print(f"wrote {CALLS.relative_to(ROOT)}: {len(often)} pairs of {len({name for pair in often for name in pair})} functions")
+    print(f"wrote {CALLS.relative_to(compare.ROOT)}: {len(often)} pairs of {len({name for pair in often for name in pair})} functions")
 
 
 if __name__ == "__main__":
