@@ -1,14 +1,14 @@
 # syntax=docker/dockerfile:1
 
 # Built on the Debian release that the final image is made of, so that the C library is the same.
-FROM rust:1.95-bookworm AS build
+FROM rust:1.95.0-bookworm AS build
 WORKDIR /src
 COPY . .
 # Both folders outlive the build, so a change in src/ does not compile the dependencies again. They are
 # no part of the image, hence the copy.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin roomcast \
+    release/build \
     && cp target/release/roomcast /roomcast
 
 # The C library, CA certificates and nothing else: no shell, no package manager. A static musl binary

@@ -159,6 +159,7 @@ class Server:
 
 
 def measure(peer, scenario):
+    """What fanbench says; None if it could not carry out the run."""
     server = Server(peer)
     try:
         command = ["taskset", "-c", BENCH_CPU, FANBENCH, "--target", server.target]
@@ -169,7 +170,8 @@ def measure(peer, scenario):
     finally:
         server.stop()
     if not output.stdout:
-        sys.exit(f"fanbench could not carry out the run: {output.stderr[-500:]}")
+        print(f"{peer} {scenario}: {output.stderr[-500:].strip()}", file=sys.stderr)
+        return None
     return json.loads(output.stdout)
 
 
@@ -197,9 +199,14 @@ def run(scenarios, peers, repeat):
                 for _ in range(ATTEMPTS):
                     wait_until_quiet()
                     result = measure(peer, scenario)
+                    if result is None:
+                        continue
                     attempts.append((disturbance(result), result))
                     if attempts[-1][0] < QUIET_SHARE:
                         break
+                if not attempts:
+                    print(f"{scenario:18} {repetition + 1}/{repeat} {peer:16} left out", flush=True)
+                    continue
                 share, result = min(attempts, key=lambda pair: pair[0])
                 result["run"] = {
                     "peer": peer, "scenario": scenario, "repetition": f"{start} {repetition}", "disturbed": round(share, 4),
@@ -230,7 +237,7 @@ def lacking():
 
 
 def build(peers):
-    subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=ROOT, check=True)
+    subprocess.run([ROOT / "release/build", "--quiet"], check=True)
     subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=HERE, check=True)
     if "socketio-redis" in peers and not (HERE / "peers/socketio/node_modules").exists():
         subprocess.run(["npm", "ci", "--silent"], cwd=HERE / "peers/socketio", check=True)

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Writes release/roomcast.profdata: how often each part of the gateway runs under load, by which release/build lays it out.
+
+Run it with every version of Roomcast, of Rust or of a dependency, which is part of the functions' names, and when much of what a publish or
+a stream runs has changed. It builds the gateway with counters and loads it: on Redis, and on the embedded broker with a data folder and tokens. It needs redis-server, and
+llvm-tools of rustup.
+"""
+
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+import compare
+
+PROFILE = compare.ROOT / "release/roomcast.profdata"
+VALID_FOR = compare.ROOT / "release/Cargo.lock.sha256"
+TARGET = compare.ROOT / "target/counting"
+COUNTS = TARGET / "counts"
+PORT, REDIS_PORT = 8087, 8097
+SECRET = "0123456789abcdef0123456789abcdef"  # opens nothing but the gateway that this script starts
+# Publishes that find the code cold weigh most, since they have most to gain.
+LOADS = [
+    ("roomcast", "--subscribers=2000 --rooms=200 --count=2000 --rate=200"),
+    ("roomcast", "--subscribers=1000 --rooms=1 --count=60 --rate=20"),
+    ("roomcast", "--subscribers=500 --rooms=1 --count=300 --rate=0"),
+    ("roomcast-several", "--subscribers=200 --rooms=20 --count=200 --rate=50"),
+]
+CALLS = 200
+# So that none of it is refused.
+LIMITS = ["--rate-per-address", "100000", "--rate-per-subject", "100000", "--max-streams-per-subject", "10000"]
+
+
+def profdata():
+    """LLVM's tool, of rustc's own version."""
+    ask = lambda *question: subprocess.run(["rustc", *question], cwd=compare.ROOT, capture_output=True, text=True, check=True).stdout
+    host = next(line.split()[1] for line in ask("-vV").splitlines() if line.startswith("host:"))
+    tool = pathlib.Path(ask("--print", "sysroot").strip(), "lib/rustlib", host, "bin/llvm-profdata")
+    if not tool.exists():
+        sys.exit(f"{tool.name} is not there: rustup component add llvm-tools")
+    return tool
+
+
+def build():
+    environment = os.environ | {"CARGO_ENCODED_RUSTFLAGS": f"-Cprofile-generate={COUNTS}", "CARGO_TARGET_DIR": str(TARGET)}
+    subprocess.run(["cargo", "build", "--release", "--locked", "--bin", "roomcast"], cwd=compare.ROOT, env=environment, check=True)
+    subprocess.run(["cargo", "build", "--release", "--locked", "--quiet"], cwd=compare.HERE, check=True)
+    return TARGET / "release/roomcast"
+
+
+def wait_until_well():
+    for _ in range(100):
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{PORT}/healthz", timeout=5)
+        except OSError:
+            time.sleep(0.1)
+    sys.exit("the gateway did not start")
+
+
+def call(headers):
+    """What is called besides publishes and streams."""
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)
+    batch = {"events": [{"room": f"room-{n}", "data": {"n": n}} for n in range(20)]}
+    requests = [
+        ("POST", "/v1/rooms/room-1/events", {"event": "chat", "data": {"text": "hi", "price": 1.10}}),
+        ("POST", "/v1/events", batch),
+        ("GET", "/v1/rooms/room-1/events?limit=50", None),
+        ("PUT", "/v1/hashes/lamp/fields/colour", "green"),
+        ("GET", "/v1/hashes/lamp/fields/colour", None),
+        ("PATCH", "/v1/hashes/lamp", {"colour": "blue", "old": None}),
+        ("GET", "/v1/hashes/lamp", None),
+        ("GET", "/v1/rooms", None),
+        ("GET", "/metrics", None),
+    ]
+    for _ in range(CALLS):
+        for method, path, body in requests:
+            kind = {"Content-Type": "application/json"} if isinstance(body, dict) else {}
+            connection.request(method, path, json.dumps(body) if kind else body, headers | kind)
+            answer = connection.getresponse()
+            text = answer.read()
+            if answer.status >= 300:
+                sys.exit(f"{method} {path} was answered with {answer.status}: {text.decode()}")
+
+
+def load(gateway, arguments, headers):
+    """Loads a gateway, which leaves its counts as it ends."""
+    process = subprocess.Popen([gateway, "--listen", f"127.0.0.1:{PORT}", *LIMITS, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until_well()
+        fanbench = [compare.FANBENCH, "--target", "generic", "--url", f"http://127.0.0.1:{PORT}", "--quiet"]
+        fanbench += [f"--header={name}: {value}" for name, value in headers.items()]
+        for peer, settings in LOADS:
+            _, _, _, _, *flags = compare.PEERS[peer]
+            subprocess.run([*fanbench, *flags, *settings.split()], check=True)
+        call(headers)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def main():
+    if not shutil.which("redis-server"):
+        sys.exit("redis-server is not there: apt-get install redis-server")
+    tool = profdata()
+    with tempfile.TemporaryDirectory() as folder:
+        gateway = build()
+        environment = os.environ | {"ROOMCAST_JWT_HS256_SECRET": SECRET}
+        token = subprocess.run([gateway, "token", "--sub", "load", "--admin"], env=environment, capture_output=True, text=True, check=True).stdout.strip()
+        # What ran until now was macros and build scripts.
+        shutil.rmtree(COUNTS)
+        arguments = ["--data-dir", f"{folder}/data", "--jwt-hs256-secret", SECRET]
+        load(gateway, arguments, {"Authorization": f"Bearer {token}"})
+        redis = subprocess.Popen(
+            ["redis-server", "--port", str(REDIS_PORT), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no"],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            load(gateway, ["--redis-url", f"redis://127.0.0.1:{REDIS_PORT}"], {})
+        finally:
+            redis.terminate()
+            redis.wait()
+        subprocess.run([tool, "merge", "--sparse", f"--output={PROFILE}", *COUNTS.iterdir()], check=True)
+    VALID_FOR.write_text(subprocess.run(["sha256sum", "Cargo.lock"], cwd=compare.ROOT, capture_output=True, text=True, check=True).stdout)
+    print(f"wrote {PROFILE.relative_to(compare.ROOT)}: {PROFILE.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
