@@ -2,8 +2,8 @@
 """Writes release/roomcast.profdata: how often each part of the gateway runs under load, by which release/build lays it out.
 
 Run it with every version of Roomcast, of Rust or of a dependency, which is part of the functions' names, and when much of what a publish or
-a stream runs has changed. It builds the gateway with counters and loads it: on Redis, and on the embedded broker with a data folder and tokens. It needs redis-server, and
-llvm-tools of rustup.
+a stream runs has changed. It builds the gateway with counters and loads it: on Redis, and on the embedded broker with a data folder and
+tokens. It needs redis-server, and llvm-tools of rustup.
 """
 
 import http.client
@@ -14,27 +14,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 
 import compare
 
 PROFILE = compare.ROOT / "release/roomcast.profdata"
-VALID_FOR = compare.ROOT / "release/Cargo.lock.sha256"
+COUNTED_FOR = compare.ROOT / "release/counted-for"
 TARGET = compare.ROOT / "target/counting"
 COUNTS = TARGET / "counts"
-PORT, REDIS_PORT = 8087, 8097
 SECRET = "0123456789abcdef0123456789abcdef"  # opens nothing but the gateway that this script starts
 # Publishes that find the code cold weigh most, since they have most to gain.
 LOADS = [
-    ("roomcast", "--subscribers=2000 --rooms=200 --count=2000 --rate=200"),
-    ("roomcast", "--subscribers=1000 --rooms=1 --count=60 --rate=20"),
-    ("roomcast", "--subscribers=500 --rooms=1 --count=300 --rate=0"),
-    ("roomcast-several", "--subscribers=200 --rooms=20 --count=200 --rate=50"),
+    (compare.PEERS["roomcast"], "--subscribers=2000 --rooms=200 --count=2000 --rate=200"),
+    (compare.PEERS["roomcast"], "--subscribers=1000 --rooms=1 --count=60 --rate=20"),
+    (compare.PEERS["roomcast"], "--subscribers=500 --rooms=1 --count=300 --rate=0"),
+    (compare.PEERS["roomcast-several"], "--subscribers=200 --rooms=20 --count=200 --rate=50"),
 ]
 CALLS = 200
 # So that none of it is refused.
-LIMITS = ["--rate-per-address", "100000", "--rate-per-subject", "100000", "--max-streams-per-subject", "10000"]
+LIMITS = {"ROOMCAST_RATE_PER_ADDRESS": "100000", "ROOMCAST_RATE_PER_SUBJECT": "100000", "ROOMCAST_MAX_STREAMS_PER_SUBJECT": "10000"}
 
 
 def profdata():
@@ -51,21 +48,11 @@ def build():
     environment = os.environ | {"CARGO_ENCODED_RUSTFLAGS": f"-Cprofile-generate={COUNTS}", "CARGO_TARGET_DIR": str(TARGET)}
     subprocess.run(["cargo", "build", "--release", "--locked", "--bin", "roomcast"], cwd=compare.ROOT, env=environment, check=True)
     subprocess.run(["cargo", "build", "--release", "--locked", "--quiet"], cwd=compare.HERE, check=True)
-    return TARGET / "release/roomcast"
 
 
-def wait_until_well():
-    for _ in range(100):
-        try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{PORT}/healthz", timeout=5)
-        except OSError:
-            time.sleep(0.1)
-    sys.exit("the gateway did not start")
-
-
-def call(headers):
+def call(port, headers):
     """What is called besides publishes and streams."""
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     batch = {"events": [{"room": f"room-{n}", "data": {"n": n}} for n in range(20)]}
     requests = [
         ("POST", "/v1/rooms/room-1/events", {"event": "chat", "data": {"text": "hi", "price": 1.10}}),
@@ -88,45 +75,40 @@ def call(headers):
                 sys.exit(f"{method} {path} was answered with {answer.status}: {text.decode()}")
 
 
-def load(gateway, arguments, headers):
+def load(peer, headers):
     """Loads a gateway, which leaves its counts as it ends."""
-    process = subprocess.Popen([gateway, "--listen", f"127.0.0.1:{PORT}", *LIMITS, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    before = len(list(COUNTS.glob("*")))
+    server = compare.Server(peer)
     try:
-        wait_until_well()
-        fanbench = [compare.FANBENCH, "--target", "generic", "--url", f"http://127.0.0.1:{PORT}", "--quiet"]
+        fanbench = [compare.FANBENCH, "--target", server.target, "--url", f"http://127.0.0.1:{server.port}", "--quiet"]
         fanbench += [f"--header={name}: {value}" for name, value in headers.items()]
-        for peer, settings in LOADS:
-            _, _, _, _, *flags = compare.PEERS[peer]
-            subprocess.run([*fanbench, *flags, *settings.split()], check=True)
-        call(headers)
+        for (_, _, _, _, *paths), settings in LOADS:
+            subprocess.run([*fanbench, *paths, *settings.split()], check=True)
+        call(server.port, headers)
     finally:
-        process.terminate()
-        process.wait()
+        server.stop()
+    if len(list(COUNTS.glob("*"))) == before:
+        sys.exit(f"{peer} has left no counts")
 
 
 def main():
     if not shutil.which("redis-server"):
         sys.exit("redis-server is not there: apt-get install redis-server")
     tool = profdata()
+    build()
+    # Of what ran until now, which was macros and build scripts.
+    shutil.rmtree(COUNTS, ignore_errors=True)
+    os.environ["LLVM_PROFILE_FILE"] = f"{COUNTS}/%p.profraw"
+    compare.BINARY = str(TARGET / "release/roomcast")
+    compare.SERVER_CPU = f"{compare.SERVER_CPU},{compare.BENCH_CPU}"
+    os.environ.update(LIMITS)
+    load("roomcast-redis", {})
     with tempfile.TemporaryDirectory() as folder:
-        gateway = build()
-        environment = os.environ | {"ROOMCAST_JWT_HS256_SECRET": SECRET}
-        token = subprocess.run([gateway, "token", "--sub", "load", "--admin"], env=environment, capture_output=True, text=True, check=True).stdout.strip()
-        # What ran until now was macros and build scripts.
-        shutil.rmtree(COUNTS)
-        arguments = ["--data-dir", f"{folder}/data", "--jwt-hs256-secret", SECRET]
-        load(gateway, arguments, {"Authorization": f"Bearer {token}"})
-        redis = subprocess.Popen(
-            ["redis-server", "--port", str(REDIS_PORT), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no"],
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            load(gateway, ["--redis-url", f"redis://127.0.0.1:{REDIS_PORT}"], {})
-        finally:
-            redis.terminate()
-            redis.wait()
-        subprocess.run([tool, "merge", "--sparse", f"--output={PROFILE}", *COUNTS.iterdir()], check=True)
-    VALID_FOR.write_text(subprocess.run(["sha256sum", "Cargo.lock"], cwd=compare.ROOT, capture_output=True, text=True, check=True).stdout)
+        os.environ.update(ROOMCAST_DATA_DIR=folder, ROOMCAST_JWT_HS256_SECRET=SECRET)
+        token = subprocess.run([compare.BINARY, "token", "--sub", "load", "--admin"], capture_output=True, text=True, check=True).stdout.strip()
+        load("roomcast", {"Authorization": f"Bearer {token}"})
+    subprocess.run([tool, "merge", "--sparse", f"--output={PROFILE}", *COUNTS.iterdir()], check=True)
+    COUNTED_FOR.write_bytes(subprocess.run([compare.ROOT / "release/versions"], capture_output=True, check=True).stdout)
     print(f"wrote {PROFILE.relative_to(compare.ROOT)}: {PROFILE.stat().st_size:,} bytes")
 
 
