@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().expect("the system gives threads to a new process");
     match line.command {
         // As a task: what accepts connections then shares a thread's memory with what serves them.
-        None => runtime.block_on(async { tokio::spawn(serve(line.settings)).await.expect("serving does not panic") }),
+        None => runtime.block_on(runtime.spawn(serve(line.settings))).expect("serving does not panic"),
         Some(Command::Openapi { version }) => {
             say(http::openapi::text(version).trim_end());
             ExitCode::SUCCESS

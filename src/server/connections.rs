@@ -96,6 +96,7 @@ impl Connections {
         if timeout(limit, self.tracker.wait()).await.is_err() {
             tracing::warn!(connections = self.count(), "connections did not end in time, and are cut");
             self.cut.cancel();
+            self.fans.cut();
             let _ = timeout(CUT_LIMIT, self.tracker.wait()).await;
         }
     }
@@ -151,7 +152,7 @@ impl Connections {
             match driven {
                 Ok(Some(offer)) => {
                     let socket = connection.into_parts().io.io.into_inner();
-                    offer.go_on(socket, Held { place, counted, cut }, &fans);
+                    offer.go_on(socket, Held { place, counted }, &fans);
                 }
                 Ok(None) => {}
                 Err(error) => {

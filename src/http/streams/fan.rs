@@ -14,6 +14,7 @@ use slab::Slab;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::event_stream::EventStream;
 use super::socket::{Line, drive};
@@ -34,6 +35,7 @@ const BEATS_TOGETHER: u32 = 16;
 pub struct Fans {
     app: App,
     tasks: Tasks,
+    cut: CancellationToken,
     rooms: Mutex<HashMap<RoomName, Vec<Arc<Door>>>>,
 }
 
@@ -74,7 +76,8 @@ impl Door {
 impl Fans {
     /// None yet; their tasks are among `tasks`.
     pub fn new(app: &App, tasks: &Tasks) -> Arc<Self> {
-        Arc::new(Self { app: app.clone(), tasks: tasks.clone(), rooms: Mutex::default() })
+        let (app, tasks, cut) = (app.clone(), tasks.clone(), CancellationToken::new());
+        Arc::new(Self { app, tasks, cut, rooms: Mutex::default() })
     }
 
     /// Pause after which an idle stream gets a comment.
@@ -84,7 +87,16 @@ impl Fans {
 
     /// Gives a stream a task of its own.
     pub(super) fn drive(self: &Arc<Self>, line: Line, rest: Bytes) {
-        self.tasks.spawn(drive(line, rest, self.clone()));
+        let driven = drive(line, rest, self.clone());
+        let cut = self.cut.clone();
+        self.tasks.spawn(async move {
+            cut.run_until_cancelled_owned(driven).await;
+        });
+    }
+
+    /// Cuts off whoever has a task of its own, and will have one.
+    pub fn cut(&self) {
+        self.cut.cancel();
     }
 
     /// Leads a stream that is level with its room.

@@ -13,7 +13,6 @@ use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::event_stream::EventStream;
@@ -34,8 +33,6 @@ pub struct Held {
     pub place: OwnedSemaphorePermit,
     /// Whoever waits for connections to end waits for this one.
     pub counted: TaskTrackerToken,
-    /// Says that the connection has to end at once.
-    pub cut: CancellationToken,
 }
 
 /// A stream and its socket. Writing what is for everybody looks at the socket alone, so the rest is apart in memory.
@@ -48,7 +45,7 @@ pub(super) struct Line {
 /// What is seldom looked at.
 pub(super) struct Cold {
     pub(super) stream: EventStream,
-    held: Held,
+    _held: Held,
 }
 
 /// A socket that is only written to.
@@ -80,7 +77,7 @@ impl Offer {
     /// Goes on with the stream on a socket on which the head of its answer has been sent, chunked.
     pub fn go_on(&self, tcp: TcpStream, held: Held, fans: &Arc<Fans>) {
         if let Some(stream) = self.take() {
-            let line = Line { socket: Socket { tcp, discarded: 0 }, cold: Box::new(Cold { stream, held }) };
+            let line = Line { socket: Socket { tcp, discarded: 0 }, cold: Box::new(Cold { stream, _held: held }) };
             fans.drive(line, Bytes::new());
         }
     }
@@ -134,24 +131,16 @@ impl Socket {
 }
 
 impl Line {
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        tokio::select! {
-            written = self.socket.tcp.write_all(bytes) => written,
-            () = self.cold.held.cut.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
-        }
-    }
-
     async fn end(&mut self) -> io::Result<()> {
-        self.write(LAST_CHUNK).await?;
+        self.socket.tcp.write_all(LAST_CHUNK).await?;
         self.socket.tcp.shutdown().await
     }
 }
 
 /// Writes what is left of an earlier write, and then what follows, until the stream ends or is level with its room.
 pub(super) async fn drive(mut line: Line, mut rest: Bytes, fans: Arc<Fans>) {
-    let cut = line.cold.held.cut.clone();
     loop {
-        if line.write(&rest).await.is_err() {
+        if line.socket.tcp.write_all(&rest).await.is_err() {
             return;
         }
         if let Some(level) = line.cold.stream.level() {
@@ -160,7 +149,6 @@ pub(super) async fn drive(mut line: Line, mut rest: Bytes, fans: Arc<Fans>) {
         let next = tokio::select! {
             next = line.cold.stream.step() => next,
             () = line.socket.gone() => return,
-            () = cut.cancelled() => return,
         };
         let Some(bytes) = next else { break };
         // An empty chunk would be the last one.
