@@ -11,6 +11,7 @@ mod hashes;
 mod health;
 mod idempotency;
 mod metrics;
+mod named;
 pub mod openapi;
 mod page;
 pub mod problem;
@@ -18,25 +19,29 @@ mod removals;
 mod rooms;
 mod streams;
 
+use std::convert::Infallible;
 use std::ops::Deref;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{Route, get};
+use futures_util::FutureExt;
 use tokio_util::task::TaskTracker;
-use tower_http::catch_panic::CatchPanicLayer;
+use tower::layer::layer_fn;
+use tower::{ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use tracing::{Instrument, Span, info_span};
+use tracing::{Span, info_span};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use self::address::Peer;
 use self::caller::Stands;
+use self::named::Named;
 use self::problem::{Code, Problem};
 pub use self::streams::{Fans, Held, Offer};
 use crate::access::Access;
@@ -170,11 +175,15 @@ pub fn metrics_alone(app: &App) -> Router {
 }
 
 fn dressed(routes: Router, app: &App) -> Router {
-    let panics = CatchPanicLayer::custom(|_| Problem::new(Code::Internal, "a handler panicked").into_response());
-    let dress = middleware::from_fn_with_state(app.clone(), dress);
-    match cors(&app.settings.access.cors_origin) {
-        Some(cors) => routes.layer((cors, dress, panics)),
-        None => routes.layer((dress, panics)),
+    let cors = cors(&app.settings.access.cors_origin);
+    let app = app.clone();
+    let routes = routes.layer(layer_fn(move |route: Route| {
+        let app = app.clone();
+        service_fn(move |request| dress(app.clone(), request, route.clone()))
+    }));
+    match cors {
+        Some(cors) => routes.layer(cors),
+        None => routes,
     }
 }
 
@@ -208,32 +217,33 @@ fn cors(origins: &[Origin]) -> Option<CorsLayer> {
     (!origins.is_empty()).then_some(layer)
 }
 
-/// What surrounds every answer. One middleware, since each further one costs a publish as much as a delivery.
-async fn dress(State(app): State<App>, mut request: Request, next: Next) -> Response {
+/// What surrounds every answer. One layer, since each further one costs a publish as much as a delivery.
+async fn dress(app: App, mut request: Request, route: Route) -> Result<Response, Infallible> {
     let id = request_id(request.headers());
     let began = Instant::now();
     let method = method_name(request.method());
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    // No query in it: that may hold a token.
-    let span = if trace::is_sent() {
-        traced(&id, method, &request)
-    } else {
-        info_span!("request", request_id = %id, %method, path = request.uri().path())
-    };
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let span = trace::is_sent().then(|| traced(&id, method, &request));
+    let named = Named { id: id.clone(), method, uri: request.uri().clone() };
     let stands = app.limits.as_ref().map(|_| Stands::default());
     if let Some(stands) = &stands {
         request.extensions_mut().insert(stands.clone());
     }
-    async move {
+    let answer = async move {
         let response = match admit(&app, &request) {
-            Ok(()) => next.run(request).await,
+            Ok(()) => match AssertUnwindSafe(route.oneshot(request)).catch_unwind().await {
+                Ok(Ok(response)) => response,
+                Err(_) => Problem::new(Code::Internal, "a handler panicked").into_response(),
+            },
             Err(problem) => problem.into_response(),
         };
         let mut response = problem::finish(response, &id, |code| app.metrics.problem(code.name()));
-        let route = route.as_ref().map_or("none", MatchedPath::as_str);
-        app.metrics.answered(method, route, response.status().as_u16());
+        let path = path.as_ref().map_or("none", MatchedPath::as_str);
+        app.metrics.answered(method, path, response.status().as_u16());
         tracing::debug!(status = response.status().as_u16(), after = ?began.elapsed(), "answered");
         let headers = response.headers_mut();
+        // With the length, and what the id and caches are told.
+        headers.reserve(SECURITY_HEADERS.len() + 3);
         for (name, value) in SECURITY_HEADERS {
             headers.insert(name, HeaderValue::from_static(value));
         }
@@ -249,13 +259,12 @@ async fn dress(State(app): State<App>, mut request: Request, next: Next) -> Resp
             // A leaving replica lets go of kept-alive connections with their next answer.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response
-    }
-    .instrument(span)
-    .await
+        Ok(response)
+    };
+    named.answer(span, answer).await
 }
 
-/// The same for those who read traces; it may be a part of its caller's.
+/// A span for those who read traces; it may be a part of its caller's. No query in it: that may hold a token.
 fn traced(id: &str, method: &str, request: &Request) -> Span {
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
     let name = format!("{method} {route}");

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::named;
 use crate::broker::{BrokerError, Fault, FaultKind};
 use crate::limits::Standing;
 
@@ -256,11 +257,11 @@ impl From<BrokerError> for Problem {
             BrokerError::UnknownPage => Self::new(Code::InvalidQuery, error.to_string()),
             // The fault's detail may name servers: it goes to the log, the caller gets the kind.
             BrokerError::Unavailable(fault) => {
-                tracing::warn!(%fault, "not done: the broker is ill");
+                named::log(|| tracing::warn!(%fault, "not done: the broker is ill"));
                 Self::new(code_of(fault), format!("not stored or read ({}); try again", fault.kind.name()))
             }
             BrokerError::OutcomeUnknown(fault) => {
-                tracing::warn!(%fault, "outcome unknown: the broker's answer was lost");
+                named::log(|| tracing::warn!(%fault, "outcome unknown: the broker's answer was lost"));
                 let detail = format!("it may or may not have been stored ({})", fault.kind.name());
                 Self::new(Code::OutcomeUnknown, detail)
             }
@@ -305,7 +306,7 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
     count(problem.code);
     let (code, status, title) = problem.code.parts();
     if status == StatusCode::INTERNAL_SERVER_ERROR {
-        tracing::error!(detail = problem.detail, "the gateway failed");
+        named::log(|| tracing::error!(detail = problem.detail, "the gateway failed"));
     }
     let document = Document {
         kind: format!("urn:roomcast:problem:{code}"),
