@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
 use super::caller::By;
@@ -154,6 +155,8 @@ pub async fn publish_event(
     };
     let once = key.map(|key| idempotency::once(&by.owner(), &key, &event));
     let appended = store(&app, &room, &event, once.as_ref()).await?;
+    // Subscribers first: whom the event has woken on this thread writes before the publisher is answered.
+    yield_now().await;
     let published = Published { room: room.to_string(), id: appended.id.to_string() };
     let mut response = (StatusCode::CREATED, Json(published)).into_response();
     if appended.replayed {

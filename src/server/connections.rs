@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::handover::{Exit, Watched};
 use crate::config::Settings;
@@ -114,18 +115,56 @@ impl Connections {
             tracing::debug!(%error, "a connection went before it was served");
             return;
         }
-        self.tracker.spawn(self.drive(socket, peer, place, router));
+        let connection = Connection {
+            socket,
+            peer,
+            place,
+            counted: self.tracker.token(),
+            router,
+            app: self.app.clone(),
+            fans: self.fans.clone(),
+            finish: self.finish.clone(),
+            cut: self.cut.clone(),
+        };
+        self.tracker.spawn(async {
+            if connection.speaks().await {
+                // Apart in memory, and only now: hyper holds 8 KiB for each connection, and those who have come together have said
+                // nothing yet when they are accepted.
+                Box::pin(connection.drive()).await;
+            }
+        });
+    }
+}
+
+/// A connection that has been accepted.
+struct Connection {
+    socket: TcpStream,
+    peer: Peer,
+    place: OwnedSemaphorePermit,
+    counted: TaskTrackerToken,
+    router: Router,
+    app: App,
+    fans: Arc<Fans>,
+    finish: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Connection {
+    /// Waits until the client says something. False if it does not in time, or is not to be heard any more.
+    async fn speaks(&self) -> bool {
+        tokio::select! {
+            heard = timeout(self.app.settings.header_timeout, self.socket.readable()) => {
+                if heard.is_err() {
+                    self.app.metrics.limited("header_time", "connection");
+                }
+                heard.is_ok()
+            }
+            () = self.finish.cancelled() => false,
+        }
     }
 
-    fn drive(
-        &self,
-        socket: TcpStream,
-        peer: Peer,
-        place: OwnedSemaphorePermit,
-        router: Router,
-    ) -> impl Future<Output = ()> + Send + 'static {
-        let (finish, cut) = (self.finish.clone(), self.cut.clone());
-        let (app, fans, counted) = (self.app.clone(), self.fans.clone(), self.tracker.token());
+    async fn drive(self) {
+        let Self { socket, peer, place, counted, router, app, fans, finish, cut } = self;
         let exit = Exit::default();
         let answers = exit.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
@@ -135,32 +174,30 @@ impl Connections {
         });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.app.settings.header_timeout)
+            .header_read_timeout(app.settings.header_timeout)
             .max_buf_size(BUFFER_BYTES)
             .serve_connection(Watched { io: TokioIo::new(socket), exit: exit.clone() }, service);
-        async move {
-            let driven = tokio::select! {
-                driven = drive(&mut connection, &exit) => driven,
-                () = finish.cancelled() => {
-                    Pin::new(&mut connection).graceful_shutdown();
-                    tokio::select! {
-                        driven = drive(&mut connection, &exit) => driven,
-                        () = cut.cancelled() => Ok(None),
-                    }
+        let driven = tokio::select! {
+            driven = drive(&mut connection, &exit) => driven,
+            () = finish.cancelled() => {
+                Pin::new(&mut connection).graceful_shutdown();
+                tokio::select! {
+                    driven = drive(&mut connection, &exit) => driven,
+                    () = cut.cancelled() => Ok(None),
                 }
-            };
-            match driven {
-                Ok(Some(offer)) => {
-                    let socket = connection.into_parts().io.io.into_inner();
-                    offer.go_on(socket, Held { place, counted }, &fans);
+            }
+        };
+        match driven {
+            Ok(Some(offer)) => {
+                let socket = connection.into_parts().io.io.into_inner();
+                offer.go_on(socket, Held { place, counted }, &fans);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                if error.is_timeout() {
+                    app.metrics.limited("header_time", "connection");
                 }
-                Ok(None) => {}
-                Err(error) => {
-                    if error.is_timeout() {
-                        app.metrics.limited("header_time", "connection");
-                    }
-                    tracing::debug!(%error, "a connection ended early");
-                }
+                tracing::debug!(%error, "a connection ended early");
             }
         }
     }

@@ -88,10 +88,7 @@ impl EventStream {
     pub(super) async fn step(&mut self) -> Option<Bytes> {
         match self.state {
             StreamState::Ended => return None,
-            StreamState::Opening => {
-                self.state = StreamState::Open;
-                return Some(self.open_block().into());
-            }
+            StreamState::Opening => return Some(self.open()),
             StreamState::Open => {}
         }
         // A reader that was slow to take the last write gets nothing more after its time.
@@ -124,6 +121,12 @@ impl EventStream {
             self.skip();
         }
         Some(bytes.unwrap_or_default())
+    }
+
+    /// The stream's first block.
+    pub(super) fn open(&mut self) -> Bytes {
+        self.state = StreamState::Open;
+        self.open_block().into()
     }
 
     /// The stream's place, if it has nothing to be told now and can be led.

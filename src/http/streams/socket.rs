@@ -76,9 +76,15 @@ impl Offer {
 
     /// Goes on with the stream on a socket on which the head of its answer has been sent, chunked.
     pub fn go_on(&self, tcp: TcpStream, held: Held, fans: &Arc<Fans>) {
-        if let Some(stream) = self.take() {
-            let line = Line { socket: Socket { tcp, discarded: 0 }, cold: Box::new(Cold { stream, _held: held }) };
-            fans.drive(line, Bytes::new());
+        let Some(mut stream) = self.take() else { return };
+        let opening = Bytes::from(chunk(&stream.open()));
+        let socket = Socket { tcp, discarded: 0 };
+        let Ok(written) = socket.offer(&opening) else { return };
+        let line = Line { socket, cold: Box::new(Cold { stream, _held: held }) };
+        // A task for each, just to begin, would be four kilobytes for each of those who come together.
+        match line.cold.stream.level().filter(|_| written == opening.len()) {
+            Some(level) => fans.join(line, level),
+            None => fans.drive(line, opening.slice(written..)),
         }
     }
 
