@@ -320,7 +320,7 @@ def report():
         "What one delivery costs the server, as a multiple of what it costs `rawlimit`: one thread, one epoll instance and one `send` of a",
         "ready-made frame to each socket. It has no history, no limits and no clustering, so what is above it is the server's own work; below it",
         "comes only who writes several events at once. All server processes are counted, Redis too. Lower is better.", "",
-        f"Medians of pairs from the same hour on one machine ({machine()}); server on one CPU, load on the other. In brackets the range.",
+        f"Medians of pairs, each of two runs some minutes apart, on one machine ({machine()}); server on one CPU, load on the other. In brackets the range.",
         f"Pairs in 1k: {', '.join(f'{NAMES[peer]} {len(results.rows[key])}' for peer in peers if (key := ('1k', peer)) in results.rows)}.", "",
         row(["CPU per delivery over rawlimit's", *[NAMES[peer] for peer in peers], "goal, Redis", "goal, embedded"]),
         row(["---"] + ["---:"] * (len(peers) + 2)),

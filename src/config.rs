@@ -140,7 +140,7 @@ pub struct Settings {
         value_parser = clap::value_parser!(u16).range(1..=100))]
     pub max_rooms_per_stream: u16,
 
-    /// Time for a request's head to arrive, and between requests on a connection.
+    /// Time for a connection's first bytes, then for a request's head to arrive, and between requests on a connection.
     #[arg(long, env = "ROOMCAST_HEADER_TIMEOUT", default_value = "10s", value_parser = interval, value_name = "TIME")]
     pub header_timeout: Duration,
 
