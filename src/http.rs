@@ -337,3 +337,28 @@ fn time_text(time: SystemTime) -> String {
 
 #[cfg(test)]
 mod fuzz;
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_a_failure_of_the_gateway() {
+        async fn panics() {
+            panic!("as the test wants it");
+        }
+        let app = fuzz::app();
+        let router = dressed(Router::new().route("/panics", get(panics)), &app);
+        let request = Request::get("/panics").header("host", "localhost").header(REQUEST_ID, "mine");
+        let Ok(response) = router.oneshot(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(response.status(), 500);
+        assert_eq!(response.headers()[REQUEST_ID], "mine");
+        let document = response.into_body().collect().await.unwrap().to_bytes();
+        let document: Value = serde_json::from_slice(&document).unwrap();
+        assert_eq!((&document["code"], &document["request_id"]), (&"internal".into(), &"mine".into()));
+    }
+}

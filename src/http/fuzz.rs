@@ -82,6 +82,13 @@ fn answer(request: Request<Body>) -> (Response<()>, Option<Bytes>) {
 fn start() -> (Runtime, Router) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let inside = runtime.enter();
+    let router = super::router(&app());
+    drop(inside);
+    (runtime, router)
+}
+
+/// A gateway with the embedded broker.
+pub(super) fn app() -> App {
     let mut settings = Settings::defaults();
     settings.linger = Duration::ZERO;
     // Full at some time: that is an answer too.
@@ -96,7 +103,7 @@ fn start() -> (Runtime, Router) {
     let hub = Hub::new(broker.clone(), settings.hub(), &tasks);
     hub.start();
     let drain = Drain::new(settings.drain_window);
-    let app = App::new(Parts {
+    App::new(Parts {
         hub,
         hashes: broker,
         access: Access::open(),
@@ -107,10 +114,7 @@ fn start() -> (Runtime, Router) {
         replica: "fuzzed".into(),
         drain,
         guarded: true,
-    });
-    let router = super::router(&app);
-    drop(inside);
-    (runtime, router)
+    })
 }
 
 /// What holds for every answer: a success, or a document that says what is wrong; and never a failure of the gateway's own.

@@ -153,6 +153,8 @@ impl Connection {
     /// Waits until the client says something. False if it does not in time, or is not to be heard any more.
     async fn speaks(&self) -> bool {
         tokio::select! {
+            // What was said before the end is answered.
+            biased;
             heard = timeout(self.app.settings.header_timeout, self.socket.readable()) => {
                 if heard.is_err() {
                     self.app.metrics.limited("header_time", "connection");

@@ -13,6 +13,31 @@ use crate::cli::{roomcast, signal};
 use crate::support::{Gateway, Stream, eventually, free_port};
 
 #[tokio::test]
+async fn what_is_logged_of_a_request_names_it() {
+    let address = format!("127.0.0.1:{}", free_port());
+    let mut process = roomcast(&["--listen", &address, "--drain-delay", "0", "--drain-window", "0"])
+        .env("ROOMCAST_LOG", "info")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let url = format!("http://{address}");
+    eventually("it serves", async || reqwest::get(format!("{url}/livez")).await.ok()).await;
+    let foreign = reqwest::Client::new().post(format!("{url}/v1/rooms/lobby/events?slip=secret")).body("hello");
+    let foreign = foreign.header("host", "elsewhere.example").header("x-request-id", "mine");
+    assert_eq!(foreign.send().await.unwrap().status(), 403);
+    signal(&process, Signal::SIGTERM);
+    let mut log = String::new();
+    process.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    let line = log.lines().find(|line| line.contains("refused")).unwrap_or_else(|| panic!("no such line: {log}"));
+    for part in ["audit", "request_id=mine", "method=POST", "path=\"/v1/rooms/lobby/events\""] {
+        assert!(line.contains(part), "no {part}: {line}");
+    }
+    assert!(!log.contains("secret"), "{log}");
+    process.wait().unwrap();
+}
+
+#[tokio::test]
 async fn no_token_and_no_secret_is_in_a_log_or_an_answer() {
     let port = free_port();
     let address = format!("127.0.0.1:{port}");
