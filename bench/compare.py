@@ -300,10 +300,12 @@ class Results:
         return f"{statistics.median(ratios):.2f}{spread}"
 
     def when(self, scenarios, peers):
-        """When the runs of some peers in some scenarios began, first and last."""
+        """When runs of some peers in some scenarios were begun, first and last."""
         times = [time for (scenario, peer), rows in self.rows.items() if scenario in scenarios and peer in peers for time in rows]
+        if not times:
+            return "never"
         first, last = (time.split()[0][:16].replace("T", " ") for time in (min(times), max(times)))
-        return first if first == last else f"{first} to {last}"
+        return f"{first} UTC" if first == last else f"{first} to {last} UTC"
 
     def faults(self):
         return sum(
@@ -327,7 +329,7 @@ def report():
         "ready-made frame to each socket. It has no history, no limits and no clustering, so what is above it is the server's own work; below it",
         "comes only who writes several events at once. All server processes are counted, Redis too. Lower is better.", "",
         f"Medians of pairs, each of two runs some minutes apart, on one machine ({machine()}); server on one CPU, load on the other. In brackets the range.",
-        f"Roomcast's invocations of {results.when(SCENARIOS, OURS[1:])} (UTC), the others' of {results.when(SCENARIOS, set(PEERS) - set(OURS))}.",
+        f"Begun: Roomcast's {results.when(SCENARIOS, [*OURS[1:], SEVERAL])}; the others' {results.when(SCENARIOS, set(PEERS) - {*OURS, SEVERAL})}.",
         f"Pairs in 1k: {', '.join(f'{NAMES[peer]} {len(results.rows[key])}' for peer in peers if (key := ('1k', peer)) in results.rows)}.", "",
         row(["CPU per delivery over rawlimit's", *[NAMES[peer] for peer in peers], "goal, Redis", "goal, embedded"]),
         row(["---"] + ["---:"] * (len(peers) + 2)),
@@ -427,7 +429,7 @@ def growth(results):
         lines.append(row([f"{scenario} (`{GROWTH[scenario]}`)", *cells, f"{value:,.0f} B"]))
     draw(results)
     return lines + [
-        "", f"Invocations of {results.when(GROWTH, OURS[1:])} (UTC).", "",
+        "", f"Begun: {results.when(GROWTH, OURS[1:])}.", "",
         "What a slow tenth costs the others it costs rawlimit's as well: the kernel spends it on the queues of closed windows, on loopback at least.",
         "How far one is from the bare loop stays the same.", "",
     ]

@@ -1,5 +1,5 @@
-//! Names the request that is answered in what is logged of it. It is a span, which would cost each publish a fourteenth of its
-//! instructions: so it is made beforehand only where more than that is logged of every request, and else when there is something to log.
+//! Names the request that is answered in what is logged of it. The name is a span, whose text would be written for each request and
+//! seldom read: so it is made beforehand only where something is logged of every request, and else when there is something to log.
 
 use axum::http::Uri;
 use tracing::level_filters::LevelFilter;
