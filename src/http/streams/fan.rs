@@ -87,11 +87,7 @@ impl Fans {
 
     /// Gives a stream a task of its own.
     pub(super) fn drive(self: &Arc<Self>, line: Line, rest: Bytes) {
-        let driven = drive(line, rest, self.clone());
-        let cut = self.cut.clone();
-        self.tasks.spawn(async move {
-            cut.run_until_cancelled_owned(driven).await;
-        });
+        self.tasks.spawn(drive(line, rest, self.clone(), self.cut.clone()));
     }
 
     /// Cuts off whoever has a task of its own, and will have one.

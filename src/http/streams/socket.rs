@@ -13,6 +13,7 @@ use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::event_stream::EventStream;
@@ -137,16 +138,24 @@ impl Socket {
 }
 
 impl Line {
-    async fn end(&mut self) -> io::Result<()> {
-        self.socket.tcp.write_all(LAST_CHUNK).await?;
+    async fn write(&mut self, bytes: &[u8], cut: &CancellationToken) -> io::Result<()> {
+        tokio::select! {
+            written = self.socket.tcp.write_all(bytes) => written,
+            () = cut.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
+    async fn end(&mut self, cut: &CancellationToken) -> io::Result<()> {
+        self.write(LAST_CHUNK, cut).await?;
         self.socket.tcp.shutdown().await
     }
 }
 
-/// Writes what is left of an earlier write, and then what follows, until the stream ends or is level with its room.
-pub(super) async fn drive(mut line: Line, mut rest: Bytes, fans: Arc<Fans>) {
+/// Writes what is left of an earlier write, and then what follows, until the stream ends, is level with its room, or is cut off. (To
+/// cancel it from outside would hold its state several times over: each future that is moved into another is stored in both.)
+pub(super) async fn drive(mut line: Line, mut rest: Bytes, fans: Arc<Fans>, cut: CancellationToken) {
     loop {
-        if line.socket.tcp.write_all(&rest).await.is_err() {
+        if line.write(&rest, &cut).await.is_err() {
             return;
         }
         if let Some(level) = line.cold.stream.level() {
@@ -155,10 +164,11 @@ pub(super) async fn drive(mut line: Line, mut rest: Bytes, fans: Arc<Fans>) {
         let next = tokio::select! {
             next = line.cold.stream.step() => next,
             () = line.socket.gone() => return,
+            () = cut.cancelled() => return,
         };
         let Some(bytes) = next else { break };
         // An empty chunk would be the last one.
         rest = if bytes.is_empty() { bytes } else { chunk(&bytes).into() };
     }
-    let _ = line.end().await;
+    let _ = line.end(&cut).await;
 }
