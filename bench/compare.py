@@ -56,6 +56,7 @@ MERCURE_TOKEN = (
 # peer: (script, its environment, fanbench target, port, further flags)
 PEERS = {
     "rawlimit": ("rawlimit.sh", {}, "raw-limit", 8081),
+    "rawlimit-redis": ("rawlimit.sh", {"REDIS": "1"}, "raw-limit", 8081),
     "roomcast": ("roomcast.sh", {}, *ROOMCAST),
     "roomcast-redis": ("roomcast.sh", {"REDIS": "1"}, *ROOMCAST),
     "roomcast-several": ("roomcast.sh", {}, *ROOMCAST[:2], "--subscribe-url=/v1/stream?room={room}&room=another", *ROOMCAST[3:]),
@@ -67,6 +68,7 @@ PEERS = {
 }
 NAMES = {
     "rawlimit": "rawlimit",
+    "rawlimit-redis": "rawlimit + Redis",
     "roomcast": "Roomcast, embedded",
     "roomcast-redis": "Roomcast + Redis",
     "roomcast-several": "Roomcast, streams of two rooms",
@@ -328,6 +330,8 @@ def report():
         "What one delivery costs the server, as a multiple of what it costs `rawlimit`: one thread, one epoll instance and one `send` of a",
         "ready-made frame to each socket. It has no history, no limits and no clustering, so what is above it is the server's own work; below it",
         "comes only who writes several events at once. All server processes are counted, Redis too. Lower is better.", "",
+        "`rawlimit + Redis` is the same, but each event is first stored and announced by Roomcast's script in Redis, over one blocking connection:",
+        "the least that the way over Redis takes, before there is a gateway.", "",
         f"Medians of pairs, each of two runs some minutes apart, on one machine ({machine()}); server on one CPU, load on the other. In brackets the range.",
         f"Begun: Roomcast's {results.when(SCENARIOS, [*OURS[1:], SEVERAL])}; the others' {results.when(SCENARIOS, set(PEERS) - {*OURS, SEVERAL})}.",
         f"Pairs in 1k: {', '.join(f'{NAMES[peer]} {len(results.rows[key])}' for peer in peers if (key := ('1k', peer)) in results.rows)}.", "",
