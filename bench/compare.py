@@ -11,7 +11,8 @@ whatever is over Redis needs redis-server. Everything runs on loopback, ends wit
 
 Every run gets a freshly started server on CPU 0 and has fanbench on CPU 1, with a raised priority if that is allowed. One repetition is
 one run of every peer, one after the other, so that ratios are of runs that are close in time. Before each run it waits until the machine
-is quiet; a run that other processes disturbed is repeated, a few times at most, and the least disturbed one is kept.
+is quiet; a run that other processes disturbed is repeated, a few times at most, and the least disturbed one is kept. In scenario "rooms
+at once" rawlimit runs at the same time on the same CPU, so that whatever disturbs one disturbs both.
 """
 
 import argparse
@@ -56,7 +57,7 @@ MERCURE_TOKEN = (
 # peer: (script, its environment, fanbench target, port, further flags)
 PEERS = {
     "rawlimit": ("rawlimit.sh", {}, "raw-limit", 8081),
-    "rawlimit-redis": ("rawlimit.sh", {"REDIS": "1"}, "raw-limit", 8081),
+    "rawlimit-redis": ("rawlimit.sh", {"REDIS": "1"}, "raw-limit", 8087),
     "roomcast": ("roomcast.sh", {}, *ROOMCAST),
     "roomcast-redis": ("roomcast.sh", {"REDIS": "1"}, *ROOMCAST),
     "roomcast-several": ("roomcast.sh", {}, *ROOMCAST[:2], "--subscribe-url=/v1/stream?room={room}&room=another", *ROOMCAST[3:]),
@@ -88,9 +89,12 @@ SCENARIOS = {
     "1k": "--subscribers 1000 --rooms 1 --count 200 --rate 20",
     "10k": "--subscribers 10000 --rooms 1 --count 50 --rate 2",
     "rooms": "--subscribers 2000 --rooms 200 --count 2000 --rate 200",
+    "rooms at once": "--subscribers 2000 --rooms 200 --count 2000 --rate 200",
     "max": "--subscribers 1000 --rooms 1 --count 1000 --rate 0",
     "idle": "--subscribers 10000 --count 0 --settle 10",
 }
+# Measured with rawlimit beside it, at a rate that is a little off, so that neither always comes first.
+AT_ONCE, OFF_RATE = "rooms at once", ("--rate 200", "--rate 203")
 OURS = ["rawlimit", "roomcast", "roomcast-redis"]
 # Its cursor differs from subscriber to subscriber, so nothing is shared but the envelope.
 SEVERAL = "roomcast-several"
@@ -160,26 +164,46 @@ class Server:
         self.script.wait()
 
 
-def measure(peer, scenario):
-    """What fanbench says; None if it could not carry out the run."""
-    server = Server(peer)
-    try:
+class Load:
+    """fanbench at work on a server."""
+
+    def __init__(self, server, label, settings):
+        self.label = label
         command = ["taskset", "-c", BENCH_CPU, FANBENCH, "--target", server.target]
         command += ["--url", f"http://127.0.0.1:{server.port}", "--json", "--quiet"]
-        command += ["--server-children", "--label", f"{peer} {scenario}", *server.flags]
+        command += ["--server-children", "--label", label, *server.flags]
         command += [f"--server-pid={pid}" for pid in server.pids]
-        output = subprocess.run(command + ALL[scenario].split(), capture_output=True, text=True)
+        self.process = subprocess.Popen(command + settings.split(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def result(self):
+        """What fanbench says; None if it could not carry out the run."""
+        output, errors = self.process.communicate()
+        if not output:
+            print(f"{self.label}: {errors[-500:].strip()}", file=sys.stderr)
+            return None
+        return json.loads(output)
+
+
+def measure(peer, scenario):
+    """What fanbench says, with what it says of a yardstick beside the peer; None if it could not carry out the run."""
+    server = Server(peer)
+    try:
+        if scenario != AT_ONCE:
+            return Load(server, f"{peer} {scenario}", ALL[scenario]).result()
+        yardstick = Server("rawlimit")
+        try:
+            beside = Load(yardstick, f"rawlimit beside {peer} {scenario}", ALL[scenario].replace(*OFF_RATE))
+            result, beside = Load(server, f"{peer} {scenario}", ALL[scenario]).result(), beside.result()
+        finally:
+            yardstick.stop()
+        return result and beside and result | {"yardstick": beside}
     finally:
         server.stop()
-    if not output.stdout:
-        print(f"{peer} {scenario}: {output.stderr[-500:].strip()}", file=sys.stderr)
-        return None
-    return json.loads(output.stdout)
 
 
 def disturbance(result):
     """The share of the machine's CPU time that others took while events were delivered."""
-    if result["settings"]["count"] == 0:
+    if result["settings"]["count"] == 0 or "yardstick" in result:
         return 0.0
     machine = result["machine"]
     taken = machine["other_seconds"] + machine["stolen_seconds"]
@@ -199,6 +223,8 @@ def least_disturbed(peer, scenario):
 
 
 def takes_part(peer, scenario):
+    if scenario == AT_ONCE and peer == "rawlimit":
+        return False
     return peer in OURS or (scenario in SCENARIOS and (peer != SEVERAL or scenario in ("1k", "max", "idle")))
 
 
@@ -264,14 +290,16 @@ P99 = lambda result: result["latency_ms"]["p99"]
 SET_UP = lambda result: result["server"]["connect_cpu_us_per_connection"]
 IDLE = lambda result: result["server"]["rss_per_connection"]
 
-# What the goals are about: name, scenario, figure, and whether it is a ratio to rawlimit's.
+# What is compared, as ratios to rawlimit's: name, scenario, figure, its name elsewhere, and the goals, if it has any.
 GOALS = [
     ("1k: 1,000 subscribers, 20/s", "1k", CPU, "1k", 1.15, 1.05),
     ("10k: 10,000 subscribers, 2/s", "10k", CPU, "10k", 1.20, 1.10),
     ("rooms: 2,000 in 200 rooms, 200/s", "rooms", CPU, "rooms", 2.0, 1.3),
+    ("rooms, while rawlimit has them too", AT_ONCE, CPU, None, "", ""),
     ("max: 1,000, as fast as acknowledged", "max", CPU, "max", 0.4, 0.2),
     ("latency p50, 1k", "1k", P50, "p50 1k", 1.3, 1.2),
     ("latency p50, rooms", "rooms", P50, "p50 rooms", 2.0, 1.3),
+    ("latency p50, rooms, while rawlimit has them too", AT_ONCE, P50, None, "", ""),
     ("CPU per set-up", "idle", SET_UP, "set-up", 3, 3),
 ]
 
@@ -283,22 +311,27 @@ class Results:
             result = json.loads(line)
             key = result["run"]["scenario"], result["run"]["peer"]
             self.rows.setdefault(key, {})[result["run"]["repetition"]] = result
+            if "yardstick" in result:
+                repetition = f"{result['run']['repetition']} {result['run']['peer']}"
+                self.rows.setdefault((AT_ONCE, "rawlimit"), {})[repetition] = result["yardstick"]
 
     def median(self, scenario, peer, figure):
         values = [figure(result) for result in self.rows.get((scenario, peer), {}).values()]
         return statistics.median(values) if values else None
 
     def ratios(self, scenario, peer, figure):
-        """To rawlimit's, in the same repetition."""
+        """To rawlimit's, at the same time or in the same repetition."""
         yardstick = self.rows.get((scenario, "rawlimit"), {})
         own = self.rows.get((scenario, peer), {})
+        if scenario == AT_ONCE:
+            return [figure(result) / figure(result["yardstick"]) for result in own.values()]
         return [figure(own[key]) / figure(yardstick[key]) for key in own if key in yardstick]
 
     def ratio(self, scenario, peer, figure):
         ratios = self.ratios(scenario, peer, figure)
         if not ratios:
             return None
-        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 and peer.startswith("roomcast") else ""
+        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 and peer.startswith(("roomcast", "rawlimit")) else ""
         return f"{statistics.median(ratios):.2f}{spread}"
 
     def when(self, scenarios, peers):
@@ -331,10 +364,12 @@ def report():
         "ready-made frame to each socket. It has no history, no limits and no clustering, so what is above it is the server's own work; below it",
         "comes only who writes several events at once. All server processes are counted, Redis too. Lower is better.", "",
         "`rawlimit + Redis` is the same, but each event is first stored and announced by Roomcast's script in Redis, over one blocking connection:",
-        "the least that the way over Redis takes, before there is a gateway.", "",
+        "about the least that this way takes, before there is a gateway.", "",
         f"Medians of pairs, each of two runs some minutes apart, on one machine ({machine()}); server on one CPU, load on the other. In brackets the range.",
+        "Where rawlimit has the rooms too, the two of a pair run at the same time and share both CPUs. So light a load is at the mercy of whatever",
+        "else empties the caches, and then both are alike; but each also empties them for the other, so these figures are not to be held against the goals.",
         f"Begun: Roomcast's {results.when(SCENARIOS, [*OURS[1:], SEVERAL])}; the others' {results.when(SCENARIOS, set(PEERS) - {*OURS, SEVERAL})}.",
-        f"Pairs in 1k: {', '.join(f'{NAMES[peer]} {len(results.rows[key])}' for peer in peers if (key := ('1k', peer)) in results.rows)}.", "",
+        *[f"Pairs in {of}: {', '.join(f'{NAMES[peer]} {len(results.rows[key])}' for peer in peers if (key := (of, peer)) in results.rows)}." for of in ("1k", AT_ONCE)], "",
         row(["CPU per delivery over rawlimit's", *[NAMES[peer] for peer in peers], "goal, Redis", "goal, embedded"]),
         row(["---"] + ["---:"] * (len(peers) + 2)),
     ]
@@ -342,7 +377,7 @@ def report():
         cells = []
         for peer in peers:
             value = results.ratio(scenario, peer, figure)
-            if value is None and peer in ELSEWHERE:
+            if value is None and key in ELSEWHERE.get(peer, {}):
                 value = f"{ELSEWHERE[peer][key]} *"
             cells.append(value or "")
         lines.append(row([name, *cells, str(redis), str(embedded)]))

@@ -88,7 +88,7 @@ fn start() -> (Runtime, Router) {
 }
 
 /// A gateway with the embedded broker.
-pub(super) fn app() -> App {
+pub fn app() -> App {
     let mut settings = Settings::defaults();
     settings.linger = Duration::ZERO;
     // Full at some time: that is an answer too.

@@ -26,7 +26,7 @@ pub struct Lead {
 /// What follows for all.
 #[derive(Debug)]
 pub enum Ahead {
-    /// These events, in order; the position has moved on behind them.
+    /// These events, in order. Once they are [gone past](Lead::go_past), all are to get them.
     Events(Vec<Arc<Encoded>>),
     /// Nothing yet.
     Nothing,
@@ -40,7 +40,9 @@ pub enum Ahead {
 
 impl Lead {
     pub(super) fn new(hub: Arc<Hub>, room: Arc<Room>, position: EventId, recalls: u64) -> Self {
-        let changes = room.changes();
+        let mut changes = room.changes();
+        // What came between the position and now is news, too.
+        changes.mark_changed();
         Self { hub, room, changes, position, recalls, page: FIRST_PAGE_EVENTS }
     }
 
@@ -68,7 +70,7 @@ impl Lead {
         }
         // With nothing settled, events and nothing are the same for everybody.
         match self.room.follow(self.position, None) {
-            Followed::Events(events) => self.go_on(events),
+            Followed::Events(events) => Ahead::of(events),
             Followed::Nothing => Ahead::Nothing,
             Followed::Unsure => Ahead::Unsure,
         }
@@ -77,7 +79,7 @@ impl Lead {
     /// What follows, from the log: one read for all.
     pub async fn ask(&mut self) -> Ahead {
         match self.room.ask_log(&self.hub, self.position, None, &mut self.page).await {
-            Ok(Found::Events(events)) => self.go_on(events),
+            Ok(Found::Events(events)) => Ahead::of(events),
             Ok(Found::Nothing) => Ahead::Nothing,
             Ok(Found::Gap(_)) => Ahead::Parted,
             Err(error) => Ahead::Later(self.room.ask_again_at(&error)),
@@ -96,14 +98,15 @@ impl Lead {
         (place.recalls == self.recalls && position == self.position).then_some(missed)
     }
 
-    fn go_on(&mut self, events: Vec<Arc<Encoded>>) -> Ahead {
-        match events.last() {
-            Some(last) => {
-                self.position = last.id();
-                Ahead::Events(events)
-            }
-            None => Ahead::Nothing,
-        }
+    /// Moves behind the events that are ahead.
+    pub fn go_past(&mut self, events: &[Arc<Encoded>]) {
+        self.position = events.last().map_or(self.position, |last| last.id());
+    }
+}
+
+impl Ahead {
+    fn of(events: Vec<Arc<Encoded>>) -> Self {
+        if events.is_empty() { Self::Nothing } else { Self::Events(events) }
     }
 }
 

@@ -21,7 +21,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::handover::{Exit, Watched};
 use crate::config::Settings;
@@ -119,7 +118,7 @@ impl Connections {
             socket,
             peer,
             place,
-            counted: self.tracker.token(),
+            tracker: self.tracker.clone(),
             router,
             app: self.app.clone(),
             fans: self.fans.clone(),
@@ -141,7 +140,7 @@ struct Connection {
     socket: TcpStream,
     peer: Peer,
     place: OwnedSemaphorePermit,
-    counted: TaskTrackerToken,
+    tracker: TaskTracker,
     router: Router,
     app: App,
     fans: Arc<Fans>,
@@ -166,7 +165,7 @@ impl Connection {
     }
 
     async fn drive(self) {
-        let Self { socket, peer, place, counted, router, app, fans, finish, cut } = self;
+        let Self { socket, peer, place, tracker, router, app, fans, finish, cut } = self;
         let exit = Exit::default();
         let answers = exit.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
@@ -192,7 +191,7 @@ impl Connection {
         match driven {
             Ok(Some(offer)) => {
                 let socket = connection.into_parts().io.io.into_inner();
-                offer.go_on(socket, Held { place, counted }, &fans);
+                offer.go_on(socket, Held { place, counted: tracker.token() }, &fans);
             }
             Ok(None) => {}
             Err(error) => {

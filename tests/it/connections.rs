@@ -86,6 +86,23 @@ async fn connections_above_the_limit_are_told_to_come_back() {
 }
 
 #[tokio::test]
+async fn each_connection_is_counted_once() {
+    let gateway = Gateway::start(|_| {}).await;
+    let count = async || {
+        let text = gateway.answer(gateway.request(Method::GET, "/metrics")).await.text().await.unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("roomcast_connections "));
+        line.expect("connections are counted").parse::<usize>().unwrap()
+    };
+    let before = count().await;
+    // Accepted in this order, so both are there when the stream is.
+    let silent = send(&gateway, "").await;
+    let half = send(&gateway, "GET /livez HTTP/1.1\r\n").await;
+    let stream = gateway.room("counted").await;
+    assert_eq!(count().await, before + 3);
+    drop((silent, half, stream));
+}
+
+#[tokio::test]
 async fn a_subscriber_that_goes_leaves_its_room() {
     let gateway = Gateway::start(|_| {}).await;
     let stream = gateway.room("left").await;

@@ -257,16 +257,22 @@ impl Fan {
         }
         self.ask_at = None;
         loop {
+            let ahead = match self.lead.look() {
+                Ahead::Unsure => {
+                    let found = self.lead.ask().await;
+                    // That may have taken long enough for somebody's time to be over.
+                    self.look_after();
+                    found
+                }
+                ahead => ahead,
+            };
             // Before anything is told: whom an order is about does not hear what came of it.
             if self.fans.app.hub.orders() != self.orders {
                 self.obey();
             }
-            let ahead = match self.lead.look() {
-                Ahead::Unsure => self.lead.ask().await,
-                ahead => ahead,
-            };
             match ahead {
                 Ahead::Events(events) => {
+                    self.lead.go_past(&events);
                     self.write(&events).await;
                     // In a room that is never quiet, it would else be nobody's turn.
                     self.look_after();
@@ -468,5 +474,42 @@ impl Fan {
         let member = self.members.try_remove(slot)?;
         self.door.waiting().members -= 1;
         Some(member)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::http::fuzz::app;
+    use crate::hub::Start;
+    use crate::room::Data;
+
+    #[tokio::test]
+    async fn what_came_between_a_streams_place_and_its_lead_is_news() {
+        let app = app();
+        let room = RoomName::new("a").unwrap();
+        let subscription = app.hub.subscribe(vec![(room.clone(), Start::Now)]).await.unwrap();
+        let level = subscription.level().expect("the room is quiet");
+        let event = Event {
+            name: None,
+            data: Data::Text("x".into()),
+            published_at: "2026-01-02T03:04:05.678Z".into(),
+            except: Vec::new(),
+            publish_id: None,
+            traceparent: None,
+        };
+        app.hub.publish(&room, &event, None).await.unwrap();
+        while subscription.level().is_some() {
+            yield_now().await;
+        }
+        let mut lead = subscription.lead(level);
+        timeout(Duration::from_secs(30), lead.changed()).await.expect("it is told at once to look");
+        let Ahead::Events(events) = lead.look() else { panic!("an event is ahead") };
+        assert_eq!(events.len(), 1);
+        assert_ne!(lead.position(), events[0].id(), "nobody has got it yet");
+        lead.go_past(&events);
+        assert_eq!(lead.position(), events[0].id());
     }
 }

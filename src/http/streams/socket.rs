@@ -38,7 +38,6 @@ pub struct Held {
 
 /// A stream and its socket. Writing what is for everybody looks at the socket alone, so the rest is apart in memory.
 pub(super) struct Line {
-    /// Dropped before the client can see that its stream has ended: by then its place is free.
     pub(super) cold: Box<Cold>,
     pub(super) socket: Socket,
 }
@@ -122,6 +121,18 @@ impl Socket {
         while self.tcp.readable().await.is_ok() && self.hear() {}
     }
 
+    async fn write(&mut self, bytes: &[u8], cut: &CancellationToken) -> io::Result<()> {
+        tokio::select! {
+            written = self.tcp.write_all(bytes) => written,
+            () = cut.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
+    async fn end(&mut self, cut: &CancellationToken) -> io::Result<()> {
+        self.write(LAST_CHUNK, cut).await?;
+        self.tcp.shutdown().await
+    }
+
     /// Throws away what the client has sent. False if it has gone.
     fn hear(&mut self) -> bool {
         let mut scratch = [0; 1024];
@@ -137,25 +148,11 @@ impl Socket {
     }
 }
 
-impl Line {
-    async fn write(&mut self, bytes: &[u8], cut: &CancellationToken) -> io::Result<()> {
-        tokio::select! {
-            written = self.socket.tcp.write_all(bytes) => written,
-            () = cut.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
-        }
-    }
-
-    async fn end(&mut self, cut: &CancellationToken) -> io::Result<()> {
-        self.write(LAST_CHUNK, cut).await?;
-        self.socket.tcp.shutdown().await
-    }
-}
-
 /// Writes what is left of an earlier write, and then what follows, until the stream ends, is level with its room, or is cut off. (To
 /// cancel it from outside would hold its state several times over: each future that is moved into another is stored in both.)
 pub(super) async fn drive(mut line: Line, mut rest: Bytes, fans: Arc<Fans>, cut: CancellationToken) {
     loop {
-        if line.write(&rest, &cut).await.is_err() {
+        if line.socket.write(&rest, &cut).await.is_err() {
             return;
         }
         if let Some(level) = line.cold.stream.level() {
@@ -170,5 +167,9 @@ pub(super) async fn drive(mut line: Line, mut rest: Bytes, fans: Arc<Fans>, cut:
         // An empty chunk would be the last one.
         rest = if bytes.is_empty() { bytes } else { chunk(&bytes).into() };
     }
-    let _ = line.end(&cut).await;
+    let Line { cold, mut socket } = line;
+    let Cold { stream, _held } = *cold;
+    // Its place is free before the client can see that it has ended.
+    drop(stream);
+    let _ = socket.end(&cut).await;
 }
