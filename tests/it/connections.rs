@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::metrics::{text, value};
 use crate::support::{Gateway, within};
 
 async fn send(gateway: &Gateway, text: &str) -> TcpStream {
@@ -88,11 +89,7 @@ async fn connections_above_the_limit_are_told_to_come_back() {
 #[tokio::test]
 async fn each_connection_is_counted_once() {
     let gateway = Gateway::start(|_| {}).await;
-    let count = async || {
-        let text = gateway.answer(gateway.request(Method::GET, "/metrics")).await.text().await.unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("roomcast_connections "));
-        line.expect("connections are counted").parse::<usize>().unwrap()
-    };
+    let count = async || value(&text(&gateway).await, "roomcast_connections");
     let before = count().await;
     // Accepted in this order, so both are there when the stream is.
     let silent = send(&gateway, "").await;

@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use super::access::{claims, close, token};
 use crate::support::{Gateway, eventually, free_port};
 
-async fn text(gateway: &Gateway) -> String {
+pub async fn text(gateway: &Gateway) -> String {
     gateway.answer(gateway.request(Method::GET, "/metrics")).await.text().await.unwrap()
 }
 
 /// The value of one line.
-fn value(text: &str, line: &str) -> u64 {
+pub fn value(text: &str, line: &str) -> u64 {
     let found = text.lines().find_map(|of| of.strip_prefix(line)?.trim().parse().ok());
     found.unwrap_or_else(|| panic!("no {line} in {text}"))
 }

@@ -38,6 +38,7 @@ pub struct Held {
 
 /// A stream and its socket. Writing what is for everybody looks at the socket alone, so the rest is apart in memory.
 pub(super) struct Line {
+    /// Dropped first: its place is free before the client can see that the socket is closed.
     pub(super) cold: Box<Cold>,
     pub(super) socket: Socket,
 }
