@@ -26,7 +26,7 @@ use crate::sse::{HEARTBEAT, chunk};
 
 /// Subscribers of one fan. A larger room has several, so that more than one processor can write.
 const MOST_MEMBERS: usize = 4096;
-/// Writes between which others get a turn; events that come meanwhile are written together.
+/// Writes, or tasks begun, between which others get a turn; events that come meanwhile are written together.
 const WRITES_A_TURN: usize = 64;
 /// Heartbeats that are due within this part of their interval are sent together.
 const BEATS_TOGETHER: u32 = 16;
@@ -204,6 +204,20 @@ fn age(event: &Event) -> Option<Duration> {
     Some(jiff::Timestamp::now().duration_since(published).unsigned_abs())
 }
 
+/// Counts writes of a fan, and lets others have their turns between.
+#[derive(Default)]
+struct Turns(usize);
+
+impl Turns {
+    async fn count(&mut self) {
+        self.0 += 1;
+        if self.0 == WRITES_A_TURN {
+            self.0 = 0;
+            yield_now().await;
+        }
+    }
+}
+
 impl Fan {
     async fn run(mut self) {
         let fans = self.fans.clone();
@@ -215,7 +229,7 @@ impl Fan {
             self.admit();
             self.attend();
             if is_ending {
-                self.release_all();
+                self.release_all().await;
             }
             if self.members.is_empty() && self.leave() {
                 return;
@@ -227,10 +241,10 @@ impl Fan {
             tokio::select! {
                 biased;
                 () = &mut ends, if !is_ending => is_ending = true,
-                () = &mut alarm => self.look_after(),
+                () = &mut alarm => self.look_after().await,
                 () = self.door.knock.notified() => {}
                 () = self.lead.changed(), if self.ask_at.is_none() => {}
-                () = fans.app.hub.ordered_beyond(self.orders) => self.obey(),
+                () = fans.app.hub.ordered_beyond(self.orders) => self.obey().await,
             }
         }
     }
@@ -261,28 +275,28 @@ impl Fan {
                 Ahead::Unsure => {
                     let found = self.lead.ask().await;
                     // That may have taken long enough for somebody's time to be over.
-                    self.look_after();
+                    self.look_after().await;
                     found
                 }
                 ahead => ahead,
             };
             // Before anything is told: whom an order is about does not hear what came of it.
             if self.fans.app.hub.orders() != self.orders {
-                self.obey();
+                self.obey().await;
             }
             match ahead {
                 Ahead::Events(events) => {
                     self.lead.go_past(&events);
                     self.write(&events).await;
                     // In a room that is never quiet, it would else be nobody's turn.
-                    self.look_after();
+                    self.look_after().await;
                     self.admit();
                     self.attend();
                     if self.fans.app.drain.ends_streams_now() {
-                        return self.release_all();
+                        return self.release_all().await;
                     }
                 }
-                Ahead::Parted => return self.release_all(),
+                Ahead::Parted => return self.release_all().await,
                 Ahead::Later(at) => return self.ask_at = Some(at),
                 Ahead::Nothing | Ahead::Unsure => return,
             }
@@ -293,7 +307,7 @@ impl Fan {
         let batch = Batch::of(events);
         let beat_at = Instant::now() + self.fans.heartbeat();
         let before = std::mem::replace(&mut self.beat_at, beat_at);
-        let (mut writes, mut delivered) = (0, 0);
+        let (mut turns, mut delivered) = (Turns::default(), 0);
         for slot in 0..self.members.capacity() {
             let given = match self.members.get_mut(slot) {
                 None => 0,
@@ -309,10 +323,8 @@ impl Fan {
                 }
             };
             delivered += given;
-            writes += usize::from(given > 0);
-            if writes == WRITES_A_TURN {
-                writes = 0;
-                yield_now().await;
+            if given > 0 {
+                turns.count().await;
             }
         }
         let metrics = &self.fans.app.metrics;
@@ -389,12 +401,14 @@ impl Fan {
     }
 
     /// Lets go of those whom an order is about.
-    fn obey(&mut self) {
+    async fn obey(&mut self) {
         let before = self.orders;
         let now = self.fans.app.hub.orders();
+        let mut turns = Turns::default();
         for slot in 0..self.members.capacity() {
             if self.members.get(slot).is_some_and(|member| member.line.cold.stream.is_ordered(before)) {
                 self.release(slot, Bytes::new());
+                turns.count().await;
             }
         }
         self.orders = now;
@@ -415,7 +429,7 @@ impl Fan {
     }
 
     /// Sends heartbeats, and lets go of those for whom it is time.
-    fn look_after(&mut self) {
+    async fn look_after(&mut self) {
         let now = Instant::now();
         if now < self.due {
             return;
@@ -423,13 +437,14 @@ impl Fan {
         let soon = now + self.fans.heartbeat() / BEATS_TOGETHER;
         let beat_at = now + self.fans.heartbeat();
         let beat = Bytes::from(chunk(HEARTBEAT.as_bytes()));
-        let mut due = beat_at;
+        let (mut turns, mut due) = (Turns::default(), beat_at);
         for slot in 0..self.members.capacity() {
             let Some(member) = self.members.get_mut(slot) else { continue };
             member.settle(self.beat_at);
             let stream = &mut member.line.cold.stream;
             if stream.is_over(now) || (stream.needs_beat(now) && stream.has_moved()) {
                 self.release(slot, Bytes::new());
+                turns.count().await;
                 continue;
             }
             let beats = stream.needs_beat(soon) && !stream.has_moved();
@@ -439,14 +454,17 @@ impl Fan {
             due = due.min(stream.due());
             if beats {
                 self.offer(slot, &beat);
+                turns.count().await;
             }
         }
         self.due = due;
     }
 
-    fn release_all(&mut self) {
+    async fn release_all(&mut self) {
+        let mut turns = Turns::default();
         for slot in 0..self.members.capacity() {
             self.release(slot, Bytes::new());
+            turns.count().await;
         }
     }
 
