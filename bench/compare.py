@@ -18,6 +18,7 @@ at once" rawlimit runs at the same time on the same CPU, so that whatever distur
 import argparse
 import datetime
 import json
+import math
 import os
 import pathlib
 import platform
@@ -110,6 +111,7 @@ GROWTH = {
     "without it": "--subscribers 1000 --rooms 1 --count 200 --rate 20 --payload 1024",
 }
 ALL = SCENARIOS | GROWTH
+COLOURS = {"roomcast": "#1f77b4", "roomcast-redis": "#d62728"}
 
 
 # --- measuring ---------------------------------------------------------------------------------------------
@@ -391,6 +393,7 @@ def report():
         "had; no package manager here installs them. `MERCURE=…` or `CENTRIFUGO=…` measures them in place.", "",
         f"Events that were lost, repeated or out of order, and publishes that failed, in all runs of Roomcast: {results.faults()}.", "",
     ]
+    lines += missed(results)
     lines += several(results)
     lines += publishes()
     lines += ["## Absolute figures", ""]
@@ -401,6 +404,17 @@ def report():
     lines += ["", "## Repeat it", "", "```sh", "bench/compare.py", "```", "", "`bench/compare.py --help` says what it needs; `bench/README.md` says what the figures mean.", ""]
     REPORT.write_text("\n".join(lines))
     print(f"wrote {REPORT.relative_to(ROOT)}")
+
+
+def missed(results):
+    """Which goals this run does not meet."""
+    above = [
+        f"{name.split(':')[0]} ({NAMES[peer]}, {statistics.median(ratios):.2f}, goal {goal})"
+        for name, scenario, figure, _, *goals in GOALS
+        for peer, goal in zip(("roomcast-redis", "roomcast"), goals)
+        if goal and (ratios := results.ratios(scenario, peer, figure)) and statistics.median(ratios) > goal
+    ]
+    return [f"Above their goals: {'; '.join(above)}. `ARCHITECTURE.md` tells what a publish costs, and why.", ""] if above else []
 
 
 def several(results):
@@ -426,7 +440,7 @@ def publishes():
         "## Publishing to Redis", "",
         f"A publish is one call of one script. {found['connections']} connections publish events of 128 bytes through Roomcast, and `redis-benchmark` calls the same",
         f"script with the same arguments; medians of {found['runs']} runs, Redis on one CPU, everything else on the other.", "",
-        row(["", "redis-benchmark", "through Roomcast", "ratio"]), row(["---", "---:", "---:", "---:"]),
+        row(["", "redis-benchmark", "through Roomcast", "its rate over redis-benchmark's"]), row(["---", "---:", "---:", "---:"]),
         row(["Redis's CPU a publish, µs", f"{found['bare_redis_us']:.1f}", f"{found['through_redis_us']:.1f}", f"{found['ratio']:.2f}"]),
         row(["publishes a second", f"{found['bare_per_second']:,.0f}", f"{found['through_per_second']:,.0f}", f"{found['through_per_second'] / found['bare_per_second']:.2f}"]), "",
         "The first line is what Redis could take from many replicas; the second is one CPU's worth of gateway together with its load tool, which is",
@@ -455,17 +469,19 @@ def growth(results):
     present = [scenario for scenario in GROWTH if (scenario, "roomcast") in results.rows]
     if not present:
         return []
-    lines = ["## How cost grows", "", f"![CPU per delivery over rawlimit's, by subscribers]({PICTURE.relative_to(ROOT)})", ""]
-    lines += [row(["", "CPU over rawlimit's, embedded", "with Redis", "µs, embedded", "with Redis", "p99 ms, rawlimit", "embedded", "with Redis", "RSS a stream, embedded"])]
-    lines += [row(["---"] + ["---:"] * 8)]
+    lines = ["## How cost grows", "", f"![CPU per delivery over rawlimit's, and memory a stream, by subscribers and by rooms]({PICTURE.relative_to(ROOT)})", ""]
+    lines += [row(["", "CPU over rawlimit's, embedded", "with Redis", "µs, embedded", "with Redis", "p99 ms, rawlimit", "embedded", "with Redis", "RSS a stream, embedded", "with Redis"])]
+    lines += [row(["---"] + ["---:"] * 9)]
     for scenario in present:
         cells = [results.ratio(scenario, peer, CPU) or "" for peer in OURS[1:]]
         for figure, of in ((CPU, OURS[1:]), (P99, OURS)):
             for peer in of:
                 value = results.median(scenario, peer, figure)
                 cells.append(f"{value:,.3g}" if value is not None else "")
-        value = results.median(scenario, "roomcast", IDLE)
-        lines.append(row([f"{scenario} (`{GROWTH[scenario]}`)", *cells, f"{value:,.0f} B"]))
+        for peer in OURS[1:]:
+            value = results.median(scenario, peer, IDLE)
+            cells.append(f"{value:,.0f} B" if value is not None else "")
+        lines.append(row([f"{scenario} (`{GROWTH[scenario]}`)", *cells]))
     draw(results)
     return lines + [
         "", f"Begun: {results.when(GROWTH, OURS[1:])}.", "",
@@ -475,43 +491,56 @@ def growth(results):
 
 
 def draw(results):
-    """Ratio by subscribers, as a picture without any library."""
-    import math
-
-    points = {
-        peer: [
-            (int(scenario.split()[0].replace(",", "")), statistics.median(results.ratios(scenario, peer, CPU)))
-            for scenario in GROWTH if scenario.endswith("subscribers") and results.ratios(scenario, peer, CPU)
-        ]
-        for peer in OURS[1:]
-    }
-    width, height, left, bottom = 640, 320, 60, 50
-    top = max([ratio for line in points.values() for _, ratio in line] + [1.5]) * 1.1
-    x = lambda count: left + (math.log10(count) - 2) / (math.log10(18000) - 2) * (width - left - 130)
-    y = lambda ratio: height - bottom - ratio / top * (height - bottom - 20)
+    """How cost grows, as a picture without any library."""
+    by_subscribers = {scenario: int(scenario.split()[0].replace(",", "")) for scenario in GROWTH if scenario.endswith("subscribers")}
+    by_rooms = {"10,000 subscribers": 1, "100 rooms": 100, "10,000 rooms": 10_000}
+    cost = lambda scenario, peer: statistics.median(results.ratios(scenario, peer, CPU) or [0])
+    memory = lambda scenario, peer: (results.median(scenario, peer, IDLE) or 0) / 1024
+    width, height = 720, 560
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{left}" y="14">CPU per delivery over rawlimit\'s</text>',
     ]
-    for ratio in [step / 2 for step in range(int(top * 2) + 1)]:
-        dash = "" if ratio == 1 else ' stroke-dasharray="2 4"'
-        parts.append(f'<line x1="{left}" x2="{width - 130}" y1="{y(ratio):.0f}" y2="{y(ratio):.0f}" stroke="#999"{dash}/>')
-        parts.append(f'<text x="{left - 8}" y="{y(ratio) + 4:.0f}" text-anchor="end">{ratio:g}</text>')
-    for count in (100, 1000, 10000, 18000):
-        parts.append(f'<text x="{x(count):.0f}" y="{height - 28}" text-anchor="middle">{count:,}</text>')
-    parts.append(f'<text x="{(left + width - 130) / 2:.0f}" y="{height - 8}" text-anchor="middle">subscribers of one room</text>')
-    # From the top, so that a label comes below the one before.
-    lines = [(line, peer, colour) for (peer, line), colour in zip(points.items(), ("#1f77b4", "#d62728")) if line]
-    below = 0
-    for line, peer, colour in sorted(lines, key=lambda drawn: -drawn[0][-1][1]):
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x(n):.0f},{y(r):.0f}" for n, r in line)}"/>')
-        parts += [f'<circle cx="{x(n):.0f}" cy="{y(r):.0f}" r="3" fill="{colour}"/>' for n, r in line]
-        n, r = line[-1]
-        below = max(below + 14, y(r) + 4)
-        parts.append(f'<text x="{x(n) + 8:.0f}" y="{below:.0f}" fill="{colour}">{NAMES[peer]}</text>')
+    for column, (peer, colour) in enumerate(COLOURS.items()):
+        parts.append(f'<text x="{60 + 160 * column}" y="18" fill="{colour}">{NAMES[peer]}</text>')
+    for row_of, (title, figure, step) in enumerate([("CPU per delivery over rawlimit's", cost, 0.5), ("RSS a stream, KiB", memory, 2)]):
+        for column, (axis, counts) in enumerate([("subscribers of one room", by_subscribers), ("rooms of 10,000 subscribers", by_rooms)]):
+            lines = {
+                peer: [(count, value) for scenario, count in counts.items() if (value := figure(scenario, peer))] for peer in COLOURS
+            }
+            parts += panel(60 + 360 * column, 60 + 265 * row_of, title, axis, lines, step)
     PICTURE.parent.mkdir(exist_ok=True)
     PICTURE.write_text("\n".join([*parts, "</svg>", ""]))
+
+
+def panel(left, top, title, axis, lines, step):
+    """Points by their counts' logarithms. At 1 is what they are measured by."""
+    counts = sorted({count for line in lines.values() for count, _ in line})
+    if len(counts) < 2:
+        return []
+    width, height = 270, 170
+    most = max([value for line in lines.values() for _, value in line] + [3 * step]) * 1.1
+    low, high = math.log10(counts[0]), math.log10(counts[-1])
+    x = lambda count: left + (math.log10(count) - low) / (high - low) * width
+    y = lambda value: top + height * (1 - value / most)
+    parts = [f'<text x="{left}" y="{top - 10}">{title}</text>']
+    while most / step > 7:
+        step *= 2
+    for value in {1, *[step * index for index in range(int(most / step) + 1)]}:
+        dash = "" if value == 1 else ' stroke-dasharray="2 4"'
+        parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y(value):.0f}" y2="{y(value):.0f}" stroke="#999"{dash}/>')
+        place = f'x="{left + width + 4}"' if value == 1 else f'x="{left - 8}" text-anchor="end"'
+        parts.append(f'<text {place} y="{y(value) + 4:.0f}">{value:g}</text>')
+    for index, count in enumerate(counts):
+        # The last two may be close.
+        anchor = "end" if index == len(counts) - 2 and x(counts[-1]) - x(count) < 60 else "middle"
+        parts.append(f'<text x="{x(count):.0f}" y="{top + height + 18}" text-anchor="{anchor}">{count:,}</text>')
+    parts.append(f'<text x="{left + width / 2:.0f}" y="{top + height + 36}" text-anchor="middle">{axis}</text>')
+    for peer, line in lines.items():
+        path = " ".join(f"{x(count):.0f},{y(value):.0f}" for count, value in line)
+        parts.append(f'<polyline fill="none" stroke="{COLOURS[peer]}" stroke-width="2" points="{path}"/>')
+        parts += [f'<circle cx="{x(count):.0f}" cy="{y(value):.0f}" r="3" fill="{COLOURS[peer]}"/>' for count, value in line]
+    return parts
 
 
 def machine():
