@@ -167,5 +167,12 @@ async fn p11_thousands_of_streams_of_a_room_cost_little_memory_each_and_all_hear
                 .collect();
             assert_eq!(events, [0, 0, 1, 1, 1], "{heard}");
         }
+        let left = gateway.terminate();
+        let (code, ()) = tokio::join!(left, async {
+            for (socket, heard) in &mut streams {
+                hear(socket, heard, "stream.end").await;
+            }
+        });
+        assert_eq!(code, Some(0));
     }
 }
