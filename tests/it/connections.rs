@@ -134,8 +134,8 @@ async fn p11_thousands_of_streams_of_a_room_cost_little_memory_each_and_all_hear
         let address = gateway.url().strip_prefix("http://").unwrap();
         let open = async || {
             let (mut socket, mut heard) = (TcpStream::connect(address).await.unwrap(), Vec::new());
-            let head = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n");
-            socket.write_all(head.as_bytes()).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n");
+            socket.write_all(request.as_bytes()).await.unwrap();
             hear(&mut socket, &mut heard, "stream.open").await;
             (socket, heard)
         };
