@@ -30,12 +30,7 @@ impl Redis {
         let head = format!("roomcast:{{{room}}}:head");
         let log = format!("roomcast:{{{room}}}:log");
         let channel = format!("roomcast:{{{room}}}:live");
-        let event = [
-            br#"{"published_at":"2026-01-02T03:04:05.678Z","data":""#,
-            body,
-            br#""}"#,
-        ]
-        .concat();
+        let event = [br#"{"published_at":"2026-01-02T03:04:05.678Z","data":""#, body, br#""}"#].concat();
         // Entries, lifetimes of log and head, random, lifetime and digest of
         // an idempotency key, bytes, and the oldest time.
         let rest = "1000 3600000 90000000 1 300000 - 1048576 2025-01-01T00:00:00.000Z";
