@@ -73,7 +73,7 @@ struct Subscriber {
     told: Vec<Told>,
 }
 
-/// What went wrong while a subscriber was told something.
+/// What went wrong when a subscriber was told something, or nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Wrong {
     /// A gap has jumped an event that the log still had.
@@ -343,7 +343,8 @@ impl World {
         world
     }
 
-    /// One of the worlds that differ in nothing but which replica and which subscriber is called the first.
+    /// One of the worlds that differ in nothing but which replica and which subscriber is called the first. So the numbers in
+    /// the steps of a failing path are those of each state alone.
     fn named_anew(mut self) -> Self {
         let order = BuildHasherDefault::<DefaultHasher>::default();
         let [first, second] = &self.replicas;
