@@ -62,7 +62,7 @@ def once(loops):
                 "0", "redis-server", "--port", str(REDIS_PORT), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no"
             )
             time.sleep(0.5)
-            sha = redis_cli("SCRIPT", "LOAD", (SCRIPTS / "head.lua").read_text() + (SCRIPTS / "append.lua").read_text())
+            sha = redis_cli("SCRIPT", "LOAD", (SCRIPTS / "log.lua").read_text() + (SCRIPTS / "append.lua").read_text())
             processes.start(
                 "1", compare.BINARY, "--listen", f"127.0.0.1:{PORT}", "--redis-url", f"redis://127.0.0.1:{REDIS_PORT}"
             )

@@ -1,10 +1,11 @@
 //! The functions that every event passes: `cargo bench`.
 
 use bytes::Bytes;
-use roomcast::broker::{Entry, Slice};
-use roomcast::follow::{Chain, next};
-use roomcast::hub::Encoded;
-use roomcast::room::{Cursor, Event, EventId, RoomName};
+use roomcast::broker::{LogEntry, LogSlice};
+use roomcast::delivery::encoded::{event_chunk, event_envelope};
+use roomcast::live::LiveEvent;
+use roomcast::log::{EpochHistory, next};
+use roomcast::names::{Cursor, Event, EventId, RoomName};
 
 fn main() {
     divan::main();
@@ -16,22 +17,22 @@ fn stored(bytes: usize) -> Bytes {
     Event::decode(text.as_bytes()).expect("it is an event").encode()
 }
 
-fn entry(offset: u64, bytes: usize) -> Entry {
-    Entry { id: EventId::new(1_790_000_000_000_000, offset), stored: stored(bytes) }
+fn entry(offset: u64, bytes: usize) -> LogEntry {
+    LogEntry { id: EventId::new(1_790_000_000_000_000, offset), stored: stored(bytes) }
 }
 
 #[divan::bench(args = [128, 4096, 65_536])]
 fn event_to_text(bencher: divan::Bencher<'_, '_>, bytes: usize) {
     let entry = entry(1, bytes);
-    bencher.bench(|| Encoded::new(divan::black_box(&entry)));
+    bencher.bench(|| LiveEvent::new(divan::black_box(&entry)).map(|event| event_chunk(&event).len()));
 }
 
 #[divan::bench(args = [128, 4096, 65_536])]
 fn event_to_envelope(bencher: divan::Bencher<'_, '_>, bytes: usize) {
     let (entry, room) = (entry(1, bytes), RoomName::new("lobby").expect("it is a name"));
     bencher
-        .with_inputs(|| Encoded::new(&entry).expect("it is an event"))
-        .bench_refs(|event| event.enveloped(&room).len());
+        .with_inputs(|| LiveEvent::new(&entry).expect("it is an event"))
+        .bench_refs(|event| event_envelope(event, &room).len());
 }
 
 #[divan::bench(args = [128, 4096])]
@@ -42,16 +43,16 @@ fn event_to_log(bencher: divan::Bencher<'_, '_>, bytes: usize) {
 
 #[divan::bench(args = [1, 100, 1000])]
 fn what_follows(bencher: divan::Bencher<'_, '_>, events: u64) {
-    let mut chain = Chain::new(1_790_000_000_000_000);
-    let entries = (1..=events).map(|_| Entry { id: chain.extend(), stored: Bytes::new() }).collect();
-    let slice = Slice { oldest: None, retained: events, entries, chain: chain.clone() };
+    let mut history = EpochHistory::new(1_790_000_000_000_000);
+    let entries = (1..=events).map(|_| LogEntry { id: history.extend(), stored: Bytes::new() }).collect();
+    let slice = LogSlice { oldest: None, retained: events, entries, history: history.clone() };
     let position = EventId::new(1_790_000_000_000_000, events - 1);
-    bencher.bench(|| next(divan::black_box(&chain), &slice, position, None));
+    bencher.bench(|| next(divan::black_box(&history), &slice, position, None));
 }
 
 #[divan::bench(args = [1, 20, 100])]
 fn cursor_of_rooms(bencher: divan::Bencher<'_, '_>, rooms: u64) {
     let names: Vec<_> = (0..rooms).map(|n| RoomName::new(&format!("room-{n}")).expect("it is a name")).collect();
     let position = EventId::new(1_790_000_000_000_000, 41);
-    bencher.bench(|| Cursor::of(names.iter().map(|name| (name, position))).encode());
+    bencher.bench(|| Cursor::from_positions(names.iter().map(|name| (name, position))).encode());
 }

@@ -2,7 +2,7 @@
 
 mod access;
 mod limits;
-mod roster;
+mod presence;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -17,13 +17,14 @@ use url::Url;
 use wildmatch::WildMatch;
 
 pub use self::access::{AccessSettings, Origin, TokenArguments};
-pub use self::limits::{CallerLimits, RateFailure};
-pub use self::roster::{PresenceInfo, RosterSettings};
+pub use self::limits::CallerLimits;
+pub use self::presence::{PresenceGroup, PresenceInfo};
 
 use crate::broker::memory::{DataFolder, SyncPolicy};
 use crate::broker::{Retention, RetentionPolicy};
-use crate::hub::HubSettings;
-use crate::room::{RoomName, SubscriberId};
+use crate::delivery::DeliverySettings;
+use crate::live::LiveSettings;
+use crate::names::{RoomName, SubscriberId};
 
 /// More events than any log should keep, and still a number that every part can count.
 const MAX_RETENTION_EVENTS: u64 = 1_000_000_000;
@@ -99,7 +100,7 @@ pub struct Settings {
     /// When what is in --data-dir is forced to the disk: always, before anything is answered; or everysec, which can lose
     /// the last second when the machine stops, and nothing when the process does.
     #[arg(long, env = "ROOMCAST_DATA_SYNC", value_enum, default_value = "always", value_name = "POLICY")]
-    pub data_sync: DataSync,
+    pub data_sync: SyncPolicy,
 
     /// This replica's name, unlike any other's. Random by default.
     #[arg(long, env = "ROOMCAST_REPLICA_ID", value_name = "NAME", value_parser = replica)]
@@ -214,11 +215,11 @@ pub struct Settings {
 
     /// Who is known to be where.
     #[command(flatten)]
-    pub roster: RosterSettings,
+    pub presence: PresenceGroup,
 
     /// How long a room stays ready after its last subscriber has left.
-    #[arg(long, env = "ROOMCAST_LINGER", default_value = "10s", value_parser = pause, value_name = "TIME")]
-    pub linger: Duration,
+    #[arg(long, env = "ROOMCAST_ROOM_IDLE_TTL", default_value = "10s", value_parser = pause, value_name = "TIME")]
+    pub room_idle_ttl: Duration,
 
     /// After SIGTERM: how long the replica goes on answering while the balancer notices that it is unready.
     #[arg(long, env = "ROOMCAST_DRAIN_DELAY", default_value = "5s", value_parser = pause, value_name = "TIME")]
@@ -255,15 +256,6 @@ pub struct Settings {
     pub log_format: LogFormat,
 }
 
-/// When changes are forced to the disk, in Redis's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DataSync {
-    /// Before anything is answered.
-    Always,
-    /// Each second.
-    Everysec,
-}
-
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -291,7 +283,7 @@ pub enum SettingsError {
     /// Open and closed at once.
     #[error("--insecure-allow-anonymous lets everyone do everything, and keys for tokens do not: leave one out")]
     KeysInOpenGateway,
-    /// Rules that would change nothing.
+    /// TokenRules that would change nothing.
     #[error(
         "--anonymous says what callers without a token may do, and without keys that is everything: give a key"
     )]
@@ -350,24 +342,24 @@ impl Settings {
         Ok(())
     }
 
-    /// What a hub needs to know.
-    pub fn hub(&self) -> HubSettings {
-        HubSettings {
+    /// What a replica keeps of live topics.
+    pub fn live(&self) -> LiveSettings {
+        LiveSettings {
             ring_events: self.ring_events,
             ring_bytes: self.ring_bytes,
-            linger: self.linger,
-            presence: self.roster.presence(),
-            report_every: self.roster.report_every(),
+            idle_ttl: self.room_idle_ttl,
+            report_every: self.presence.report_every(),
         }
+    }
+
+    /// How streams are delivered.
+    pub fn delivery(&self) -> DeliverySettings {
+        DeliverySettings { heartbeat: self.heartbeat, retry: self.retry, lifetime: self.stream_lifetime }
     }
 
     /// Where the embedded broker keeps what it holds, if anywhere.
     pub fn data_folder(&self) -> Option<DataFolder> {
-        let sync = match self.data_sync {
-            DataSync::Always => SyncPolicy::Always,
-            DataSync::Everysec => SyncPolicy::EverySecond,
-        };
-        self.data_dir.clone().map(|path| DataFolder { path, sync })
+        self.data_dir.clone().map(|path| DataFolder { path, sync: self.data_sync })
     }
 
     /// How long logs are kept.
@@ -377,7 +369,7 @@ impl Settings {
             bytes: self.retention_bytes,
             age: self.retention_age,
             head: self.retention_head,
-            once: self.idempotency_window,
+            idempotency_window: self.idempotency_window,
         };
         let rule = |rule: &RetentionRule| {
             let retention = Retention {

@@ -1,36 +1,35 @@
 //! Roomcast: an HTTP gateway for realtime rooms and shared values.
 //!
-//! The parts, from what everything rests on to what knows everything; each uses only those above it:
-//! `room` <- `follow` <- `broker` <- `hub` <- `http` <- `server`.
+//! The layers, from what everything rests on to what knows everything; each uses only those before it:
+//! `names` <- `log` <- `broker` <- `live` <- `presence`, `moderation` <- `delivery` <- `http` <- `server`.
 
-pub mod room;
+pub use roomcast_core::{cache, log, names};
 
-pub mod follow;
+pub mod shutdown;
+pub mod trace;
 
 pub mod broker;
 
-pub mod sse;
+pub mod live;
 
-pub mod hub;
-pub mod limits;
+pub mod moderation;
+pub mod presence;
 
-pub mod access;
-
+pub mod auth;
 pub mod metrics;
+pub mod rate_limit;
+
+pub mod delivery;
 
 pub mod config;
-
-pub mod shutdown;
 
 pub mod http;
 
 pub mod server;
 
 pub mod health_client;
-
 pub mod telemetry;
 
-pub mod trace;
-
 #[cfg(test)]
+#[path = "../core/src/fuzz.rs"]
 mod fuzz;

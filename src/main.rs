@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use clap::Parser;
 use roomcast::config::{Command, CommandLine, Settings};
-use roomcast::{access, health_client, http, server, telemetry};
+use roomcast::{auth, health_client, http, server, telemetry};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         }
         Some(Command::Token(arguments)) => {
             let (token, secret) = arguments.into_token();
-            match access::mint(token, secret.expose(), SystemTime::now()) {
+            match auth::mint(token, secret.expose(), SystemTime::now()) {
                 Ok(token) => {
                     say(&token);
                     ExitCode::SUCCESS
@@ -72,7 +72,7 @@ async fn serve(mut settings: Settings) -> ExitCode {
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is_of_settings() => complain(&error.to_string(), BAD_SETTING),
+        Err(error) if error.is_settings_error() => complain(&error.to_string(), BAD_SETTING),
         Err(error) => complain(&error.to_string(), 1),
     }
 }

@@ -20,65 +20,71 @@ const SECONDS: (f64, f64, u16) = (0.0005, 2.0, 15);
 
 /// A word of ours for what happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
+struct ReasonLabel {
     reason: &'static str,
 }
 
-/// A limit, and what it refused.
+/// The code of a problem.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Limited {
+struct CodeLabel {
+    code: &'static str,
+}
+
+/// A limit, and what it rejected.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Rejection {
     limit: &'static str,
-    what: &'static str,
+    kind: &'static str,
 }
 
 /// Who was removed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Removed {
-    of: &'static str,
+struct RemovalKind {
+    kind: &'static str,
 }
 
 /// A kind of answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answer {
+struct ResponseKind {
     method: &'static str,
     route: String,
     status: u16,
 }
 
-type Seconds = Gauge<f64, AtomicU64>;
+type SecondsGauge = Gauge<f64, AtomicU64>;
 
 /// The counters of a replica.
 pub struct Metrics {
     registry: Registry,
-    answers: Family<Answer, Counter>,
-    problems: Family<Reason, Counter>,
+    responses: Family<ResponseKind, Counter>,
+    problems: Family<CodeLabel, Counter>,
     published: Counter,
     publish_seconds: Histogram,
     delivered: Counter,
     delivery_lag: Histogram,
     opened: Counter,
-    ended: Family<Reason, Counter>,
-    gaps: Family<Reason, Counter>,
-    limited: Family<Limited, Counter>,
-    removals: Family<Removed, Counter>,
+    ended: Family<ReasonLabel, Counter>,
+    gaps: Family<ReasonLabel, Counter>,
+    rejected: Family<Rejection, Counter>,
+    removals: Family<RemovalKind, Counter>,
     streams: Gauge,
-    now: NowGauges,
+    now: StateGauges,
 }
 
 /// What is looked at when somebody asks.
-struct NowGauges {
+struct StateGauges {
     rooms: Gauge,
     members: Gauge,
     connections: Gauge,
     commands_up: Gauge,
     delivery_up: Gauge,
-    round_trip: Seconds,
-    junk: Gauge,
+    round_trip: SecondsGauge,
+    malformed: Gauge,
     draining: Gauge,
 }
 
 /// The replica's state as it is now.
-pub struct Now {
+pub struct CurrentState {
     /// Rooms that have subscribers here, or had some a moment ago.
     pub rooms: usize,
     /// Who is in rooms here and says who it is, once for each room.
@@ -92,7 +98,7 @@ pub struct Now {
     /// How long the last probe took there and back.
     pub round_trip: Option<Duration>,
     /// Messages on the rooms' channels that were no announcements, since the start.
-    pub junk: u64,
+    pub malformed: u64,
     /// Whether the replica is leaving.
     pub draining: bool,
 }
@@ -118,7 +124,7 @@ impl Metrics {
         let build = Info::new(vec![("version", version), ("broker", broker)]);
         all.register("build", "The gateway's version, and where its rooms are kept", build);
         let metrics = Self {
-            answers: add(all, "http_requests", "Requests by route and status"),
+            responses: add(all, "http_requests", "Requests by route and status"),
             problems: add(all, "problems", "Failures that callers were told, by code"),
             published: add(all, "events_published", "Events that this replica has stored"),
             publish_seconds: add_seconds(all, "publish", "Time that the broker took to store an event", seconds()),
@@ -132,10 +138,10 @@ impl Metrics {
             opened: add(all, "streams_opened", "Streams that were opened"),
             ended: add(all, "streams_ended", "Streams that ended, by reason"),
             gaps: add(all, "gaps", "Gaps that streams were told, by reason"),
-            limited: add(all, "limited", "Requests and streams that a limit refused"),
+            rejected: add(all, "rejected", "Requests, streams and connections that a limit rejected"),
             removals: add(all, "removals", "Removals that this replica was asked for"),
             streams: add(all, "streams", "Open streams"),
-            now: NowGauges {
+            now: StateGauges {
                 rooms: add(all, "rooms", "Rooms that this replica holds"),
                 members: add(
                     all,
@@ -149,31 +155,35 @@ impl Metrics {
                     all,
                     "broker_round_trip",
                     "How long the last probe of the broker took there and back; 0 if it did not come back",
-                    Seconds::default(),
+                    SecondsGauge::default(),
                 ),
-                junk: add(all, "junk_announcements", "Messages on the rooms' channels that were no announcements"),
+                malformed: add(
+                    all,
+                    "malformed_announcements",
+                    "Messages on the rooms' channels that were no announcements",
+                ),
                 draining: add(all, "draining", "Whether the replica is leaving"),
             },
             registry: std::mem::take(all),
         };
         // What is rare is there from the start, so that its first time is seen as an increase.
         for limit in ["subject", "address", "total"] {
-            drop(metrics.limited.get_or_create(&Limited { limit, what: "request" }));
+            drop(metrics.rejected.get_or_create(&Rejection { limit, kind: "request" }));
         }
-        for of in ["subscriber", "user", "token"] {
-            drop(metrics.removals.get_or_create(&Removed { of }));
+        for kind in ["subscriber", "user", "token"] {
+            drop(metrics.removals.get_or_create(&RemovalKind { kind }));
         }
         metrics
     }
 
     /// A request was answered.
     pub fn answered(&self, method: &'static str, route: &str, status: u16) {
-        self.answers.get_or_create(&Answer { method, route: route.into(), status }).inc();
+        self.responses.get_or_create(&ResponseKind { method, route: route.into(), status }).inc();
     }
 
     /// A caller was told of a failure.
     pub fn problem(&self, code: &'static str) {
-        self.problems.get_or_create(&Reason { reason: code }).inc();
+        self.problems.get_or_create(&CodeLabel { code }).inc();
     }
 
     /// An event was stored.
@@ -206,26 +216,26 @@ impl Metrics {
 
     /// A stream was told to come back before it was open.
     pub fn stream_refused(&self, reason: &'static str) {
-        self.ended.get_or_create(&Reason { reason }).inc();
+        self.ended.get_or_create(&ReasonLabel { reason }).inc();
     }
 
     /// A stream was told of a gap.
     pub fn gap(&self, reason: &'static str) {
-        self.gaps.get_or_create(&Reason { reason }).inc();
+        self.gaps.get_or_create(&ReasonLabel { reason }).inc();
     }
 
     /// A limit refused a request or a stream.
-    pub fn limited(&self, limit: &'static str, what: &'static str) {
-        self.limited.get_or_create(&Limited { limit, what }).inc();
+    pub fn rejected(&self, limit: &'static str, kind: &'static str) {
+        self.rejected.get_or_create(&Rejection { limit, kind }).inc();
     }
 
     /// Somebody was removed: a subscriber, a user, or a token.
-    pub fn removed(&self, of: &'static str) {
-        self.removals.get_or_create(&Removed { of }).inc();
+    pub fn removed(&self, kind: &'static str) {
+        self.removals.get_or_create(&RemovalKind { kind }).inc();
     }
 
     /// Everything, as text that Prometheus reads.
-    pub fn text(&self, now: &Now) -> String {
+    pub fn text(&self, now: &CurrentState) -> String {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.now.rooms.set(number(now.rooms));
         self.now.members.set(number(now.members));
@@ -233,7 +243,7 @@ impl Metrics {
         self.now.commands_up.set(now.commands_up.into());
         self.now.delivery_up.set(now.delivery_up.into());
         self.now.round_trip.set(now.round_trip.unwrap_or_default().as_secs_f64());
-        self.now.junk.set(i64::try_from(now.junk).unwrap_or(i64::MAX));
+        self.now.malformed.set(i64::try_from(now.malformed).unwrap_or(i64::MAX));
         self.now.draining.set(now.draining.into());
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a string takes any text");

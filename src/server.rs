@@ -1,7 +1,7 @@
 //! The only file that knows every part: it builds a gateway, serves, and stops in order.
 
 mod connections;
-mod handover;
+mod detach;
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,20 +10,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
 use self::connections::Connections;
-use crate::access::Access;
+use crate::auth::Access;
 use crate::broker::memory::{MemoryBroker, MemorySettings, StoreError};
 use crate::broker::redis::RedisBroker;
-use crate::broker::{Broker, Buckets, HashStore, Occupancy};
+use crate::broker::{Broker, SubscriberCounts};
 use crate::config::{AccessSettings, Settings, SettingsError};
-use crate::http::{self, App, Fans, Parts};
-use crate::hub::Hub;
-use crate::limits::Limits;
-use crate::metrics::Metrics;
-use crate::shutdown::{Drain, Tasks};
+use crate::delivery::Broadcasters;
+use crate::http::{self, App};
+use crate::shutdown::Tasks;
 
 /// Open files that connections leave for the listener, for Redis, and for answers to those above the limit.
 pub const RESERVED_FILES: usize = connections::OVERLOAD_CONNECTIONS + 64;
@@ -31,8 +29,6 @@ pub const RESERVED_FILES: usize = connections::OVERLOAD_CONNECTIONS + 64;
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 /// The time for background tasks to end.
 const LAST_TASKS: Duration = Duration::from_secs(2);
-/// How often the embedded broker drops what has expired.
-const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// Why a gateway can't serve, or no longer.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +70,7 @@ pub enum ServeError {
 
 impl ServeError {
     /// Whether it never began to serve, since what it was told does not work.
-    pub fn is_of_settings(&self) -> bool {
+    pub fn is_settings_error(&self) -> bool {
         matches!(self, Self::Settings(_) | Self::Key(_) | Self::Listen { .. } | Self::Redis(_) | Self::Data { .. })
     }
 }
@@ -93,29 +89,17 @@ pub async fn run(
         None => uuid::Uuid::new_v4().simple().to_string()[..12].into(),
     };
     let access = access(&settings.access, &tasks)?;
-    let Brokers { hub, hashes, buckets } = build(&settings, &replica, &tasks).await?;
     let is_local = listener.local_addr()?.ip().is_loopback();
-    let drain = Drain::new(settings.drain_window);
-    let app = App::new(Parts {
-        hub: hub.clone(),
-        hashes,
-        metrics: Metrics::new(env!("CARGO_PKG_VERSION"), hub.broker().kind()),
-        connections: TaskTracker::new(),
-        guarded: access.is_open() && is_local && !settings.insecure_allow_anonymous,
-        // A first load test measures the gateway.
-        limits: (!access.is_open() || !is_local).then(|| Limits::new(settings.limits.limits(), buckets)),
-        access,
-        settings: Arc::new(settings),
-        replica,
-        drain: drain.clone(),
-    });
-    let fans = Fans::new(&app, &tasks);
-    let aside = Aside { app: &app, fans: &fans, tasks: &tasks };
-    aside.serve("--metrics-listen", app.settings.metrics_listen, http::metrics_alone).await?;
-    aside.serve("--admin-listen", app.settings.admin_listen, http::admin_alone).await?;
-    let connections =
-        Connections::new(&app, app.connections.clone(), fans, http::router(&app), http::overloaded(&app));
-    tracing::info!(address = %listener.local_addr()?, broker = hub.broker().kind(), "serving");
+    let broker = broker(&settings, &replica, &tasks).await?;
+    let app = App::start(settings, broker, access, replica, is_local, &tasks);
+    let drain = app.drain.clone();
+    let broadcasters = Broadcasters::new(app.delivery.clone(), &tasks);
+    let extra = ExtraListener { app: &app, broadcasters: &broadcasters, tasks: &tasks };
+    extra.serve("--metrics-listen", app.settings.metrics_listen, http::metrics_router).await?;
+    extra.serve("--admin-listen", app.settings.admin_listen, http::admin_router).await?;
+    let (router, overload_router) = (http::router(&app), http::overload_router(&app));
+    let connections = Connections::new(&app, app.connections.clone(), broadcasters, router, overload_router);
+    tracing::info!(address = %listener.local_addr()?, broker = app.broker_kind, "serving");
     ready();
     {
         let leaving = async {
@@ -135,7 +119,7 @@ pub async fn run(
     drain.end_streams();
     connections.finish(app.settings.drain_window + LAST_REQUESTS).await;
     // Subscribers that have gone elsewhere must not be counted here until the lease runs out.
-    if let Err(error) = hub.broker().report(&Occupancy::new(), 0).await {
+    if let Err(error) = app.registry.report(&SubscriberCounts::new(), 0).await {
         tracing::debug!(%error, "the broker was not told that this replica's rooms are empty");
     }
     let failed = tasks.has_failed();
@@ -144,13 +128,13 @@ pub async fn run(
 }
 
 /// Serves some routes on listeners of their own.
-struct Aside<'a> {
+struct ExtraListener<'a> {
     app: &'a App,
-    fans: &'a Arc<Fans>,
+    broadcasters: &'a Arc<Broadcasters>,
     tasks: &'a Tasks,
 }
 
-impl Aside<'_> {
+impl ExtraListener<'_> {
     async fn serve(
         &self,
         flag: &'static str,
@@ -160,9 +144,10 @@ impl Aside<'_> {
         let Some(address) = address else { return Ok(()) };
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|why| ServeError::Listen { flag, address, why })?;
-        let (router, overloaded) = (router(self.app), http::overloaded(self.app));
+        let (router, overload_router) = (router(self.app), http::overload_router(self.app));
         // Not among those that leaving waits for.
-        let connections = Connections::new(self.app, TaskTracker::new(), self.fans.clone(), router, overloaded);
+        let connections =
+            Connections::new(self.app, TaskTracker::new(), self.broadcasters.clone(), router, overload_router);
         self.tasks.supervise(flag, async move {
             connections.accept(&listener).await;
         });
@@ -178,57 +163,22 @@ fn access(settings: &AccessSettings, tasks: &Tasks) -> Result<Access, ServeError
     Ok(Access::with_keys(keys, settings.anonymous(), settings.rules(), tasks))
 }
 
-/// What a broker does.
-struct Brokers {
-    hub: Arc<Hub>,
-    hashes: Arc<dyn HashStore>,
-    buckets: Arc<dyn Buckets>,
-}
-
-async fn build(settings: &Settings, replica: &str, tasks: &Tasks) -> Result<Brokers, ServeError> {
+/// The broker that the settings ask for. It is not started yet.
+async fn broker(settings: &Settings, replica: &str, tasks: &Tasks) -> Result<Arc<dyn Broker>, ServeError> {
     let retention = settings.retention();
+    let lease = settings.presence.replica_lease;
     if let Some(url) = &settings.redis_url {
-        let broker = RedisBroker::new(
-            url.expose(),
-            &settings.redis_prefix,
-            replica,
-            settings.roster.replica_lease,
-            retention,
-        );
-        let broker = Arc::new(broker.map_err(ServeError::Redis)?);
-        let hub = start(broker.clone(), settings, tasks);
-        broker.start(tasks);
-        return Ok(Brokers { hub, hashes: broker.clone(), buckets: broker });
+        let broker = RedisBroker::new(url.expose(), &settings.redis_prefix, replica, lease, retention);
+        return Ok(Arc::new(broker.map_err(ServeError::Redis)?));
     }
-    let memory = MemorySettings {
-        replica: replica.into(),
-        lease: settings.roster.replica_lease,
-        retention,
-        max_bytes: settings.embedded_max_bytes,
-    };
-    let broker = Arc::new(match settings.data_folder() {
+    let memory =
+        MemorySettings { replica: replica.into(), lease, retention, max_bytes: settings.embedded_max_bytes };
+    Ok(Arc::new(match settings.data_folder() {
         None => MemoryBroker::new(memory),
         Some(data) => {
             let folder = data.path.clone();
             let opened = MemoryBroker::open(data, memory, tasks).await;
             opened.map_err(|why| ServeError::Data { folder, why })?
         }
-    });
-    let hub = start(broker.clone(), settings, tasks);
-    let swept = broker.clone();
-    tasks.supervise("sweep", async move {
-        let mut ticks = interval(SWEEP_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            swept.sweep();
-        }
-    });
-    Ok(Brokers { hub, hashes: broker.clone(), buckets: broker })
-}
-
-fn start(broker: Arc<dyn Broker>, settings: &Settings, tasks: &Tasks) -> Arc<Hub> {
-    let hub = Hub::new(broker, settings.hub(), tasks);
-    hub.start();
-    hub
+    }))
 }

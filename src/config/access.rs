@@ -9,7 +9,7 @@ use clap::Args;
 use url::Url;
 
 use super::{between, is_loopback_host};
-use crate::access::{Grants, Key, KeySetFile, KeySetUrl, KeySources, NewToken, Permission, Rules};
+use crate::auth::{Grants, Key, KeySetFile, KeySetUrl, KeySources, NewToken, Permission, TokenRules};
 
 /// Who may do what. With any key the gateway is closed: only what tokens grant may be done.
 #[derive(Args, Clone, Debug)]
@@ -100,13 +100,13 @@ impl AccessSettings {
     }
 
     /// What tokens are held against beside their signatures.
-    pub fn rules(&self) -> Rules {
-        Rules { issuers: self.jwt_issuer.clone(), audiences: self.jwt_audience.clone(), skew: self.jwt_skew }
+    pub fn rules(&self) -> TokenRules {
+        TokenRules { issuers: self.jwt_issuer.clone(), audiences: self.jwt_audience.clone(), skew: self.jwt_skew }
     }
 
     /// What callers without a token may do, where there are keys.
     pub fn anonymous(&self) -> Grants {
-        Grants::of(self.anonymous.iter().map(|grant| (grant.permission, grant.pattern.clone())))
+        Grants::from_rules(self.anonymous.iter().map(|grant| (grant.permission, grant.pattern.clone())))
     }
 
     /// Whether web pages of an origin may use the gateway from another site.

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use ipnet::IpNet;
 
-use crate::limits::{LimitSettings, OnFailure};
+use crate::rate_limit::{RateFailure, RateLimitSettings};
 
 /// How much a caller may take. A gateway without keys on this machine's own address has none of these limits.
 #[derive(Args, Clone, Debug)]
@@ -48,26 +48,14 @@ pub struct CallerLimits {
 /// A second has so many microseconds, and a token takes one at least.
 const MAX_RATE: i64 = 1_000_000;
 
-/// What becomes of requests that can't be counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum RateFailure {
-    /// They pass.
-    Open,
-    /// They are refused with 503.
-    Closed,
-}
-
 impl CallerLimits {
     /// What the limiter needs to know.
-    pub fn limits(&self) -> LimitSettings {
-        LimitSettings {
+    pub fn limits(&self) -> RateLimitSettings {
+        RateLimitSettings {
             rate_per_subject: self.rate_per_subject,
             rate_per_address: self.rate_per_address,
             rate_total: self.rate_total,
-            on_failure: match self.rate_failure {
-                RateFailure::Open => OnFailure::Pass,
-                RateFailure::Closed => OnFailure::Refuse,
-            },
+            on_failure: self.rate_failure,
             streams_per_subject: self.max_streams_per_subject,
             streams_per_address: self.max_streams_per_address,
         }

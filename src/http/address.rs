@@ -26,9 +26,9 @@ fn forwarded(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut nearest = peer;
     let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
     // Each by itself: what a caller has written further to the left must not hide what a proxy has added.
-    let mut named = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+    let mut request_context = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     while is_trusted(nearest) {
-        let Some(next) = named.next().and_then(parse) else { break };
+        let Some(next) = request_context.next().and_then(parse) else { break };
         nearest = next.to_canonical();
     }
     nearest

@@ -2,20 +2,21 @@
 
 use std::net::IpAddr;
 
-use super::caller::By;
+use super::App;
+use super::caller::Caller;
+use super::middleware::request_context;
 use super::problem::Problem;
-use super::{App, named};
 
 /// Somebody was refused.
 pub fn refused(problem: &Problem, subject: Option<&str>, address: Option<IpAddr>) {
     let (code, detail) = (problem.code().name(), problem.detail());
     let address = address.map(tracing::field::display);
-    named::log(|| tracing::info!(target: "audit", code, subject, address, detail, "refused"));
+    request_context::log(|| tracing::info!(target: "audit", code, subject, address, detail, "refused"));
 }
 
 /// Somebody was removed, or kept out, by somebody.
-pub fn removed(app: &App, by: &By, what: &'static str, whom: &str, deny_seconds: u64) {
-    let (subject, address) = (by.caller().subject.as_deref(), by.address().map(tracing::field::display));
+pub fn removed(app: &App, caller: &Caller, what: &'static str, whom: &str, deny_seconds: u64) {
+    let (subject, address) = (caller.identity().subject.as_deref(), caller.address().map(tracing::field::display));
     app.metrics.removed(what);
-    named::log(|| tracing::info!(target: "audit", subject, address, what, whom, deny_seconds, "removed"));
+    request_context::log(|| tracing::info!(target: "audit", subject, address, what, whom, deny_seconds, "removed"));
 }

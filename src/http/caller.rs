@@ -11,58 +11,59 @@ use axum::http::{HeaderMap, Method};
 use super::address::address;
 use super::problem::{Code, Problem};
 use super::{App, audit};
-use crate::access::{Caller, Permission, Refusal};
-use crate::limits::{Of, Refused, Standing};
+use crate::auth::{Identity, Permission, TokenError};
+use crate::rate_limit::{RateError, RateKey, RateStatus};
 
 /// The parameter of the query in which `EventSource`, which can't set headers, brings its token.
 pub const ACCESS_TOKEN: &str = "access_token";
 
 /// The caller, and what it may do. Every route below `/v1/` takes one before all else.
-pub struct By {
-    caller: Arc<Caller>,
+pub struct Caller {
+    identity: Arc<Identity>,
     address: Option<IpAddr>,
 }
 
 /// How the caller of a request stands with its limits, for the fields of the answer. In the request's extensions, where there are
 /// limits; clones are the same.
 #[derive(Clone, Default)]
-pub struct Stands(Arc<OnceLock<Standing>>);
+pub struct RateStatusSlot(Arc<OnceLock<RateStatus>>);
 
-impl Stands {
+impl RateStatusSlot {
     /// What is known of it.
-    pub fn standing(&self) -> Option<&Standing> {
+    pub fn status(&self) -> Option<&RateStatus> {
         self.0.get()
     }
 }
 
-impl FromRequestParts<App> for By {
+impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let address = address(&parts.extensions, &parts.headers, &app.settings.limits.trusted_proxy);
         if app.access.is_open() && app.limits.is_none() {
-            return Ok(Self { caller: app.access.identify(None).await?, address });
+            return Ok(Self { identity: app.access.identify(None).await?, address });
         }
         // Before the token is looked at, which is work.
-        let place = address.map(Of::Address);
-        let standing = take(app, place.into_iter().chain([Of::All]), 1, address, None).await?;
+        let by_address = address.map(RateKey::Address).into_iter().chain([RateKey::All]);
+        let address_status = take(app, by_address, 1, address, None).await?;
         let identified = identify(parts, app).await;
-        let caller = identified.inspect_err(|problem| audit::refused(problem, None, address))?;
-        let of_subject = caller.subject.clone().map(Of::Subject);
-        let of_subject = take(app, of_subject, 1, address, caller.subject.as_deref()).await?;
-        if let (Some(standing), Some(stands)) = (of_subject.or(standing), parts.extensions.get::<Stands>()) {
-            let _ = stands.0.set(standing);
+        let identity = identified.inspect_err(|problem| audit::refused(problem, None, address))?;
+        let by_subject = identity.subject.clone().map(RateKey::Subject);
+        let subject_status = take(app, by_subject, 1, address, identity.subject.as_deref()).await?;
+        let slot = parts.extensions.get::<RateStatusSlot>();
+        if let (Some(status), Some(slot)) = (subject_status.or(address_status), slot) {
+            let _ = slot.0.set(status);
         }
-        Ok(Self { caller, address })
+        Ok(Self { identity, address })
     }
 }
 
 /// Who it is, by its token.
-async fn identify(parts: &Parts, app: &App) -> Result<Arc<Caller>, Problem> {
+async fn identify(parts: &Parts, app: &App) -> Result<Arc<Identity>, Problem> {
     let token = token(parts, &app.settings.access.token_cookie)?;
     // A page of another site can make a browser send a cookie, or a request without a token from where the browser is. Its
     // Origin then says so.
-    let comes_by_itself = token.as_ref().is_none_or(|token| token.place == Place::Cookie);
+    let comes_by_itself = token.as_ref().is_none_or(|token| token.source == TokenSource::Cookie);
     if !app.access.is_open()
         && comes_by_itself
         && !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS)
@@ -76,7 +77,7 @@ async fn identify(parts: &Parts, app: &App) -> Result<Arc<Caller>, Problem> {
     }
     let caller = app.access.identify(token.as_ref().map(|token| token.text.as_str())).await?;
     if let Some(token) = &caller.token_id
-        && app.hub.has_revoked(token).await?
+        && app.moderation.is_revoked(token).await?
     {
         return Err(Problem::new(Code::TokenInvalid, "the token was revoked"));
     }
@@ -86,63 +87,58 @@ async fn identify(parts: &Parts, app: &App) -> Result<Arc<Caller>, Problem> {
 /// Counts requests against limits.
 async fn take(
     app: &App,
-    of: impl IntoIterator<Item = Of>,
+    of: impl IntoIterator<Item = RateKey>,
     count: u64,
     address: Option<IpAddr>,
     subject: Option<&str>,
-) -> Result<Option<Standing>, Problem> {
+) -> Result<Option<RateStatus>, Problem> {
     let Some(limits) = &app.limits else { return Ok(None) };
     limits.take(of, count).await.map_err(|refused| {
-        if let Refused::TooMany { standing, .. } | Refused::Never { standing } = refused {
-            app.metrics.limited(standing.policy, "request");
+        if let RateError::TooMany { status, .. } | RateError::Never { status } = refused {
+            app.metrics.rejected(status.policy, "request");
         }
-        let is_news = !matches!(refused, Refused::TooMany { is_news: false, .. });
+        let is_new = !matches!(refused, RateError::TooMany { is_new: false, .. });
         let problem = Problem::from(refused);
-        if is_news {
+        if is_new {
             audit::refused(&problem, subject, address);
         }
         problem
     })
 }
 
-impl From<Refused> for Problem {
-    fn from(refused: Refused) -> Self {
+impl From<RateError> for Problem {
+    fn from(refused: RateError) -> Self {
         match refused {
-            Refused::TooMany { standing, after, .. } => {
+            RateError::TooMany { status, after, .. } => {
                 let detail = format!(
                     "more than {} requests in {} s, by the limit for each {}; all there are are spent",
-                    standing.quota, standing.window, standing.policy
+                    status.quota, status.window, status.policy
                 );
-                Self::later(Code::TooManyRequests, detail, after).with_standing(standing)
+                Self::later(Code::TooManyRequests, detail, after).with_rate_status(status)
             }
-            Refused::Never { standing } => {
+            RateError::Never { status } => {
                 let detail = format!(
                     "so many at once never pass the limit for each {}: {} at most",
-                    standing.policy, standing.quota
+                    status.policy, status.quota
                 );
-                Self::new(Code::TooManyRequests, detail).with_standing(standing)
+                Self::new(Code::TooManyRequests, detail).with_rate_status(status)
             }
-            Refused::Unknown => {
+            RateError::Unknown => {
                 Self::new(Code::Unavailable, "it can't be told now whether the request is within its limits")
             }
         }
     }
 }
 
-impl By {
+impl Caller {
     /// The caller.
-    pub fn caller(&self) -> &Arc<Caller> {
-        &self.caller
-    }
-
-    /// The caller alone.
-    pub fn into_caller(self) -> Arc<Caller> {
-        self.caller
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
     }
 
     /// Whose request it is, for what belongs to a caller. Those without a subject are one, and those without a token another.
     pub fn owner(&self) -> String {
-        match (&self.caller.subject, self.caller.has_token) {
+        match (&self.identity.subject, self.identity.has_token) {
             (Some(subject), _) => format!("subject {subject}"),
             (None, true) => "token".into(),
             (None, false) => String::new(),
@@ -156,15 +152,15 @@ impl By {
 
     /// Counts more of its requests.
     pub async fn spend(&self, app: &App, more: u64) -> Result<(), Problem> {
-        let subject = self.caller.subject.clone();
-        let (of_subject, of_address) = (subject.clone().map(Of::Subject), self.address.map(Of::Address));
-        let of = of_subject.into_iter().chain(of_address).chain([Of::All]);
+        let subject = self.identity.subject.clone();
+        let (of_subject, of_address) = (subject.clone().map(RateKey::Subject), self.address.map(RateKey::Address));
+        let of = of_subject.into_iter().chain(of_address).chain([RateKey::All]);
         take(app, of, more, self.address, subject.as_deref()).await.map(|_| ())
     }
 
     /// Whether something may be done with the room or hash of that name.
     pub fn may(&self, permission: Permission, name: &str) -> bool {
-        self.caller.grants.allow(permission, name)
+        self.identity.grants.allow(permission, name)
     }
 
     /// Refuses unless something may be done with the room or hash of that name.
@@ -182,7 +178,7 @@ impl By {
 
     /// Refuses unless something may be done with some room or hash.
     pub fn require_some(&self, permission: Permission) -> Result<(), Problem> {
-        if self.caller.grants.allow_some(permission) {
+        if self.identity.grants.allow_some(permission) {
             return Ok(());
         }
         Err(self.refused(self.missing(permission.name())))
@@ -190,14 +186,14 @@ impl By {
 
     /// Refuses unless everything may be done.
     pub fn require_admin(&self) -> Result<(), Problem> {
-        if self.caller.grants.is_admin() {
+        if self.identity.grants.is_admin() {
             return Ok(());
         }
         Err(self.refused(self.missing("admin")))
     }
 
     fn missing(&self, missing: &str) -> Problem {
-        if self.caller.has_token {
+        if self.identity.has_token {
             Problem::new(Code::Forbidden, format!("the token does not grant {missing}"))
         } else {
             let detail = format!("it takes a token that grants {missing}: in Authorization, as Bearer");
@@ -206,16 +202,21 @@ impl By {
     }
 
     fn refused(&self, problem: Problem) -> Problem {
-        audit::refused(&problem, self.caller.subject.as_deref(), self.address);
+        self.audit(&problem);
         problem
+    }
+
+    /// Writes a line of the audit log: the caller was refused.
+    pub fn audit(&self, problem: &Problem) {
+        audit::refused(problem, self.identity.subject.as_deref(), self.address);
     }
 }
 
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
+impl From<TokenError> for Problem {
+    fn from(refusal: TokenError) -> Self {
         let code = match refusal {
-            Refusal::Expired => Code::TokenExpired,
-            Refusal::KeysUnavailable => Code::KeysUnavailable,
+            TokenError::Expired => Code::TokenExpired,
+            TokenError::KeysUnavailable => Code::KeysUnavailable,
             _ => Code::TokenInvalid,
         };
         Self::new(code, refusal.to_string())
@@ -223,28 +224,28 @@ impl From<Refusal> for Problem {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum TokenSource {
     Header,
     Query,
     Cookie,
 }
 
-struct Token {
+struct BearerToken {
     text: String,
-    place: Place,
+    source: TokenSource,
 }
 
 /// The request's token. The header wins over the query, and either over a cookie, which comes along by itself.
-fn token(parts: &Parts, cookie: &str) -> Result<Option<Token>, Problem> {
+fn token(parts: &Parts, cookie: &str) -> Result<Option<BearerToken>, Problem> {
     if let Some(text) = bearer(&parts.headers)? {
-        return Ok(Some(Token { text, place: Place::Header }));
+        return Ok(Some(BearerToken { text, source: TokenSource::Header }));
     }
     let mut query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
     let in_query = query.find(|(name, _)| name == ACCESS_TOKEN).filter(|(_, token)| !token.is_empty());
     if let Some((_, text)) = in_query {
-        return Ok(Some(Token { text: text.into_owned(), place: Place::Query }));
+        return Ok(Some(BearerToken { text: text.into_owned(), source: TokenSource::Query }));
     }
-    Ok(cookie_of(&parts.headers, cookie).map(|text| Token { text, place: Place::Cookie }))
+    Ok(cookie_of(&parts.headers, cookie).map(|text| BearerToken { text, source: TokenSource::Cookie }))
 }
 
 /// `Authorization: Bearer` (RFC 6750, 2.1). Another scheme is not taken for none: its sender means to be someone.
@@ -273,13 +274,13 @@ mod tests {
 
     use super::*;
 
-    fn found(query: &str, headers: &[(axum::http::HeaderName, &str)]) -> Option<(String, Place)> {
+    fn found(query: &str, headers: &[(axum::http::HeaderName, &str)]) -> Option<(String, TokenSource)> {
         let mut request = Request::builder().uri(format!("/v1/rooms/a/stream{query}"));
         for (name, value) in headers {
             request = request.header(name, *value);
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        token(&parts, "__Host-roomcast").unwrap().map(|token| (token.text, token.place))
+        token(&parts, "__Host-roomcast").unwrap().map(|token| (token.text, token.source))
     }
 
     #[test]
@@ -289,14 +290,14 @@ mod tests {
         let query = "?event=a&access_token=from.the.query";
         assert!(found("", &[]).is_none());
         assert!(found("?access_token=", &[(COOKIE, "__Host-roomcast=; x__Host-roomcast=y")]).is_none());
-        let is = |found: Option<(String, Place)>, text: &str, place| {
+        let is = |found: Option<(String, TokenSource)>, text: &str, place| {
             let (got, at) = found.unwrap();
             assert!(got == text && at == place, "{got}");
         };
-        is(found("", std::slice::from_ref(&cookie)), "from.a.cookie", Place::Cookie);
-        is(found(query, std::slice::from_ref(&cookie)), "from.the.query", Place::Query);
-        is(found(query, &[header, cookie]), "from.the.header", Place::Header);
-        is(found("", &[(COOKIE, "a=b"), (COOKIE, "__Host-roomcast=second")]), "second", Place::Cookie);
+        is(found("", std::slice::from_ref(&cookie)), "from.a.cookie", TokenSource::Cookie);
+        is(found(query, std::slice::from_ref(&cookie)), "from.the.query", TokenSource::Query);
+        is(found(query, &[header, cookie]), "from.the.header", TokenSource::Header);
+        is(found("", &[(COOKIE, "a=b"), (COOKIE, "__Host-roomcast=second")]), "second", TokenSource::Cookie);
     }
 
     #[test]

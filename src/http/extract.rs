@@ -16,14 +16,14 @@ use serde::{Deserialize, Deserializer};
 use super::App;
 use super::caller::ACCESS_TOKEN;
 use super::problem::{Code, Problem};
-use crate::room::{EventName, FieldName, HashName, NameError, RoomName};
+use crate::names::{EventName, FieldName, HashName, NameError, RoomName};
 
 /// The room in the path.
-pub struct Room(pub RoomName);
+pub struct RoomPath(pub RoomName);
 /// The hash in the path.
-pub struct Hash(pub HashName);
+pub struct HashPath(pub HashName);
 /// The hash and the field in the path.
-pub struct Field(pub HashName, pub FieldName);
+pub struct FieldPath(pub HashName, pub FieldName);
 
 /// Checks a name, wherever it stood.
 pub fn name<T>(what: &str, text: &str, new: impl FnOnce(&str) -> Result<T, NameError>) -> Result<T, Problem> {
@@ -35,7 +35,7 @@ pub async fn path<T: DeserializeOwned + Send>(parts: &mut Parts, app: &App) -> R
     path.map(|Path(path)| path).map_err(|rejection| Problem::new(Code::InvalidName, rejection.body_text()))
 }
 
-impl FromRequestParts<App> for Room {
+impl FromRequestParts<App> for RoomPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
@@ -44,7 +44,7 @@ impl FromRequestParts<App> for Room {
     }
 }
 
-impl FromRequestParts<App> for Hash {
+impl FromRequestParts<App> for HashPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
@@ -53,7 +53,7 @@ impl FromRequestParts<App> for Hash {
     }
 }
 
-impl FromRequestParts<App> for Field {
+impl FromRequestParts<App> for FieldPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
@@ -81,7 +81,7 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
     }
 }
 
-/// A query without its token, which is for [`By`](super::caller::By) alone.
+/// A query without its token, which is for [`Caller`](super::caller::Caller) alone.
 fn without_token(query: &str) -> Cow<'_, str> {
     let is_token = |pair: &str| form_urlencoded::parse(pair.as_bytes()).any(|(name, _)| name == ACCESS_TOKEN);
     if query.split('&').any(is_token) {

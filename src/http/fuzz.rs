@@ -13,21 +13,18 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::runtime::Runtime;
-use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use super::batch::Batch;
+use super::App;
+use super::api::batch::Batch;
 use super::extract::{Object, json};
 use super::problem::Code;
-use super::{App, Parts};
-use crate::access::Access;
+use crate::auth::Access;
 use crate::broker::entity_tag;
 use crate::broker::memory::{MemoryBroker, MemorySettings};
 use crate::config::Settings;
 use crate::fuzz::{shaped, shaped_text};
-use crate::hub::Hub;
-use crate::metrics::Metrics;
-use crate::shutdown::{Drain, Tasks};
+use crate::shutdown::Tasks;
 
 const BATCHES: [&str; 2] = [
     r#"{"events":[{"room":"lobby","event":"chat","data":{"t":1},"idempotency_key":"k"},{"rooms":["a","b"],"data":42}]}"#,
@@ -90,31 +87,17 @@ fn start() -> (Runtime, Router) {
 /// A gateway with the embedded broker.
 pub fn app() -> App {
     let mut settings = Settings::defaults();
-    settings.linger = Duration::ZERO;
+    settings.room_idle_ttl = Duration::ZERO;
     // Full at some time: that is an answer too.
     settings.embedded_max_bytes = 16 * 1024 * 1024;
     let tasks = Tasks::default();
     let broker = Arc::new(MemoryBroker::new(MemorySettings {
         replica: "fuzz".into(),
-        lease: settings.roster.replica_lease,
+        lease: settings.presence.replica_lease,
         retention: settings.retention(),
         max_bytes: settings.embedded_max_bytes,
     }));
-    let hub = Hub::new(broker.clone(), settings.hub(), &tasks);
-    hub.start();
-    let drain = Drain::new(settings.drain_window);
-    App::new(Parts {
-        hub,
-        hashes: broker,
-        access: Access::open(),
-        limits: None,
-        metrics: Metrics::new("", "embedded"),
-        connections: TaskTracker::new(),
-        settings: Arc::new(settings),
-        replica: "fuzzed".into(),
-        drain,
-        guarded: true,
-    })
+    App::start(settings, broker, Access::open(), "fuzzed".into(), true, &tasks)
 }
 
 /// What holds for every answer: a success, or a document that says what is wrong; and never a failure of the gateway's own.
@@ -174,8 +157,8 @@ const BODIES: [&str; 6] = [
 /// Any method, target, headers and body: answered, and in words if refused.
 #[test]
 fn fuzz_requests() {
-    type Parts = (u8, Vec<u8>, Vec<(u8, Vec<u8>)>, Vec<u8>);
-    bolero::check!().with_type::<Parts>().for_each(|(method, target, headers, body): &Parts| {
+    type AppParts = (u8, Vec<u8>, Vec<(u8, Vec<u8>)>, Vec<u8>);
+    bolero::check!().with_type::<AppParts>().for_each(|(method, target, headers, body): &AppParts| {
         let method = METHODS[usize::from(*method) % METHODS.len()].clone();
         let mut request = Request::builder().method(method).uri(shaped_text(&TARGETS, target));
         request = request.header("host", "localhost");
@@ -219,7 +202,7 @@ fn fuzz_conditions() {
 #[test]
 fn fuzz_idempotency_keys() {
     let publish = |key: &[u8]| {
-        let request = Request::post("/v1/rooms/once/events").header("host", "localhost");
+        let request = Request::post("/v1/rooms/idempotency_key/events").header("host", "localhost");
         request.header("idempotency-key", key).body(Body::from("x")).ok()
     };
     bolero::check!().for_each(|bytes: &[u8]| {

@@ -4,8 +4,8 @@ use axum::http::{HeaderMap, HeaderName};
 
 use super::extract::header_text;
 use super::problem::{Code, Problem};
-use crate::broker::{Once, sha1_hex};
-use crate::room::{Data, Event, EventName, SubscriberId};
+use crate::broker::{IdempotencyKey, sha1_hex};
+use crate::names::{Data, Event, EventName, SubscriberId};
 
 /// The request's header.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -28,7 +28,7 @@ pub fn check(key: &str) -> Result<&str, &'static str> {
 }
 
 /// What the broker has to know of a key and of what is published with it. A key is its caller's own: another may use the same.
-pub fn once(caller: &str, key: &str, event: &Event) -> Once {
+pub fn idempotency_key(caller: &str, key: &str, event: &Event) -> IdempotencyKey {
     let kind = match event.data {
         Data::Json(_) => "json",
         Data::Text(_) => "text",
@@ -36,7 +36,7 @@ pub fn once(caller: &str, key: &str, event: &Event) -> Once {
     let name = event.name.as_ref().map_or("", EventName::as_str);
     let mut content = vec![name, kind, event.data.as_text()];
     content.extend(event.except.iter().map(SubscriberId::as_str));
-    Once { key: digest(&[caller, key]), content: digest(&content) }
+    IdempotencyKey { key: digest(&[caller, key]), content: digest(&content) }
 }
 
 /// The same for the same key, so that a repeated batch has the same answer.

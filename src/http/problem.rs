@@ -9,9 +9,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::named;
+use super::middleware::request_context;
 use crate::broker::{BrokerError, Fault, FaultKind};
-use crate::limits::Standing;
+use crate::rate_limit::RateStatus;
 
 /// The media type of problem documents.
 pub const MEDIA_TYPE: &str = "application/problem+json";
@@ -166,16 +166,16 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 pub struct Problem {
     code: Code,
     detail: String,
-    present: Option<Present>,
+    present: Option<CurrentValue>,
     /// Seconds after which it may be tried again, where that is not the same for all.
     retry_after: Option<u64>,
     /// How the caller stands with the limit that refused it.
-    standing: Option<Box<Standing>>,
+    rate_status: Option<Box<RateStatus>>,
 }
 
 /// The value that a condition met.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Present {
+pub struct CurrentValue {
     /// The value; absent where the field is, or where it is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
@@ -207,13 +207,13 @@ pub struct Document {
     request_id: String,
     /// With a 412: the present value of the field.
     #[serde(skip_serializing_if = "Option::is_none")]
-    present: Option<Present>,
+    present: Option<CurrentValue>,
 }
 
 impl Problem {
     /// A failure, and in `detail` what was wrong this time.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), present: None, retry_after: None, standing: None }
+        Self { code, detail: detail.into(), present: None, retry_after: None, rate_status: None }
     }
 
     /// A failure that will be none after a time.
@@ -225,12 +225,12 @@ impl Problem {
 
     /// The same, of a caller with a limit.
     #[must_use]
-    pub fn with_standing(self, standing: Standing) -> Self {
-        Self { standing: Some(Box::new(standing)), ..self }
+    pub fn with_rate_status(self, rate_status: RateStatus) -> Self {
+        Self { rate_status: Some(Box::new(rate_status)), ..self }
     }
 
     /// The failed condition of a write, with the value that it met.
-    pub fn precondition(detail: impl Into<String>, present: Present) -> Self {
+    pub fn precondition(detail: impl Into<String>, present: CurrentValue) -> Self {
         Self { present: Some(present), ..Self::new(Code::PreconditionFailed, detail) }
     }
 
@@ -257,11 +257,11 @@ impl From<BrokerError> for Problem {
             BrokerError::UnknownPage => Self::new(Code::InvalidQuery, error.to_string()),
             // The fault's detail may name servers: it goes to the log, the caller gets the kind.
             BrokerError::Unavailable(fault) => {
-                named::log(|| tracing::warn!(%fault, "not done: the broker is ill"));
+                request_context::log(|| tracing::warn!(%fault, "not done: the broker is degraded"));
                 Self::new(code_of(fault), format!("not stored or read ({}); try again", fault.kind.name()))
             }
             BrokerError::OutcomeUnknown(fault) => {
-                named::log(|| tracing::warn!(%fault, "outcome unknown: the broker's answer was lost"));
+                request_context::log(|| tracing::warn!(%fault, "outcome unknown: the broker's answer was lost"));
                 let detail = format!("it may or may not have been stored ({})", fault.kind.name());
                 Self::new(Code::OutcomeUnknown, detail)
             }
@@ -280,7 +280,7 @@ fn code_of(fault: &Fault) -> Code {
         FaultKind::Busy => Code::Busy,
         FaultKind::Unreachable
         | FaultKind::TimedOut
-        | FaultKind::Deaf
+        | FaultKind::NotReceiving
         | FaultKind::Loading
         | FaultKind::NotPermitted
         | FaultKind::Failed => Code::Unavailable,
@@ -306,7 +306,7 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
     count(problem.code);
     let (code, status, title) = problem.code.parts();
     if status == StatusCode::INTERNAL_SERVER_ERROR {
-        named::log(|| tracing::error!(detail = problem.detail, "the gateway failed"));
+        request_context::log(|| tracing::error!(detail = problem.detail, "the gateway failed"));
     }
     let document = Document {
         kind: format!("urn:roomcast:problem:{code}"),
@@ -333,8 +333,8 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
     if let Some(seconds) = problem.retry_after {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }
-    if let Some(standing) = &problem.standing {
-        add_standing(headers, standing);
+    if let Some(rate_status) = &problem.rate_status {
+        add_rate_status(headers, rate_status);
     }
     if let Some(challenge) = problem.code.challenge() {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
@@ -343,8 +343,8 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
 }
 
 /// The fields of draft-ietf-httpapi-ratelimit-headers: a limit, and what is left of it.
-pub fn add_standing(headers: &mut HeaderMap, standing: &Standing) {
-    let Standing { policy, quota, window, remaining } = standing;
+pub fn add_rate_status(headers: &mut HeaderMap, rate_status: &RateStatus) {
+    let RateStatus { policy, quota, window, remaining } = rate_status;
     let texts = [
         (RATE_LIMIT_POLICY, format!("\"{policy}\";q={quota};w={window}")),
         (RATE_LIMIT, format!("\"{policy}\";r={remaining}")),

@@ -22,9 +22,10 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::handover::{Exit, Watched};
+use super::detach::{Detach, FlushTracker};
 use crate::config::Settings;
-use crate::http::{App, Fans, Held, Offer, Peer};
+use crate::delivery::{Broadcasters, ConnGuard, DetachableStream};
+use crate::http::{App, Peer};
 
 /// Connections above the limit that are still answered, politely, before more are just closed.
 pub(super) const OVERLOAD_CONNECTIONS: usize = 256;
@@ -40,10 +41,10 @@ pub(super) struct Connections {
     app: App,
     router: Router,
     overloaded: Router,
-    places: Arc<Semaphore>,
-    overload_places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
+    overload_permits: Arc<Semaphore>,
     tracker: TaskTracker,
-    fans: Arc<Fans>,
+    broadcasters: Arc<Broadcasters>,
     /// Connections finish their request in flight, and end.
     finish: CancellationToken,
     /// Connections end at once.
@@ -54,18 +55,18 @@ impl Connections {
     pub(super) fn new(
         app: &App,
         tracker: TaskTracker,
-        fans: Arc<Fans>,
+        broadcasters: Arc<Broadcasters>,
         router: Router,
         overloaded: Router,
     ) -> Self {
         Self {
-            places: Arc::new(Semaphore::new(app.settings.max_connections)),
+            permits: Arc::new(Semaphore::new(app.settings.max_connections)),
             app: app.clone(),
             router,
             overloaded,
-            overload_places: Arc::new(Semaphore::new(OVERLOAD_CONNECTIONS)),
+            overload_permits: Arc::new(Semaphore::new(OVERLOAD_CONNECTIONS)),
             tracker,
-            fans,
+            broadcasters,
             finish: CancellationToken::new(),
             cut: CancellationToken::new(),
         }
@@ -96,18 +97,18 @@ impl Connections {
         if timeout(limit, self.tracker.wait()).await.is_err() {
             tracing::warn!(connections = self.count(), "connections did not end in time, and are cut");
             self.cut.cancel();
-            self.fans.cut();
+            self.broadcasters.cut();
             let _ = timeout(CUT_LIMIT, self.tracker.wait()).await;
         }
     }
 
     fn serve(&self, socket: TcpStream, peer: Peer) {
-        let place = self.places.clone().try_acquire_owned().map(|place| (place, self.router.clone()));
+        let permit = self.permits.clone().try_acquire_owned().map(|permit| (permit, self.router.clone()));
         let overload =
-            || self.overload_places.clone().try_acquire_owned().map(|place| (place, self.overloaded.clone()));
-        // Without any place left, not even a refusal is worth its cost.
-        let Ok((place, router)) = place.or_else(|_| overload()) else {
-            self.app.metrics.limited("connections", "connection");
+            || self.overload_permits.clone().try_acquire_owned().map(|permit| (permit, self.overloaded.clone()));
+        // Without any permit left, not even a refusal is worth its cost.
+        let Ok((permit, router)) = permit.or_else(|_| overload()) else {
+            self.app.metrics.rejected("connections", "connection");
             return;
         };
         if let Err(error) = prepare(&socket, &self.app.settings) {
@@ -117,11 +118,11 @@ impl Connections {
         let connection = Connection {
             socket,
             peer,
-            place,
+            permit,
             tracker: self.tracker.clone(),
             router,
             app: self.app.clone(),
-            fans: self.fans.clone(),
+            broadcasters: self.broadcasters.clone(),
             finish: self.finish.clone(),
             cut: self.cut.clone(),
         };
@@ -139,11 +140,11 @@ impl Connections {
 struct Connection {
     socket: TcpStream,
     peer: Peer,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
     tracker: TaskTracker,
     router: Router,
     app: App,
-    fans: Arc<Fans>,
+    broadcasters: Arc<Broadcasters>,
     finish: CancellationToken,
     cut: CancellationToken,
 }
@@ -156,7 +157,7 @@ impl Connection {
             biased;
             heard = timeout(self.app.settings.header_timeout, self.socket.readable()) => {
                 if heard.is_err() {
-                    self.app.metrics.limited("header_time", "connection");
+                    self.app.metrics.rejected("header_time", "connection");
                 }
                 heard.is_ok()
             }
@@ -165,9 +166,9 @@ impl Connection {
     }
 
     async fn drive(self) {
-        let Self { socket, peer, place, tracker, router, app, fans, finish, cut } = self;
-        let exit = Exit::default();
-        let answers = exit.clone();
+        let Self { socket, peer, permit, tracker, router, app, broadcasters, finish, cut } = self;
+        let detach = Detach::default();
+        let answers = detach.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
             let answer = answers.clone().answer(router.clone(), request);
@@ -177,26 +178,26 @@ impl Connection {
             .timer(TokioTimer::new())
             .header_read_timeout(app.settings.header_timeout)
             .max_buf_size(BUFFER_BYTES)
-            .serve_connection(Watched { io: TokioIo::new(socket), exit: exit.clone() }, service);
+            .serve_connection(FlushTracker { io: TokioIo::new(socket), detach: detach.clone() }, service);
         let driven = tokio::select! {
-            driven = drive(&mut connection, &exit) => driven,
+            driven = drive(&mut connection, &detach) => driven,
             () = finish.cancelled() => {
                 Pin::new(&mut connection).graceful_shutdown();
                 tokio::select! {
-                    driven = drive(&mut connection, &exit) => driven,
+                    driven = drive(&mut connection, &detach) => driven,
                     () = cut.cancelled() => Ok(None),
                 }
             }
         };
         match driven {
-            Ok(Some(offer)) => {
+            Ok(Some(stream)) => {
                 let socket = connection.into_parts().io.io.into_inner();
-                offer.go_on(socket, Held { place, counted: tracker.token() }, &fans);
+                stream.serve(socket, ConnGuard { permit, token: tracker.token() }, &broadcasters);
             }
             Ok(None) => {}
             Err(error) => {
                 if error.is_timeout() {
-                    app.metrics.limited("header_time", "connection");
+                    app.metrics.rejected("header_time", "connection");
                 }
                 tracing::debug!(%error, "a connection ended early");
             }
@@ -206,16 +207,16 @@ impl Connection {
 
 /// Drives a connection until it ends, or a stream is to leave it.
 async fn drive<S>(
-    connection: &mut http1::Connection<Watched<TokioIo<TcpStream>>, S>,
-    exit: &Exit,
-) -> hyper::Result<Option<Offer>>
+    connection: &mut http1::Connection<FlushTracker<TokioIo<TcpStream>>, S>,
+    detach: &Detach,
+) -> hyper::Result<Option<DetachableStream>>
 where
     S: HttpService<Incoming, ResBody = Body>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
         Poll::Ready(ended) => Poll::Ready(ended.map(|()| None)),
-        Poll::Pending => exit.take().map_or(Poll::Pending, |offer| Poll::Ready(Ok(Some(offer)))),
+        Poll::Pending => detach.take().map_or(Poll::Pending, |stream| Poll::Ready(Ok(Some(stream)))),
     })
     .await
 }

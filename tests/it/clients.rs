@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::access::{claims, close, token};
+use crate::auth::{claims, close, token};
 use crate::support::Gateway;
 
 fn folder() -> PathBuf {

@@ -5,10 +5,11 @@ mod hostile;
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, StatusCode};
-use roomcast::config::{RateFailure, Settings};
+use roomcast::config::Settings;
+use roomcast::rate_limit::RateFailure;
 use serde_json::{Value, json};
 
-use crate::access::{all, claims, close, token};
+use crate::auth::{all, claims, close, token};
 use crate::support::{Gateway, World, eventually};
 
 /// So few that no clock is quick enough to matter.

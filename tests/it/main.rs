@@ -6,29 +6,29 @@
 #[macro_use]
 mod support;
 
-mod access;
+mod auth;
 mod cli;
 mod clients;
 mod connections;
 mod contract;
 mod documents;
-mod durable;
 mod faults;
 mod hashes;
-mod input;
-mod leaving;
+mod idempotency;
 mod limits;
 mod log;
 mod metrics;
-mod once;
 mod openapi;
 mod outages;
+mod persistence;
 mod presence;
 mod rawbytes;
 mod redis;
 mod removals;
 mod replicas;
 mod scripts;
+mod shutdown;
 mod streams;
 mod tidy;
 mod traces;
+mod validation;

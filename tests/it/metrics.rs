@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::access::{claims, close, token};
+use super::auth::{claims, close, token};
 use crate::support::{Gateway, eventually, free_port};
 
 pub async fn text(gateway: &Gateway) -> String {
@@ -46,7 +46,7 @@ on_both_brokers! {
         assert!(value(&text, "roomcast_delivery_lag_seconds_count") >= 1);
         assert_eq!(value(&text, "roomcast_streams_opened_total"), 32);
         assert_eq!(value(&text, "roomcast_gaps_total{reason=\"unknown_position\"}"), 1);
-        assert_eq!(value(&text, "roomcast_problems_total{reason=\"route_not_found\"}"), 1);
+        assert_eq!(value(&text, "roomcast_problems_total{code=\"route_not_found\"}"), 1);
         assert_eq!(value(&text, "roomcast_broker_commands_up"), 1);
         assert_eq!(value(&text, "roomcast_draining"), 0);
         let publishes = "roomcast_http_requests_total{method=\"POST\",route=\"/v1/rooms/{room}/events\",status=\"201\"}";
@@ -73,7 +73,7 @@ async fn metrics_take_a_token_of_an_admin_or_a_listener_of_their_own() {
         gateway.send(gateway.request(Method::GET, "/metrics").bearer_auth(token)).await.0.as_u16()
     };
     assert_eq!(gateway.get("/metrics").await.0.as_u16(), 401);
-    assert_eq!(status(&token(&claims(&super::access::all()))).await, 403);
+    assert_eq!(status(&token(&claims(&super::auth::all()))).await, 403);
     assert_eq!(status(&token(&claims(&json!({"admin": true})))).await, 200);
     let alone = async |path: &str| reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.unwrap();
     let answer = alone("/metrics").await;
@@ -108,7 +108,7 @@ async fn what_takes_an_admin_can_have_a_listener_of_its_own() {
     ] {
         assert_eq!(status(&everyone, method.clone(), path, &admin).await, 404, "{path}");
         assert_eq!(status(&alone, method.clone(), path, &admin).await, done, "{path}");
-        assert_eq!(status(&alone, method, path, &token(&claims(&super::access::all()))).await, 403, "{path}");
+        assert_eq!(status(&alone, method, path, &token(&claims(&super::auth::all()))).await, 403, "{path}");
     }
     assert_eq!(status(&everyone, Method::GET, "/v1/rooms/lobby/subscribers", &admin).await, 200);
     for path in ["/v1/rooms", "/livez", "/metrics"] {

@@ -83,7 +83,7 @@ async fn a_gateway_whose_redis_is_away_starts_says_so_and_recovers_by_itself() {
     let mut server = RedisServer::absent();
     let gateway = Gateway::start(|settings| settings.redis_url = Some(server.url().parse().unwrap())).await;
     let (status, health) = gateway.get("/healthz").await;
-    assert_eq!((status.as_u16(), &health["status"]), (503, &json!("ill")));
+    assert_eq!((status.as_u16(), &health["status"]), (503, &json!("degraded")));
     assert_eq!(gateway.get("/readyz").await.0, StatusCode::OK);
     assert_eq!(gateway.get("/livez").await.0, StatusCode::OK);
     let refused = gateway.room("away").await;
@@ -318,7 +318,7 @@ async fn p11_junk_on_a_rooms_channel_is_counted_and_skipped() {
     world.server().cli(&["PUBLISH", channel, &far]);
     gateway.publish("junk", "2").await;
     assert_eq!(stream.datas(2).await, ["1", "2"]);
-    assert!(gateway.get("/healthz").await.1["junk_announcements"].as_u64().unwrap() >= 8);
+    assert!(gateway.get("/healthz").await.1["malformed_announcements"].as_u64().unwrap() >= 8);
 }
 
 #[tokio::test]
@@ -369,7 +369,7 @@ async fn p11_an_announcement_that_conflicts_with_the_log_is_counted_and_the_log_
         let gap = json!({"room": "forged", "from": first, "to": next, "reason": "diverged"});
         let told = stream.event().await;
         assert_eq!((told.event.as_str(), told.json()), ("stream.gap", gap));
-        if gateway.get("/healthz").await.1["junk_announcements"] == 1 {
+        if gateway.get("/healthz").await.1["malformed_announcements"] == 1 {
             break (world, gateway, stream, first);
         }
     };
@@ -410,12 +410,12 @@ async fn entries_of_strangers_in_a_log_hide_nothing_and_stop_nothing() {
     let gateway = world.gateway().await;
     let first = gateway.publish("strange", "1").await;
     let epoch = first.split_once('-').unwrap().0;
-    // An id that the chain does not have, with a field whose name is not UTF-8.
+    // An id that the history does not have, with a field whose name is not UTF-8.
     let script = "return redis.call('XADD', KEYS[1], ARGV[1], '\\255', 'v')";
     world.server().cli(&["EVAL", script, "1", "roomcast:{strange}:log", &format!("{epoch}-2")]);
     let (_, log) = gateway.get("/v1/rooms/strange/events").await;
     assert_eq!(log["events"].as_array().unwrap().len(), 1);
-    // The next id is taken: what lies above the chain counts as lost, and is told.
+    // The next id is taken: what lies above the history counts as lost, and is told.
     let second = gateway.publish("strange", "2").await;
     let mut stream = gateway.resume("/v1/rooms/strange/stream", Some(&first)).await;
     assert_eq!(stream.event().await.json()["reason"], "lost_tail");
@@ -453,7 +453,7 @@ async fn a_head_of_another_type_keeps_no_other_room_from_being_compared() {
     }
     // Appended, but announced to nobody.
     let parts = [
-        include_str!("../../src/broker/redis/scripts/head.lua"),
+        include_str!("../../src/broker/redis/scripts/log.lua"),
         include_str!("../../src/broker/redis/scripts/append.lua"),
     ];
     let script = parts.concat();

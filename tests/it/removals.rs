@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::access::{all, at, claims, close, token};
+use crate::auth::{all, at, claims, close, token};
 use crate::support::{Gateway, Link, Proxy, SseEvent, Stream, World, eventually};
 
 fn as_user(user: &str) -> String {
@@ -22,7 +22,7 @@ async fn closed(world: &World) -> Gateway {
     world
         .gateway_with(|settings| {
             close(settings);
-            settings.roster.presence_grace = Duration::from_mins(10);
+            settings.presence.presence_grace = Duration::from_mins(10);
         })
         .await
 }
@@ -130,7 +130,7 @@ on_both_brokers! {
     }
 
     async fn who_is_away_when_it_is_removed_is_kept_out_by_what_it_is(world) {
-        let gateway = world.gateway_with(|settings| settings.roster.presence_grace = Duration::from_mins(10)).await;
+        let gateway = world.gateway_with(|settings| settings.presence.presence_grace = Duration::from_mins(10)).await;
         drop(gateway.stream("/v1/rooms/lobby/stream?subscriber=sam").await);
         let path = "/v1/rooms/lobby/subscribers/sam?deny_seconds=600";
         assert_eq!(gateway.send(gateway.request(Method::DELETE, path)).await.0.as_u16(), 204);
@@ -178,7 +178,7 @@ on_both_brokers! {
         let mut goes_on = gateway.stream(&path(&other)).await;
         remove(&gateway, "/v1/tokens/t%2F1").await;
         assert_eq!(end(&mut stream).await, json!({"reason": "token_revoked", "reconnect": "never"}));
-        let (status, code) = crate::access::ask(&gateway, Method::GET, "/v1/rooms/lobby/events", None, &revoked).await;
+        let (status, code) = crate::auth::ask(&gateway, Method::GET, "/v1/rooms/lobby/events", None, &revoked).await;
         assert_eq!((status, code.as_str()), (401, "token_invalid"));
         gateway.send(gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(&other).body("hello")).await;
         assert_eq!(goes_on.data().await, "hello");

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use redis::{Connection, Script};
-use roomcast::follow::{Head, Late, Moment};
-use roomcast::room::EventId;
+use roomcast::log::{Head, LateLoss, StepContext};
+use roomcast::names::EventId;
 
 use crate::support::RedisServer;
 
@@ -32,23 +32,23 @@ struct Model {
 /// The stored form of a head, as the README describes it.
 fn render(head: &Head) -> String {
     let mut text = String::new();
-    for (place, epoch) in head.chain.epochs().iter().rev().enumerate() {
+    for (place, epoch) in head.history.epochs().iter().rev().enumerate() {
         let _ = write!(text, "{}{}-{}", if place == 0 { "" } else { " " }, epoch.epoch, epoch.end);
         if place == 0 {
-            let _ = write!(text, " {}", head.mark);
+            let _ = write!(text, " {}", head.replication_id);
         }
         if let Some(since) = epoch.lost_since {
             let _ = write!(text, " ~{since}");
         }
-        if let Some(Late { since, entered }) = epoch.late {
+        if let Some(LateLoss { since, entered }) = epoch.late {
             let _ = write!(text, " ?{since}/{entered}");
         }
     }
-    if head.chain.dropped() > 0 {
-        let _ = write!(text, " ^{}", head.chain.dropped());
+    if head.history.dropped() > 0 {
+        let _ = write!(text, " ^{}", head.history.dropped());
     }
-    if head.chain.cleared().epoch > 0 {
-        let _ = write!(text, " ={}", head.chain.cleared());
+    if head.history.cleared().epoch > 0 {
+        let _ = write!(text, " ={}", head.history.cleared());
     }
     text
 }
@@ -77,8 +77,8 @@ struct Pair {
     connection: Connection,
     append: Script,
     clear: Script,
-    vouch: Script,
-    mark: String,
+    ensure_epoch: Script,
+    replication_id: String,
     model: Model,
     time: u64,
     /// Epochs in the order in which they began, in Redis and in the model.
@@ -88,12 +88,12 @@ struct Pair {
 }
 
 impl Pair {
-    fn known(&self, dice: &mut fastrand::Rng) -> (Vec<String>, Vec<EventId>) {
+    fn watermarks(&self, dice: &mut fastrand::Rng) -> (Vec<String>, Vec<EventId>) {
         let count = dice.usize(..4).min(self.given.len());
         let mut highest: BTreeMap<usize, u64> = BTreeMap::new();
         for (place, offset) in (0..count).map(|_| self.given[dice.usize(..self.given.len())]) {
-            let known = highest.entry(place).or_default();
-            *known = offset.max(*known);
+            let watermarks = highest.entry(place).or_default();
+            *watermarks = offset.max(*watermarks);
         }
         let ids = |side: fn(&(u64, u64)) -> u64| {
             highest
@@ -104,23 +104,23 @@ impl Pair {
         (ids(|pair| pair.0).iter().map(EventId::to_string).collect(), ids(|pair| pair.1))
     }
 
-    fn vouch_model(&mut self, known: &[EventId]) -> &mut Head {
+    fn vouch_model(&mut self, watermarks: &[EventId]) -> &mut Head {
         self.time += 1;
         if self.model.head.is_none() {
             self.model.log.clear();
         }
         let oldest = self.model.log.first().copied();
-        let moment = Moment { mark: &self.mark, time: self.time, random: 3, oldest };
-        let (head, _) = Head::vouch(self.model.head.take(), known, moment);
+        let moment = StepContext { replication_id: &self.replication_id, time: self.time, random: 3, oldest };
+        let (head, _) = Head::ensure_epoch(self.model.head.take(), watermarks, moment);
         self.model.head.insert(head)
     }
 
     fn clear(&mut self, dice: &mut fastrand::Rng) {
-        let (texts, known) = self.known(dice);
+        let (texts, watermarks) = self.watermarks(dice);
         let mut call = self.clear.key(HEAD);
         call.key(LOG).arg("channel").arg(7_200_000).arg(3).arg(texts);
         let _: () = call.invoke(&mut self.connection).unwrap();
-        self.vouch_model(&known).chain.clear();
+        self.vouch_model(&watermarks).history.clear();
         self.model.log.clear();
         self.note_epoch();
     }
@@ -129,14 +129,14 @@ impl Pair {
     fn note_epoch(&mut self) {
         let head: String = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
         let newest: EventId = head.split(' ').next().unwrap().parse().unwrap();
-        let began = self.model.head.as_ref().unwrap().chain.newest().epoch;
+        let began = self.model.head.as_ref().unwrap().history.newest().epoch;
         if self.epochs.iter().all(|(_, epoch)| *epoch != began) {
             self.epochs.push((newest.epoch, began));
         }
     }
 
     fn step(&mut self, append: bool, dice: &mut fastrand::Rng) {
-        let (texts, known) = self.known(dice);
+        let (texts, watermarks) = self.watermarks(dice);
         let appended = if append {
             let mut call = self.append.key(HEAD);
             call.key(LOG).arg("{}").arg("channel").arg(1000).arg(3_600_000).arg(7_200_000).arg(3);
@@ -144,13 +144,13 @@ impl Pair {
             let (id, _): (String, bool) = call.invoke(&mut self.connection).unwrap();
             Some(id.parse::<EventId>().unwrap())
         } else {
-            let mut call = self.vouch.key(HEAD);
+            let mut call = self.ensure_epoch.key(HEAD);
             call.key(LOG).arg(7_200_000).arg(3).arg("").arg(texts);
             let _: String = call.invoke(&mut self.connection).unwrap();
             None
         };
-        let chain = &mut self.vouch_model(&known).chain;
-        let modelled = append.then(|| chain.extend());
+        let history = &mut self.vouch_model(&watermarks).history;
+        let modelled = append.then(|| history.extend());
         self.model.log.extend(modelled);
         self.note_epoch();
         if let (Some(id), Some(model)) = (appended, modelled) {
@@ -196,9 +196,9 @@ impl Pair {
         let other = "f".repeat(40);
         let head: Option<String> = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
         if let (Some(head), Some(model)) = (head, &mut self.model.head) {
-            let head = head.replacen(&self.mark, &other, 1);
+            let head = head.replacen(&self.replication_id, &other, 1);
             let _: () = redis::cmd("SET").arg(HEAD).arg(head).query(&mut self.connection).unwrap();
-            model.mark = other;
+            model.replication_id = other;
         }
     }
 }
@@ -207,10 +207,11 @@ impl Pair {
 async fn the_scripts_and_the_rules_agree_on_random_steps() {
     let server = RedisServer::start().await;
     tokio::task::spawn_blocking(move || {
-        let prelude = include_str!("../../src/broker/redis/scripts/head.lua");
+        let prelude = include_str!("../../src/broker/redis/scripts/log.lua");
         let script = |text: &str| Script::new(&[prelude, text].concat());
         let info = server.cli(&["INFO", "replication"]);
-        let mark = info.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap().trim().to_owned();
+        let replication_id =
+            info.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap().trim().to_owned();
         for seed in 0..SEQUENCES {
             let mut dice = fastrand::Rng::with_seed(seed);
             server.cli(&["FLUSHALL"]);
@@ -218,8 +219,8 @@ async fn the_scripts_and_the_rules_agree_on_random_steps() {
                 connection: redis::Client::open(server.url()).unwrap().get_connection().unwrap(),
                 append: script(include_str!("../../src/broker/redis/scripts/append.lua")),
                 clear: script(include_str!("../../src/broker/redis/scripts/clear.lua")),
-                vouch: script(include_str!("../../src/broker/redis/scripts/vouch.lua")),
-                mark: mark.clone(),
+                ensure_epoch: script(include_str!("../../src/broker/redis/scripts/ensure_epoch.lua")),
+                replication_id: replication_id.clone(),
                 model: Model::default(),
                 time: 1000,
                 epochs: Vec::new(),
@@ -251,7 +252,7 @@ async fn the_scripts_and_the_rules_agree_on_random_steps() {
                         pair.model.head = None;
                     }
                     _ => {
-                        // Many epochs: the oldest are cut from the chain.
+                        // Many epochs: the oldest are cut from the history.
                         for _ in 0..12 {
                             pair.change_mark();
                             pair.step(false, &mut dice);
@@ -278,7 +279,7 @@ fn most(limit: u64, largest: u64) -> u64 {
 async fn what_a_log_drops_is_its_oldest_and_had_to_go_for_age_or_bytes() {
     let server = RedisServer::start().await;
     tokio::task::spawn_blocking(move || {
-        let prelude = include_str!("../../src/broker/redis/scripts/head.lua");
+        let prelude = include_str!("../../src/broker/redis/scripts/log.lua");
         let append = Script::new(&[prelude, include_str!("../../src/broker/redis/scripts/append.lua")].concat());
         let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
         let (mut dropped_for_age, mut dropped_for_bytes) = (0, 0);

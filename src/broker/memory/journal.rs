@@ -1,7 +1,7 @@
 //! The order in which changes become durable, and what is told once they are.
 //!
-//! Whoever changes the memory pushes what changed, under the memory's lock, and gets a ticket. One thread takes all that
-//! waits, commits it as one batch, announces its events, and then says up to which ticket everything is durable. Nothing
+//! Whoever changes the memory pushes what changed, under the memory's lock, and gets a lsn. One thread takes all that
+//! waits, commits it as one batch, announces its events, and then says up to which lsn everything is durable. Nothing
 //! is told to anyone before.
 
 use std::collections::BTreeMap;
@@ -13,10 +13,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::DataFolder;
-use super::record::Change;
+use super::record::RecordChange;
 use super::store::{Changes, Store, StoreError};
-use crate::broker::{BrokerError, Entry, Fault, FaultKind, Listener};
-use crate::room::{EventId, RoomName};
+use crate::broker::{BrokerError, Fault, FaultKind, Listeners, LogEntry};
+use crate::names::{EventId, Topic};
 use crate::shutdown::Tasks;
 
 /// Changes that wait for the disk; beyond this, writes are refused.
@@ -32,45 +32,45 @@ const RETRY_MOST: Duration = Duration::from_secs(1);
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// When changes are forced to the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SyncPolicy {
     /// Before anything is told.
     Always,
     /// Each second; before anything is told, they are with the system.
-    EverySecond,
+    Everysec,
 }
 
 /// A place in the order of changes. Everything up to it is durable, or nothing is told of it.
-pub(super) type Ticket = u64;
+pub(super) type Lsn = u64;
 
-/// What one step changed, and what the listener hears of it.
-pub(super) struct Step {
-    pub(super) changes: Vec<Change>,
-    pub(super) news: Vec<News>,
+/// What one step changed, and what the listeners hears of it.
+pub(super) struct JournalStep {
+    pub(super) changes: Vec<RecordChange>,
+    pub(super) announcements: Vec<Announcement>,
 }
 
 /// What a step has done that has to be heard of.
-pub(super) enum News {
+pub(super) enum Announcement {
     /// It appended an event.
-    Appended(RoomName, Entry),
+    Appended(Topic, LogEntry),
     /// It emptied the log.
-    Cleared(RoomName, EventId),
+    Cleared(Topic, EventId),
     /// It stored a removal.
     Removed,
 }
 
-impl News {
-    pub(super) fn tell(self, listener: &dyn Listener) {
+impl Announcement {
+    pub(super) fn send(self, listeners: &Listeners) {
         match self {
-            Self::Appended(room, entry) => listener.heard(&room, entry),
-            Self::Cleared(room, position) => listener.cleared(&room, position),
-            Self::Removed => listener.removed(),
+            Self::Appended(topic, entry) => listeners.log.announced(&topic, entry),
+            Self::Cleared(topic, position) => listeners.log.cleared(&topic, position),
+            Self::Removed => listeners.moderation.removals_changed(),
         }
     }
 }
 
 /// Who hears announcements.
-pub(super) type Ear = Arc<OnceLock<Arc<dyn Listener>>>;
+pub(super) type ListenerSlot = Arc<OnceLock<Listeners>>;
 
 /// The near end: takes steps, and tells when they are durable.
 pub(super) struct Journal {
@@ -81,10 +81,10 @@ pub(super) struct Journal {
 
 #[derive(Default)]
 struct Queue {
-    steps: Vec<Step>,
+    steps: Vec<JournalStep>,
     /// Of the steps that wait, and of those that are being committed.
     bytes: usize,
-    newest: Ticket,
+    newest: Lsn,
     /// When the commit began that is under way.
     busy_since: Option<Instant>,
     closed: bool,
@@ -92,20 +92,20 @@ struct Queue {
 
 #[derive(Clone, Default)]
 struct Progress {
-    durable: Ticket,
+    durable: Lsn,
     fault: Option<Fault>,
 }
 
-/// Everything that waits, and its last ticket.
-struct Batch {
-    steps: Vec<Step>,
-    last: Ticket,
+/// Everything that waits, and its last lsn.
+struct JournalBatch {
+    steps: Vec<JournalStep>,
+    last: Lsn,
 }
 
 /// Starts the journal's thread, which opens the folder, loads what is there, and then writes until the gateway stops.
 pub(super) async fn open<T: Send + 'static>(
     folder: DataFolder,
-    ear: Ear,
+    listeners: ListenerSlot,
     tasks: &Tasks,
     load: impl FnOnce(&mut Store) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<(Arc<Journal>, T), StoreError> {
@@ -122,7 +122,7 @@ pub(super) async fn open<T: Send + 'static>(
             Err(error) => drop(opened.send(Err(error))),
             Ok((loaded, mut store)) => {
                 if opened.send(Ok(loaded)).is_ok() {
-                    writer.write(&mut store, folder.sync, &ear);
+                    writer.write(&mut store, folder.sync, &listeners);
                 }
             }
         }
@@ -174,9 +174,9 @@ impl Journal {
     }
 
     /// Puts a step in order. Called under the memory's lock, which makes this the order of what was changed.
-    pub(super) fn push(&self, step: Step) -> Ticket {
+    pub(super) fn push(&self, step: JournalStep) -> Lsn {
         let mut queue = self.queue();
-        queue.bytes += step.changes.iter().map(Change::bytes).sum::<usize>();
+        queue.bytes += step.changes.iter().map(RecordChange::bytes).sum::<usize>();
         queue.newest += 1;
         queue.steps.push(step);
         self.filled.notify_one();
@@ -184,9 +184,9 @@ impl Journal {
     }
 
     /// Returns when a change of the caller's own is durable.
-    pub(super) async fn written(&self, ticket: Ticket) -> Result<(), BrokerError> {
+    pub(super) async fn wait_write(&self, lsn: Lsn) -> Result<(), BrokerError> {
         let durable = async |progress: &mut watch::Receiver<Progress>| {
-            progress.wait_for(|progress| progress.durable >= ticket).await.is_ok()
+            progress.wait_for(|progress| progress.durable >= lsn).await.is_ok()
         };
         match timeout(DURABLE_LIMIT, durable(&mut self.progress.subscribe())).await {
             Ok(true) => Ok(()),
@@ -195,14 +195,14 @@ impl Journal {
     }
 
     /// Returns when what is to be told is durable. Does not wait for an ill disk.
-    pub(super) async fn told(&self, ticket: Ticket) -> Result<(), BrokerError> {
-        if self.progress.borrow().durable >= ticket {
+    pub(super) async fn wait_read(&self, lsn: Lsn) -> Result<(), BrokerError> {
+        if self.progress.borrow().durable >= lsn {
             return Ok(());
         }
         let mut progress = self.progress.subscribe();
-        let settled = progress.wait_for(|progress| progress.durable >= ticket || progress.fault.is_some());
+        let settled = progress.wait_for(|progress| progress.durable >= lsn || progress.fault.is_some());
         let settled = match timeout(DURABLE_LIMIT, settled).await {
-            Ok(Ok(progress)) if progress.durable >= ticket => return Ok(()),
+            Ok(Ok(progress)) if progress.durable >= lsn => return Ok(()),
             Ok(Ok(progress)) => progress.fault.clone(),
             _ => None,
         };
@@ -216,12 +216,12 @@ impl Journal {
     }
 
     /// Commits and announces until the journal is closed.
-    fn write(&self, store: &mut Store, policy: SyncPolicy, ear: &Ear) {
+    fn write(&self, store: &mut Store, policy: SyncPolicy, listeners: &ListenerSlot) {
         let mut unsynced: Option<Instant> = None;
         loop {
             let batch = self.next(unsynced.map(|since| since + SYNC_EVERY));
             let closing = batch.is_none();
-            if let Some(Batch { steps, last }) = batch.filter(|batch| !batch.steps.is_empty()) {
+            if let Some(JournalBatch { steps, last }) = batch.filter(|batch| !batch.steps.is_empty()) {
                 let changes = merge(&steps);
                 let sync = policy == SyncPolicy::Always;
                 if !self.until_done(|| store.commit(&changes, sync)) {
@@ -230,7 +230,7 @@ impl Journal {
                 if !sync {
                     unsynced.get_or_insert_with(Instant::now);
                 }
-                self.tell(steps, last, ear);
+                self.tell(steps, last, listeners);
             }
             let due = unsynced.is_some_and(|since| closing || since.elapsed() >= SYNC_EVERY);
             if due && !self.until_done(|| store.sync()) {
@@ -246,18 +246,18 @@ impl Journal {
     }
 
     /// What waits; nothing of it at the deadline; none once the journal is closed and empty.
-    fn next(&self, deadline: Option<Instant>) -> Option<Batch> {
+    fn next(&self, deadline: Option<Instant>) -> Option<JournalBatch> {
         let mut queue = self.queue();
         while queue.steps.is_empty() && !queue.closed {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             queue = match left {
-                Some(Duration::ZERO) => return Some(Batch { steps: Vec::new(), last: queue.newest }),
+                Some(Duration::ZERO) => return Some(JournalBatch { steps: Vec::new(), last: queue.newest }),
                 Some(left) => self.filled.wait_timeout(queue, left).expect("no holder of the lock panics").0,
                 None => self.filled.wait(queue).expect("no holder of the lock panics"),
             };
         }
         let steps = std::mem::take(&mut queue.steps);
-        (!steps.is_empty()).then_some(Batch { steps, last: queue.newest })
+        (!steps.is_empty()).then_some(JournalBatch { steps, last: queue.newest })
     }
 
     /// Tries until it succeeds; false if the journal was closed before that.
@@ -288,11 +288,14 @@ impl Journal {
         }
     }
 
-    fn tell(&self, steps: Vec<Step>, last: Ticket, ear: &Ear) {
-        let bytes = steps.iter().flat_map(|step| &step.changes).map(Change::bytes).sum::<usize>();
+    fn tell(&self, steps: Vec<JournalStep>, last: Lsn, listeners: &ListenerSlot) {
+        let bytes = steps.iter().flat_map(|step| &step.changes).map(RecordChange::bytes).sum::<usize>();
         self.queue().bytes -= bytes;
-        if let Some(listener) = ear.get() {
-            steps.into_iter().flat_map(|step| step.news).for_each(|news| news.tell(&**listener));
+        if let Some(listeners) = listeners.get() {
+            steps
+                .into_iter()
+                .flat_map(|step| step.announcements)
+                .for_each(|announcement| announcement.send(listeners));
         }
         self.progress.send_modify(|progress| progress.durable = last);
     }
@@ -303,7 +306,7 @@ impl Journal {
 }
 
 /// The last change of each key, which is all that is left of a batch.
-fn merge(steps: &[Step]) -> Changes {
+fn merge(steps: &[JournalStep]) -> Changes {
     let mut changes = BTreeMap::new();
     for change in steps.iter().flat_map(|step| &step.changes) {
         changes.insert(change.key.clone(), change.value.clone());

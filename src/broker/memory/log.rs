@@ -1,126 +1,145 @@
-//! One room's log in memory.
+//! Logs in memory.
 
-use std::collections::VecDeque;
-use std::time::Duration;
+use async_trait::async_trait;
+use bytes::Bytes;
 
-use super::OVERHEAD_BYTES;
-use super::journal::Ticket;
-use crate::broker::{Entry, Range, Retention};
-use crate::follow::Head;
-use crate::room::EventId;
+use super::entries::Log;
+use super::journal::Announcement;
+use super::record::RecordChange;
+use super::{
+    DurableAt, IDEMPOTENCY_BYTES, IdempotencyRecord, MemoryBroker, OVERHEAD_BYTES, Purpose, RENEW_EVERY, State,
+    Transaction, micros, microseconds,
+};
+use crate::broker::{Appended, BrokerError, IdempotencyKey, LogEntry, LogSlice, LogStore, ReadRange};
+use crate::log::EpochHistory;
+use crate::names::{EventId, Topic};
 
-pub(super) struct Log {
-    pub(super) head: Head,
-    pub(super) entries: Entries,
-    /// When the last event came, or a replica last renewed a log without events; microseconds since 1970.
-    pub(super) touched: u64,
-    /// Its last change, which has to be durable before anything of it is told.
-    pub(super) ticket: Ticket,
-}
-
-impl Log {
-    /// Drops entries that have aged out; the bytes that this frees.
-    pub(super) fn expire(&mut self, now: u64, retention: Retention, dropped: impl FnMut(EventId)) -> usize {
-        self.entries.drop_while(|entry| has_passed(now, entry.at, retention.age), dropped)
-    }
-
-    /// Whether nothing was ever appended.
-    pub(super) fn is_unused(&self) -> bool {
-        self.head.chain.epochs().len() == 1 && self.head.chain.newest().end == 0
-    }
-
-    pub(super) fn is_forgotten(&self, now: u64, retention: Retention) -> bool {
-        self.is_untouched(now, retention.age + retention.head)
-    }
-
-    pub(super) fn is_untouched(&self, now: u64, time: Duration) -> bool {
-        has_passed(now, self.touched, time)
+impl MemoryBroker {
+    /// Puts an event at the end of a log.
+    pub(super) fn push(&self, topic: &Topic, log: &mut Log, tx: &mut Transaction<'_>, stored: Bytes) -> EventId {
+        let now = microseconds();
+        let id = log.head.history.extend();
+        log.touched = now;
+        let entry = LogEntry { id, stored };
+        tx.notes.add(|| RecordChange::head(topic, log));
+        tx.notes.add(|| RecordChange::entry(topic, &entry, now));
+        tx.notes.announcements.push(Announcement::Appended(topic.clone(), entry.clone()));
+        *tx.bytes += log.entries.add(entry, now);
+        *tx.bytes -= log
+            .entries
+            .trim(self.retention.for_topic(topic), |id| tx.notes.add(|| RecordChange::no_entry(topic, id)));
+        id
     }
 }
 
-fn has_passed(now: u64, since: u64, time: Duration) -> bool {
-    Duration::from_micros(now.saturating_sub(since)) >= time
-}
-
-struct Kept {
-    entry: Entry,
-    /// When it was appended, microseconds since 1970.
-    at: u64,
-}
-
-#[derive(Default)]
-pub(super) struct Entries {
-    kept: VecDeque<Kept>,
-    bytes: usize,
-}
-
-impl Entries {
-    pub(super) fn len(&self) -> usize {
-        self.kept.len()
-    }
-
-    pub(super) fn oldest(&self) -> Option<EventId> {
-        self.kept.front().map(|kept| kept.entry.id)
-    }
-
-    /// Adds the newest entry; the bytes that it takes.
-    pub(super) fn add(&mut self, entry: Entry, at: u64) -> usize {
-        let taken = cost(&entry);
-        self.bytes += taken;
-        self.kept.push_back(Kept { entry, at });
-        taken
-    }
-
-    /// Drops the oldest entries beyond what is retained; the bytes that this frees.
-    pub(super) fn trim(&mut self, retention: Retention, mut dropped: impl FnMut(EventId)) -> usize {
-        let mut freed = 0;
-        while self.kept.len() as u64 > retention.events
-            || (self.bytes as u64 > retention.bytes && self.kept.len() > 1)
-        {
-            freed += self.drop_oldest(&mut dropped);
-        }
-        freed
-    }
-
-    pub(super) fn select(&self, range: Range, limit: usize) -> Vec<Entry> {
-        let end = self.kept.len();
-        let (from, to) = match range {
-            Range::After(position) => (self.kept.partition_point(|kept| kept.entry.id <= position), end),
-            Range::Oldest => (0, end),
-            Range::Before(id) => {
-                let to = self.kept.partition_point(|kept| kept.entry.id < id);
-                (to.saturating_sub(limit), to)
+#[async_trait]
+impl LogStore for MemoryBroker {
+    async fn append(
+        &self,
+        topic: &Topic,
+        watermarks: &[EventId],
+        stored: Bytes,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Appended, BrokerError> {
+        let retention = self.retention.for_topic(topic);
+        let (appended, durable_at) = self.with_log(topic, watermarks, Purpose::Append, |log, tx| {
+            let now = microseconds();
+            let place = key.map(|key| (topic.clone(), key.key.clone()));
+            let before =
+                place.as_ref().and_then(|place| tx.idempotency.get(place)).filter(|record| record.until > now);
+            if let (Some(record), Some(key)) = (before, key) {
+                let same = record.content == key.content;
+                return if same {
+                    Ok(Appended { id: record.id, replayed: true })
+                } else {
+                    Err(BrokerError::KeyReused)
+                };
             }
-            Range::Newest => (end.saturating_sub(limit), end),
+            let more = stored.len() + OVERHEAD_BYTES + key.map_or(0, |_| IDEMPOTENCY_BYTES);
+            self.check_room_for(*tx.bytes, more)?;
+            let id = self.push(topic, log, tx, stored);
+            if let (Some(place), Some(key)) = (place, key) {
+                let record = IdempotencyRecord {
+                    content: key.content.clone(),
+                    id,
+                    until: now.saturating_add(micros(retention.idempotency_window)),
+                };
+                tx.notes.add(|| RecordChange::idempotency_key(topic, &key.key, &record));
+                if tx.idempotency.insert(place, record).is_none() {
+                    *tx.bytes += IDEMPOTENCY_BYTES;
+                }
+            }
+            Ok(Appended { id, replayed: false })
+        })?;
+        self.wait_write(durable_at).await?;
+        Ok(appended)
+    }
+
+    async fn read(
+        &self,
+        topic: &Topic,
+        watermarks: &[EventId],
+        range: ReadRange,
+        limit: usize,
+    ) -> Result<LogSlice, BrokerError> {
+        let from = match range {
+            ReadRange::After(position) => Some(position),
+            ReadRange::Before(_) | ReadRange::Oldest | ReadRange::Newest => None,
         };
-        self.kept.range(from..to).take(limit).map(|kept| kept.entry.clone()).collect()
+        let select = |log: &Log| LogSlice {
+            history: log.head.history.clone(),
+            oldest: log.entries.oldest(),
+            retained: log.entries.len() as u64,
+            entries: log.entries.select(range, limit),
+        };
+        let (slice, durable_at) = match self.peek(topic, watermarks, select) {
+            Some(peeked) => peeked,
+            None => self.with_log(topic, watermarks, Purpose::Read(from), |log, _| Ok(select(log)))?,
+        };
+        self.wait_read(durable_at).await?;
+        Ok(slice)
     }
 
-    /// The bytes that this frees.
-    pub(super) fn clear(&mut self, dropped: impl FnMut(EventId)) -> usize {
-        self.drop_while(|_| true, dropped)
+    async fn clear(&self, topic: &Topic, watermarks: &[EventId]) -> Result<EventId, BrokerError> {
+        let (position, durable_at) = self.with_log(topic, watermarks, Purpose::Read(None), |log, tx| {
+            log.head.history.clear();
+            *tx.bytes -= log.entries.clear(|id| tx.notes.add(|| RecordChange::no_entry(topic, id)));
+            tx.notes.add(|| RecordChange::head(topic, log));
+            let position = log.head.history.cleared();
+            tx.notes.announcements.push(Announcement::Cleared(topic.clone(), position));
+            Ok(position)
+        })?;
+        self.wait_write(durable_at).await?;
+        Ok(position)
     }
 
-    fn drop_while(&mut self, is_to_go: impl Fn(&Kept) -> bool, mut dropped: impl FnMut(EventId)) -> usize {
-        let mut freed = 0;
-        while self.kept.front().is_some_and(&is_to_go) {
-            freed += self.drop_oldest(&mut dropped);
-        }
-        if self.kept.is_empty() {
-            self.kept.shrink_to_fit();
-        }
-        freed
-    }
+    async fn subscribe(&self, _: &Topic) {}
 
-    fn drop_oldest(&mut self, dropped: &mut impl FnMut(EventId)) -> usize {
-        let Some(Kept { entry, .. }) = self.kept.pop_front() else { return 0 };
-        dropped(entry.id);
-        let freed = cost(&entry);
-        self.bytes -= freed;
-        freed
-    }
-}
+    fn unsubscribe(&self, _: &Topic) {}
 
-fn cost(entry: &Entry) -> usize {
-    entry.stored.len() + OVERHEAD_BYTES
+    async fn histories(&self, topics: &[Topic]) -> Result<Vec<Option<EpochHistory>>, BrokerError> {
+        let now = microseconds();
+        let mut last = 0;
+        let histories = {
+            let mut state = self.state();
+            self.check_journal()?;
+            let State { logs, notes, .. } = &mut *state;
+            let mut history_of = |topic: &Topic| {
+                let log = logs.get_mut(topic)?;
+                let every = micros(RENEW_EVERY.min(self.retention.for_topic(topic).head / 4));
+                if log.entries.len() == 0 && now.saturating_sub(log.touched) >= every {
+                    log.touched = now;
+                    notes.add(|| RecordChange::head(topic, log));
+                }
+                last = last.max(log.lsn);
+                Some(log.head.history.clone())
+            };
+            let histories = topics.iter().map(&mut history_of).collect();
+            // Nobody waits for the renewals themselves.
+            self.finish(&mut state);
+            histories
+        };
+        self.wait_read(DurableAt::Others(last)).await?;
+        Ok(histories)
+    }
 }

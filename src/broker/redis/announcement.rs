@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 
-use crate::broker::Entry;
-use crate::room::EventId;
+use crate::broker::LogEntry;
+use crate::names::EventId;
 
 /// Puts announcements together from the messages of one connection.
 #[derive(Default)]
@@ -15,39 +15,39 @@ pub(super) struct Assembler {
 
 /// What a message turned out to be.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum ChannelMessage {
     /// A whole announcement.
-    Entry(Entry),
+    LogEntry(LogEntry),
     /// The first half of one.
     Header,
     /// The log was emptied up to there.
     Cleared(EventId),
     /// Neither.
-    Junk,
+    Malformed,
 }
 
 impl Assembler {
-    pub(super) fn take(&mut self, channel: &str, message: &[u8]) -> Heard {
+    pub(super) fn push(&mut self, channel: &str, message: &[u8]) -> ChannelMessage {
         // A script's two messages are adjacent on every connection, so anything else here is not its second.
         if let Some((expected, id, length)) = self.announced.take()
             && expected == channel
             && message.len() == length
         {
-            return Heard::Entry(Entry { id, stored: Bytes::copy_from_slice(message) });
+            return ChannelMessage::LogEntry(LogEntry { id, stored: Bytes::copy_from_slice(message) });
         }
-        let Some((id, what, rest)) = header(message) else { return Heard::Junk };
+        let Some((id, what, rest)) = header(message) else { return ChannelMessage::Malformed };
         if what == "cleared" && rest.is_empty() {
-            return Heard::Cleared(id);
+            return ChannelMessage::Cleared(id);
         }
-        let Ok(length) = what.parse::<usize>() else { return Heard::Junk };
+        let Ok(length) = what.parse::<usize>() else { return ChannelMessage::Malformed };
         if rest.len() == length {
-            return Heard::Entry(Entry { id, stored: Bytes::copy_from_slice(rest) });
+            return ChannelMessage::LogEntry(LogEntry { id, stored: Bytes::copy_from_slice(rest) });
         }
         if !rest.is_empty() {
-            return Heard::Junk;
+            return ChannelMessage::Malformed;
         }
         self.announced = Some((channel.to_owned(), id, length));
-        Heard::Header
+        ChannelMessage::Header
     }
 }
 
@@ -61,23 +61,23 @@ fn header(message: &[u8]) -> Option<(EventId, &str, &[u8])> {
 mod tests {
     use super::*;
 
-    fn entry(stored: &'static [u8]) -> Heard {
-        Heard::Entry(Entry { id: EventId::new(7, 1), stored: Bytes::from_static(stored) })
+    fn entry(stored: &'static [u8]) -> ChannelMessage {
+        ChannelMessage::LogEntry(LogEntry { id: EventId::new(7, 1), stored: Bytes::from_static(stored) })
     }
 
     #[test]
     fn an_announcement_comes_in_one_message_or_two() {
         let mut assembler = Assembler::default();
-        assert_eq!(assembler.take("a", b"7-1 2\n{}"), entry(b"{}"));
-        assert_eq!(assembler.take("a", b"7-1 2\n"), Heard::Header);
-        assert_eq!(assembler.take("a", b"{}"), entry(b"{}"));
-        assert_eq!(assembler.take("a", b"7-1 cleared\n"), Heard::Cleared(EventId::new(7, 1)));
+        assert_eq!(assembler.push("a", b"7-1 2\n{}"), entry(b"{}"));
+        assert_eq!(assembler.push("a", b"7-1 2\n"), ChannelMessage::Header);
+        assert_eq!(assembler.push("a", b"{}"), entry(b"{}"));
+        assert_eq!(assembler.push("a", b"7-1 cleared\n"), ChannelMessage::Cleared(EventId::new(7, 1)));
     }
 
     #[test]
     fn a_truncated_or_foreign_message_is_junk() {
         let mut assembler = Assembler::default();
-        for junk in [
+        for malformed in [
             &b"7-1 3\n{}"[..],
             b"7-1 1\n{}",
             b"",
@@ -88,10 +88,10 @@ mod tests {
             b"x cleared\n",
             b"\xff 2\n{}",
         ] {
-            assert_eq!(assembler.take("a", junk), Heard::Junk, "{junk:?}");
+            assert_eq!(assembler.push("a", malformed), ChannelMessage::Malformed, "{malformed:?}");
         }
-        assert_eq!(assembler.take("a", b"7-1 2\n"), Heard::Header);
-        assert_eq!(assembler.take("b", b"{}"), Heard::Junk);
-        assert_eq!(assembler.take("a", b"{}"), Heard::Junk);
+        assert_eq!(assembler.push("a", b"7-1 2\n"), ChannelMessage::Header);
+        assert_eq!(assembler.push("b", b"{}"), ChannelMessage::Malformed);
+        assert_eq!(assembler.push("a", b"{}"), ChannelMessage::Malformed);
     }
 }

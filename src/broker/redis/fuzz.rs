@@ -1,10 +1,10 @@
 //! Fuzz targets: what comes over channels and out of keys that others can write to.
 
-use super::announcement::{Assembler, Heard};
+use super::announcement::{Assembler, ChannelMessage};
 use super::head;
 use super::keys::Keys;
-use crate::follow::{Head, Moment};
 use crate::fuzz::{shaped, shaped_text};
+use crate::log::{Head, StepContext};
 
 /// A channel has whole announcements, halves, and anything else; what passes for an entry has the announced length, and is
 /// made of one message, or of two adjacent ones of the same channel.
@@ -16,7 +16,7 @@ fn fuzz_announcements() {
         let mut before: Option<(&str, Vec<u8>)> = None;
         for (channel, bytes) in messages {
             let (channel, message) = (if *channel { "a" } else { "b" }, shaped(&samples, bytes));
-            if let Heard::Entry(entry) = assembler.take(channel, &message) {
+            if let ChannelMessage::LogEntry(entry) = assembler.push(channel, &message) {
                 let parts = match message.strip_suffix(&entry.stored[..]) {
                     Some([]) | None => {
                         let (other, header) = before.take().expect("a message before");
@@ -48,14 +48,17 @@ fn fuzz_heads() {
     bolero::check!().for_each(|bytes: &[u8]| {
         let text = shaped_text(&samples, bytes);
         let Some(head) = head::parse(&text) else { return };
-        let numbers: Vec<_> = head.chain.epochs().iter().map(|epoch| epoch.epoch).collect();
+        let numbers: Vec<_> = head.history.epochs().iter().map(|epoch| epoch.epoch).collect();
         assert!(!numbers.is_empty() && numbers.is_sorted_by(|a, b| a < b), "epochs rise: {numbers:?}");
-        assert!(text.starts_with(&format!("{} {}", head.chain.end(), head.mark)), "it begins with the newest");
-        assert!(head.chain.holds(head.chain.end()));
-        let newest = head.chain.newest().epoch;
-        let moment = Moment { mark: "another server", time: 1, random: 0, oldest: None };
-        let (next, changed) = Head::vouch(Some(head), &[], moment);
-        assert!(changed && next.chain.newest().epoch > newest);
+        assert!(
+            text.starts_with(&format!("{} {}", head.history.end(), head.replication_id)),
+            "it begins with the newest"
+        );
+        assert!(head.history.holds(head.history.end()));
+        let newest = head.history.newest().epoch;
+        let moment = StepContext { replication_id: "another server", time: 1, random: 0, oldest: None };
+        let (next, changed) = Head::ensure_epoch(Some(head), &[], moment);
+        assert!(changed && next.history.newest().epoch > newest);
     });
 }
 
@@ -66,8 +69,8 @@ fn fuzz_channels() {
     let samples = ["roomcast:{lobby}:live", "roomcast:{lobby}:log", "roomcast:{a}b}:live"];
     bolero::check!().for_each(|bytes: &[u8]| {
         let channel = shaped_text(&samples, bytes);
-        if let Some(room) = keys.room_of_live(&channel) {
-            assert_eq!(keys.live(&room), channel);
+        if let Some(topic) = keys.topic_of_channel(&channel) {
+            assert_eq!(keys.live(&topic), channel);
         }
     });
 }

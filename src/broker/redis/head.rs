@@ -1,13 +1,13 @@
 //! The stored form of a head; it is described, and written, in `scripts/head.lua`. This side only reads it.
 
-use crate::follow::{Chain, Epoch, Head, Late};
-use crate::room::EventId;
+use crate::log::{Epoch, EpochHistory, Head, LateLoss};
+use crate::names::EventId;
 
-/// Reads a head; `None` if it is junk, which counts as none.
+/// Reads a head; `None` if it is malformed, which counts as none.
 pub(super) fn parse(text: &str) -> Option<Head> {
     let mut tokens = text.split(' ');
     let newest: EventId = tokens.next()?.parse().ok()?;
-    let mark = tokens.next()?.to_owned();
+    let replication_id = tokens.next()?.to_owned();
     let mut epochs = vec![Epoch::new(newest.epoch, newest.offset)];
     let (mut dropped, mut cleared) = (0, EventId::start_of(0));
     for token in tokens {
@@ -15,7 +15,7 @@ pub(super) fn parse(text: &str) -> Option<Head> {
             epochs.last_mut()?.lost_since = Some(since.parse().ok()?);
         } else if let Some(late) = token.strip_prefix('?') {
             let (since, entered) = late.split_once('/')?;
-            let late = Late { since: since.parse().ok()?, entered: entered.parse().ok()? };
+            let late = LateLoss { since: since.parse().ok()?, entered: entered.parse().ok()? };
             epochs.last_mut()?.late = Some(late);
         } else if let Some(position) = token.strip_prefix('=') {
             cleared = position.parse().ok()?;
@@ -27,11 +27,11 @@ pub(super) fn parse(text: &str) -> Option<Head> {
         }
     }
     epochs.reverse();
-    Some(Head { mark, chain: Chain::from_parts(epochs, dropped, cleared)? })
+    Some(Head { replication_id, history: EpochHistory::from_parts(epochs, dropped, cleared)? })
 }
 
-/// The mark in what `INFO replication` says.
-pub(super) fn server_mark(info: &str) -> Option<&str> {
+/// The replication_id in what `INFO replication` says.
+pub(super) fn server_replication_id(info: &str) -> Option<&str> {
     info.lines().find_map(|line| line.strip_prefix("master_replid:"))
 }
 
@@ -42,22 +42,22 @@ mod tests {
     #[test]
     fn a_head_reads_as_its_chain() {
         let head = parse("30-2 abc ~20-7 ?9-1/10 20-7 10-0 ~9-1 ^9 =20-5").unwrap();
-        assert_eq!(head.mark, "abc");
-        let late = Late { since: EventId::new(9, 1), entered: 10 };
+        assert_eq!(head.replication_id, "abc");
+        let late = LateLoss { since: EventId::new(9, 1), entered: 10 };
         let expected = [
             Epoch { lost_since: Some(EventId::new(9, 1)), ..Epoch::new(10, 0) },
             Epoch::new(20, 7),
             Epoch { lost_since: Some(EventId::new(20, 7)), late: Some(late), ..Epoch::new(30, 2) },
         ];
-        assert_eq!(head.chain.epochs(), expected);
-        assert_eq!(head.chain.dropped(), 9);
-        assert_eq!(head.chain.cleared(), EventId::new(20, 5));
+        assert_eq!(head.history.epochs(), expected);
+        assert_eq!(head.history.dropped(), 9);
+        assert_eq!(head.history.cleared(), EventId::new(20, 5));
     }
 
     #[test]
     fn a_junk_head_counts_as_none() {
-        for junk in ["", "x", "1-1", "1-1 ab 2-2", "1-1 ab ~", "1-1 ab x-1", "1-1 ab ?1-1", "1-1 ab  "] {
-            assert_eq!(parse(junk), None, "{junk:?}");
+        for malformed in ["", "x", "1-1", "1-1 ab 2-2", "1-1 ab ~", "1-1 ab x-1", "1-1 ab ?1-1", "1-1 ab  "] {
+            assert_eq!(parse(malformed), None, "{malformed:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Names of keys and channels. The README documents them.
 
 use crate::broker::sha1_hex;
-use crate::room::{HashName, RoomName};
+use crate::names::{HashName, RoomName, Topic};
 
 /// Where this deployment's keys begin, and how its hashes are named.
 #[derive(Clone, Debug)]
@@ -19,28 +19,37 @@ impl Keys {
         Self { prefix: prefix.into(), replica: replica.into(), incarnation }
     }
 
-    pub(super) fn head(&self, room: &RoomName) -> String {
-        format!("{}:{{{room}}}:head", self.prefix)
+    pub(super) fn head(&self, topic: &Topic) -> String {
+        self.log_part(topic, "head")
     }
 
-    pub(super) fn log(&self, room: &RoomName) -> String {
-        format!("{}:{{{room}}}:log", self.prefix)
+    pub(super) fn log(&self, topic: &Topic) -> String {
+        self.log_part(topic, "log")
     }
 
-    pub(super) fn live(&self, room: &RoomName) -> String {
-        format!("{}:{{{room}}}:live", self.prefix)
+    pub(super) fn live(&self, topic: &Topic) -> String {
+        self.log_part(topic, "live")
     }
 
-    pub(super) fn once(&self, room: &RoomName, key: &str) -> String {
-        format!("{}:{{{room}}}:once:{key}", self.prefix)
+    /// What an idempotency key has done.
+    pub(super) fn idempotency(&self, topic: &Topic, key: &str) -> String {
+        format!("{}:{key}", self.log_part(topic, "once"))
+    }
+
+    /// A key or channel of a topic's log: all of them share a slot.
+    fn log_part(&self, topic: &Topic, part: &str) -> String {
+        match topic {
+            Topic::Room(room) => format!("{}:{{{room}}}:{part}", self.prefix),
+            Topic::Hash(hash) => format!("{}:{part}", self.hash(hash)),
+        }
     }
 
     pub(super) fn members(&self, room: &RoomName) -> String {
         format!("{}:{{{room}}}:members", self.prefix)
     }
 
-    pub(super) fn attendance(&self, room: &RoomName) -> String {
-        format!("{}:{{{room}}}:attendance", self.prefix)
+    pub(super) fn presence(&self, room: &RoomName) -> String {
+        format!("{}:{{{room}}}:presence", self.prefix)
     }
 
     /// A digest, since it is of a caller: it may be long, and is nobody's business.
@@ -57,10 +66,13 @@ impl Keys {
         format!("{}:control", self.prefix)
     }
 
-    /// The room whose channel this is.
-    pub(super) fn room_of_live(&self, channel: &str) -> Option<RoomName> {
-        let name = channel.strip_prefix(&self.prefix)?.strip_prefix(":{")?.strip_suffix("}:live")?;
-        RoomName::new(name).ok()
+    /// The topic whose channel this is.
+    pub(super) fn topic_of_channel(&self, channel: &str) -> Option<Topic> {
+        let name = channel.strip_prefix(&self.prefix)?.strip_suffix("}:live")?;
+        match name.strip_prefix(":hash:{") {
+            Some(hash) => HashName::new(hash).ok().map(Topic::Hash),
+            None => RoomName::new(name.strip_prefix(":{")?).ok().map(Topic::Room),
+        }
     }
 
     pub(super) fn hash(&self, hash: &HashName) -> String {
@@ -102,11 +114,11 @@ mod tests {
     #[test]
     fn a_channel_leads_back_to_its_room() {
         let keys = Keys::new("rc", "r1");
-        let room = RoomName::new("chat:42").unwrap();
+        let room = Topic::from(RoomName::new("chat:42").unwrap());
         assert_eq!(keys.live(&room), "rc:{chat:42}:live");
-        assert_eq!(keys.room_of_live("rc:{chat:42}:live"), Some(room));
+        assert_eq!(keys.topic_of_channel("rc:{chat:42}:live"), Some(room));
         for other in ["rc:{chat:42}:log", "other:{a}:live", "rc:{}:live", "rc:{a b}:live", &keys.probe("live")] {
-            assert_eq!(keys.room_of_live(other), None, "{other}");
+            assert_eq!(keys.topic_of_channel(other), None, "{other}");
         }
     }
 }

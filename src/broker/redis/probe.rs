@@ -1,7 +1,7 @@
-//! The probe: appended through a command link, expected back on the live link, every second.
+//! The probe: appended through a command conn, expected back on the live conn, every second.
 //!
-//! This one check finds half-open links, links that reach different servers after a failover, and a Redis that answers
-//! PING but refuses writes. Once it has come back, writes may go over the live link. The epoch of the probe's own log
+//! This one check finds half-open connections, connections that reach different servers after a failover, and a Redis that answers
+//! PING but refuses writes. IdempotencyKey it has come back, writes may go over the live conn. The epoch of the probe's own log
 //! tells when the server's history has become another one.
 
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use std::time::Duration;
 use tokio::time::{Instant, interval, timeout};
 
 use super::RedisBroker;
-use crate::broker::{BrokerError, Fault, FaultKind, Health, Listener};
+use crate::broker::{BrokerError, Fault, FaultKind, Health, LogListener};
 
 const PAUSE: Duration = Duration::from_secs(1);
 /// Longest way from the append's answer to the announcement.
 const RETURN_LIMIT: Duration = Duration::from_millis(1500);
 
 /// Probes for ever.
-pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn Listener>) {
+pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn LogListener>) {
     let mut returns = broker.pubsub.probes();
     let mut ticks = interval(PAUSE);
     let mut epoch = None;
     for count in 0u64.. {
         ticks.tick().await;
         let nonce = format!("{count} {:x}", fastrand::u64(..)).into_bytes();
-        let live = broker.pubsub.link();
+        let live = broker.pubsub.conn();
         let is_up = || live.as_ref().is_some_and(|live| !live.is_broken());
         let began = Instant::now();
         let appended = broker.append_probe(&nonce).await;
@@ -43,14 +43,14 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn Listener>) {
         }
         let round_trip = (heard && appended.is_ok()).then(|| began.elapsed());
         match (&appended, live) {
-            (Ok((_, by)), Some(live)) if heard => broker.links.prove(live, by.clone()).await,
-            _ => broker.links.doubt(),
+            (Ok((_, by)), Some(live)) if heard => broker.connections.promote(live, by.clone()).await,
+            _ => broker.connections.demote(),
         }
         broker.note(Health {
             round_trip,
             commands: appended.err().as_ref().map(fault),
             delivery: (!heard)
-                .then(|| Fault::new(FaultKind::Deaf, "a probe did not come back on the pub/sub link")),
+                .then(|| Fault::new(FaultKind::NotReceiving, "a probe did not come back on the pub/sub conn")),
         });
         ticks.reset();
     }

@@ -1,10 +1,10 @@
 //! One connection a replica for announcements, supervised: batched subscriptions, one change in flight at a time, pings
-//! with a limit, and reconnects with jitter. After each confirmation the listener is told to doubt the room, so that it
+//! with a limit, and reconnects with jitter. After each confirmation the listener is told to invalidate the topic, so that it
 //! reads what it may have missed. Writes may go over it too.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -13,11 +13,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::announcement::{Assembler, Heard};
+use super::announcement::{Assembler, ChannelMessage};
+use super::connections::RedisConn;
 use super::keys::Keys;
-use super::links::Link;
-use crate::broker::Listener;
-use crate::room::{RoomName, SubscriberId};
+use crate::broker::Listeners;
+use crate::names::{RoomName, SubscriberId, Topic};
 
 /// Channels in one SUBSCRIBE: a bounded command, and still few of them for many rooms.
 const BATCH_CHANNELS: usize = 1000;
@@ -36,15 +36,15 @@ pub(super) struct PubSub {
     reset: Notify,
     probe: watch::Sender<Vec<u8>>,
     /// The connection, once the probe's channel was confirmed on it.
-    link: Mutex<Option<Link>>,
+    conn: Mutex<Option<RedisConn>>,
 }
 
 #[derive(Default)]
 struct Interests {
     /// Wanted rooms, and whether Redis has confirmed them on the present connection.
-    wanted: HashMap<RoomName, watch::Sender<bool>>,
+    wanted: HashMap<Topic, watch::Sender<bool>>,
     /// Rooms whose state may differ from what Redis was told.
-    dirty: HashSet<RoomName>,
+    dirty: HashSet<Topic>,
 }
 
 impl PubSub {
@@ -55,18 +55,18 @@ impl PubSub {
             changed: Notify::new(),
             reset: Notify::new(),
             probe: watch::channel(Vec::new()).0,
-            link: Mutex::default(),
+            conn: Mutex::default(),
         }
     }
 
     /// Returns once Redis has confirmed the subscription.
-    pub(super) async fn subscribe(&self, room: &RoomName) {
+    pub(super) async fn subscribe(&self, topic: &Topic) {
         let mut confirmed = {
             let mut interests = self.interests();
-            let sender = interests.wanted.entry(room.clone()).or_insert_with(|| watch::channel(false).0);
+            let sender = interests.wanted.entry(topic.clone()).or_insert_with(|| watch::channel(false).0);
             let receiver = sender.subscribe();
             if !*receiver.borrow() {
-                interests.dirty.insert(room.clone());
+                interests.dirty.insert(topic.clone());
             }
             receiver
         };
@@ -75,10 +75,10 @@ impl PubSub {
         let _ = confirmed.wait_for(|confirmed| *confirmed).await;
     }
 
-    pub(super) fn unsubscribe(&self, room: &RoomName) {
+    pub(super) fn unsubscribe(&self, topic: &Topic) {
         let mut interests = self.interests();
-        interests.wanted.remove(room);
-        interests.dirty.insert(room.clone());
+        interests.wanted.remove(topic);
+        interests.dirty.insert(topic.clone());
         drop(interests);
         self.changed.notify_one();
     }
@@ -89,7 +89,7 @@ impl PubSub {
     }
 
     /// Which connection announcements come over now; none between two.
-    pub(super) fn link(&self) -> Option<Link> {
+    pub(super) fn conn(&self) -> Option<RedisConn> {
         self.current().clone()
     }
 
@@ -99,7 +99,7 @@ impl PubSub {
     }
 
     /// Keeps a connection up, for ever: it ends only where hearing has panicked, which is in no task of ours.
-    pub(super) async fn run(&self, client: Client, listener: Arc<dyn Listener>) {
+    pub(super) async fn run(&self, client: Client, listeners: Listeners) {
         let schedule = ExponentialBuilder::new()
             .with_min_delay(RECONNECT_FIRST)
             .with_max_delay(RECONNECT_MOST)
@@ -107,22 +107,22 @@ impl PubSub {
             .with_jitter();
         let mut delays = schedule.build();
         loop {
-            let ear = Ear::new(&self.keys, self.probe.clone(), listener.clone());
+            let handler = PushHandler::new(&self.keys, self.probe.clone(), listeners.clone());
             let panicked = CancellationToken::new();
             let alarm = panicked.clone();
-            let hear = move |push: &PushInfo| {
-                if catch_unwind(AssertUnwindSafe(|| ear.hear(push))).is_err() {
+            let handle = move |push: &PushInfo| {
+                if catch_unwind(AssertUnwindSafe(|| handler.handle(push))).is_err() {
                     alarm.cancel();
                 }
             };
-            match Link::connect(&client, hear).await {
-                Ok(link) => {
+            match RedisConn::connect(&client, handle).await {
+                Ok(conn) => {
                     let end = tokio::select! {
-                        end = self.serve(&link, listener.as_ref()) => end,
+                        end = self.serve(&conn, &listeners) => end,
                         () = panicked.cancelled() => return,
                     };
                     // Whoever still waits for an answer over it holds it open.
-                    link.give_up();
+                    conn.give_up();
                     if self.current().take().is_some() {
                         delays = schedule.build();
                     }
@@ -136,26 +136,26 @@ impl PubSub {
         }
     }
 
-    async fn serve(&self, link: &Link, listener: &dyn Listener) -> &'static str {
+    async fn serve(&self, conn: &RedisConn, listeners: &Listeners) -> &'static str {
         tokio::select! {
-            () = link.broken() => "closed",
-            why = self.tell(link, listener) => why,
+            () = conn.broken() => "closed",
+            why = self.tell(conn, listeners) => why,
             () = self.reset.notified() => "announcements did not arrive",
         }
     }
 
     /// Tells Redis what is wanted, and pings it in between.
-    async fn tell(&self, link: &Link, listener: &dyn Listener) -> &'static str {
-        let mut own = link.clone();
+    async fn tell(&self, conn: &RedisConn, listeners: &Listeners) -> &'static str {
+        let mut own = conn.clone();
         let connection = own.connection();
         connection.set_response_timeout(ANSWER_LIMIT);
         if !answered(connection.subscribe(&[self.keys.probe("live"), self.keys.control()])).await {
             return "the first subscription was not confirmed";
         }
         // Some may have been missed since the last connection.
-        listener.removed();
-        *self.current() = Some(link.clone());
-        self.soil_all();
+        listeners.moderation.removals_changed();
+        *self.current() = Some(conn.clone());
+        self.mark_all_dirty();
         let mut subscribed = HashSet::new();
         loop {
             let (join, leave) = self.take_changes(&subscribed);
@@ -163,18 +163,18 @@ impl PubSub {
                 if !answered(connection.unsubscribe(self.channels(&leave))).await {
                     return "leaving channels was not confirmed";
                 }
-                subscribed.retain(|room| !leave.contains(room));
+                subscribed.retain(|topic| !leave.contains(topic));
             }
             if !join.is_empty() {
                 if !answered(connection.subscribe(self.channels(&join))).await {
                     return "subscriptions were not confirmed";
                 }
-                for room in join {
-                    if let Some(confirmed) = self.interests().wanted.get(&room) {
+                for topic in join {
+                    if let Some(confirmed) = self.interests().wanted.get(&topic) {
                         confirmed.send_replace(true);
                     }
-                    listener.doubt(&room);
-                    subscribed.insert(room);
+                    listeners.log.invalidate(&topic);
+                    subscribed.insert(topic);
                 }
                 continue;
             }
@@ -187,15 +187,15 @@ impl PubSub {
     }
 
     /// At most a batch of rooms to join and to leave; more stay for the next call.
-    fn take_changes(&self, subscribed: &HashSet<RoomName>) -> (Vec<RoomName>, Vec<RoomName>) {
+    fn take_changes(&self, subscribed: &HashSet<Topic>) -> (Vec<Topic>, Vec<Topic>) {
         let mut interests = self.interests();
         let batch: Vec<_> = interests.dirty.iter().take(BATCH_CHANNELS).cloned().collect();
         let (mut join, mut leave) = (Vec::new(), Vec::new());
-        for room in batch {
-            interests.dirty.remove(&room);
-            match (interests.wanted.get(&room), subscribed.contains(&room)) {
-                (Some(_), false) => join.push(room),
-                (None, true) => leave.push(room),
+        for topic in batch {
+            interests.dirty.remove(&topic);
+            match (interests.wanted.get(&topic), subscribed.contains(&topic)) {
+                (Some(_), false) => join.push(topic),
+                (None, true) => leave.push(topic),
                 // Left and joined again before Redis was told: it is subscribed still.
                 (Some(confirmed), true) => drop(confirmed.send_replace(true)),
                 (None, false) => {}
@@ -207,11 +207,11 @@ impl PubSub {
         (join, leave)
     }
 
-    fn channels(&self, rooms: &[RoomName]) -> Vec<String> {
-        rooms.iter().map(|room| self.keys.live(room)).collect()
+    fn channels(&self, topics: &[Topic]) -> Vec<String> {
+        topics.iter().map(|topic| self.keys.live(topic)).collect()
     }
 
-    fn soil_all(&self) {
+    fn mark_all_dirty(&self) {
         let mut interests = self.interests();
         interests.dirty = interests.wanted.keys().cloned().collect();
     }
@@ -222,8 +222,8 @@ impl PubSub {
         }
     }
 
-    fn current(&self) -> MutexGuard<'_, Option<Link>> {
-        self.link.lock().expect("no holder of the lock panics")
+    fn current(&self) -> MutexGuard<'_, Option<RedisConn>> {
+        self.conn.lock().expect("no holder of the lock panics")
     }
 
     fn interests(&self) -> MutexGuard<'_, Interests> {
@@ -232,63 +232,62 @@ impl PubSub {
 }
 
 /// What hears one connection's messages. It moves them on and waits for nothing: as long as it runs, nothing more is read.
-struct Ear {
+struct PushHandler {
     keys: Keys,
     probe_channel: String,
     control: String,
     assembler: Mutex<Assembler>,
     probe: watch::Sender<Vec<u8>>,
-    listener: Arc<dyn Listener>,
+    listeners: Listeners,
 }
 
-impl Ear {
-    fn new(keys: &Keys, probe: watch::Sender<Vec<u8>>, listener: Arc<dyn Listener>) -> Self {
+impl PushHandler {
+    fn new(keys: &Keys, probe: watch::Sender<Vec<u8>>, listeners: Listeners) -> Self {
         let (probe_channel, control) = (keys.probe("live"), keys.control());
-        Self { keys: keys.clone(), probe_channel, control, assembler: Mutex::default(), probe, listener }
+        Self { keys: keys.clone(), probe_channel, control, assembler: Mutex::default(), probe, listeners }
     }
 
-    fn hear(&self, push: &PushInfo) {
+    fn handle(&self, push: &PushInfo) {
         let (PushKind::Message, [Value::BulkString(channel), Value::BulkString(payload)]) =
             (&push.kind, push.data.as_slice())
         else {
             return;
         };
         let Ok(channel) = std::str::from_utf8(channel) else { return };
-        let listener = self.listener.as_ref();
         if channel == self.control {
-            return obey(payload, listener);
+            return handle_control_message(payload, &self.listeners);
         }
-        let heard = self.assembler.lock().expect("no holder of the lock panics").take(channel, payload);
+        let message = self.assembler.lock().expect("no holder of the lock panics").push(channel, payload);
         if channel == self.probe_channel {
-            if let Heard::Entry(entry) = heard {
+            if let ChannelMessage::LogEntry(entry) = message {
                 self.probe.send_replace(entry.stored.to_vec());
             }
             return;
         }
-        let Some(room) = self.keys.room_of_live(channel) else { return };
-        match heard {
-            Heard::Entry(entry) => listener.heard(&room, entry),
-            Heard::Header => {}
-            Heard::Cleared(position) => listener.cleared(&room, position),
-            Heard::Junk => listener.junk(&room),
+        let Some(topic) = self.keys.topic_of_channel(channel) else { return };
+        match message {
+            ChannelMessage::LogEntry(entry) => self.listeners.log.announced(&topic, entry),
+            ChannelMessage::Header => {}
+            ChannelMessage::Cleared(position) => self.listeners.log.cleared(&topic, position),
+            ChannelMessage::Malformed => self.listeners.log.malformed(&topic),
         }
     }
 }
 
-/// A message for all replicas: `removed`, or `superseded <room> <subscriber> <stamp>`. A hint, as all messages are.
-fn obey(message: &[u8], listener: &dyn Listener) {
+/// A message for all replicas: `removed`, or `superseded <room> <subscriber> <generation>`. A hint, as all messages are.
+fn handle_control_message(message: &[u8], listeners: &Listeners) {
     let words = std::str::from_utf8(message).unwrap_or_default();
     let mut words = words.split(' ');
     match (words.next(), words.next(), words.next(), words.next(), words.next()) {
-        (Some("removed"), None, ..) => listener.removed(),
-        (Some("superseded"), Some(room), Some(subscriber), Some(stamp), None) => {
-            if let (Ok(room), Ok(subscriber), Ok(stamp)) =
-                (RoomName::new(room), SubscriberId::new(subscriber), stamp.parse())
+        (Some("removed"), None, ..) => listeners.moderation.removals_changed(),
+        (Some("superseded"), Some(room), Some(subscriber), Some(generation), None) => {
+            if let (Ok(room), Ok(subscriber), Ok(generation)) =
+                (RoomName::new(room), SubscriberId::new(subscriber), generation.parse())
             {
-                listener.superseded(&room, &subscriber, stamp);
+                listeners.presence.superseded(&room, &subscriber, generation);
             }
         }
-        _ => tracing::debug!("junk on the channel of control"),
+        _ => tracing::debug!("a message on the control channel can't be read"),
     }
 }
 

@@ -23,7 +23,7 @@ impl Stage {
     async fn junk(&self) -> u64 {
         let mut junk = 0;
         for replica in &self.replicas {
-            junk += replica.until(200).await["junk_announcements"].as_u64().unwrap();
+            junk += replica.until(200).await["malformed_announcements"].as_u64().unwrap();
         }
         junk
     }

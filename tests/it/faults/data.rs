@@ -1,6 +1,6 @@
 //! A room's keys that vanish, a clock that is set back, and a log that is trimmed faster than someone reads.
 
-use roomcast::room::EventId;
+use roomcast::names::EventId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, watch};

@@ -57,7 +57,7 @@ async fn p11_slow_heads_and_bodies_end_in_time_and_others_are_served_meanwhile()
     }
     // On a connection of its own: those that were kept alive are closed by now.
     let metrics = reqwest::get(format!("{}/metrics", gateway.url)).await.unwrap().text().await.unwrap();
-    let line = "roomcast_limited_total{limit=\"header_time\",what=\"connection\"} ";
+    let line = "roomcast_rejected_total{limit=\"header_time\",kind=\"connection\"} ";
     let counted = metrics.lines().find_map(|of| of.strip_prefix(line)?.parse::<usize>().ok());
     // And idle connections that were kept alive.
     assert!(counted.is_some_and(|counted| counted >= heads), "{metrics}");

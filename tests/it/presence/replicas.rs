@@ -143,8 +143,8 @@ async fn who_comes_back_on_another_replica_has_not_been_away_and_its_earlier_str
     let start = async || {
         world
             .gateway_with(|settings| {
-                settings.roster.presence_grace = GRACE * 10;
-                settings.roster.replica_lease = Duration::from_secs(2);
+                settings.presence.presence_grace = GRACE * 10;
+                settings.presence.replica_lease = Duration::from_secs(2);
             })
             .await
     };
@@ -168,11 +168,11 @@ async fn who_comes_back_on_another_replica_has_not_been_away_and_its_earlier_str
 #[tokio::test]
 async fn a_roster_that_redis_has_lost_is_told_again() {
     let world = World::redis().await;
-    let gateway = world.gateway_with(|settings| settings.roster.replica_lease = Duration::from_secs(2)).await;
+    let gateway = world.gateway_with(|settings| settings.presence.replica_lease = Duration::from_secs(2)).await;
     let ann = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann").await;
     let _bob = gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
     let redis = world.redis.as_ref().unwrap();
-    let keys = ["roomcast:{lobby}:members", "roomcast:{lobby}:attendance"];
+    let keys = ["roomcast:{lobby}:members", "roomcast:{lobby}:presence"];
     redis.cli(&["DEL", keys[0], keys[1]]);
     assert_eq!(super::listed(&gateway, "lobby").await, [""; 0]);
     eventually("both are listed again", async || {
@@ -196,7 +196,7 @@ async fn a_roster_that_redis_has_lost_is_told_again() {
 #[tokio::test]
 async fn counts_that_redis_has_wrong_are_mended() {
     let world = World::redis().await;
-    let gateway = world.gateway_with(|settings| settings.roster.replica_lease = Duration::from_secs(2)).await;
+    let gateway = world.gateway_with(|settings| settings.presence.replica_lease = Duration::from_secs(2)).await;
     let mut looks = gateway.stream("/v1/rooms/lobby/stream?presence=true").await;
     let _streams = [
         gateway.stream("/v1/rooms/lobby/stream?subscriber=ann").await,
@@ -302,8 +302,8 @@ async fn somebody_whose_entering_was_never_answered_is_no_ghost_either() {
     let world = World::redis().await;
     let gateway = world
         .gateway_with(|settings| {
-            settings.roster.presence_grace = GRACE;
-            settings.roster.replica_lease = Duration::from_secs(2);
+            settings.presence.presence_grace = GRACE;
+            settings.presence.replica_lease = Duration::from_secs(2);
         })
         .await;
     let _other = gateway.room("lobby").await;
@@ -330,8 +330,8 @@ async fn an_outage_of_redis_that_outlasts_the_leases_is_nobodys_leave() {
     let start = async |world: &World| {
         world
             .gateway_with(|settings| {
-                settings.roster.presence_grace = GRACE;
-                settings.roster.replica_lease = Duration::from_secs(2);
+                settings.presence.presence_grace = GRACE;
+                settings.presence.replica_lease = Duration::from_secs(2);
             })
             .await
     };

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use roomcast::room::EventId;
+use roomcast::names::EventId;
 
 use super::load::{Record, Told};
 use super::publisher::{LAST, Publish};

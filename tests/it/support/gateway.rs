@@ -68,7 +68,7 @@ impl Gateway {
         settings.listen = "127.0.0.1:0".parse().unwrap();
         settings.drain_delay = Duration::ZERO;
         settings.drain_window = Duration::from_millis(200);
-        settings.linger = Duration::from_millis(200);
+        settings.room_idle_ttl = Duration::from_millis(200);
         change(&mut settings);
         let listener = TcpListener::bind(settings.listen).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

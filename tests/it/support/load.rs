@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use roomcast::room::EventId;
+use roomcast::names::EventId;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;

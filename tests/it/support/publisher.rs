@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use roomcast::room::EventId;
+use roomcast::names::EventId;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 

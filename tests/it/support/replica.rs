@@ -30,7 +30,7 @@ impl Replica {
         let mut process = Command::new("sh")
             .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_roomcast")])
             .args(["--listen", "127.0.0.1:0", "--retry", "100ms", "--heartbeat", "500ms"])
-            .args(["--drain-delay", "500ms", "--drain-window", "1s", "--linger", "500ms"])
+            .args(["--drain-delay", "500ms", "--drain-window", "1s", "--room-idle-ttl", "500ms"])
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

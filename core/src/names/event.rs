@@ -1,0 +1,229 @@
+//! An event: what a publisher sent, and the one form in which logs and announcements carry it.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{EventName, SubscriberId};
+
+/// Deepest nesting of arrays and objects in an event's JSON: readers with a recursive parser must survive it.
+pub const MAX_JSON_DEPTH: usize = 64;
+
+/// The data of an event.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// JSON text exactly as it came: numbers keep their digits, a string keeps its quotes.
+    Json(Box<RawValue>),
+    /// A text body, as it came.
+    Text(Box<str>),
+}
+
+/// Why data is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DataError {
+    /// Nested too deeply.
+    #[error("it nests arrays and objects deeper than {MAX_JSON_DEPTH}")]
+    TooDeep,
+}
+
+impl Data {
+    /// JSON that a parser has accepted already; only its depth is checked here.
+    pub fn json(raw: &RawValue) -> Result<Self, DataError> {
+        if nesting(raw.get()) > MAX_JSON_DEPTH {
+            return Err(DataError::TooDeep);
+        }
+        Ok(Self::Json(raw.to_owned()))
+    }
+
+    /// What a single-room stream sends.
+    pub fn as_text(&self) -> &str {
+        match self {
+            Self::Json(raw) => raw.get(),
+            Self::Text(text) => text,
+        }
+    }
+
+    /// The data as JSON text: a text body becomes a JSON string.
+    pub fn as_json(&self) -> Cow<'_, RawValue> {
+        match self {
+            Self::Json(raw) => Cow::Borrowed(raw),
+            Self::Text(text) => {
+                Cow::Owned(serde_json::value::to_raw_value(&**text).expect("a string is always JSON"))
+            }
+        }
+    }
+}
+
+impl PartialEq for Data {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Json(_), Self::Json(_)) | (Self::Text(_), Self::Text(_)) => self.as_text() == other.as_text(),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Data {}
+
+/// How deep arrays and objects are nested in valid JSON text.
+pub fn nesting(text: &str) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// An event as published, or as the gateway wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The publisher's name for this kind of event; without one browsers call it `message`.
+    pub name: Option<EventName>,
+    /// What it says.
+    pub data: Data,
+    /// When the gateway took it, RFC 3339 in UTC.
+    pub published_at: String,
+    /// Subscribers that do not get it.
+    pub except: Vec<SubscriberId>,
+    /// Shared by the copies of one publish into several rooms.
+    pub publish_id: Option<String>,
+    /// The span that stored it, as W3C Trace Context names it, where traces are sent.
+    pub traceparent: Option<String>,
+}
+
+/// The bytes are not an event: truncated, damaged, or not ours.
+#[derive(Debug, thiserror::Error)]
+#[error("not an event in the stored form")]
+pub struct MalformedEvent;
+
+/// The stored form: JSON, so any Redis client can read it. `data` holds the publisher's JSON unchanged; `text` stands
+/// in its place for a text body.
+#[derive(Serialize, Deserialize)]
+struct Stored<'a> {
+    // First, so that a script finds it without reading the rest.
+    #[serde(borrow)]
+    published_at: Cow<'a, str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    event: Option<Cow<'a, str>>,
+    #[serde(borrow, default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    text: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    except: Vec<SubscriberId>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    publish_id: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    traceparent: Option<Cow<'a, str>>,
+}
+
+/// `null` is data too, not the lack of it.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+impl Event {
+    /// Whether it says who came or has gone.
+    pub fn is_presence(&self) -> bool {
+        self.name.as_ref().is_some_and(EventName::is_presence)
+    }
+
+    /// The stored form.
+    pub fn encode(&self) -> Bytes {
+        let (data, text) = match &self.data {
+            Data::Json(raw) => (Some(&**raw), None),
+            Data::Text(text) => (None, Some(Cow::Borrowed(&**text))),
+        };
+        let stored = Stored {
+            published_at: Cow::Borrowed(&self.published_at),
+            event: self.name.as_ref().map(|name| Cow::Borrowed(name.as_str())),
+            data,
+            text,
+            except: self.except.clone(),
+            publish_id: self.publish_id.as_deref().map(Cow::Borrowed),
+            traceparent: self.traceparent.as_deref().map(Cow::Borrowed),
+        };
+        serde_json::to_vec(&stored).expect("strings and checked JSON always serialise").into()
+    }
+
+    /// Reads the stored form. It is JSON, so a truncated one never passes as a shorter event.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MalformedEvent> {
+        let stored: Stored<'_> = serde_json::from_slice(bytes).map_err(|_| MalformedEvent)?;
+        let data = match (stored.data, stored.text) {
+            (Some(raw), None) => Data::json(raw).map_err(|_| MalformedEvent)?,
+            (None, Some(text)) => Data::Text(text.into()),
+            _ => return Err(MalformedEvent),
+        };
+        Ok(Self {
+            name: stored.event.map(|name| EventName::from_log(&name)).transpose().map_err(|_| MalformedEvent)?,
+            data,
+            published_at: stored.published_at.into_owned(),
+            except: stored.except,
+            publish_id: stored.publish_id.map(Cow::into_owned),
+            traceparent: stored.traceparent.map(Cow::into_owned),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn event(data: Data) -> Event {
+        Event {
+            name: Some(EventName::new("chat").unwrap()),
+            data,
+            published_at: "2026-01-02T03:04:05.678Z".into(),
+            except: vec![SubscriberId::new("me").unwrap()],
+            publish_id: None,
+            traceparent: None,
+        }
+    }
+
+    #[test]
+    fn json_data_keeps_every_digit() {
+        let raw: &RawValue = serde_json::from_str("[12345678901234567890.10, 1e400]").unwrap();
+        let stored = event(Data::json(raw).unwrap()).encode();
+        let text = String::from_utf8(stored.to_vec()).unwrap();
+        assert!(text.contains(r#""data":[12345678901234567890.10, 1e400]"#), "{text}");
+        assert_eq!(Event::decode(&stored).unwrap().data.as_text(), raw.get());
+    }
+
+    #[test]
+    fn nesting_is_counted_outside_strings_only() {
+        assert_eq!(nesting(r#"{"a":["[[[[\"[["]}"#), 2);
+        let deep = format!("{}{}", "[".repeat(65), "]".repeat(65));
+        let raw: &RawValue = serde_json::from_str(&deep).unwrap();
+        assert_eq!(Data::json(raw), Err(DataError::TooDeep));
+    }
+
+    #[test]
+    fn null_is_data() {
+        let stored = event(Data::json(RawValue::NULL).unwrap()).encode();
+        assert_eq!(Event::decode(&stored).unwrap().data.as_text(), "null");
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_stored_is_read_back_and_no_prefix_of_it_is(text in ".*", cut in any::<proptest::sample::Index>()) {
+            let event = event(Data::Text(text.into()));
+            let stored = event.encode();
+            prop_assert_eq!(&Event::decode(&stored).unwrap(), &event);
+            let cut = cut.index(stored.len());
+            prop_assert!(Event::decode(&stored[..cut]).is_err());
+        }
+    }
+}

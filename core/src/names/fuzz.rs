@@ -1,0 +1,100 @@
+//! Fuzz targets: names, event ids, cursors, stored events.
+
+use super::cursor::{Cursor, MAX_CURSOR_BYTES};
+use super::event::Event;
+use super::{
+    EventId, EventName, FieldName, HashName, MAX_FIELD_BYTES, MAX_NAME_BYTES, MAX_NUMBER, RoomName, SubscriberId,
+};
+use crate::fuzz::{shaped, shaped_text};
+
+const NAMES: [&str; 6] = ["lobby", "größe", "房间.7", "a:b@c+d=e-f~g_h", "stream.open", "a b/{c}"];
+
+/// Checks what holds for every kind of name: one that is taken stays as it is, in JSON too; one that is not is refused in
+/// words, in JSON too.
+macro_rules! check_names {
+    ($text:expr, $limit:expr, $($name:ident),*) => {$(
+        let json = serde_json::to_string($text).unwrap();
+        match $name::new($text) {
+            Ok(name) => {
+                assert_eq!(name.as_str(), $text);
+                assert!((1..=$limit).contains(&$text.len()) && !$text.chars().any(char::is_control));
+                assert_eq!(serde_json::to_string(&name).unwrap(), json);
+                assert_eq!(serde_json::from_str::<$name>(&json).unwrap(), name);
+            }
+            Err(why) => {
+                assert!(!why.to_string().is_empty());
+                assert!(serde_json::from_str::<$name>(&json).is_err());
+            }
+        }
+    )*};
+}
+
+#[test]
+fn fuzz_names() {
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let text = &shaped_text(&NAMES, bytes);
+        check_names!(text, MAX_NAME_BYTES, RoomName, HashName, EventName, SubscriberId);
+        check_names!(text, MAX_FIELD_BYTES, FieldName);
+        if RoomName::new(text).is_ok() {
+            // What keys, channels, paths, queries and lists are made with.
+            assert!(!text.contains(|c: char| c.is_whitespace() || "{}[]*?/\\#%&,;<>\"'`|^$!()".contains(c)));
+            let reserved = ["stream.", "presence.", "hash."].iter().any(|own| text.starts_with(own));
+            assert_eq!(EventName::new(text).is_err(), reserved);
+        }
+    });
+}
+
+#[test]
+fn fuzz_event_ids() {
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let text = shaped_text(&["1790000000000000-42", "0-0", "9007199254740991-9007199254740991"], bytes);
+        match text.parse::<EventId>() {
+            Ok(id) => {
+                assert_eq!(id.to_string(), text, "one spelling");
+                assert!(id.epoch <= MAX_NUMBER && id.offset <= MAX_NUMBER);
+                assert!(id.before() <= id);
+            }
+            Err(why) => assert!(!why.to_string().is_empty()),
+        }
+    });
+}
+
+#[test]
+fn fuzz_cursors() {
+    let rooms = ["a", "b"].map(|name| RoomName::new(name).unwrap());
+    let whole =
+        Cursor::from_positions(rooms.iter().map(|room| (room, EventId::new(1_790_000_000_000_000, 300)))).encode();
+    let samples = [whole.as_str(), "c1.", "c1.AAAA"];
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let text = shaped_text(&samples, bytes);
+        match Cursor::decode(&text) {
+            Ok(cursor) => {
+                let again = cursor.encode();
+                assert!(text.len() <= MAX_CURSOR_BYTES && again.len() <= text.len());
+                assert!(
+                    again.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)),
+                    "{again}"
+                );
+                assert_eq!(Cursor::decode(&again), Ok(cursor));
+            }
+            Err(why) => assert!(!why.to_string().is_empty()),
+        }
+    });
+}
+
+#[test]
+fn fuzz_stored_events() {
+    let samples = [
+        r#"{"event":"chat","data":{"n":12345678901234567890.10,"t":["\u00e9\ud83e\udd80"]},"published_at":"2026-01-02T03:04:05.678Z","except":["me"]}"#,
+        r#"{"text":"two\nlines","published_at":"2026-01-02T03:04:05.678Z","publish_id":"p"}"#,
+        r#"{"data":null,"published_at":""}"#,
+    ];
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let stored = shaped(&samples, bytes);
+        let Ok(event) = Event::decode(&stored) else { return };
+        let again = event.encode();
+        assert_eq!(Event::decode(&again).unwrap(), event, "what decodes encodes to the same");
+        assert!(Event::decode(&again[..again.len() - 1]).is_err(), "a truncated one is none");
+        serde_json::from_str::<serde::de::IgnoredAny>(event.data.as_json().get()).expect("the data is JSON");
+    });
+}

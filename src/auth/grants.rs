@@ -1,0 +1,220 @@
+//! What a identity may do: patterns of names, by permission.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use wildmatch::WildMatchPattern;
+
+use crate::names::RoomName;
+
+/// Where a pattern names its identity.
+const SUBJECT: &str = "{sub}";
+
+/// What may be done with rooms and hashes whose names match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// Publish to rooms.
+    Publish,
+    /// Stream rooms and read their logs.
+    Subscribe,
+    /// See who is in rooms.
+    Presence,
+    /// Read hashes.
+    Read,
+    /// Change hashes.
+    Write,
+}
+
+impl Permission {
+    /// All there are.
+    pub const ALL: [Self; 5] = [Self::Publish, Self::Subscribe, Self::Presence, Self::Read, Self::Write];
+
+    /// Its name, in tokens and in answers.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Subscribe => "subscribe",
+            Self::Presence => "presence",
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
+
+/// The claim `roomcast`, as it stands in a token: `*` in a pattern is any characters, none and dots included, `{sub}` is the
+/// token's subject, and all else stands for itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Claim {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subscribe: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub presence: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub read: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub write: Vec<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub admin: bool,
+    /// What others are shown of the subject.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub info: Option<serde_json::Value>,
+}
+
+impl Claim {
+    /// What grants these.
+    pub fn from_grants(grants: impl IntoIterator<Item = (Permission, String)>) -> Self {
+        let mut claim = Self::default();
+        for (permission, pattern) in grants {
+            claim.patterns_mut(permission).push(pattern);
+        }
+        claim
+    }
+
+    fn patterns_mut(&mut self, permission: Permission) -> &mut Vec<String> {
+        match permission {
+            Permission::Publish => &mut self.publish,
+            Permission::Subscribe => &mut self.subscribe,
+            Permission::Presence => &mut self.presence,
+            Permission::Read => &mut self.read,
+            Permission::Write => &mut self.write,
+        }
+    }
+
+    pub fn into_grants(mut self, subject: Option<&str>) -> Grants {
+        let patterns = Permission::ALL.map(|permission| {
+            let texts = std::mem::take(self.patterns_mut(permission));
+            texts.iter().filter_map(|text| Pattern::new(text, subject)).collect()
+        });
+        Grants(Arc::new(GrantPatterns { patterns, admin: self.admin }))
+    }
+}
+
+/// What a identity may do. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Grants(Arc<GrantPatterns>);
+
+#[derive(Default)]
+struct GrantPatterns {
+    /// In the order of [`Permission::ALL`].
+    patterns: [Vec<Pattern>; 5],
+    admin: bool,
+}
+
+impl Grants {
+    /// Everything.
+    pub fn all() -> Self {
+        Claim { admin: true, ..Claim::default() }.into_grants(None)
+    }
+
+    /// From rules such as `subscribe=public.*`.
+    pub fn from_rules(rules: impl IntoIterator<Item = (Permission, String)>) -> Self {
+        Claim::from_grants(rules).into_grants(None)
+    }
+
+    /// Whether everything may be done.
+    pub fn is_admin(&self) -> bool {
+        self.0.admin
+    }
+
+    /// Whether something may be done with the room or hash of that name.
+    pub fn allow(&self, permission: Permission, name: &str) -> bool {
+        self.0.admin || self.patterns(permission).iter().any(|pattern| pattern.0.matches(name))
+    }
+
+    /// Whether something may be done with some name.
+    pub fn allow_some(&self, permission: Permission) -> bool {
+        self.0.admin || !self.patterns(permission).is_empty()
+    }
+
+    fn patterns(&self, permission: Permission) -> &[Pattern] {
+        &self.0.patterns[permission as usize]
+    }
+}
+
+impl fmt::Debug for Grants {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grants").field("admin", &self.0.admin).finish_non_exhaustive()
+    }
+}
+
+/// A pattern of names. There is no wildcard for one character; the second parameter is one that no name has.
+struct Pattern(WildMatchPattern<'*', '\0'>);
+
+impl Pattern {
+    /// None if it matches nothing: it names the subject, and there is none, or one that could not be part of a name. So a
+    /// subject is never taken for a pattern.
+    fn new(text: &str, subject: Option<&str>) -> Option<Self> {
+        // No name has it, so a pattern that does matches nothing; for the matcher it would be any one character.
+        if text.contains('\0') {
+            return None;
+        }
+        if !text.contains(SUBJECT) {
+            return Some(Self(WildMatchPattern::new(text)));
+        }
+        let subject = subject.filter(|subject| RoomName::new(subject).is_ok())?;
+        Some(Self(WildMatchPattern::new(&text.replace(SUBJECT, subject))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(pattern: &str, subject: Option<&str>, name: &str) -> bool {
+        let claim = Claim { publish: vec![pattern.into()], ..Claim::default() };
+        claim.into_grants(subject).allow(Permission::Publish, name)
+    }
+
+    #[test]
+    fn a_star_is_any_characters_and_all_else_stands_for_itself() {
+        for (pattern, name, expected) in [
+            ("*", "anything.at:all", true),
+            ("chat.*", "chat.lobby", true),
+            ("chat.*", "chat.lobby.deep", true),
+            ("chat.*", "chat.", true),
+            ("chat.*", "chat", false),
+            ("chat.*", "xchat.lobby", false),
+            ("*.public", "a.b.public", true),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c-b", false),
+            ("lobby", "lobby", true),
+            ("lobby", "lobby2", false),
+            ("lobby", "Lobby", false),
+            ("lobb?", "lobby", false),
+            ("l[o]bby", "lobby", false),
+            ("lobb\0", "lobby", false),
+            ("", "lobby", false),
+        ] {
+            assert_eq!(allows(pattern, None, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn a_subject_stands_for_itself_and_is_never_a_pattern() {
+        assert!(allows("user.{sub}", Some("ann"), "user.ann"));
+        assert!(allows("user.{sub}.*", Some("ann"), "user.ann.inbox"));
+        assert!(!allows("user.{sub}", Some("ann"), "user.bob"));
+        assert!(!allows("user.{sub}", Some("ann"), "user.{sub}"));
+        for hostile in ["*", "a*", "", "ann bob", "{sub}", "a\0", "ann/bob"] {
+            for name in ["user.ann", "user.*", "user.", "user.{sub}"] {
+                assert!(!allows("user.{sub}", Some(hostile), name), "{hostile} {name}");
+            }
+        }
+        assert!(!allows("user.{sub}", None, "user."));
+    }
+
+    #[test]
+    fn one_permission_is_not_another() {
+        let grants = Grants::from_rules([(Permission::Read, "a".into()), (Permission::Presence, "b".into())]);
+        for permission in Permission::ALL {
+            assert_eq!(grants.allow(permission, "a"), permission == Permission::Read);
+            assert_eq!(grants.allow(permission, "b"), permission == Permission::Presence);
+            assert!(Grants::all().allow(permission, "a"));
+            assert!(!Grants::default().allow_some(permission));
+        }
+    }
+}

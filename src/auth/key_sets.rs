@@ -1,0 +1,237 @@
+//! Keys that change without a restart: a JWKS file that is read again when it changes, and a JWKS at a URL that is fetched again
+//! now and then. What was read last stays valid for as long as nothing newer can be had.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::StatusCode;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+use url::Url;
+
+use super::keys::{Key, KeyError, SignedToken};
+use super::token::Claims;
+use super::{KeySources, TokenError, TokenRules};
+use crate::shutdown::Tasks;
+
+/// How often a file is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Time for a set to be fetched.
+const FETCH_LIMIT: Duration = Duration::from_secs(5);
+/// Most bytes of a set.
+const MAX_SET_BYTES: usize = 1024 * 1024;
+/// Sets are fetched no more often than this, whatever tokens come.
+const FETCH_PAUSE: Duration = Duration::from_secs(10);
+/// Longest wait of a identity for a key that may be new.
+const RENEW_LIMIT: Duration = Duration::from_secs(3);
+
+/// A JWKS in a file.
+pub struct KeySetFile {
+    path: PathBuf,
+    text: String,
+    keys: Vec<Key>,
+}
+
+impl KeySetFile {
+    /// Reads the file. Fails where it can't be read, with why.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|why| why.to_string())?;
+        let keys = Key::set(&text).map_err(|why| why.to_string())?;
+        Ok(Self { path: path.into(), text, keys })
+    }
+}
+
+impl fmt::Debug for KeySetFile {
+    // The text may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeySetFile").field("path", &self.path).field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+/// A JWKS elsewhere.
+#[derive(Debug)]
+pub struct KeySetUrl {
+    url: Url,
+    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    refresh: Duration,
+}
+
+impl KeySetUrl {
+    /// A set that is fetched anew each `refresh`, once the gateway runs. Fails on a system without certificates, where the
+    /// set is to come over https.
+    pub fn new(url: Url, refresh: Duration) -> Result<Self, String> {
+        let mut roots = RootCertStore::empty();
+        if url.scheme() == "https" {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                return Err(
+                    "this system has no certificates to check its server's with: install ca-certificates".into()
+                );
+            }
+        }
+        let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let tls = tls.with_safe_default_protocol_versions().map_err(|why| why.to_string())?;
+        let tls = tls.with_root_certificates(roots).with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        Ok(Self { url, client: Client::builder(TokioExecutor::new()).build(connector), refresh })
+    }
+
+    /// Redirects are not followed: they could lead anywhere, to plain HTTP for one.
+    async fn fetch(&self) -> Result<Vec<Key>, String> {
+        let uri = self.url.as_str().parse().map_err(|_| "it is no URL of HTTP")?;
+        let answer = self.client.get(uri).await.map_err(|why| why.to_string())?;
+        if answer.status() != StatusCode::OK {
+            return Err(format!("it was answered with {}", answer.status()));
+        }
+        let body =
+            Limited::new(answer.into_body(), MAX_SET_BYTES).collect().await.map_err(|why| why.to_string())?;
+        let text = String::from_utf8(body.to_bytes().into()).map_err(|_| KeyError::NotKeySet.to_string())?;
+        Key::set(&text).map_err(|why| why.to_string())
+    }
+}
+
+/// A set as it was read last.
+#[derive(Default)]
+struct CurrentKeys {
+    keys: RwLock<Arc<Vec<Key>>>,
+    changes: AtomicU64,
+}
+
+impl CurrentKeys {
+    fn keys(&self) -> Arc<Vec<Key>> {
+        self.keys.read().expect("no holder of the lock panics").clone()
+    }
+
+    fn replace(&self, keys: Vec<Key>) {
+        *self.keys.write().expect("no holder of the lock panics") = Arc::new(keys);
+        self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+}
+
+/// All keys that tokens are checked with.
+pub(super) struct KeySets {
+    fixed: Vec<Key>,
+    file: Arc<CurrentKeys>,
+    remote: Option<Arc<RemoteKeySet>>,
+}
+
+#[derive(Default)]
+struct RemoteKeySet {
+    current: CurrentKeys,
+    wanted: Notify,
+    /// Whether it may be fetched now.
+    may_fetch: AtomicBool,
+    /// Whether it is being fetched.
+    fetching: AtomicBool,
+    /// Counts attempts.
+    fetched: watch::Sender<u64>,
+}
+
+impl KeySets {
+    pub(super) fn new(sources: KeySources, tasks: &Tasks) -> Self {
+        let file = Arc::new(CurrentKeys::default());
+        if let Some(KeySetFile { path, text, keys }) = sources.file {
+            file.replace(keys);
+            let current = file.clone();
+            tasks.supervise("key set file", async move { look_for_ever(&path, text, &current).await });
+        }
+        let remote = sources.url.map(|set| {
+            let remote = Arc::new(RemoteKeySet::default());
+            let fetched = remote.clone();
+            tasks.supervise("key set", async move { fetch_for_ever(&set, &fetched).await });
+            remote
+        });
+        Self { fixed: sources.fixed, file, remote }
+    }
+
+    /// Counts how often the keys were replaced. What was verified before that may no longer be valid.
+    pub(super) fn changes(&self) -> u64 {
+        self.file.changes() + self.remote.as_ref().map_or(0, |remote| remote.current.changes())
+    }
+
+    pub(super) fn verify(&self, signed: &SignedToken<'_>, rules: &TokenRules) -> Result<Claims, TokenError> {
+        let file = self.file.keys();
+        let remote = self.remote.as_ref().map(|remote| remote.current.keys()).unwrap_or_default();
+        let verified = signed.verify(self.fixed.iter().chain(file.iter()).chain(remote.iter()), rules);
+        match (verified, &self.remote) {
+            // What can't be checked yet is not wrong.
+            (Err(TokenError::UnknownKey | TokenError::WrongSignature), Some(_)) if remote.is_empty() => {
+                Err(TokenError::KeysUnavailable)
+            }
+            // Keys without a name may have signed any token, but one that is new at the URL may have signed this.
+            (Err(TokenError::WrongSignature), Some(_)) if !signed.names_one_of(&remote) => {
+                Err(TokenError::UnknownKey)
+            }
+            (verified, _) => verified,
+        }
+    }
+
+    /// Has the set fetched, if that may be done now, or waits until it is, if that is being done. Whether it was.
+    pub(super) async fn renew(&self) -> bool {
+        let Some(remote) = &self.remote else { return false };
+        let mut fetched = remote.fetched.subscribe();
+        if remote.may_fetch.load(Ordering::SeqCst) {
+            remote.wanted.notify_one();
+        } else if !remote.fetching.load(Ordering::SeqCst) {
+            return false;
+        }
+        timeout(RENEW_LIMIT, fetched.changed()).await.is_ok()
+    }
+}
+
+/// Reads the file again whenever it has changed. A file that can't be used changes nothing.
+async fn look_for_ever(path: &Path, mut known: String, current: &CurrentKeys) {
+    loop {
+        sleep(LOOK_EVERY).await;
+        let text = tokio::fs::read_to_string(path).await.unwrap_or_default();
+        if text == known {
+            continue;
+        }
+        match Key::set(&text) {
+            Ok(keys) => {
+                tracing::info!(keys = keys.len(), "the file with keys has changed");
+                current.replace(keys);
+            }
+            Err(why) => tracing::error!(%why, "the file with keys can't be used; the keys read before stay valid"),
+        }
+        known = text;
+    }
+}
+
+async fn fetch_for_ever(set: &KeySetUrl, remote: &RemoteKeySet) {
+    loop {
+        remote.fetching.store(true, Ordering::SeqCst);
+        let fetched = timeout(FETCH_LIMIT, set.fetch()).await.unwrap_or_else(|_| Err("it took too long".into()));
+        let pause = match fetched {
+            Ok(keys) => {
+                tracing::debug!(keys = keys.len(), "the key set was fetched");
+                remote.current.replace(keys);
+                set.refresh
+            }
+            Err(why) => {
+                tracing::warn!(%why, "the key set can't be fetched; keys fetched before stay valid");
+                FETCH_PAUSE
+            }
+        };
+        remote.fetching.store(false, Ordering::SeqCst);
+        remote.fetched.send_modify(|count| *count += 1);
+        sleep(FETCH_PAUSE).await;
+        remote.may_fetch.store(true, Ordering::SeqCst);
+        let _ = timeout(pause.saturating_sub(FETCH_PAUSE), remote.wanted.notified()).await;
+        remote.may_fetch.store(false, Ordering::SeqCst);
+    }
+}

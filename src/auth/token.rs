@@ -1,0 +1,106 @@
+//! What a token says, and how one is made for development.
+
+use std::time::{Duration, SystemTime};
+
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::Permission;
+use super::grants::Claim;
+use super::keys::{Key, KeyError};
+
+/// Longest subject, and longest id of a token.
+pub const MAX_ID_BYTES: usize = 256;
+
+/// The claims that the gateway reads.
+#[derive(Deserialize)]
+pub(super) struct Claims {
+    // Required, which the library checks.
+    #[serde(default)]
+    pub(super) exp: NumericDate,
+    #[serde(default, deserialize_with = "short")]
+    pub(super) sub: Option<String>,
+    #[serde(default, deserialize_with = "short")]
+    pub(super) jti: Option<String>,
+    #[serde(default)]
+    pub(super) roomcast: Claim,
+}
+
+/// Seconds since 1970 (RFC 7519, 2), fractions allowed.
+#[derive(Default)]
+pub(super) struct NumericDate(pub(super) Duration);
+
+impl<'de> Deserialize<'de> for NumericDate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// The year 9999: beyond it, times can't be written.
+        const MOST: f64 = 253_402_300_799.0;
+        let seconds = f64::deserialize(deserializer)?;
+        Ok(Self(Duration::from_secs_f64(seconds.clamp(0.0, MOST).round())))
+    }
+}
+
+fn short<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    match text {
+        Some(text) if text.len() > MAX_ID_BYTES => Err(serde::de::Error::custom("sub or jti is too long")),
+        text => Ok(text),
+    }
+}
+
+/// A token to be made.
+pub struct NewToken {
+    /// Whose it is.
+    pub subject: Option<String>,
+    /// What it grants.
+    pub grants: Vec<(Permission, String)>,
+    /// Whether it grants everything.
+    pub admin: bool,
+    /// How long it is valid.
+    pub lifetime: Duration,
+    /// Who makes it.
+    pub issuer: Option<String>,
+    /// For whom it is.
+    pub audience: Option<String>,
+}
+
+/// Why a token can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MintError {
+    /// The secret can't be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The library could not sign.
+    #[error("the token could not be signed: {0}")]
+    Signing(#[from] jsonwebtoken::errors::Error),
+}
+
+/// A token signed with a shared secret.
+pub fn mint(token: NewToken, secret: &str, now: SystemTime) -> Result<String, MintError> {
+    #[derive(Serialize)]
+    struct TokenClaims {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sub: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        iss: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        aud: Option<String>,
+        iat: u64,
+        exp: u64,
+        jti: String,
+        roomcast: Claim,
+    }
+    // The same check as of the key that will verify it.
+    Key::secret(secret)?;
+    let claim = Claim { admin: token.admin, ..Claim::from_grants(token.grants) };
+    let iat = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let made = TokenClaims {
+        sub: token.subject,
+        iss: token.issuer,
+        aud: token.audience,
+        iat,
+        exp: iat + token.lifetime.as_secs(),
+        jti: uuid::Uuid::now_v7().to_string(),
+        roomcast: claim,
+    };
+    Ok(encode(&Header::default(), &made, &EncodingKey::from_secret(secret.as_bytes()))?)
+}

@@ -1,0 +1,176 @@
+//! Shared hashes as plain Redis hashes.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::{FromRedisValue, RedisResult, Script, Value};
+
+use super::RedisBroker;
+use super::error::{read_error, write_error};
+use crate::broker::{BrokerError, Condition, FieldPage, HashStore, Patched, Removed, Written};
+use crate::names::{FieldName, HashName};
+
+impl Condition {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Absent => "absent",
+            Self::Present => "present",
+            Self::Matches(_) => "matches",
+        }
+    }
+
+    fn tags(&self) -> &[String] {
+        if let Self::Matches(tags) = self { tags } else { &[] }
+    }
+}
+
+type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+pub(super) type Page = (Option<String>, Fields);
+
+/// What the conditional scripts answer.
+enum Conditional {
+    Done(bool),
+    Refused(Option<Bytes>),
+}
+
+impl FromRedisValue for Conditional {
+    fn from_redis_value(value: Value) -> Result<Self, redis::ParsingError> {
+        match value {
+            Value::Array(present) => Ok(Self::Refused(present.into_iter().next().and_then(bytes))),
+            other => bool::from_redis_value(other).map(Self::Done),
+        }
+    }
+}
+
+fn bytes(value: Value) -> Option<Bytes> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes.into()),
+        _ => None,
+    }
+}
+
+impl RedisBroker {
+    async fn read_hash(&self, command: redis::Cmd) -> Result<Value, BrokerError> {
+        let mut conn = self.connections.for_read().await?;
+        let result = command.query_async(conn.connection()).await;
+        conn.check(result, read_error)
+    }
+
+    /// A page of a hash, and where the next one starts.
+    pub(super) async fn scan(&self, key: String, from: Option<&str>, limit: usize) -> Result<Page, BrokerError> {
+        // The caller's text goes to Redis only as a number, which is all that a cursor of it can be.
+        let from: u64 = from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
+        let mut command = redis::cmd("HSCAN");
+        command.arg(key).arg(from).arg("COUNT").arg(limit);
+        let mut conn = self.connections.for_read().await?;
+        let result: RedisResult<(String, Fields)> = command.query_async(conn.connection()).await;
+        let (next, found) = conn.check(result, read_error)?;
+        Ok(((next != "0").then_some(next), found))
+    }
+
+    async fn write_conditionally(
+        &self,
+        script: &Script,
+        hash: &HashName,
+        field: &FieldName,
+        value: &[u8],
+        condition: &Condition,
+    ) -> Result<Conditional, BrokerError> {
+        let mut conn = self.connections.for_write().await?;
+        let mut call = script.key(self.keys.hash(hash));
+        call.arg(field.as_str()).arg(value).arg(condition.name());
+        call.arg(condition.tags());
+        let result = call.invoke_async(conn.connection()).await;
+        conn.check(result, write_error)
+    }
+}
+
+#[async_trait]
+impl HashStore for RedisBroker {
+    async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError> {
+        let mut command = redis::cmd("HGET");
+        command.arg(self.keys.hash(hash)).arg(field.as_str());
+        Ok(bytes(self.read_hash(command).await?))
+    }
+
+    async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError> {
+        let mut command = redis::cmd("HMGET");
+        command.arg(self.keys.hash(hash));
+        command.arg(fields.iter().map(FieldName::as_str).collect::<Vec<_>>());
+        match self.read_hash(command).await? {
+            Value::Array(values) => Ok(values.into_iter().map(bytes).collect()),
+            _ => Ok(vec![None; fields.len()]),
+        }
+    }
+
+    async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError> {
+        let (next, found) = self.scan(self.keys.hash(hash), from, limit).await?;
+        let fields =
+            found.into_iter().map(|(field, value)| (String::from_utf8_lossy(&field).into_owned(), value.into()));
+        Ok(FieldPage { fields: fields.collect(), next })
+    }
+
+    async fn set(
+        &self,
+        hash: &HashName,
+        field: &FieldName,
+        value: Bytes,
+        condition: &Condition,
+    ) -> Result<Written, BrokerError> {
+        let script = &self.scripts.hash_set;
+        Ok(match self.write_conditionally(script, hash, field, &value, condition).await? {
+            Conditional::Done(true) => Written::Created,
+            Conditional::Done(false) => Written::Replaced,
+            Conditional::Refused(present) => Written::Refused(present),
+        })
+    }
+
+    async fn remove(
+        &self,
+        hash: &HashName,
+        field: &FieldName,
+        condition: &Condition,
+    ) -> Result<Removed, BrokerError> {
+        let script = &self.scripts.hash_remove;
+        Ok(match self.write_conditionally(script, hash, field, b"", condition).await? {
+            Conditional::Done(true) => Removed::Gone,
+            Conditional::Done(false) => Removed::Absent,
+            Conditional::Refused(present) => Removed::Refused(present),
+        })
+    }
+
+    async fn patch(
+        &self,
+        hash: &HashName,
+        changes: &BTreeMap<FieldName, Option<Bytes>>,
+    ) -> Result<Patched, BrokerError> {
+        let mut conn = self.connections.for_write().await?;
+        let mut call = self.scripts.hash_patch.key(self.keys.hash(hash));
+        for (field, value) in changes {
+            let verb = if value.is_some() { "set" } else { "remove" };
+            call.arg(verb).arg(field.as_str()).arg(value.as_deref().unwrap_or_default());
+        }
+        let result = call.invoke_async(conn.connection()).await;
+        let (created, replaced, removed) = conn.check(result, write_error)?;
+        Ok(Patched { created, replaced, removed })
+    }
+
+    async fn delete(&self, hash: &HashName) -> Result<bool, BrokerError> {
+        let mut conn = self.connections.for_write().await?;
+        let result = self.scripts.hash_clear.key(self.keys.hash(hash)).invoke_async(conn.connection()).await;
+        conn.check(result, write_error)
+    }
+
+    async fn increment(&self, hash: &HashName, field: &FieldName, by: i64) -> Result<i64, BrokerError> {
+        let mut conn = self.connections.for_write().await?;
+        let mut call = self.scripts.hash_increment.key(self.keys.hash(hash));
+        let result = call.arg(field.as_str()).arg(by).invoke_async(conn.connection()).await;
+        conn.check(result, |error| {
+            let text = error.to_string();
+            let number = ["not an integer", "would overflow"].iter().any(|refusal| text.contains(refusal));
+            if number { BrokerError::NotANumber } else { write_error(error) }
+        })
+    }
+}

@@ -1,0 +1,44 @@
+//! Removals on Redis: one stream, written by a script.
+
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use redis::RedisResult;
+
+use super::error::{read_error, write_error};
+use super::{RedisBroker, milliseconds};
+use crate::broker::{BrokerError, ModerationStore, REMOVAL_LIFETIME, Removal, StoredRemoval};
+
+/// Removals that are remembered at one time; beyond them new ones are refused.
+const MAX_REMOVALS: usize = 100_000;
+/// How long removals are remembered after the last one.
+const REMOVALS_LIFETIME: Duration = Duration::from_hours(31 * 24);
+/// Removals that are read at a time.
+const PAGE_REMOVALS: usize = 1000;
+
+#[async_trait]
+impl ModerationStore for RedisBroker {
+    async fn remove(&self, removal: &Removal) -> Result<(), BrokerError> {
+        let text = serde_json::to_string(removal).expect("names and numbers are JSON");
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut conn = self.connections.for_write().await?;
+        let mut call = self.scripts.remove.key(self.keys.removals());
+        call.arg(text).arg(self.keys.control()).arg(MAX_REMOVALS).arg(milliseconds(REMOVALS_LIFETIME));
+        call.arg(milliseconds(now)).arg(milliseconds(REMOVAL_LIFETIME));
+        let result: RedisResult<String> = call.invoke_async(conn.connection()).await;
+        conn.check(result, write_error).map(|_| ())
+    }
+
+    async fn removals(&self, after: Option<&str>) -> Result<Vec<StoredRemoval>, BrokerError> {
+        type Reply = Vec<(String, Vec<(String, String)>)>;
+        let mut command = redis::cmd("XRANGE");
+        command.arg(self.keys.removals()).arg(after.map_or("-".into(), |after| format!("({after}")));
+        command.arg("+").arg("COUNT").arg(PAGE_REMOVALS);
+        let mut conn = self.connections.for_read().await?;
+        let result: RedisResult<Reply> = command.query_async(conn.connection()).await;
+        let page = conn.check(result, read_error)?;
+        // One that can't be read removes nobody, and yet what comes after it is not waited for.
+        let removal = |fields: Vec<(String, String)>| serde_json::from_str(&fields.into_iter().next()?.1).ok();
+        Ok(page.into_iter().map(|(id, fields)| (id, removal(fields).unwrap_or_default())).collect())
+    }
+}

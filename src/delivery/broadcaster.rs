@@ -1,0 +1,520 @@
+//! A room's broadcaster: one task that writes each event to the sockets of all streams that are caught up with the room.
+//!
+//! It does what is common, and hands back everything else: a stream that can't take a whole write, may have missed something, has
+//! lived long enough, or has to tell its position is served by a task of its own again.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Wake;
+use std::time::Duration;
+
+use bytes::Bytes;
+use slab::Slab;
+use tokio::sync::Notify;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::Delivery;
+use super::connection::{StreamConn, serve_alone};
+use super::encoded::event_chunk;
+use super::http1::chunk;
+use super::session::Session;
+use super::sse::HEARTBEAT;
+use crate::live::{CaughtUp, GroupCursor, GroupPoll, LiveEvent};
+use crate::names::{Event, Topic};
+use crate::shutdown::Tasks;
+
+/// Streams of one broadcaster. A larger room has several, so that more than one processor can write.
+const MAX_MEMBERS: usize = 4096;
+/// Writes, or tasks started, between which other tasks get a turn. Events that come meanwhile are written together.
+const WRITES_A_TURN: usize = 64;
+/// Heartbeats that are due within this part of their interval are sent together.
+const HEARTBEATS_TOGETHER: u32 = 16;
+
+/// The broadcasters of a replica.
+pub struct Broadcasters {
+    delivery: Arc<Delivery>,
+    tasks: Tasks,
+    cut: CancellationToken,
+    topics: Mutex<HashMap<Topic, Vec<Arc<Inbox>>>>,
+}
+
+/// How a broadcaster is reached.
+#[derive(Default)]
+struct Inbox {
+    contents: Mutex<InboxContents>,
+    notify: Notify,
+}
+
+#[derive(Default)]
+struct InboxContents {
+    joining: Vec<(StreamConn, CaughtUp)>,
+    /// Members whose sockets or sessions have woken them.
+    woken: Vec<usize>,
+    members: usize,
+}
+
+/// Wakes a broadcaster for one of its members.
+struct MemberWaker {
+    inbox: Arc<Inbox>,
+    slot: usize,
+}
+
+impl Wake for MemberWaker {
+    fn wake(self: Arc<Self>) {
+        self.inbox.contents().woken.push(self.slot);
+        self.inbox.notify.notify_one();
+    }
+}
+
+impl Inbox {
+    fn contents(&self) -> MutexGuard<'_, InboxContents> {
+        self.contents.lock().expect("no holder of the lock panics")
+    }
+}
+
+impl Broadcasters {
+    /// No broadcasters yet; `tasks` will own theirs.
+    pub fn new(delivery: Arc<Delivery>, tasks: &Tasks) -> Arc<Self> {
+        let (tasks, cut) = (tasks.clone(), CancellationToken::new());
+        Arc::new(Self { delivery, tasks, cut, topics: Mutex::default() })
+    }
+
+    /// Cuts off every stream that has a task of its own, now or later.
+    pub fn cut(&self) {
+        self.cut.cancel();
+    }
+
+    /// Gives a stream a task of its own. `rest` is what is left of an earlier write.
+    pub(super) fn serve_alone(self: &Arc<Self>, conn: StreamConn, rest: Bytes) {
+        self.tasks.spawn(serve_alone(conn, rest, self.clone(), self.cut.clone()));
+    }
+
+    /// Hands a stream that is caught up to a broadcaster of its room.
+    pub(super) fn join(self: &Arc<Self>, conn: StreamConn, caught_up: CaughtUp) {
+        let mut topics = self.topics();
+        let topic = conn.state.session.topic();
+        let inboxes = topics.entry(topic.clone()).or_default();
+        let inbox = inboxes.iter().find(|inbox| inbox.contents().members < MAX_MEMBERS).cloned();
+        let inbox = inbox.unwrap_or_else(|| {
+            let inbox = Arc::new(Inbox::default());
+            inboxes.push(inbox.clone());
+            let broadcaster = Broadcaster {
+                broadcasters: self.clone(),
+                inbox: inbox.clone(),
+                topic: topic.clone(),
+                cursor: conn.state.session.group_cursor(caught_up),
+                members: Slab::new(),
+                due: Instant::now() + self.heartbeat(),
+                read_at: None,
+                terminations: conn.state.session.terminations(),
+            };
+            self.tasks.spawn(broadcaster.run());
+            inbox
+        });
+        let mut contents = inbox.contents();
+        contents.members += 1;
+        contents.joining.push((conn, caught_up));
+        inbox.notify.notify_one();
+    }
+
+    /// Pause after which an idle stream gets a heartbeat.
+    fn heartbeat(&self) -> Duration {
+        self.delivery.settings.heartbeat
+    }
+
+    fn topics(&self) -> MutexGuard<'_, HashMap<Topic, Vec<Arc<Inbox>>>> {
+        self.topics.lock().expect("no holder of the lock panics")
+    }
+}
+
+struct BroadcastMember {
+    conn: StreamConn,
+    waker: Arc<MemberWaker>,
+    /// Whether it gets every event that excepts nobody.
+    wants_all: bool,
+}
+
+/// Writes to all streams of a topic that are at the same position. It owns that position and every member's heartbeat; a member's
+/// session decides which events it gets, and ends it.
+struct Broadcaster {
+    broadcasters: Arc<Broadcasters>,
+    inbox: Arc<Inbox>,
+    topic: Topic,
+    cursor: GroupCursor,
+    members: Slab<BroadcastMember>,
+    /// When a member may need a heartbeat, or its end.
+    due: Instant,
+    /// When the log may be read again.
+    read_at: Option<Instant>,
+    /// Terminations that apply to no member.
+    terminations: u64,
+}
+
+/// Events as they are written.
+struct EncodedBatch<'a> {
+    events: &'a [Arc<LiveEvent>],
+    bytes: Bytes,
+    /// Whether some are not for every member.
+    is_selective: bool,
+}
+
+impl<'a> EncodedBatch<'a> {
+    fn new(events: &'a [Arc<LiveEvent>]) -> Self {
+        let bytes = match events {
+            // The common case copies nothing.
+            [one] => event_chunk(one).clone(),
+            _ => concat(events.iter()),
+        };
+        Self {
+            events,
+            bytes,
+            is_selective: events
+                .iter()
+                .any(|event| !event.event().except.is_empty() || event.event().is_presence()),
+        }
+    }
+
+    /// What one stream gets of it, and how many events that is.
+    fn for_session(&self, session: &Session) -> (Bytes, usize) {
+        if !self.is_selective && session.wants_all() {
+            return (self.bytes.clone(), self.events.len());
+        }
+        let events: Vec<_> = self.events.iter().filter(|event| session.wants(event)).collect();
+        (concat(events.iter().copied()), events.len())
+    }
+}
+
+fn concat<'a>(events: impl Iterator<Item = &'a Arc<LiveEvent>>) -> Bytes {
+    events.map(|event| &event_chunk(event)[..]).collect::<Vec<_>>().concat().into()
+}
+
+/// How long ago an event was published, by this machine's clock.
+fn age(event: &Event) -> Option<Duration> {
+    let published: jiff::Timestamp = event.published_at.parse().ok()?;
+    Some(jiff::Timestamp::now().duration_since(published).unsigned_abs())
+}
+
+/// Counts the writes of a broadcaster, and lets other tasks have their turns in between.
+#[derive(Default)]
+struct Turns(usize);
+
+impl Turns {
+    async fn count(&mut self) {
+        self.0 += 1;
+        if self.0 == WRITES_A_TURN {
+            self.0 = 0;
+            yield_now().await;
+        }
+    }
+}
+
+impl Broadcaster {
+    async fn run(mut self) {
+        let broadcasters = self.broadcasters.clone();
+        let delivery = &broadcasters.delivery;
+        let mut streams_end = pin!(delivery.drain.ends_streams());
+        let mut is_ending = false;
+        let mut alarm = pin!(sleep_until(self.due));
+        loop {
+            self.write_new().await;
+            self.accept_new();
+            self.handle_wakeups();
+            if is_ending {
+                self.release_all().await;
+            }
+            if self.members.is_empty() && self.close() {
+                return;
+            }
+            let next = self.read_at.map_or(self.due, |at| at.min(self.due));
+            if alarm.deadline() != next {
+                alarm.as_mut().reset(next);
+            }
+            tokio::select! {
+                biased;
+                () = &mut streams_end, if !is_ending => is_ending = true,
+                () = &mut alarm => self.handle_deadlines().await,
+                () = self.inbox.notify.notified() => {}
+                () = self.cursor.changed(), if self.read_at.is_none() => {}
+                () = delivery.moderation.terminations_beyond(self.terminations) => self.apply_terminations().await,
+            }
+        }
+    }
+
+    /// Ends the broadcaster unless a stream waits in its inbox.
+    fn close(&self) -> bool {
+        let mut topics = self.broadcasters.topics();
+        if !self.inbox.contents().joining.is_empty() {
+            return false;
+        }
+        if let Some(inboxes) = topics.get_mut(&self.topic) {
+            inboxes.retain(|inbox| !Arc::ptr_eq(inbox, &self.inbox));
+            if inboxes.is_empty() {
+                topics.remove(&self.topic);
+            }
+        }
+        true
+    }
+
+    /// Writes what is new, until there is nothing more.
+    async fn write_new(&mut self) {
+        if self.read_at.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        self.read_at = None;
+        loop {
+            let poll = match self.cursor.poll() {
+                GroupPoll::NeedsLog => {
+                    let poll = self.cursor.read_log().await;
+                    // That may have taken long enough for a stream's time to be over.
+                    self.handle_deadlines().await;
+                    poll
+                }
+                poll => poll,
+            };
+            // Before anything is written: a terminated stream gets nothing more.
+            if self.broadcasters.delivery.moderation.terminations() != self.terminations {
+                self.apply_terminations().await;
+            }
+            match poll {
+                GroupPoll::Events(events) => {
+                    self.cursor.advance(&events);
+                    self.write(&events).await;
+                    // In a room that is never quiet, these would not get their turn otherwise.
+                    self.handle_deadlines().await;
+                    self.accept_new();
+                    self.handle_wakeups();
+                    if self.broadcasters.delivery.drain.ends_streams_now() {
+                        return self.release_all().await;
+                    }
+                }
+                GroupPoll::Diverged => return self.release_all().await,
+                GroupPoll::RetryAt(at) => return self.read_at = Some(at),
+                GroupPoll::Nothing | GroupPoll::NeedsLog => return,
+            }
+        }
+    }
+
+    async fn write(&mut self, events: &[Arc<LiveEvent>]) {
+        let batch = EncodedBatch::new(events);
+        let next_heartbeat = Instant::now() + self.broadcasters.heartbeat();
+        let (mut turns, mut delivered) = (Turns::default(), 0);
+        for slot in 0..self.members.capacity() {
+            let count = match self.members.get_mut(slot) {
+                None => 0,
+                // The common case touches as little memory of each member as possible: its socket and its heartbeat.
+                Some(member) if member.wants_all && !batch.is_selective => {
+                    member.conn.heartbeat.sent(next_heartbeat);
+                    self.try_write(slot, &batch.bytes);
+                    events.len()
+                }
+                Some(_) => self.write_selected(slot, &batch, next_heartbeat),
+            };
+            delivered += count;
+            if count > 0 {
+                turns.count().await;
+            }
+        }
+        let metrics = &self.broadcasters.delivery.metrics;
+        metrics.delivered(delivered as u64);
+        if let Some(lag) = events.last().and_then(|event| age(event.event())) {
+            metrics.lagged(lag);
+        }
+    }
+
+    /// Writes to a member the events that it gets. Returns how many those are.
+    fn write_selected(&mut self, slot: usize, batch: &EncodedBatch<'_>, next_heartbeat: Instant) -> usize {
+        let Some(BroadcastMember { conn, .. }) = self.members.get_mut(slot) else { return 0 };
+        let (bytes, count) = batch.for_session(&conn.state.session);
+        if count == 0 {
+            conn.heartbeat.skipped();
+            return 0;
+        }
+        conn.heartbeat.sent(next_heartbeat);
+        self.try_write(slot, &bytes);
+        count
+    }
+
+    /// Writes to a member. A member whose socket does not take all of it at once gets a task of its own for the rest.
+    fn try_write(&mut self, slot: usize, bytes: &Bytes) {
+        let Some(BroadcastMember { conn, .. }) = self.members.get(slot) else { return };
+        match conn.socket.try_write(bytes) {
+            Ok(written) if written == bytes.len() => {}
+            Ok(written) => self.release(slot, bytes.slice(written..)),
+            Err(_) => drop(self.remove(slot)),
+        }
+    }
+
+    /// Takes in the streams that wait in the inbox.
+    fn accept_new(&mut self) {
+        let joining = std::mem::take(&mut self.inbox.contents().joining);
+        for (mut conn, caught_up) in joining {
+            if self.members.is_empty() {
+                // The topic may have been dropped and opened again since.
+                self.cursor = conn.state.session.group_cursor(caught_up);
+            }
+            if self.cursor.is_behind(&caught_up) {
+                // The next write brings the others to its position.
+                self.inbox.contents().joining.push((conn, caught_up));
+                continue;
+            }
+            if conn.state.session.terminations() < self.terminations {
+                // It has not looked at terminations that the others have passed.
+                self.inbox.contents().members -= 1;
+                self.broadcasters.serve_alone(conn, Bytes::new());
+                continue;
+            }
+            let missed = self.cursor.catch_up(&caught_up);
+            self.due = self.due.min(conn.heartbeat.due()).min(conn.state.session.ends_at());
+            let entry = self.members.vacant_entry();
+            let slot = entry.key();
+            let member_waker = Arc::new(MemberWaker { inbox: self.inbox.clone(), slot });
+            let waker = member_waker.clone().into();
+            let is_connected = conn.socket.watch(&waker);
+            let is_superseded = conn.state.session.is_superseded(&waker);
+            let wants_all = conn.state.session.wants_all();
+            entry.insert(BroadcastMember { conn, waker: member_waker, wants_all });
+            match missed.as_deref() {
+                _ if !is_connected => drop(self.remove(slot)),
+                // Its own position still holds: it is behind the others.
+                _ if is_superseded => self.hand_back(slot, Bytes::new()),
+                None => self.hand_back(slot, Bytes::new()),
+                Some([]) => {}
+                // What came since it was caught up.
+                Some(missed) => {
+                    let next_heartbeat = Instant::now() + self.broadcasters.heartbeat();
+                    let count = self.write_selected(slot, &EncodedBatch::new(missed), next_heartbeat);
+                    self.broadcasters.delivery.metrics.delivered(count as u64);
+                }
+            }
+        }
+    }
+
+    /// Releases the members that a termination applies to.
+    async fn apply_terminations(&mut self) {
+        let before = self.terminations;
+        let now = self.broadcasters.delivery.moderation.terminations();
+        let mut turns = Turns::default();
+        for slot in 0..self.members.capacity() {
+            if self.members.get(slot).is_some_and(|member| member.conn.state.session.is_terminated(before)) {
+                self.release(slot, Bytes::new());
+                turns.count().await;
+            }
+        }
+        self.terminations = now;
+    }
+
+    /// Looks at the members that were woken: by their socket, or by a session that has taken their place.
+    fn handle_wakeups(&mut self) {
+        let woken = std::mem::take(&mut self.inbox.contents().woken);
+        for slot in woken {
+            let Some(BroadcastMember { conn, waker, .. }) = self.members.get_mut(slot) else { continue };
+            let waker = waker.clone().into();
+            if !conn.socket.watch(&waker) {
+                drop(self.remove(slot));
+            } else if conn.state.session.is_superseded(&waker) {
+                self.release(slot, Bytes::new());
+            }
+        }
+    }
+
+    /// Sends heartbeats that are due, and releases members whose time is over.
+    async fn handle_deadlines(&mut self) {
+        let now = Instant::now();
+        if now < self.due {
+            return;
+        }
+        let soon = now + self.broadcasters.heartbeat() / HEARTBEATS_TOGETHER;
+        let next_heartbeat = now + self.broadcasters.heartbeat();
+        let bytes = Bytes::from(chunk(HEARTBEAT.as_bytes()));
+        let (mut turns, mut due) = (Turns::default(), next_heartbeat);
+        for slot in 0..self.members.capacity() {
+            let Some(BroadcastMember { conn, .. }) = self.members.get_mut(slot) else { continue };
+            let ends_at = conn.state.session.ends_at();
+            let must_tell_position = conn.heartbeat.has_moved() && conn.heartbeat.due() <= now;
+            if ends_at <= now || must_tell_position {
+                self.release(slot, Bytes::new());
+                turns.count().await;
+                continue;
+            }
+            let is_due = conn.heartbeat.due() <= soon && !conn.heartbeat.has_moved();
+            if is_due {
+                conn.heartbeat.sent(next_heartbeat);
+            }
+            due = due.min(conn.heartbeat.due()).min(ends_at);
+            if is_due {
+                self.try_write(slot, &bytes);
+                turns.count().await;
+            }
+        }
+        self.due = due;
+    }
+
+    async fn release_all(&mut self) {
+        let mut turns = Turns::default();
+        for slot in 0..self.members.capacity() {
+            self.release(slot, Bytes::new());
+            turns.count().await;
+        }
+    }
+
+    /// Gives a member that is at the group's position a task of its own, with what is left of a write.
+    fn release(&mut self, slot: usize, rest: Bytes) {
+        if let Some(member) = self.members.get_mut(slot) {
+            member.conn.state.session.advance_to(self.cursor.position(), self.terminations);
+            self.hand_back(slot, rest);
+        }
+    }
+
+    /// Gives a member a task of its own at the position that its session has.
+    fn hand_back(&mut self, slot: usize, rest: Bytes) {
+        if let Some(BroadcastMember { conn, .. }) = self.remove(slot) {
+            self.broadcasters.serve_alone(conn, rest);
+        }
+    }
+
+    fn remove(&mut self, slot: usize) -> Option<BroadcastMember> {
+        let member = self.members.try_remove(slot)?;
+        self.inbox.contents().members -= 1;
+        Some(member)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::http::fuzz::app;
+    use crate::live::Start;
+    use crate::names::{Data, RoomName};
+
+    #[tokio::test]
+    async fn what_came_between_a_streams_place_and_its_group_cursor_is_new() {
+        let app = app();
+        let topic = Topic::from(RoomName::new("a").unwrap());
+        let subscription = app.live.subscribe(vec![(topic.clone(), Start::Now)]).await.unwrap();
+        let place = subscription.caught_up().expect("the room is quiet");
+        let event = Event {
+            name: None,
+            data: Data::Text("x".into()),
+            published_at: "2026-01-02T03:04:05.678Z".into(),
+            except: Vec::new(),
+            publish_id: None,
+            traceparent: None,
+        };
+        app.log.append(&topic, &event, None).await.unwrap();
+        while subscription.caught_up().is_some() {
+            yield_now().await;
+        }
+        let mut cursor = subscription.group_cursor(place);
+        timeout(Duration::from_secs(30), cursor.changed()).await.expect("it is told at once to look");
+        let GroupPoll::Events(events) = cursor.poll() else { panic!("an event is ahead") };
+        assert_eq!(events.len(), 1);
+        assert_ne!(cursor.position(), events[0].id(), "nobody has got it yet");
+        cursor.advance(&events);
+        assert_eq!(cursor.position(), events[0].id());
+    }
+}

@@ -1,0 +1,153 @@
+//! A subscriber: which client reads a stream, and which of the events it gets.
+
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use futures_util::future::join_all;
+
+use crate::auth::Identity;
+use crate::broker::Member;
+use crate::live::LiveEvent;
+use crate::moderation::StreamIdentity;
+use crate::names::{EventName, RoomName, SubscriberId};
+use crate::presence::{Presence, PresenceSession, PresenceWatch};
+use crate::rate_limit::StreamPermit;
+
+/// The subscriber's name belongs to another caller in this room.
+#[derive(Debug)]
+pub struct NameTaken(pub RoomName);
+
+/// Which client reads a stream, and what it gets.
+pub struct Subscriber {
+    /// Its id: chosen by the client, or random.
+    pub id: SubscriberId,
+    /// The caller.
+    pub identity: Arc<Identity>,
+    /// The client's address; for IPv6 the first address of its /64.
+    pub address: Option<IpAddr>,
+    wants_presence: bool,
+    /// What only some have.
+    extra: Option<Box<Extra>>,
+}
+
+#[derive(Default)]
+struct Extra {
+    /// Names of the events that it gets; all events if there are none.
+    selected: Box<[EventName]>,
+    /// How it appears in member lists, if it has chosen its id.
+    member: Option<Member>,
+    sessions: Vec<PresenceSession>,
+    watches: Vec<PresenceWatch>,
+    permit: Option<StreamPermit>,
+}
+
+impl Subscriber {
+    /// A subscriber that gets every event.
+    pub fn new(id: SubscriberId, identity: Arc<Identity>, address: Option<IpAddr>) -> Self {
+        Self { id, identity, address, wants_presence: false, extra: None }
+    }
+
+    /// Restricts it to events of these names, if there are any.
+    #[must_use]
+    pub fn with_selected(mut self, selected: Box<[EventName]>) -> Self {
+        if !selected.is_empty() {
+            self.extra().selected = selected;
+        }
+        self
+    }
+
+    /// Has it appear in the member lists of its rooms.
+    #[must_use]
+    pub fn with_member(mut self, member: Option<Member>) -> Self {
+        if member.is_some() {
+            self.extra().member = member;
+        }
+        self
+    }
+
+    /// Has it receive `presence.join` and `presence.leave`.
+    #[must_use]
+    pub fn with_presence(mut self, wants_presence: bool) -> Self {
+        self.wants_presence = wants_presence;
+        self
+    }
+
+    /// Holds one of the streams that its caller may have, for as long as it lives.
+    pub fn hold(&mut self, permit: StreamPermit) {
+        self.extra().permit = Some(permit);
+    }
+
+    fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// Watches its rooms' presence, if it wants that, and takes its place in them, if it has chosen its id. All at once, since
+    /// each may take a moment.
+    pub async fn join(&mut self, presence: &Arc<Presence>, rooms: &[RoomName]) -> Result<(), NameTaken> {
+        let member = self.extra.as_ref().and_then(|extra| extra.member.clone());
+        if member.is_none() && !self.wants_presence {
+            return Ok(());
+        }
+        let watching = rooms.iter().filter(|_| self.wants_presence).map(|room| presence.watch(room));
+        let enabled = rooms.iter().filter(|room| presence.is_enabled(room));
+        let joining = enabled
+            .filter_map(|room| Some((room, member.clone()?)))
+            .map(async |(room, member)| presence.join(room, member).await.ok_or_else(|| NameTaken(room.clone())));
+        let (watches, sessions) = tokio::join!(join_all(watching), join_all(joining));
+        let extra = self.extra();
+        extra.watches = watches;
+        extra.sessions = sessions.into_iter().collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// What identifies its stream to removals.
+    pub fn stream_identity(&self) -> StreamIdentity<'_> {
+        StreamIdentity {
+            subscriber: Some(&self.id),
+            user: self.identity.subject.as_deref(),
+            address: self.address,
+            token: self.identity.token_id.as_deref(),
+        }
+    }
+
+    /// Leaves its rooms without a grace time.
+    pub(super) fn leave(&self) {
+        self.sessions().for_each(PresenceSession::leave);
+    }
+
+    /// Whether another session has taken its place in one of its rooms. If not, the waker is woken when one does.
+    pub(super) fn is_superseded(&self, waker: &Waker) -> bool {
+        self.sessions().any(|session| session.is_superseded(waker))
+    }
+
+    /// Resolves when another session has taken its place.
+    pub(super) async fn superseded(&self) {
+        poll_fn(|cx| if self.is_superseded(cx.waker()) { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    fn sessions(&self) -> impl Iterator<Item = &PresenceSession> {
+        self.extra.iter().flat_map(|extra| &extra.sessions)
+    }
+
+    /// Whether it gets every event that publishers send, but for those that except it.
+    pub(super) fn wants_all(&self) -> bool {
+        self.selected().is_empty()
+    }
+
+    fn selected(&self) -> &[EventName] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.selected)
+    }
+
+    /// Whether it gets an event.
+    pub(super) fn wants(&self, event: &LiveEvent) -> bool {
+        let event = event.event();
+        if event.is_presence() {
+            return self.wants_presence;
+        }
+        let selected = self.selected();
+        let is_selected = selected.is_empty() || event.name.as_ref().is_some_and(|name| selected.contains(name));
+        is_selected && !event.except.contains(&self.id)
+    }
+}

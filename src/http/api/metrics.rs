@@ -1,0 +1,42 @@
+//! `/metrics`, for Prometheus.
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+use crate::http::App;
+use crate::http::caller::Caller;
+use crate::http::problem::Problem;
+use crate::metrics::{CurrentState, MEDIA_TYPE};
+
+/// Get the replica's metrics
+///
+/// Text that Prometheus reads. With keys it takes `admin`, but on a listener of its own (`--metrics-listen`) it takes nothing.
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "getMetrics", tag = "Health",
+    responses((status = 200, description = "What this replica counts", body = String, content_type = "application/openmetrics-text"))
+)]
+pub async fn get_metrics(caller: Caller, State(app): State<App>) -> Result<Response, Problem> {
+    caller.require_admin()?;
+    Ok(metrics(&app))
+}
+
+/// The same for whoever reaches the listener.
+pub async fn get_open_metrics(State(app): State<App>) -> Response {
+    metrics(&app)
+}
+
+fn metrics(app: &App) -> Response {
+    let health = app.log.health();
+    let now = CurrentState {
+        rooms: app.live.topic_count(),
+        members: app.presence.member_count(),
+        connections: app.connections.len(),
+        commands_up: health.commands.is_none(),
+        delivery_up: health.delivery.is_none(),
+        round_trip: health.round_trip,
+        malformed: app.live.malformed_announcements(),
+        draining: app.drain.is_leaving(),
+    };
+    ([(header::CONTENT_TYPE, MEDIA_TYPE)], app.metrics.text(&now)).into_response()
+}

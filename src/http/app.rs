@@ -1,0 +1,119 @@
+//! What handlers work with, and how it is put together on a broker.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use tokio_util::task::TaskTracker;
+
+use crate::auth::Access;
+use crate::broker::{Broker, HashStore, Listeners, ReplicaRegistry};
+use crate::config::Settings;
+use crate::delivery::Delivery;
+use crate::live::{Live, LogClient};
+use crate::metrics::Metrics;
+use crate::moderation::Moderation;
+use crate::presence::Presence;
+use crate::rate_limit::RateLimiter;
+use crate::shutdown::{Drain, Tasks};
+
+/// What handlers work with. Clones are the same.
+#[derive(Clone)]
+pub struct App(Arc<AppParts>);
+
+impl Deref for App {
+    type Target = AppParts;
+
+    fn deref(&self) -> &AppParts {
+        &self.0
+    }
+}
+
+/// What an [`App`] is made of.
+pub struct AppParts {
+    /// `embedded` or `redis`.
+    pub broker_kind: &'static str,
+    /// The logs.
+    pub log: Arc<LogClient>,
+    /// The live topics.
+    pub live: Arc<Live>,
+    /// The members of rooms.
+    pub presence: Arc<Presence>,
+    /// Removals.
+    pub moderation: Arc<Moderation>,
+    /// The shared hashes.
+    pub hashes: Arc<dyn HashStore>,
+    /// The replicas.
+    pub registry: Arc<dyn ReplicaRegistry>,
+    /// What streams work with.
+    pub delivery: Arc<Delivery>,
+    /// Which caller may do what.
+    pub access: Access,
+    /// How many requests and streams a caller may have. None: no limits.
+    pub limits: Option<Arc<RateLimiter>>,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// The open connections.
+    pub connections: TaskTracker,
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// This replica's name.
+    pub replica: Arc<str>,
+    /// Whether the replica is leaving.
+    pub drain: Drain,
+    /// Whether requests that a web page of another site could make are refused: only this machine is served, without keys.
+    pub guarded: bool,
+}
+
+impl App {
+    /// Builds a replica's parts on a broker, and starts their tasks and the broker's. `is_local`: only this machine can reach the
+    /// gateway.
+    pub fn start(
+        settings: Settings,
+        broker: Arc<dyn Broker>,
+        access: Access,
+        replica: Arc<str>,
+        is_local: bool,
+        tasks: &Tasks,
+    ) -> Self {
+        let log = LogClient::new(broker.clone());
+        let live = Live::new(log.clone(), broker.clone(), settings.live(), tasks);
+        let presence = Presence::new(log.clone(), broker.clone(), settings.presence.presence(), tasks);
+        let moderation = Moderation::new(broker.clone(), log.clone(), presence.clone(), tasks);
+        let listeners = Listeners { log: live.clone(), presence: presence.clone(), moderation: moderation.clone() };
+        live.start();
+        presence.start();
+        moderation.start();
+        broker.clone().start(listeners, tasks);
+        let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), broker.kind()));
+        let drain = Drain::new(settings.drain_window);
+        let delivery = Delivery {
+            live: live.clone(),
+            presence: presence.clone(),
+            moderation: moderation.clone(),
+            metrics: metrics.clone(),
+            drain: drain.clone(),
+            settings: settings.delivery(),
+            replica: replica.clone(),
+        };
+        // Without keys on this machine's own address there are no limits: a first load test measures the gateway.
+        let has_limits = !access.is_open() || !is_local;
+        Self(Arc::new(AppParts {
+            broker_kind: broker.kind(),
+            log,
+            live,
+            presence,
+            moderation,
+            hashes: broker.clone(),
+            registry: broker.clone(),
+            delivery: Arc::new(delivery),
+            guarded: access.is_open() && is_local && !settings.insecure_allow_anonymous,
+            limits: has_limits.then(|| RateLimiter::new(settings.limits.limits(), broker)),
+            access,
+            metrics,
+            connections: TaskTracker::new(),
+            settings: Arc::new(settings),
+            replica,
+            drain,
+        }))
+    }
+}

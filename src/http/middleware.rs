@@ -1,0 +1,221 @@
+//! What surrounds every response: request ids, CORS, security headers, panics, metrics, and what is refused on any route.
+
+mod guard;
+pub(super) mod request_context;
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::Route;
+use futures_util::FutureExt;
+use tower::layer::layer_fn;
+use tower::{ServiceExt, service_fn};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tracing::{Span, info_span};
+
+use self::request_context::RequestContext;
+use super::caller::RateStatusSlot;
+use super::problem::{self, Code, Problem};
+use super::{App, audit, idempotency};
+use crate::config::Origin;
+use crate::trace;
+
+/// Names a request in its response, in problem documents and in the log.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id that is taken over from a caller.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Values and events come from others: a browser must not run, sniff or frame any of them. A person may still call the gateway
+/// from the browser's console beside one.
+const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::CONTENT_SECURITY_POLICY, "default-src 'none'; connect-src 'self'; frame-ancestors 'none'"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+/// How long browsers remember that a page's requests are allowed.
+const PREFLIGHT_LIFETIME: Duration = Duration::from_mins(10);
+
+/// Surrounds routes with the middleware.
+pub(super) fn with_middleware(routes: Router, app: &App) -> Router {
+    let cors = cors(&app.settings.access.cors_origin);
+    let app = app.clone();
+    let routes = routes.layer(layer_fn(move |route: Route| {
+        let app = app.clone();
+        service_fn(move |request| middleware(app.clone(), request, route.clone()))
+    }));
+    match cors {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    }
+}
+
+/// Lets pages of these origins use the gateway from another site, with cookies too.
+fn cors(origins: &[Origin]) -> Option<CorsLayer> {
+    let allowed: Vec<_> = origins.iter().filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok()).collect();
+    let layer = CorsLayer::new()
+        .allow_origin(AllowOrigin::list(allowed))
+        .allow_credentials(true)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            header::IF_MATCH,
+            header::IF_NONE_MATCH,
+            HeaderName::from_static("last-event-id"),
+            idempotency::IDEMPOTENCY_KEY,
+            REQUEST_ID,
+        ])
+        .expose_headers([
+            header::ETAG,
+            header::LINK,
+            header::RETRY_AFTER,
+            header::WWW_AUTHENTICATE,
+            problem::RATE_LIMIT,
+            problem::RATE_LIMIT_POLICY,
+            idempotency::REPLAYED,
+            REQUEST_ID,
+        ])
+        .max_age(PREFLIGHT_LIFETIME);
+    (!origins.is_empty()).then_some(layer)
+}
+
+/// What surrounds every answer. One layer, since each further one costs a publish as much as a delivery.
+async fn middleware(app: App, mut request: Request, route: Route) -> Result<Response, Infallible> {
+    let id = request_id(request.headers());
+    let began = Instant::now();
+    let method = method_name(request.method());
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let span = trace::is_sent().then(|| traced(&id, method, &request));
+    let request_context = RequestContext { id: id.clone(), method, uri: request.uri().clone() };
+    let rate_status = app.limits.as_ref().map(|_| RateStatusSlot::default());
+    if let Some(rate_status) = &rate_status {
+        request.extensions_mut().insert(rate_status.clone());
+    }
+    let answer = async move {
+        let response = match admit(&app, &request) {
+            Ok(()) => match AssertUnwindSafe(route.oneshot(request)).catch_unwind().await {
+                Ok(Ok(response)) => response,
+                Err(_) => Problem::new(Code::Internal, "a handler panicked").into_response(),
+            },
+            Err(problem) => problem.into_response(),
+        };
+        let mut response = problem::finish(response, &id, |code| app.metrics.problem(code.name()));
+        let path = path.as_ref().map_or("none", MatchedPath::as_str);
+        app.metrics.answered(method, path, response.status().as_u16());
+        tracing::debug!(status = response.status().as_u16(), after = ?began.elapsed(), "answered");
+        let headers = response.headers_mut();
+        // With the length, and what the id and caches are told.
+        headers.reserve(SECURITY_HEADERS.len() + 3);
+        for (name, value) in SECURITY_HEADERS {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        if let Some(status) = rate_status
+            .as_ref()
+            .and_then(RateStatusSlot::status)
+            .filter(|_| !headers.contains_key(problem::RATE_LIMIT))
+        {
+            problem::add_rate_status(headers, status);
+        }
+        // What one caller is told is nothing that a cache may tell another.
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+        headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("visible ASCII is a header's"));
+        if app.drain.is_leaving() {
+            // A leaving replica lets go of kept-alive connections with their next answer.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    };
+    request_context.answer(span, answer).await
+}
+
+/// A span for those who read traces; it may be a part of its caller's. No query in it: that may hold a token.
+fn traced(id: &str, method: &str, request: &Request) -> Span {
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
+    let name = format!("{method} {route}");
+    let path = request.uri().path();
+    let span = info_span!("request", request_id = id, %method, path, otel.name = name, otel.kind = "server");
+    let request_context =
+        request.headers().get(trace::TRACEPARENT).and_then(|request_context| request_context.to_str().ok());
+    if let Some(request_context) = request_context {
+        trace::follow(&span, request_context);
+    }
+    span
+}
+
+/// Of those that routes have; whatever else comes is one.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// The caller's id, if it is short and visible: it goes into logs and answers. A new one otherwise.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let fine = |id: &&str| {
+        (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    given.filter(fine).map_or_else(
+        // It has to differ from others, not to be unguessable, so the kernel need not be asked for it.
+        || uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid().to_string(),
+        str::to_owned,
+    )
+}
+
+/// What is refused whatever the route.
+fn admit(app: &App, request: &Request) -> Result<(), Problem> {
+    if app.guarded {
+        let allowed = |origin: &[u8]| app.settings.access.allows_origin(origin);
+        let guarded = guard::refuse_foreign(request.uri(), request.headers(), allowed);
+        guarded.inspect_err(|problem| audit::refused(problem, None, None))?;
+    }
+    refuse_idempotency_key(request)
+}
+
+/// Better refused than taken for granted: a caller that sends a key means to be safe when it repeats the request.
+fn refuse_idempotency_key(request: &Request) -> Result<(), Problem> {
+    let of_hashes = request.uri().path().starts_with("/v1/hashes");
+    if of_hashes && request.headers().contains_key(idempotency::IDEMPOTENCY_KEY) {
+        let detail = "writes to hashes take no Idempotency-Key; If-Match makes one safe to repeat";
+        return Err(Problem::new(Code::InvalidHeader, detail));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::routing::get;
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::http::fuzz;
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_a_failure_of_the_gateway() {
+        async fn panics() {
+            panic!("as the test wants it");
+        }
+        let app = fuzz::app();
+        let router = with_middleware(Router::new().route("/panics", get(panics)), &app);
+        let request = Request::get("/panics").header("host", "localhost").header(REQUEST_ID, "mine");
+        let Ok(response) = router.oneshot(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(response.status(), 500);
+        assert_eq!(response.headers()[REQUEST_ID], "mine");
+        let document = response.into_body().collect().await.unwrap().to_bytes();
+        let document: Value = serde_json::from_slice(&document).unwrap();
+        assert_eq!((&document["code"], &document["request_id"]), (&"internal".into(), &"mine".into()));
+    }
+}

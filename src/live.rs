@@ -1,0 +1,301 @@
+//! A replica's live topics: those that have subscribers here. This layer knows neither which broker carries the events nor
+//! how they leave the process: a subscriber owns a position and asks what follows it.
+
+mod event;
+mod group_cursor;
+mod log_client;
+mod subscription;
+mod topic;
+mod watermarks;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use futures_util::StreamExt;
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::{Span, info_span};
+
+pub use self::event::{ENCODINGS, LiveEvent};
+pub use self::group_cursor::{CaughtUp, GroupCursor, GroupPoll};
+pub use self::log_client::{LogClient, LogPage, with_deadline};
+pub use self::subscription::{Resume, Start, Subscription, Update};
+
+use self::topic::{LiveTopic, TopicGuard};
+use crate::broker::{
+    BrokerError, CALL_LIMIT, Fault, FaultKind, LogEntry, LogListener, ReadRange, ReplicaRegistry, SubscriberCounts,
+};
+use crate::cache::AnnouncementOutcome;
+use crate::names::{EventId, RoomName, Topic};
+use crate::shutdown::Tasks;
+use crate::trace;
+
+/// Longest time in which a stream opens or is told that it can't.
+const JOIN_LIMIT: Duration = Duration::from_secs(4);
+/// The epoch history of every live topic is compared with its log's about this often.
+const COMPARE_EVERY: Duration = Duration::from_secs(15);
+/// Comparisons are spread over this many steps.
+const COMPARE_STEPS: u32 = 15;
+/// Changed subscriber counts are reported this often at most.
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
+/// A server's clock may be this far ahead of ours.
+const MAX_CLOCK_LEAD: Duration = Duration::from_hours(24);
+/// Logs that are read at one time after the server's history has changed.
+const REREAD_AT_ONCE: usize = 64;
+
+/// What a replica keeps of each live topic.
+#[derive(Clone, Debug)]
+pub struct LiveSettings {
+    /// Most events in a topic's ring.
+    pub ring_events: usize,
+    /// Most bytes in it.
+    pub ring_bytes: usize,
+    /// How long a topic stays live after its last subscriber has left.
+    pub idle_ttl: Duration,
+    /// The replica's subscriber counts are reported at least this often, and within a second when they change.
+    pub report_every: Duration,
+}
+
+/// The live topics of a replica.
+pub struct Live {
+    log: Arc<LogClient>,
+    registry: Arc<dyn ReplicaRegistry>,
+    settings: LiveSettings,
+    topics: Mutex<HashMap<Topic, Arc<LiveTopic>>>,
+    subscriptions: AtomicU64,
+    tasks: Tasks,
+    malformed: AtomicU64,
+    history_changed: Notify,
+}
+
+impl Live {
+    /// No live topics yet. It is to be the listener of the broker behind `log`.
+    pub fn new(
+        log: Arc<LogClient>,
+        registry: Arc<dyn ReplicaRegistry>,
+        settings: LiveSettings,
+        tasks: &Tasks,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            log,
+            registry,
+            settings,
+            topics: Mutex::default(),
+            subscriptions: AtomicU64::new(0),
+            tasks: tasks.clone(),
+            malformed: AtomicU64::new(0),
+            history_changed: Notify::new(),
+        })
+    }
+
+    /// Starts the background comparison, the report of subscriber counts, and the re-reading of logs after the server's
+    /// history has changed.
+    pub fn start(self: &Arc<Self>) {
+        let live = self.clone();
+        self.tasks.supervise("comparison", async move { live.compare_for_ever().await });
+        let live = self.clone();
+        self.tasks.supervise("subscriber counts", async move { live.report_for_ever().await });
+        let live = self.clone();
+        self.tasks.supervise("history", async move {
+            loop {
+                live.history_changed.notified().await;
+                live.reread_recent_topics().await;
+            }
+        });
+    }
+
+    /// How many topics are live, some of them without subscribers since a moment ago.
+    pub fn topic_count(&self) -> usize {
+        self.topics().len()
+    }
+
+    /// Messages on topics' channels that were not announcements, since the start.
+    pub fn malformed_announcements(&self) -> u64 {
+        self.malformed.load(Ordering::Relaxed)
+    }
+
+    /// Open subscriptions.
+    pub fn subscription_count(&self) -> u64 {
+        self.subscriptions.load(Ordering::Relaxed)
+    }
+
+    /// This replica's subscribers, by room.
+    pub fn subscriber_counts(&self) -> SubscriberCounts {
+        let topics = self.topics();
+        let counts = topics.iter().filter_map(|(topic, live)| {
+            let room: RoomName = topic.room()?.clone();
+            Some((room, live.subscriber_count())).filter(|(_, count)| *count > 0)
+        });
+        counts.collect()
+    }
+
+    /// Opens a subscription to some topics, each from its start. Ends within [`JOIN_LIMIT`].
+    pub async fn subscribe(self: &Arc<Self>, topics: Vec<(Topic, Start)>) -> Result<Subscription, BrokerError> {
+        let health = self.log.health();
+        let commands = health.commands.filter(|fault| !fault.kind.affects_only_writes());
+        if let Some(fault) = commands.or(health.delivery) {
+            return Err(BrokerError::Unavailable(fault));
+        }
+        let late = || BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "the rooms could not be joined"));
+        timeout(JOIN_LIMIT, Subscription::open(self, topics)).await.map_err(|_| late())?
+    }
+
+    /// Empties a topic's log. Afterwards this replica gives out nothing of what it held.
+    pub async fn clear(&self, topic: &Topic) -> Result<(), BrokerError> {
+        let position = self.log.clear(topic).await?;
+        self.cleared(topic, position);
+        Ok(())
+    }
+
+    fn enter(self: &Arc<Self>, topic: &Topic) -> TopicGuard {
+        let mut topics = self.topics();
+        let live = match topics.entry(topic.clone()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let live = entry.insert(Arc::new(LiveTopic::new(topic.clone(), self.log.clone(), &self.settings)));
+                self.tasks.spawn(LiveTopic::run(live.clone(), self.clone()));
+                live
+            }
+        };
+        TopicGuard::new(live)
+    }
+
+    /// Drops a topic unless a subscriber has entered meanwhile. Returns whether it was dropped.
+    fn close(&self, live: &Arc<LiveTopic>) -> bool {
+        let mut topics = self.topics();
+        if live.subscriber_count() > 0 {
+            return false;
+        }
+        topics.remove(live.topic());
+        // Under the lock: the next subscription to this topic is made after this.
+        self.log.unsubscribe(live.topic());
+        true
+    }
+
+    fn get(&self, topic: &Topic) -> Option<Arc<LiveTopic>> {
+        self.topics().get(topic).cloned()
+    }
+
+    fn topics(&self) -> MutexGuard<'_, HashMap<Topic, Arc<LiveTopic>>> {
+        self.topics.lock().expect("no holder of the lock panics")
+    }
+
+    /// Pub/sub is a hint: this finds announcements that never came.
+    async fn compare_for_ever(&self) {
+        let mut ticks = interval(COMPARE_EVERY / COMPARE_STEPS);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut due: Vec<Arc<LiveTopic>> = Vec::new();
+        let mut share = 0;
+        loop {
+            ticks.tick().await;
+            if due.is_empty() {
+                due = self.topics().values().cloned().collect();
+                share = due.len().div_ceil(COMPARE_STEPS as usize);
+            }
+            let batch = due.split_off(due.len().saturating_sub(share));
+            if batch.is_empty() {
+                continue;
+            }
+            let topics: Vec<_> = batch.iter().map(|live| live.topic().clone()).collect();
+            // While the broker is away there is nothing to compare; when it returns, it invalidates every topic.
+            let Some(histories) = self.log.histories(&topics).await else { continue };
+            for (live, history) in batch.iter().zip(histories) {
+                if history.is_none_or(|history| !live.has_history(&history)) {
+                    live.invalidate();
+                }
+            }
+        }
+    }
+
+    async fn report_for_ever(&self) {
+        let mut ticks = interval(REPORT_PAUSE.min(self.settings.report_every));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reported: Option<SubscriberCounts> = None;
+        let mut due = Instant::now();
+        loop {
+            ticks.tick().await;
+            let counts = self.subscriber_counts();
+            if reported.as_ref() == Some(&counts) && Instant::now() < due {
+                continue;
+            }
+            due = Instant::now() + self.settings.report_every.saturating_sub(REPORT_PAUSE / 2);
+            let report = timeout(CALL_LIMIT, self.registry.report(&counts, self.subscription_count())).await;
+            reported = matches!(report, Ok(Ok(()))).then_some(counts);
+        }
+    }
+
+    /// A client may come back to a topic that is no longer live here; it has to be told of a loss, too.
+    async fn reread_recent_topics(&self) {
+        let topics = self.log.watermarks().topics().into_iter().filter(|topic| self.get(topic).is_none());
+        let reads = topics.map(|topic| async move {
+            if let Err(error) = self.log.read(&topic, ReadRange::Newest, 1).await {
+                tracing::debug!(%topic, %error, "the log could not be read after a change of history");
+            }
+        });
+        futures_util::stream::iter(reads).buffer_unordered(REREAD_AT_ONCE).collect::<()>().await;
+    }
+}
+
+/// Whether a server can have given out this epoch, which is a time in microseconds. One far in the future would push all
+/// later epochs beyond what can be counted.
+fn is_credible(id: EventId) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u128::from(id.epoch) <= (now + MAX_CLOCK_LEAD).as_micros()
+}
+
+impl LogListener for Live {
+    fn announced(&self, topic: &Topic, entry: LogEntry) {
+        // Only live topics are subscribed to; an announcement after a topic was dropped is of no use.
+        let Some(live) = self.get(topic) else { return };
+        let event = LiveEvent::new(&entry).ok().filter(|_| is_credible(entry.id));
+        let Some(event) = event else { return self.malformed(topic) };
+        let span = match event.event().traceparent.as_deref().filter(|_| trace::is_sent()) {
+            None => Span::none(),
+            Some(publish) => {
+                let (id, subscribers) = (entry.id, live.subscriber_count());
+                let span = info_span!(parent: None, "deliver", room = topic.name(), %id, subscribers, otel.kind = "consumer");
+                trace::follow(&span, publish);
+                span
+            }
+        };
+        let _delivering = span.entered();
+        let watermarks = self.log.watermarks();
+        match live.announce(Arc::new(event)) {
+            AnnouncementOutcome::Added | AnnouncementOutcome::Duplicate => watermarks.add(topic, entry.id),
+            AnnouncementOutcome::Deferred | AnnouncementOutcome::Unexpected => {
+                watermarks.add_unverified(topic, entry.id);
+            }
+            AnnouncementOutcome::Conflict => self.malformed(topic),
+        }
+    }
+
+    fn cleared(&self, topic: &Topic, position: EventId) {
+        match self.get(topic) {
+            Some(live) if is_credible(position) => live.clear(position),
+            Some(_) => self.malformed(topic),
+            None => {}
+        }
+    }
+
+    fn invalidate(&self, topic: &Topic) {
+        if let Some(live) = self.get(topic) {
+            live.invalidate();
+        }
+    }
+
+    fn history_changed(&self) {
+        for live in self.topics().values() {
+            live.invalidate();
+        }
+        self.history_changed.notify_one();
+    }
+
+    fn malformed(&self, topic: &Topic) {
+        self.malformed.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(%topic, "a message on the topic's channel is not an announcement");
+        self.invalidate(topic);
+    }
+}

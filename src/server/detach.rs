@@ -1,0 +1,134 @@
+//! Takes the socket of a stream out of hyper, once the head of its answer is with the kernel.
+//!
+//! The answer's body is swapped for one that never has anything. When hyper has asked it for data and then flushes with
+//! nothing left to write, the head has gone out and nothing behind it. hyper documents `into_parts` for connections that are
+//! done, since there may be bytes left to flush; here the flush is seen, and `detach/tests.rs` holds hyper to it.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{Method, Request, Response, Version};
+use hyper::body::{Frame, Incoming};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use tower::ServiceExt;
+
+use crate::delivery::DetachableStream;
+
+/// hyper has not asked for the body's data.
+const HEAD: u8 = 0;
+/// It has, and there was none.
+const ASKED: u8 = 1;
+/// And after that it has flushed.
+const FLUSHED: u8 = 2;
+
+/// The way of one connection out of hyper. Clones are of the same connection.
+#[derive(Clone, Default)]
+pub(super) struct Detach(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    stage: AtomicU8,
+    stream: Mutex<Option<DetachableStream>>,
+}
+
+impl Detach {
+    /// Answers a request; if the answer is a stream that can leave hyper, keeps it here.
+    pub(super) async fn answer(self, router: axum::Router, request: Request<Incoming>) -> Response<Body> {
+        // Of an answer whose body nobody asked for, as to HEAD, a stale stream may be left.
+        self.keep(None);
+        // Chunks can be written only where the answer is chunked.
+        let is_plain = request.method() == Method::GET && request.version() == Version::HTTP_11;
+        let mut response =
+            router.oneshot(request.map(Body::new)).await.unwrap_or_else(|never: Infallible| match never {});
+        let stream = response.extensions_mut().remove::<DetachableStream>().filter(|_| is_plain);
+        if stream.is_some() {
+            self.keep(stream);
+            *response.body_mut() = Body::new(PendingBody(self));
+            // Nothing will follow on this connection, and yet the head does not say `Connection: close`: undici, and so
+            // each `fetch` of Node, would take a stream that is cut off for one that has ended well.
+        }
+        response
+    }
+
+    /// The stream, if hyper has nothing more to do.
+    pub(super) fn take(&self) -> Option<DetachableStream> {
+        (self.0.stage.load(Ordering::SeqCst) == FLUSHED).then(|| self.stream().take()).flatten()
+    }
+
+    fn keep(&self, stream: Option<DetachableStream>) {
+        self.0.stage.store(HEAD, Ordering::SeqCst);
+        *self.stream() = stream;
+    }
+
+    fn stream(&self) -> std::sync::MutexGuard<'_, Option<DetachableStream>> {
+        self.0.stream.lock().expect("no holder of the lock panics")
+    }
+
+    fn advance(&self, from: u8, to: u8) {
+        let _ = self.0.stage.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+    }
+}
+
+/// A body that never has anything.
+struct PendingBody(Detach);
+
+impl HttpBody for PendingBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.advance(HEAD, ASKED);
+        Poll::Pending
+    }
+}
+
+/// A connection's socket, on which flushes are seen.
+pub(super) struct FlushTracker<T> {
+    pub(super) io: T,
+    pub(super) detach: Detach,
+}
+
+impl<T: Read + Unpin> Read for FlushTracker<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: Write + Unpin> Write for FlushTracker<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        // hyper flushes its socket only when it has nothing left to write to it.
+        self.detach.advance(ASKED, FLUSHED);
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! Holds hyper to what the detach takes for granted: at the flush, the whole head is out and nothing behind it.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
+
+use axum::Router;
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+use super::{Detach, FlushTracker};
+use crate::delivery::DetachableStream;
+
+const STREAM: &str = "GET /stream HTTP/1.1\r\nhost: x\r\n\r\n";
+
+fn router() -> Router {
+    let stream = || async {
+        let body = futures_util::stream::once(async { Ok::<_, std::convert::Infallible>("never sent") });
+        let mut response = axum::response::Response::new(axum::body::Body::from_stream(body));
+        response.extensions_mut().insert(DetachableStream::empty());
+        response
+    };
+    Router::new().route("/stream", get(stream)).route("/plain", get(|| async { "plain" }))
+}
+
+/// Serves one side of a pipe; returns it once the stream is to be handed over, or nothing when the connection has ended.
+async fn serve(near: DuplexStream) -> Option<DuplexStream> {
+    let detach = Detach::default();
+    let (answers, router) = (detach.clone(), router());
+    let service = service_fn(move |request| {
+        let answer = answers.clone().answer(router.clone(), request);
+        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+    });
+    let io = FlushTracker { io: TokioIo::new(near), detach: detach.clone() };
+    let mut connection = http1::Builder::new().serve_connection(io, service);
+    let handed_over = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+        Poll::Ready(_) => Poll::Ready(false),
+        Poll::Pending if detach.take().is_some() => Poll::Ready(true),
+        Poll::Pending => Poll::Pending,
+    });
+    handed_over.await.then_some(())?;
+    Some(connection.into_parts().io.io.into_inner())
+}
+
+/// Sends a text in pieces; returns all that comes back. Behind the head of a stream the server writes "END" and closes.
+async fn exchange(pipe: usize, piece: usize, text: &str) -> String {
+    let (near, far) = duplex(pipe);
+    let (mut reads, mut writes) = tokio::io::split(far);
+    let sending = async {
+        for piece in text.as_bytes().chunks(piece) {
+            if writes.write_all(piece).await.is_err() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let reading = async {
+        let mut all = String::new();
+        reads.read_to_string(&mut all).await.unwrap();
+        all
+    };
+    let serving = async {
+        if let Some(mut socket) = serve(near).await {
+            socket.write_all(b"END").await.unwrap();
+        }
+    };
+    tokio::join!(sending, reading, serving).1
+}
+
+fn is_head_and_end(text: &str) -> bool {
+    let (head, rest) = text.split_once("\r\n\r\n").unwrap();
+    head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("transfer-encoding: chunked") && rest == "END"
+}
+
+#[tokio::test]
+async fn the_head_is_out_and_nothing_behind_it_through_pipes_of_any_width() {
+    for pipe in 1..=64 {
+        for piece in [1, 7, STREAM.len()] {
+            let text = exchange(pipe, piece, STREAM).await;
+            assert!(is_head_and_end(&text), "{pipe} {piece}: {text:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_before_a_stream_stay_whole() {
+    let plain = "GET /plain HTTP/1.1\r\nhost: x\r\n\r\n";
+    for (pipe, plains) in [(1, 3), (16, 20), (4096, 200)] {
+        let text = exchange(pipe, 13, &[plain.repeat(plains).as_str(), STREAM].concat()).await;
+        assert_eq!(text.matches("\r\n\r\nplain").count(), plains);
+        assert!(is_head_and_end(&text[text.rfind("HTTP/1.1").unwrap()..]), "{text:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_asks_for_no_stream_of_chunks_gets_none_of_it() {
+    // Of HTTP/1.0 the body is not chunked, and HEAD has none; the next answer is its own.
+    let old = exchange(64, 100, "GET /stream HTTP/1.0\r\nhost: x\r\n\r\n").await;
+    assert!(old.ends_with("\r\n\r\nnever sent"), "{old:?}");
+    let head = "HEAD /stream HTTP/1.1\r\nhost: x\r\n\r\n";
+    let text =
+        exchange(64, 100, &[head, "GET /plain HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"].concat()).await;
+    assert!(text.ends_with("\r\n\r\nplain"), "{text:?}");
+}
+
+#[tokio::test]
+async fn what_the_client_sends_behind_its_request_does_not_disturb_it() {
+    let text = exchange(64, 5, &[STREAM, &"x".repeat(30)].concat()).await;
+    assert!(is_head_and_end(&text), "{text:?}");
+}

@@ -1,0 +1,408 @@
+//! Closed by default (P10): what a token grants, and only until it expires.
+
+mod browsers;
+mod key_sets;
+mod secrets;
+
+use std::time::{Duration, SystemTime};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use reqwest::{Method, StatusCode};
+use roomcast::config::Settings;
+use serde_json::{Value, json};
+
+use crate::cli::{refuses, roomcast};
+use crate::support::{Gateway, Replica, World};
+
+pub const SECRET: &str = "a-secret-for-tests-that-is-long-enough";
+pub const RSA: &str = include_str!("auth/keys/rsa.key.pem");
+pub const RSA_PUBLIC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/auth/keys/rsa.pub.pem");
+const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/auth/keys");
+const AUDIENCE: &str = "roomcast.example";
+
+/// Seconds since 1970, so many from now.
+pub fn at(seconds: i64) -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_secs()).unwrap() + seconds
+}
+
+/// The claim of everything but what only an admin may do.
+pub fn all() -> Value {
+    json!({"publish": ["*"], "subscribe": ["*"], "presence": ["*"], "read": ["*"], "write": ["*"]})
+}
+
+/// Claims of a token that grants something for a while.
+pub fn claims(roomcast: &Value) -> Value {
+    json!({"sub": "ann", "exp": at(600), "aud": AUDIENCE, "roomcast": roomcast})
+}
+
+pub fn sign(algorithm: Algorithm, key: &EncodingKey, claims: &Value) -> String {
+    encode(&Header::new(algorithm), claims, key).unwrap()
+}
+
+/// A token with our secret.
+pub fn token(claims: &Value) -> String {
+    sign(Algorithm::HS256, &EncodingKey::from_secret(SECRET.as_bytes()), claims)
+}
+
+/// Takes tokens signed with our secret, or our RSA key, for our audience.
+pub fn close(settings: &mut Settings) {
+    settings.access.jwt_hs256_secret = vec![SECRET.parse().unwrap()];
+    settings.access.jwt_public_key = vec![RSA_PUBLIC.into()];
+    settings.access.jwt_audience = vec![AUDIENCE.into()];
+    settings.access.jwt_skew = Duration::ZERO;
+}
+
+async fn closed(world: &World) -> Gateway {
+    world.gateway_with(close).await
+}
+
+/// A request with a token; its status and its problem's code.
+pub async fn ask(gateway: &Gateway, method: Method, path: &str, body: Option<Value>, token: &str) -> (u16, String) {
+    let mut request = gateway.request(method, path).bearer_auth(token);
+    if let Some(body) = body {
+        request = request.json(&body);
+    }
+    let answer = gateway.answer(request).await;
+    let status = answer.status().as_u16();
+    if status < 400 {
+        return (status, String::new());
+    }
+    let problem: Value = answer.json().await.unwrap();
+    (status, problem["code"].as_str().unwrap().to_owned())
+}
+
+/// A route as it is asked for, and what has to be granted.
+struct Route {
+    method: Method,
+    path: String,
+    body: Option<Value>,
+    /// What grants it, and what grants all else.
+    grant: Value,
+    rest: Value,
+}
+
+/// Every route that takes a token, from the document. A new one has to be entered here.
+fn routes(document: &Value) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            if !path.starts_with("/v1/") && path != "/metrics" {
+                continue;
+            }
+            let (permissions, body): (&[&str], _) = match operation["operationId"].as_str().unwrap() {
+                "publishEvent" => (&["publish"], Some(json!({"data": 1}))),
+                "publishEvents" => (&["publish"], Some(json!({"events": [{"room": "lobby", "data": 1}]}))),
+                "listEvents" | "streamRoom" | "streamRooms" | "listRooms" | "getRoom" => (&["subscribe"], None),
+                "listFields" | "getField" => (&["read"], None),
+                "setField" => (&["write"], Some(json!({"value": "1"}))),
+                "patchFields" => (&["write"], Some(json!({"field": "1"}))),
+                "deleteField" | "deleteHash" => (&["write"], None),
+                "incrementField" => (&["write", "read"], Some(json!({"by": 1}))),
+                "listSubscribers" => (&["presence"], None),
+                "deleteEvents" | "getMetrics" | "removeSubscriber" | "removeUser" | "revokeToken"
+                | "listReplicas" => (&["admin"], None),
+                other => panic!("who may call {other}?"),
+            };
+            let path = path.replace("{room}", "lobby").replace("{hash}", "lamp").replace("{field}", "field");
+            let path = path.replace("{subscriber}", "nobody").replace("{user}", "nobody").replace("{jti}", "none");
+            let query = if path == "/v1/stream" { "?room=lobby" } else { "" };
+            let mut grant = json!({});
+            let mut rest = all();
+            for permission in permissions {
+                let names = if path.contains("lamp") { "la*p" } else { "lobb*" };
+                grant[*permission] = if *permission == "admin" { json!(true) } else { json!([names, "x"]) };
+                rest[*permission] =
+                    if *permission == "admin" { json!(false) } else { json!(["other.*", "lob", "amp"]) };
+            }
+            if operation["operationId"] == "listRooms" {
+                // What may be listed is, so only who may list none is refused.
+                rest["subscribe"] = json!([]);
+            }
+            let method = method.to_uppercase().parse().unwrap();
+            routes.push(Route { method, path: format!("{path}{query}"), body, grant, rest });
+        }
+    }
+    assert!(routes.len() >= 15);
+    routes
+}
+
+on_both_brokers! {
+    async fn p10_a_route_is_served_with_a_token_that_grants_it_and_with_no_other(world) {
+        let gateway = closed(&world).await;
+        let document = gateway.get("/openapi.json").await.1;
+        let ours = EncodingKey::from_secret(SECRET.as_bytes());
+        let rsa = EncodingKey::from_rsa_pem(RSA.as_bytes()).unwrap();
+        let other = EncodingKey::from_rsa_pem(include_bytes!("auth/keys/other.key.pem")).unwrap();
+        // A public key is no secret: whoever takes one for a secret lets everyone sign.
+        let public = EncodingKey::from_secret(std::fs::read_to_string(RSA_PUBLIC).unwrap().as_bytes());
+        for Route { method, path, body, grant, rest } in routes(&document) {
+            let with = |name: &str, value: Value| {
+                let mut claims = claims(&grant);
+                claims[name] = value;
+                token(&claims)
+            };
+            let right = token(&claims(&grant));
+            let (head, signature) = (right.split('.').next().unwrap(), right.split('.').next_back().unwrap());
+            let mut others = claims(&json!({"admin": true}));
+            others["sub"] = json!("eve");
+            let forged = format!("{head}.{}.{signature}", token(&others).split('.').nth(1).unwrap());
+            let none = format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{}.", right.split('.').nth(1).unwrap());
+            let mut unending = claims(&grant);
+            unending.as_object_mut().unwrap().remove("exp");
+            let cases = [
+                ("no token at all", String::new(), 401, "token_missing"),
+                ("not a token", "x.y.z".into(), 401, "token_invalid"),
+                ("far too long a token", "x".repeat(9000), 401, "token_invalid"),
+                ("another secret", sign(Algorithm::HS256, &EncodingKey::from_secret(&[7; 32]), &claims(&grant)), 401, "token_invalid"),
+                ("another key", sign(Algorithm::RS256, &other, &claims(&grant)), 401, "token_invalid"),
+                ("other claims under a right signature", forged, 401, "token_invalid"),
+                ("no algorithm", none.clone(), 401, "token_invalid"),
+                ("no algorithm, with a signature", format!("{none}{signature}"), 401, "token_invalid"),
+                ("a swapped algorithm", sign(Algorithm::HS256, &public, &claims(&grant)), 401, "token_invalid"),
+                ("an algorithm that no key is for", sign(Algorithm::HS512, &ours, &claims(&grant)), 401, "token_invalid"),
+                ("expired", with("exp", json!(at(-2))), 401, "token_expired"),
+                ("without an end", token(&unending), 401, "token_invalid"),
+                ("an end that is no time", with("exp", json!("never")), 401, "token_invalid"),
+                ("not yet valid", with("nbf", json!(at(60))), 401, "token_invalid"),
+                ("another audience", with("aud", json!("elsewhere.example")), 401, "token_invalid"),
+                ("no audience", with("aud", Value::Null), 401, "token_invalid"),
+                ("claims of another form", with("roomcast", json!({"publish": "*", "subscribe": "*"})), 401, "token_invalid"),
+                ("everything but the permission", token(&claims(&rest)), 403, "forbidden"),
+                ("no permissions", token(&claims(&json!({}))), 403, "forbidden"),
+            ];
+            for (what, token, status, code) in cases {
+                let mut request = gateway.request(method.clone(), &path);
+                if !token.is_empty() {
+                    request = request.bearer_auth(&token);
+                }
+                if let Some(body) = &body {
+                    request = request.json(body);
+                }
+                let answer = gateway.answer(request).await;
+                let challenge = answer.headers().get("www-authenticate").map(|value| value.to_str().unwrap().to_owned());
+                let got = answer.status().as_u16();
+                let problem: Value = answer.json().await.unwrap_or_default();
+                // A batch is answered item by item.
+                let refused = problem["results"][0]["status"].as_u64().map_or(got, |status| u16::try_from(status).unwrap());
+                let named = problem["results"][0]["problem"]["code"].as_str().or(problem["code"].as_str());
+                assert_eq!((refused, named), (status, Some(code)), "{method} {path} with {what}: {problem}");
+                if got != 207 {
+                    assert!(challenge.is_some_and(|challenge| challenge.starts_with("Bearer realm=")), "{what}");
+                }
+                assert!(token.is_empty() || !problem.to_string().contains(&token), "{problem}");
+            }
+            for right in [right, sign(Algorithm::RS256, &rsa, &claims(&grant)), token(&claims(&json!({"admin": true})))] {
+                let (status, code) = ask(&gateway, method.clone(), &path, body.clone(), &right).await;
+                assert!(status < 300 || code == "field_not_found" || code == "hash_not_found", "{method} {path}: {status} {code}");
+            }
+        }
+        // What is about the gateway itself takes none.
+        for path in ["/livez", "/readyz", "/healthz", "/openapi.json"] {
+            assert_eq!(gateway.get(path).await.0, StatusCode::OK, "{path}");
+        }
+    }
+
+    async fn p10_a_stream_ends_when_its_token_does(world) {
+        let gateway = closed(&world).await;
+        for path in ["/v1/rooms/lobby/stream?", "/v1/stream?room=lobby&room=news&"] {
+            let mut claims = claims(&json!({"subscribe": ["lobby", "news"], "publish": ["*"]}));
+            claims["exp"] = json!(at(3));
+            let token = token(&claims);
+            let mut stream = gateway.stream(&format!("{path}access_token={token}")).await;
+            let expires: String = stream.opened["expires_at"].as_str().unwrap().into();
+            let told = expires.parse::<jiff::Timestamp>().unwrap().as_second();
+            assert_eq!(told, claims["exp"].as_i64().unwrap());
+            let (status, _) = ask(&gateway, Method::POST, "/v1/rooms/lobby/events", Some(json!({"data": 1})), &token).await;
+            assert_eq!(status, 201);
+            stream.event().await;
+            let end = stream.event().await;
+            assert_eq!((end.event.as_str(), end.json()), ("stream.end", json!({"reason": "token_expired", "reconnect": "never"})));
+            assert!(at(0) >= told, "not before the token's end");
+            assert_eq!(end.id, stream.last_event_id);
+            assert!(stream.next().await.is_none());
+            let (status, code) = ask(&gateway, Method::GET, "/v1/rooms/lobby/stream", None, &token).await;
+            assert_eq!((status, code.as_str()), (401, "token_expired"));
+        }
+    }
+
+    async fn p10_what_callers_without_a_token_may_do_is_a_setting(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.access.anonymous = vec!["subscribe=public.*".parse().unwrap(), "read=*".parse().unwrap()];
+        }).await;
+        gateway.room("public.news").await;
+        assert_eq!(gateway.get("/v1/hashes/lamp").await.0, StatusCode::OK);
+        let (status, problem) = gateway.get("/v1/rooms/private/events").await;
+        assert_eq!((status.as_u16(), &problem["code"]), (401, &json!("token_missing")));
+        let (status, problem) = gateway.post("/v1/rooms/public.news/events", &json!({"data": 1})).await;
+        assert_eq!((status.as_u16(), &problem["code"]), (401, &json!("token_missing")));
+        // A token grants what it names, and not what others may do without one.
+        let token = token(&claims(&json!({"publish": ["public.*"]})));
+        assert_eq!(ask(&gateway, Method::GET, "/v1/rooms/public.news/events", None, &token).await.0, 403);
+    }
+
+    async fn p10_a_room_is_listed_for_those_who_may_read_it(world) {
+        let gateway = closed(&world).await;
+        let admin = token(&claims(&json!({"admin": true})));
+        let mut streams = Vec::new();
+        for room in ["a.one", "b.two", "c.three"] {
+            streams.push(gateway.stream(&format!("/v1/rooms/{room}/stream?access_token={admin}")).await);
+        }
+        let listed = async |token: &str| -> Vec<String> {
+            let answer = gateway.send(gateway.request(Method::GET, "/v1/rooms").bearer_auth(token)).await.1;
+            answer["rooms"].as_array().unwrap().iter().map(|room| room["room"].as_str().unwrap().to_owned()).collect()
+        };
+        crate::support::eventually("all rooms are listed", async || (listed(&admin).await.len() == 3).then_some(())).await;
+        assert_eq!(listed(&token(&claims(&json!({"subscribe": ["a.*", "c.*"]})))).await, ["a.one", "c.three"]);
+        assert!(listed(&token(&claims(&json!({"subscribe": ["d.*"]})))).await.is_empty());
+    }
+
+    async fn p10_a_batch_stores_what_its_token_grants_and_says_of_the_rest_that_it_does_not(world) {
+        let gateway = closed(&world).await;
+        let token = token(&claims(&json!({"publish": ["a"], "subscribe": ["a"]})));
+        let batch = json!({"events": [{"room": "a", "data": 1}, {"room": "b", "data": 2}, {"rooms": ["a", "b"], "data": 3}]});
+        let request = gateway.request(Method::POST, "/v1/events").bearer_auth(&token).json(&batch);
+        let (status, answer) = gateway.send(request).await;
+        assert_eq!(status.as_u16(), 207);
+        let statuses: Vec<_> = answer["results"].as_array().unwrap().iter().map(|result| result["status"].clone()).collect();
+        assert_eq!(statuses, [json!(201), json!(403), json!(403)]);
+        assert_eq!(answer["results"][2]["problem"]["rooms"], json!(["b"]));
+        assert_eq!(answer["results"][2]["published"].as_array().unwrap().len(), 1);
+    }
+
+    async fn p10_a_failed_condition_shows_the_value_to_those_who_may_read_it(world) {
+        let gateway = closed(&world).await;
+        for (grant, shown) in [(json!({"write": ["lamp"]}), Value::Null), (json!({"write": ["lamp"], "read": ["lamp"]}), json!("green"))] {
+            let token = token(&claims(&grant));
+            let put = |condition: Option<&str>| {
+                let request = gateway.request(Method::PUT, "/v1/hashes/lamp/fields/colour").bearer_auth(&token).body("green");
+                match condition {
+                    Some(condition) => request.header("if-none-match", condition),
+                    None => request,
+                }
+            };
+            gateway.send(put(None)).await;
+            let (status, problem) = gateway.send(put(Some("*"))).await;
+            assert_eq!((status.as_u16(), &problem["present"]["value"]), (412, &shown));
+        }
+    }
+
+    async fn p10_an_idempotency_key_is_its_callers_own(world) {
+        let gateway = closed(&world).await;
+        let publish = async |subject: &str, text: &str| {
+            let mut claims = claims(&json!({"publish": ["*"]}));
+            claims["sub"] = json!(subject);
+            let request = gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(token(&claims));
+            gateway.send(request.header("idempotency-key", "one").body(text.to_owned())).await
+        };
+        let ann = publish("ann", "hello").await;
+        let bob = publish("bob", "world").await;
+        assert_eq!((ann.0.as_u16(), bob.0.as_u16()), (201, 201));
+        assert_eq!(publish("ann", "hello").await.1, ann.1);
+        assert_eq!(publish("ann", "world").await.0.as_u16(), 422);
+    }
+}
+
+#[tokio::test]
+async fn each_kind_of_key_is_for_its_algorithm() {
+    let path = |name: &str| format!("{KEYS}/{name}.pub.pem").into();
+    let gateway = Gateway::start(|settings| {
+        settings.access.jwt_public_key = vec![path("rsa"), path("ec"), path("ed")];
+        settings.access.jwt_hs256_secret = vec![SECRET.parse().unwrap(), "a".repeat(40).parse().unwrap()];
+    });
+    let gateway = gateway.await;
+    let keys = [
+        (Algorithm::RS256, EncodingKey::from_rsa_pem(RSA.as_bytes()).unwrap()),
+        (Algorithm::ES256, EncodingKey::from_ec_pem(include_bytes!("auth/keys/ec.key.pem")).unwrap()),
+        (Algorithm::EdDSA, EncodingKey::from_ed_pem(include_bytes!("auth/keys/ed.key.pem")).unwrap()),
+        (Algorithm::HS256, EncodingKey::from_secret(SECRET.as_bytes())),
+        // The newer one of two, as while one is changed for the other.
+        (Algorithm::HS256, EncodingKey::from_secret("a".repeat(40).as_bytes())),
+    ];
+    for (algorithm, key) in keys {
+        let token = sign(algorithm, &key, &json!({"exp": at(60), "roomcast": {"read": ["*"]}}));
+        assert_eq!(ask(&gateway, Method::GET, "/v1/hashes/lamp", None, &token).await.0, 200, "{algorithm:?}");
+        // The audience is not checked where none is set, and a header that must be understood is not taken.
+        let mut header = Header::new(algorithm);
+        header.crit = Some(vec!["b64".into()]);
+        let token = encode(&header, &json!({"exp": at(60), "roomcast": {"read": ["*"]}}), &key).unwrap();
+        assert_eq!(ask(&gateway, Method::GET, "/v1/hashes/lamp", None, &token).await.0, 401, "{algorithm:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_subject_in_a_pattern_is_taken_as_it_is() {
+    let gateway = Gateway::start(close).await;
+    for (subject, room, expected) in
+        [("ann", "user.ann", 200), ("ann", "user.bob", 403), ("*", "user.ann", 403), ("a b", "user.ann", 403)]
+    {
+        let mut claims = claims(&json!({"subscribe": ["user.{sub}"]}));
+        claims["sub"] = json!(subject);
+        let got = ask(&gateway, Method::GET, &format!("/v1/rooms/{room}/events"), None, &token(&claims)).await;
+        assert_eq!(got.0, expected, "{subject} {room}");
+    }
+}
+
+/// Tokens of the command line are taken by the gateway of the command line.
+#[tokio::test]
+async fn a_token_of_the_command_line_grants_what_it_says() {
+    let replica =
+        Replica::start_with(&["--jwt-hs256-secret", SECRET, "--jwt-audience", AUDIENCE, "--jwt-issuer", "tests"]);
+    let made = roomcast(&["token", "--audience", AUDIENCE, "--issuer", "tests", "--sub", "ann"])
+        .args(["--publish", "chat.*", "--subscribe", "user.{sub}", "--lifetime", "5m"])
+        // The last of several signs.
+        .env("ROOMCAST_JWT_HS256_SECRET", format!("{} {SECRET}", "b".repeat(32)))
+        .output()
+        .unwrap();
+    assert_eq!(made.status.code(), Some(0));
+    let token = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    let status = async |method: Method, path: &str| {
+        let request = reqwest::Client::new().request(method, format!("{}{path}", replica.url()));
+        request.bearer_auth(&token).body("hello").send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(status(Method::POST, "/v1/rooms/chat.a/events").await, 201);
+    assert_eq!(status(Method::POST, "/v1/rooms/news/events").await, 403);
+    assert_eq!(status(Method::GET, "/v1/rooms/user.ann/events").await, 200);
+    assert_eq!(status(Method::GET, "/v1/rooms/user.bob/events").await, 403);
+    refuses(&["token", "--jwt-hs256-secret", "short", "--admin"], &["32 bytes"]);
+}
+
+#[tokio::test]
+async fn an_issuer_is_checked_where_one_is_set_and_clocks_may_be_a_little_apart() {
+    let gateway = Gateway::start(|settings| {
+        close(settings);
+        settings.access.jwt_issuer = vec!["https://id.example".into(), "https://other.example".into()];
+        settings.access.jwt_skew = Duration::from_mins(1);
+    })
+    .await;
+    for (issuer, exp, nbf, expected) in [
+        (json!("https://id.example"), 600, -1, 200),
+        (json!("https://other.example"), 600, -1, 200),
+        (json!("https://id.example.evil"), 600, -1, 401),
+        (Value::Null, 600, -1, 401),
+        (json!("https://id.example"), -30, -600, 200),
+        (json!("https://id.example"), -61, -600, 401),
+        (json!("https://id.example"), 600, 30, 200),
+        (json!("https://id.example"), 600, 90, 401),
+    ] {
+        let mut claims = claims(&all());
+        (claims["iss"], claims["exp"], claims["nbf"]) = (issuer.clone(), json!(at(exp)), json!(at(nbf)));
+        let got = ask(&gateway, Method::GET, "/v1/hashes/lamp", None, &token(&claims)).await;
+        assert_eq!(got.0, expected, "{issuer} {exp} {nbf}: {}", got.1);
+    }
+}
+
+#[test]
+fn keys_that_could_not_verify_anything_are_refused_at_the_start() {
+    let key = |name: &str| format!("{KEYS}/{name}.pem");
+    refuses(&["--listen", "127.0.0.1:0", "--jwt-hs256-secret", "short"], &["--jwt-hs256-secret", "32 bytes"]);
+    for name in ["p384.pub", "rsa.key", "ec.key", "missing"] {
+        refuses(&["--listen", "127.0.0.1:0", "--jwt-public-key", &key(name)], &["--jwt-public-key", name]);
+    }
+    refuses(&["--listen", "127.0.0.1:0", "--jwks-file", &key("rsa.pub")], &["--jwks-file", "JWKS"]);
+    refuses(&["--jwks-url", "http://id.example/keys"], &["--jwks-url", "https"]);
+    refuses(&["--anonymous", "subscribe=*"], &["--anonymous"]);
+    refuses(&["--anonymous", "admin=*"], &["--anonymous", "subscribe"]);
+    refuses(&["--cors-origin", "*"], &["--cors-origin", "https://app.example"]);
+}
