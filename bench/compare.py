@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
-"""Measures Roomcast side by side with its peers and with rawlimit, the least work that fan-out takes, and writes BENCHMARKS.md.
+"""Measures Roomcast side by side with its peers and with rawlimit, and writes BENCHMARKS.md.
 
-    bench/compare.py                     everything, five times: some two hours
-    bench/publish.py                     only how fast one Redis takes publishes
+rawlimit does the least work that un-batched fan-out takes.
+
+    bench/compare.py            everything, five times: some two hours
+    bench/publish.py            only how fast one Redis takes publishes
     bench/compare.py --repeat 1 --only 1k max --peers roomcast roomcast-redis
-    bench/compare.py --report            writes BENCHMARKS.md from the results there are, and measures nothing
+    bench/compare.py --report   writes BENCHMARKS.md from the stored results, and measures nothing
 
-Peers whose programs are not there are left out, by name. Nchan needs Debian's nginx and libnginx-mod-nchan, Socket.IO needs npm, and
-whatever is over Redis needs redis-server. Everything runs on loopback, ends with this script, and writes below bench/results only.
+Peers whose programs are missing are left out, and named. Nchan needs Debian's nginx and
+libnginx-mod-nchan, Socket.IO needs npm, and every peer with Redis needs redis-server. All
+processes use loopback and end with this script. It writes below bench/results only.
 
-Every run gets a freshly started server on CPU 0 and has fanbench on CPU 1, with a raised priority if that is allowed. One repetition is
-one run of every peer, one after the other, so that ratios are of runs that are close in time. Before each run it waits until the machine
-is quiet; a run that other processes disturbed is repeated, a few times at most, and the least disturbed one is kept. In scenario "rooms
-at once" rawlimit runs at the same time on the same CPU, so that whatever disturbs one disturbs both.
+Every run starts a fresh server on CPU 0 and fanbench on CPU 1, with a raised priority if that is
+allowed. One repetition is one run of every peer, one after the other, so that the runs of a ratio
+are close in time. Before each run the script waits until the machine is quiet. A run that other
+processes disturbed is repeated a few times at most, and the least disturbed run is kept. In the
+scenario "rooms at once" rawlimit runs at the same time on the same CPU, so that a disturbance
+affects both.
 """
 
 import argparse
@@ -26,6 +31,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -41,6 +47,7 @@ QUIET_SHARE = 0.10  # of the machine's CPU time, used by others
 PATIENCE_S = 30
 ATTEMPTS = 3
 NICENESS = -15
+WIDTH = 100  # columns of the report
 
 ROOMCAST = (
     "generic",
@@ -289,21 +296,32 @@ def version(*command):
 CPU = lambda result: result["server"]["cpu_us_per_delivery"]
 P50 = lambda result: result["latency_ms"]["p50"]
 P99 = lambda result: result["latency_ms"]["p99"]
+PUBLISH_P50 = lambda result: result["publish"]["call_ms"]["p50"]
 SET_UP = lambda result: result["server"]["connect_cpu_us_per_connection"]
 IDLE = lambda result: result["server"]["rss_per_connection"]
 
-# What is compared, as ratios to rawlimit's: name, scenario, figure, its name elsewhere, and the goals, if it has any.
+# The scenarios in words.
+MEANINGS = {
+    "1k": "1,000 subscribers of one room, 20 events a second",
+    "10k": "10,000 subscribers of one room, 2 events a second",
+    "rooms": "2,000 subscribers in 200 rooms, 200 events a second",
+    AT_ONCE: "the same, while `rawlimit` serves the same load on the same CPUs",
+    "max": "1,000 subscribers of one room, events as fast as they are acknowledged",
+    "idle": "10,000 subscribers of one room, no events",
+}
+# The ratios to rawlimit: name, scenario, figure, its name elsewhere, and the goals, if there are any.
 GOALS = [
-    ("1k: 1,000 subscribers, 20/s", "1k", CPU, "1k", 1.15, 1.05),
-    ("10k: 10,000 subscribers, 2/s", "10k", CPU, "10k", 1.20, 1.10),
-    ("rooms: 2,000 in 200 rooms, 200/s", "rooms", CPU, "rooms", 2.0, 1.3),
-    ("rooms, while rawlimit has them too", AT_ONCE, CPU, None, "", ""),
-    ("max: 1,000, as fast as acknowledged", "max", CPU, "max", 0.4, 0.2),
-    ("latency p50, 1k", "1k", P50, "p50 1k", 1.3, 1.2),
-    ("latency p50, rooms", "rooms", P50, "p50 rooms", 2.0, 1.3),
-    ("latency p50, rooms, while rawlimit has them too", AT_ONCE, P50, None, "", ""),
+    ("CPU, 1k", "1k", CPU, "1k", 1.15, 1.05),
+    ("CPU, 10k", "10k", CPU, "10k", 1.20, 1.10),
+    ("CPU, rooms", "rooms", CPU, "rooms", 2.0, 1.3),
+    ("CPU, rooms at once", AT_ONCE, CPU, None, "", ""),
+    ("CPU, max", "max", CPU, "max", 0.4, 0.2),
+    ("p50, 1k", "1k", P50, "p50 1k", 1.3, 1.2),
+    ("p50, rooms", "rooms", P50, "p50 rooms", 2.0, 1.3),
+    ("p50, rooms at once", AT_ONCE, P50, None, "", ""),
     ("CPU per set-up", "idle", SET_UP, "set-up", 3, 3),
 ]
+IDLE_NAME = "RSS a stream, idle"
 # Bytes a stream.
 IDLE_GOAL = 1024
 
@@ -357,68 +375,170 @@ def row(cells):
     return "| " + " | ".join(cells) + " |"
 
 
+def table(heads, rows):
+    """The first column is text, the others are figures."""
+    rule = row(["---"] + ["---:"] * (len(heads) - 1))
+    return [row(heads), rule, *[row(cells) for cells in rows], ""]
+
+
+def wrap(text, first="", further=""):
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=further,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def prose(*sentences):
+    return [*wrap(" ".join(sentences)), ""]
+
+
+def bullets(items):
+    return [line for item in items for line in wrap(item, "- ", "  ")] + [""]
+
+
 def report():
     results = Results()
-    peers = [peer for peer in PEERS if peer not in ("rawlimit", SEVERAL) and (peer in ELSEWHERE or ("1k", peer) in results.rows)]
-    peers.sort(key=lambda peer: not peer.startswith("roomcast"))
-    lines = [
-        "# Benchmarks", "",
-        "<!-- Written by bench/compare.py; do not edit. -->", "",
-        "What one delivery costs the server, as a multiple of what it costs `rawlimit`: one thread, one epoll instance and one `send` of a",
-        "ready-made frame to each socket. It has no history, no limits and no clustering, so what is above it is the server's own work; below it",
-        "comes who writes several events at once; a tenth to either side may be chance. All server processes are counted, Redis too. Lower is better.", "",
-        "`rawlimit + Redis` is the same, but each event is first stored and announced by Roomcast's script in Redis, over one blocking connection:",
-        "about the least that this way takes, before there is a gateway.", "",
-        f"Medians of pairs, each of two runs some minutes apart, on one machine ({machine()}); server on one CPU, load on the other. In brackets the range.",
-        "Where rawlimit has the rooms too, the two of a pair run at the same time and share both CPUs. So light a load is at the mercy of whatever",
-        "else empties the caches, and then both are alike; but each also empties them for the other, so these figures are not to be held against the goals.",
-        f"Begun: Roomcast's {results.when(SCENARIOS, [*OURS[1:], SEVERAL])}; the others' {results.when(SCENARIOS, set(PEERS) - {*OURS, SEVERAL})}.",
-        *[f"Pairs in {of}: {', '.join(f'{NAMES[peer]} {len(results.rows[key])}' for peer in peers if (key := (of, peer)) in results.rows)}." for of in ("1k", AT_ONCE)], "",
-        row(["CPU per delivery over rawlimit's", *[NAMES[peer] for peer in peers], "goal, Redis", "goal, embedded"]),
-        row(["---"] + ["---:"] * (len(peers) + 2)),
+    measured = [peer for peer in PEERS if ("1k", peer) in results.rows]
+    peers = [peer for peer in PEERS if peer in measured or peer in ELSEWHERE]
+    peers = [peer for peer in peers if peer not in (*OURS, "rawlimit-redis", SEVERAL)]
+    lines = ["# Benchmarks", "", "<!-- Written by bench/compare.py; do not edit. -->", ""]
+    lines += introduction(results, measured)
+    lines += goals(results)
+    lines += comparison(results, peers)
+    lines += several(results)
+    lines += publishes()
+    lines += ["## Absolute figures", ""]
+    lines += absolute(results, measured)
+    lines += growth(results)
+    lines += ["## Versions", ""]
+    lines += bullets(f"{name}: {text}" for name, text in versions().items() if text)
+    lines += ["## Repeat it", "", "```sh", "bench/compare.py", "```", ""]
+    lines += prose(
+        "`bench/compare.py --help` lists what it needs.",
+        "[bench/README.md](bench/README.md#what-the-figures-mean) explains the figures.",
+    )
+    too_long = [line for line in lines if len(line) > WIDTH]
+    assert not too_long, too_long
+    REPORT.write_text("\n".join(lines))
+    print(f"wrote {REPORT.relative_to(ROOT)}")
+
+
+def introduction(results, measured):
+    pairs = {
+        scenario: "; ".join(
+            f"{NAMES[peer]} {len(results.rows[scenario, peer])}"
+            for peer in measured
+            if peer not in ("rawlimit", SEVERAL) and (scenario, peer) in results.rows
+        )
+        for scenario in ("1k", AT_ONCE)
+    }
+    return [
+        *prose(
+            "The figures compare the cost of one delivery with its cost in `rawlimit`, which is",
+            "one thread, one epoll instance and one `send` of a ready-made frame to each socket.",
+            "`rawlimit` has no history, no limits and no clustering.",
+            "What a server costs above a ratio of 1 is its own work.",
+            "A server gets below 1 by writing several events at once.",
+            "A difference of a tenth in either direction may be chance.",
+            "All server processes are counted, Redis included. Lower is better.",
+        ),
+        *prose(
+            "`rawlimit + Redis` does the same, but first stores and announces each event in Redis with",
+            "Roomcast's script, over one blocking connection.",
+            "That is about the least work that this design takes, before there is a gateway.",
+        ),
+        *prose(
+            "Every ratio is the median of pairs. A pair is two runs, some minutes apart, on one machine",
+            f"({machine()}), with the server on one CPU and the load on the other.",
+            "The range of the ratios is in brackets. The scenarios:",
+        ),
+        *bullets(f"**{scenario}**: {meaning}" for scenario, meaning in MEANINGS.items()),
+        *prose(
+            f"In `{AT_ONCE}` the two servers of a pair run at the same time and share both CPUs.",
+            "The cost of so light a load depends on what else empties the CPU caches, and this disturbs",
+            "both servers alike. But each server also empties the caches for the other,",
+            "so the goals do not apply to these figures.",
+        ),
+        *bullets([
+            f"Runs of Roomcast began: {results.when(SCENARIOS, [*OURS[1:], SEVERAL])}",
+            f"Runs of the others began: {results.when(SCENARIOS, set(PEERS) - {*OURS, SEVERAL})}",
+            *[f"Pairs in `{scenario}`: {text}" for scenario, text in pairs.items()],
+        ]),
     ]
-    for name, scenario, figure, key, redis, embedded in GOALS:
+
+
+def goals(results):
+    """Roomcast beside its goals, and the goals that it does not meet."""
+    figures, above, own = [], [], ["roomcast", "roomcast-redis", "rawlimit-redis"]
+    for name, scenario, figure, _, redis, embedded in GOALS:
+        cells = [results.ratio(scenario, peer, figure) or "" for peer in own]
+        figures.append([name, cells[0], str(embedded), cells[1], str(redis), cells[2]])
+        for peer, goal in (("roomcast-redis", redis), ("roomcast", embedded)):
+            ratios = results.ratios(scenario, peer, figure)
+            if goal and ratios and statistics.median(ratios) > goal:
+                above.append(f"{name}: {NAMES[peer]} {statistics.median(ratios):.2f}, goal {goal}")
+    idle = {peer: results.median("idle", peer, IDLE) for peer in own}
+    cells = {peer: f"{value:,.0f} B" if value is not None else "" for peer, value in idle.items()}
+    goal = f"{IDLE_GOAL:,} B"
+    figures.append([IDLE_NAME, cells[own[0]], goal, cells[own[1]], goal, cells[own[2]]])
+    for peer in ("roomcast-redis", "roomcast"):
+        if (idle[peer] or 0) > IDLE_GOAL:
+            above.append(f"{IDLE_NAME}: {NAMES[peer]} {cells[peer]}, goal {goal}")
+    lines = ["## Roomcast and its goals", ""]
+    lines += prose(
+        "Multiples of `rawlimit`. *CPU* is the server's CPU time per delivery, *p50* the median latency,",
+        "*set-up* the opening of a stream. *RSS a stream* is in bytes, with 10,000 idle streams.",
+    )
+    heads = ["", "embedded", "goal", "with Redis", "goal", NAMES["rawlimit-redis"]]
+    lines += table(heads, figures)
+    lines += prose(
+        "Lost, repeated and reordered events and failed publishes in all runs of Roomcast:",
+        f"{results.faults()}.",
+    )
+    if above:
+        lines += [
+            "Above their goals:", "", *bullets(above),
+            *prose(
+                "[Decision 18](docs/decisions/0018-cost-of-a-publish.md) explains what a publish costs,",
+                "[docs/capacity.md](docs/capacity.md) how to plan with it.",
+            ),
+        ]
+    return lines
+
+
+def comparison(results, peers):
+    """The ratios of the peers."""
+    rows = []
+    for name, scenario, figure, key, *_ in GOALS:
         cells = []
         for peer in peers:
             value = results.ratio(scenario, peer, figure)
             if value is None and key in ELSEWHERE.get(peer, {}):
                 value = f"{ELSEWHERE[peer][key]} *"
             cells.append(value or "")
-        lines.append(row([name, *cells, str(redis), str(embedded)]))
+        rows.append([name, *cells])
     cells = []
     for peer in peers:
-        value = results.median("idle", peer, IDLE)
-        cells.append(f"{value:,.0f} B" if value is not None else f"{ELSEWHERE[peer]['idle']:,.0f} B *" if peer in ELSEWHERE else "")
-    lines.append(row(["idle: RSS a stream at 10,000", *cells, f"{IDLE_GOAL:,} B", f"{IDLE_GOAL:,} B"]))
-    lines += [
-        "", "\\* Measured earlier with the same tool on another machine of the same kind (Mercure 0.24, Centrifugo 6), where their binaries could be",
-        "had; no package manager here installs them. `MERCURE=…` or `CENTRIFUGO=…` measures them in place.", "",
-        f"Events that were lost, repeated or out of order, and publishes that failed, in all runs of Roomcast: {results.faults()}.", "",
+        value, elsewhere = results.median("idle", peer, IDLE), ELSEWHERE.get(peer)
+        cells.append(
+            f"{value:,.0f} B" if value is not None
+            else f"{elsewhere['idle']:,.0f} B *" if elsewhere else ""
+        )
+    rows.append([IDLE_NAME, *cells])
+    return [
+        "## Peers", "", "The same multiples of `rawlimit` for the peers:", "",
+        *table(["", *[NAMES[peer] for peer in peers]], rows),
+        *prose(
+            "\\* Measured earlier with the same tool on another machine of the same kind (Mercure 0.24,",
+            "Centrifugo 6). Their binaries were available there;",
+            "the package managers of this machine do not have them.",
+            "`MERCURE=…` and `CENTRIFUGO=…` name binaries to measure in place.",
+        ),
     ]
-    lines += missed(results)
-    lines += several(results)
-    lines += publishes()
-    lines += ["## Absolute figures", ""]
-    lines += absolute(results, ["rawlimit", *[peer for peer in [*peers, SEVERAL] if ("1k", peer) in results.rows]])
-    lines += growth(results)
-    lines += ["## Versions", ""]
-    lines += [f"- {name}: {text}" for name, text in versions().items() if text]
-    lines += ["", "## Repeat it", "", "```sh", "bench/compare.py", "```", "", "`bench/compare.py --help` says what it needs; `bench/README.md` says what the figures mean.", ""]
-    REPORT.write_text("\n".join(lines))
-    print(f"wrote {REPORT.relative_to(ROOT)}")
-
-
-def missed(results):
-    """Which goals this run does not meet."""
-    above = [
-        f"{name.split(':')[0]} ({NAMES[peer]}, {statistics.median(ratios):.2f}, goal {goal})"
-        for name, scenario, figure, _, *goals in GOALS
-        for peer, goal in zip(("roomcast-redis", "roomcast"), goals)
-        if goal and (ratios := results.ratios(scenario, peer, figure)) and statistics.median(ratios) > goal
-    ]
-    idle = {peer: results.median("idle", peer, IDLE) or 0 for peer in ("roomcast-redis", "roomcast")}
-    above += [f"idle ({NAMES[peer]}, {value:,.0f} B, goal {IDLE_GOAL:,} B)" for peer, value in idle.items() if value > IDLE_GOAL]
-    return [f"Above their goals: {'; '.join(above)}. What a publish costs, and why, `ARCHITECTURE.md` tells.", ""] if above else []
 
 
 def several(results):
@@ -429,50 +549,78 @@ def several(results):
         return []
     return [
         "## Streams of several rooms", "",
-        "Each event is enveloped once for everybody, but its `id:` is a cursor of all the rooms, so it is written for each subscriber. With two",
-        f"rooms a stream, CPU per delivery over rawlimit's: 1k {ratios['1k']}, max {ratios['max']}; RSS a stream"
-        f" {idle:,.0f} B.", "",
+        *prose(
+            "The envelope of an event is made once for all subscribers. The `id:` is a cursor of all rooms",
+            "of a stream, so it is written for each subscriber. With two rooms a stream:",
+        ),
+        *bullets([
+            f"CPU per delivery over that of `rawlimit`: 1k {ratios['1k']}, max {ratios['max']}",
+            f"RSS a stream: {idle:,.0f} B",
+        ]),
     ]
 
 
 def publishes():
-    """What bench/publish.py found."""
+    """The results of bench/publish.py."""
     if not PUBLISHES.exists():
         return []
     found = json.loads(PUBLISHES.read_text())
-    line = lambda name, key, digits: row([
-        name, *(f"{found[key][way]:,.{digits}f}" for way in ("bare", "through")), f"{found[key]['ratio']:.2f}"
+    shared, own = ("a third of a CPU", "Redis"), ("a CPU", "gateway and load tool")
+    line = lambda name, where, key, digits: row([
+        name, *where,
+        *(f"{found[key][way]:,.{digits}f}" for way in ("bare", "through")),
+        f"{found[key]['ratio']:.2f}",
     ])
     return [
         "## Publishing to Redis", "",
-        f"A publish is one call of one script. {found['connections']} connections publish events of 128 bytes through Roomcast, and `redis-benchmark` calls the same",
-        f"script with the same arguments; medians of {found['runs']} runs, Redis on one CPU, everything else on the other. The goal is 0.7 of redis-benchmark's",
-        "rate where Redis is what ends it. One CPU of gateway and load tool does not bring one of Redis to its limit; it does when two endless loops beside",
-        "Redis leave it a third of its CPU.", "",
-        row(["", "redis-benchmark", "through Roomcast", "ratio"]), row(["---", "---:", "---:", "---:"]),
-        line("publishes a second, Redis has a third of a CPU and is what ends it", "shared_per_second", 0),
-        line("publishes a second, Redis has a CPU, and gateway and load tool end it", "own_per_second", 0),
-        line("Redis's CPU a publish beside the loops, µs", "shared_redis_us", 1),
-        line("Redis's CPU a publish, µs", "own_redis_us", 1), "",
-        "Ratios are medians of each run's. The loops make 64 connections dearer for Redis, and the gateway has one, on which publishes that come",
-        "meanwhile go together; from many replicas less goes together on each.", "",
+        *prose(
+            f"A publish is one call of one script. {found['connections']} connections publish events of 128",
+            "bytes through Roomcast, and `redis-benchmark` calls the same script with the same arguments.",
+            f"The figures are medians of {found['runs']} runs, with Redis on one CPU and everything else",
+            "on the other. The goal is 0.7 of the rate of `redis-benchmark` where Redis is the bottleneck.",
+            "With one CPU, the gateway and the load tool cannot bring a CPU of Redis to its limit.",
+            "They can when two endless loops beside Redis leave it a third of its CPU.",
+        ),
+        row([
+            "Figure", "Redis has", "bottleneck with Roomcast", "redis-benchmark", "Roomcast", "ratio",
+        ]),
+        row(["---"] * 3 + ["---:"] * 3),
+        line("publishes a second", shared, "shared_per_second", 0),
+        line("publishes a second", own, "own_per_second", 0),
+        line("Redis's CPU a publish, µs", shared, "shared_redis_us", 1),
+        line("Redis's CPU a publish, µs", own, "own_redis_us", 1), "",
+        *prose(
+            "Each ratio is the median of the runs' ratios.",
+            f"The loops make {found['connections']} connections more expensive for Redis. The gateway has one",
+            "connection, on which publishes that arrive meanwhile are sent together.",
+            "With many replicas fewer publishes are sent together on each connection.",
+        ),
     ]
 
 
-def absolute(results, peers):
+def absolute(results, measured):
+    """A table of each scenario, with a row for each server."""
     lines = []
-    for scenario in SCENARIOS:
-        present = [peer for peer in peers if (scenario, peer) in results.rows]
-        if not present:
+    for scenario, flags in SCENARIOS.items():
+        servers = [peer for peer in measured if (scenario, peer) in results.rows]
+        if not servers:
             continue
-        lines += [f"### {scenario}: `{SCENARIOS[scenario]}`", "", row(["", *[NAMES[peer] for peer in present]]), row(["---"] + ["---:"] * len(present))]
-        figures = [("CPU per set-up, µs", SET_UP), ("RSS a stream, B", IDLE)] if scenario == "idle" else [
-            ("CPU per delivery, µs", CPU), ("latency p50, ms", P50), ("latency p99, ms", P99),
-            ("publish p50, ms", lambda result: result["publish"]["call_ms"]["p50"]),
-        ]
-        for name, figure in figures:
-            lines.append(row([name, *[f"{results.median(scenario, peer, figure):,.3g}" if figure is not IDLE else f"{results.median(scenario, peer, figure):,.0f}" for peer in present]]))
-        lines.append("")
+        if scenario == "idle":
+            figures = [("CPU per set-up, µs", SET_UP, ",.3g"), ("RSS a stream, B", IDLE, ",.0f")]
+        else:
+            figures = [
+                ("CPU per delivery, µs", CPU, ",.3g"),
+                ("p50, ms", P50, ",.3g"),
+                ("p99, ms", P99, ",.3g"),
+                ("publish p50, ms", PUBLISH_P50, ",.3g"),
+            ]
+        lines += [f"### {scenario}: `{flags}`", ""]
+        lines += table(["", *[name for name, *_ in figures]], [
+            [NAMES[peer], *[
+                format(results.median(scenario, peer, figure), digits) for _, figure, digits in figures
+            ]]
+            for peer in servers
+        ])
     return lines
 
 
@@ -480,30 +628,57 @@ def growth(results):
     present = [scenario for scenario in GROWTH if (scenario, "roomcast") in results.rows]
     if not present:
         return []
-    lines = ["## How cost grows", "", f"![CPU per delivery over rawlimit's, and memory a stream, by subscribers and by rooms]({PICTURE.relative_to(ROOT)})", ""]
-    lines += [row(["", "CPU over rawlimit's, embedded", "with Redis", "µs, embedded", "with Redis", "p99 ms, rawlimit", "embedded", "with Redis", "RSS a stream, embedded", "with Redis"])]
-    lines += [row(["---"] + ["---:"] * 9)]
+    number = lambda value: f"{value:,.3g}" if value is not None else ""
+    costs, others = [], []
     for scenario in present:
-        cells = [results.ratio(scenario, peer, CPU) or "" for peer in OURS[1:]]
-        for figure, of in ((CPU, OURS[1:]), (P99, OURS)):
-            for peer in of:
-                value = results.median(scenario, peer, figure)
-                cells.append(f"{value:,.3g}" if value is not None else "")
-        for peer in OURS[1:]:
-            value = results.median(scenario, peer, IDLE)
-            cells.append(f"{value:,.0f} B" if value is not None else "")
-        lines.append(row([f"{scenario} (`{GROWTH[scenario]}`)", *cells]))
+        median = lambda peer, figure, scenario=scenario: results.median(scenario, peer, figure)
+        costs.append([
+            scenario,
+            *[results.ratio(scenario, peer, CPU) or "" for peer in OURS[1:]],
+            *[number(median(peer, CPU)) for peer in OURS[1:]],
+        ])
+        memory = [median(peer, IDLE) for peer in OURS[1:]]
+        others.append([
+            scenario,
+            *[number(median(peer, P99)) for peer in OURS],
+            *[f"{value:,.0f} B" if value is not None else "" for value in memory],
+        ])
     draw(results)
     with_slow, without = (
-        {peer: results.median(scenario, peer, P99) for peer in OURS} for scenario in ("a slow tenth", "without it")
+        {peer: results.median(scenario, peer, P99) for peer in OURS}
+        for scenario in ("a slow tenth", "without it")
     )
     change = "; ".join(
-        f"{NAMES[peer]} {with_slow[peer] / without[peer] - 1:+.0%}" for peer in OURS if with_slow[peer] and without[peer]
+        f"{NAMES[peer]} {with_slow[peer] / without[peer] - 1:+.0%}"
+        for peer in OURS if with_slow[peer] and without[peer]
     )
-    return lines + [
-        "", f"Begun: {results.when(GROWTH, OURS[1:])}. Medians of pairs, {min(len(results.rows[scenario, 'roomcast']) for scenario in present)} at least.",
-        "With 10,000 rooms each publish is one delivery, at a twentieth of the rate, so that is what a publish costs.", "",
-        f"What a tenth of subscribers that never read does to the others' p99 (medians, minutes apart; goal: less than 10 %): {change}.", "",
+    fewest = min(len(results.rows[scenario, "roomcast"]) for scenario in present)
+    return [
+        "## How cost grows", "",
+        f"![CPU per delivery and memory a stream, by subscribers and by rooms]({PICTURE.relative_to(ROOT)})", "",
+        *prose(
+            f"The runs began: {results.when(GROWTH, OURS[1:])}.",
+            f"Ratios are medians of at least {fewest} pairs. The loads:",
+        ),
+        *bullets(f"**{scenario}**: `{GROWTH[scenario]}`" for scenario in present),
+        "CPU per delivery, over that of `rawlimit` and in µs:", "",
+        *table(["", "embedded", "with Redis", "embedded, µs", "with Redis, µs"], costs),
+        "Latency p99 and RSS a stream:", "",
+        *table(
+            [
+                "", "p99 rawlimit, ms", "p99 embedded, ms", "p99 with Redis, ms",
+                "RSS embedded", "RSS with Redis",
+            ],
+            others,
+        ),
+        *prose(
+            "With 10,000 rooms each publish is one delivery, at a twentieth of the rate.",
+            "That row shows what a publish costs.",
+        ),
+        *prose(
+            "How the p99 of the other subscribers changes when a tenth of the subscribers never reads",
+            f"(medians, runs minutes apart; goal: less than 10 %): {change}.",
+        ),
     ]
 
 
