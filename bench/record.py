@@ -1,9 +1,14 @@
 #!/usr/bin/env python3
-"""Writes release/roomcast.profdata: how often each part of the gateway runs under load, by which release/build lays it out.
+"""Records the profile that release/build optimizes the gateway with: release/roomcast.profdata.
 
-Run it with every version of Roomcast, of Rust or of a dependency, which is part of the functions' names, and when much of what a publish or
-a stream runs has changed. It builds the gateway with counters and loads it: on Redis, and on the embedded broker with a data folder and
-tokens. It needs redis-server, and llvm-tools of rustup.
+    bench/record.py
+
+It builds the gateway with counters and loads it twice: on Redis, and on the embedded broker with a
+data folder and tokens. The counters tell how often each part of the gateway runs.
+
+Run it after a change of the version of Roomcast, Rust or a dependency, because the version is a
+part of the functions' names in the profile. Run it also when much of the code of a publish or of a
+stream has changed. It needs redis-server, and rustup's component llvm-tools.
 """
 
 import http.client
@@ -18,11 +23,11 @@ import tempfile
 import compare
 
 PROFILE = compare.ROOT / "release/roomcast.profdata"
-COUNTED_FOR = compare.ROOT / "release/counted-for"
+VERSIONS = compare.ROOT / "release/counted-for"
 TARGET = compare.ROOT / "target/counting"
 COUNTS = TARGET / "counts"
-SECRET = "0123456789abcdef0123456789abcdef"  # opens nothing but the gateway that this script starts
-# Publishes that find the code cold weigh most, since they have most to gain.
+SECRET = "0123456789abcdef0123456789abcdef"  # of the gateway that this script starts, and of no other
+# Mostly publishes that do not find the code in the CPU caches, because they gain most from the profile.
 LOADS = [
     (compare.PEERS["roomcast"], "--subscribers=2000 --rooms=200 --count=2000 --rate=200"),
     (compare.PEERS["roomcast"], "--subscribers=1000 --rooms=1 --count=60 --rate=20"),
@@ -30,28 +35,39 @@ LOADS = [
     (compare.PEERS["roomcast-several"], "--subscribers=200 --rooms=20 --count=200 --rate=50"),
 ]
 CALLS = 200
-# So that none of it is refused.
-LIMITS = {"ROOMCAST_RATE_PER_ADDRESS": "100000", "ROOMCAST_RATE_PER_SUBJECT": "100000", "ROOMCAST_MAX_STREAMS_PER_SUBJECT": "10000"}
+# High enough that no request is refused.
+LIMITS = {
+    "ROOMCAST_RATE_PER_ADDRESS": "100000",
+    "ROOMCAST_RATE_PER_SUBJECT": "100000",
+    "ROOMCAST_MAX_STREAMS_PER_SUBJECT": "10000",
+}
 
 
-def profdata():
-    """LLVM's tool, of rustc's own version."""
-    ask = lambda *question: subprocess.run(["rustc", *question], cwd=compare.ROOT, capture_output=True, text=True, check=True).stdout
-    host = next(line.split()[1] for line in ask("-vV").splitlines() if line.startswith("host:"))
-    tool = pathlib.Path(ask("--print", "sysroot").strip(), "lib/rustlib", host, "bin/llvm-profdata")
+def rustc(*arguments):
+    """What rustc prints."""
+    command = ["rustc", *arguments]
+    return subprocess.run(command, cwd=compare.ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def find_profdata():
+    """The path of llvm-profdata, in the version that matches rustc."""
+    host = next(line.split()[1] for line in rustc("-vV").splitlines() if line.startswith("host:"))
+    tool = pathlib.Path(rustc("--print", "sysroot").strip(), "lib/rustlib", host, "bin/llvm-profdata")
     if not tool.exists():
-        sys.exit(f"{tool.name} is not there: rustup component add llvm-tools")
+        sys.exit(f"{tool.name} is missing: rustup component add llvm-tools")
     return tool
 
 
 def build():
-    environment = os.environ | {"CARGO_ENCODED_RUSTFLAGS": f"-Cprofile-generate={COUNTS}", "CARGO_TARGET_DIR": str(TARGET)}
-    subprocess.run(["cargo", "build", "--release", "--locked", "--bin", "roomcast"], cwd=compare.ROOT, env=environment, check=True)
-    subprocess.run(["cargo", "build", "--release", "--locked", "--quiet"], cwd=compare.HERE, check=True)
+    """Builds the gateway with counters, and fanbench."""
+    flags = {"CARGO_ENCODED_RUSTFLAGS": f"-Cprofile-generate={COUNTS}", "CARGO_TARGET_DIR": str(TARGET)}
+    cargo = ["cargo", "build", "--release", "--locked"]
+    subprocess.run([*cargo, "--bin", "roomcast"], cwd=compare.ROOT, env=os.environ | flags, check=True)
+    subprocess.run([*cargo, "--quiet"], cwd=compare.HERE, check=True)
 
 
-def call(port, headers):
-    """What is called besides publishes and streams."""
+def call_routes(port, headers):
+    """Makes calls that fanbench does not make."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     batch = {"events": [{"room": f"room-{n}", "data": {"n": n}} for n in range(20)]}
     requests = [
@@ -67,16 +83,17 @@ def call(port, headers):
     ]
     for _ in range(CALLS):
         for method, path, body in requests:
-            kind = {"Content-Type": "application/json"} if isinstance(body, dict) else {}
-            connection.request(method, path, json.dumps(body) if kind else body, headers | kind)
-            answer = connection.getresponse()
-            text = answer.read()
-            if answer.status >= 300:
-                sys.exit(f"{method} {path} was answered with {answer.status}: {text.decode()}")
+            content_type = {"Content-Type": "application/json"} if isinstance(body, dict) else {}
+            text = json.dumps(body) if content_type else body
+            connection.request(method, path, text, headers | content_type)
+            response = connection.getresponse()
+            text = response.read()
+            if response.status >= 300:
+                sys.exit(f"{method} {path} was answered with {response.status}: {text.decode()}")
 
 
 def load(peer, headers):
-    """Loads a gateway, which leaves its counts as it ends."""
+    """Starts and loads a gateway, which writes its counts when it ends."""
     before = len(list(COUNTS.glob("*")))
     server = compare.Server(peer)
     try:
@@ -84,19 +101,19 @@ def load(peer, headers):
         fanbench += [f"--header={name}: {value}" for name, value in headers.items()]
         for (_, _, _, _, *paths), settings in LOADS:
             subprocess.run([*fanbench, *paths, *settings.split()], check=True)
-        call(server.port, headers)
+        call_routes(server.port, headers)
     finally:
         server.stop()
     if len(list(COUNTS.glob("*"))) == before:
-        sys.exit(f"{peer} has left no counts")
+        sys.exit(f"{peer} wrote no counts into {COUNTS}")
 
 
 def main():
     if not shutil.which("redis-server"):
-        sys.exit("redis-server is not there: apt-get install redis-server")
-    tool = profdata()
+        sys.exit("redis-server is missing: apt-get install redis-server")
+    profdata = find_profdata()
     build()
-    # Of what ran until now, which was macros and build scripts.
+    # Macros and build scripts, which ran during the build, have written counts, too.
     shutil.rmtree(COUNTS, ignore_errors=True)
     os.environ["LLVM_PROFILE_FILE"] = f"{COUNTS}/%p.profraw"
     compare.BINARY = str(TARGET / "release/roomcast")
@@ -105,10 +122,11 @@ def main():
     load("roomcast-redis", {})
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(ROOMCAST_DATA_DIR=folder, ROOMCAST_JWT_HS256_SECRET=SECRET)
-        token = subprocess.run([compare.BINARY, "token", "--sub", "load", "--admin"], capture_output=True, text=True, check=True).stdout.strip()
+        command = [compare.BINARY, "token", "--sub", "load", "--admin"]
+        token = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         load("roomcast", {"Authorization": f"Bearer {token}"})
-    subprocess.run([tool, "merge", "--sparse", f"--output={PROFILE}", *COUNTS.iterdir()], check=True)
-    COUNTED_FOR.write_bytes(subprocess.run([compare.ROOT / "release/versions"], capture_output=True, check=True).stdout)
+    subprocess.run([profdata, "merge", "--sparse", f"--output={PROFILE}", *COUNTS.iterdir()], check=True)
+    VERSIONS.write_bytes(subprocess.run([compare.ROOT / "release/versions"], capture_output=True, check=True).stdout)
     print(f"wrote {PROFILE.relative_to(compare.ROOT)}: {PROFILE.stat().st_size:,} bytes")
 
 
