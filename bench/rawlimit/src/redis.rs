@@ -32,8 +32,8 @@ impl Redis {
         let log = format!("roomcast:{{{room}}}:log");
         let channel = format!("roomcast:{{{room}}}:live");
         let event = [br#"{"published_at":"2026-01-02T03:04:05.678Z","data":""#, body, br#""}"#].concat();
-        // Entries to keep, lifetimes of log and head (ms), a random number, lifetime (ms) and digest of an idempotency
-        // key, bytes to keep, and the time before which events are too old.
+        // Entries to keep, lifetimes of log and head (ms), a random number, lifetime (ms) and digest of an
+        // idempotency key, bytes to keep, and the time before which events are too old.
         let rest = "1000 3600000 90000000 1 300000 - 1048576 2025-01-01T00:00:00.000Z";
         let first = ["EVALSHA", &self.script, "2", &head, &log];
         let arguments = first
