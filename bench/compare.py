@@ -116,8 +116,8 @@ SCENARIOS = {
     "max": "--subscribers 1000 --rooms 1 --count 1000 --rate 0",
     "idle": "--subscribers 10000 --count 0 --settle 10",
 }
-# In this scenario rawlimit runs beside the peer. Its rate differs a little, so that neither server always gets its
-# events before the other.
+# In this scenario rawlimit runs at the same time as the peer, and gets events at a slightly different rate, so that
+# neither server always gets its event first.
 AT_ONCE = "rooms at once"
 PEER_RATE, YARDSTICK_RATE = "--rate 200", "--rate 203"
 SCENARIOS[AT_ONCE] = SCENARIOS["rooms"]
