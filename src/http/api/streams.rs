@@ -17,7 +17,7 @@ use super::events::position;
 use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
 use crate::broker::{BrokerError, Member, sha1_hex};
 use crate::config::PresenceInfo;
-use crate::delivery::{DetachableStream, EndReason, NameTaken, Session, StreamFormat, Subscriber};
+use crate::delivery::{DetachableStream, EndReason, NameTaken, StreamFormat, StreamSession, Subscriber};
 use crate::http::App;
 use crate::http::caller::Caller;
 use crate::http::extract::{Query, RoomPath, event_name, header_text, name};
@@ -263,7 +263,7 @@ async fn open(
     }
     match begin(app, &mut subscriber, &names, rooms).await {
         Ok(subscription) => {
-            let session = Session::new(app.delivery.clone(), subscription, subscriber, format, terminations);
+            let session = StreamSession::new(app.delivery.clone(), subscription, subscriber, format, terminations);
             let stream = DetachableStream::new(session);
             let mut response = (stream_headers(), Body::from_stream(stream.body())).into_response();
             response.extensions_mut().insert(stream);
