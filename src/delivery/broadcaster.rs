@@ -1,7 +1,8 @@
-//! A room's broadcaster: one task that writes each event to the sockets of all streams that are caught up with the room.
+//! A room's broadcaster: one task that writes each event to the sockets of all streams that are caught up with the
+//! room.
 //!
-//! It handles the common case only. A stream gets a task of its own again if its socket does not take a whole write, it may
-//! have missed an event, its lifetime is over, or its client has to be told its position.
+//! It handles the common case only. A stream gets a task of its own again if its socket does not take a whole write,
+//! it may have missed an event, its lifetime is over, or its client has to be told its position.
 
 mod batch;
 mod inbox;
@@ -101,8 +102,8 @@ struct BroadcastMember {
     wants_all: bool,
 }
 
-/// Writes to all streams of a topic that are at the same position. It owns that position and every member's heartbeat. A
-/// member's session decides which events the member gets, and ends the stream.
+/// Writes to all streams of a topic that are at the same position. It owns that position and every member's
+/// heartbeat. A member's session decides which events the member gets, and ends the stream.
 struct Broadcaster {
     broadcasters: Arc<Broadcasters>,
     inbox: Arc<Inbox>,
@@ -210,7 +211,8 @@ impl Broadcaster {
                 GroupPoll::Events(events) => {
                     self.cursor.advance(&events);
                     self.write(&events).await;
-                    // In a room that is never quiet, this loop does not end, so everything else has to be handled here too.
+                    // In a room that is never quiet, this loop does not end, so everything else has to be handled
+                    // here too.
                     self.handle_deadlines().await;
                     self.accept_new();
                     self.handle_wakeups();

@@ -19,12 +19,12 @@ use super::http1::{LAST_CHUNK, chunk};
 use super::session::{Heartbeat, StreamSession};
 use crate::live::CaughtUp;
 
-/// Bytes that a client may send while it reads a stream, such as pipelined requests. The gateway discards them, and treats a
-/// client that sends more as disconnected.
+/// Bytes that a client may send while it reads a stream, such as pipelined requests. The gateway discards them, and
+/// treats a client that sends more as disconnected.
 const MAX_DISCARDED: u32 = 64 * 1024;
 
-/// A stream that has not begun, in the extensions of its response. It serves as the body of the response, unless the server
-/// detaches it and writes to the socket directly. Clones are the same stream.
+/// A stream that has not begun, in the extensions of its response. It serves as the body of the response, unless the
+/// server detaches it and writes to the socket directly. Clones are the same stream.
 #[derive(Clone)]
 pub struct DetachableStream(Arc<Mutex<Option<StreamSession>>>);
 
@@ -36,8 +36,8 @@ pub struct ConnGuard {
     pub token: TaskTrackerToken,
 }
 
-/// A stream and its socket. A write of a block that all subscribers get touches only the socket and the heartbeat. The rest
-/// is in memory of its own.
+/// A stream and its socket. A write of a block that all subscribers get touches only the socket and the heartbeat.
+/// The rest is in memory of its own.
 pub(super) struct StreamConn {
     /// Dropped first: its permits are free before the client can see that the socket is closed.
     pub(super) state: Box<StreamState>,
@@ -167,11 +167,11 @@ impl Socket {
     }
 }
 
-/// Serves one stream: writes the rest of an earlier write, and then what follows, until the stream ends, is caught up with
-/// its room, or is cut off.
+/// Serves one stream: writes the rest of an earlier write, and then what follows, until the stream ends, is caught up
+/// with its room, or is cut off.
 ///
-/// The task checks `cut` itself. If the task were cancelled from outside, its state would be stored several times: a future
-/// that is moved into another future occupies memory in both.
+/// The task checks `cut` itself. If the task were cancelled from outside, its state would be stored several times: a
+/// future that is moved into another future occupies memory in both.
 pub(super) async fn serve_alone(
     mut conn: StreamConn,
     mut rest: Bytes,

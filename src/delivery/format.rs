@@ -87,8 +87,8 @@ enum Encoding {
 const _: () = assert!(Encoding::Envelope as usize + 1 == ENCODINGS, "an event keeps each of the encodings");
 
 impl<'a> StreamOpen<'a> {
-    /// `expires_at`: when the stream ends because its token expires. `rooms`: each with the position at which the stream
-    /// starts.
+    /// `expires_at`: when the stream ends because its token expires. `rooms`: each with the position at which the
+    /// stream starts.
     pub(super) fn new(
         subscriber: &'a SubscriberId,
         replica: &'a str,
@@ -102,6 +102,7 @@ impl<'a> StreamOpen<'a> {
     }
 }
 
+#[allow(clippy::unused_self, reason = "another format may write its control events in another way")]
 impl StreamFormat {
     /// Whether an event's block is the same for every stream, so that one encoding serves all.
     pub(super) fn is_shared(self) -> bool {
@@ -164,8 +165,8 @@ impl StreamFormat {
         Bytes::from_static(HEARTBEAT.as_bytes())
     }
 
-    /// The last block of a stream. Its `retry:` is random, so that clients whose streams end together do not all reconnect
-    /// together.
+    /// The last block of a stream. Its `retry:` is random, so that clients whose streams end together do not all
+    /// reconnect together.
     pub(super) fn end(self, retry: Duration, reason: EndReason, last_id: Option<&str>) -> String {
         let mut block = Block::new().retry(retry.mul_f64(1.0 + fastrand::f64()).as_millis());
         // A block without an id would erase the client's position: on each stream, the client's id buffer starts empty

@@ -1,5 +1,5 @@
-//! A stream as text: which blocks one subscriber gets, and why its stream ends. The task that serves the stream decides when
-//! they are sent.
+//! A stream as text: which blocks one subscriber gets, and why its stream ends. The task that serves the stream
+//! decides when they are sent.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -37,7 +37,8 @@ enum Phase {
     Ended,
 }
 
-/// When a stream's next heartbeat is due, and whether it has to give the position. The task that serves the stream owns it.
+/// When a stream's next heartbeat is due, and whether it has to give the position. The task that serves the stream
+/// owns it.
 pub(super) struct Heartbeat {
     due: Instant,
     has_unsent_position: bool,
@@ -70,8 +71,8 @@ impl Heartbeat {
 }
 
 impl StreamSession {
-    /// A stream that ends when the caller's token expires, or earlier. `checked_terminations` is the number of terminations
-    /// before the stream was requested.
+    /// A stream that ends when the caller's token expires, or earlier. `checked_terminations` is the number of
+    /// terminations before the stream was requested.
     pub fn new(
         delivery: Arc<Delivery>,
         subscription: Subscription,
@@ -116,8 +117,8 @@ impl StreamSession {
         }
     }
 
-    /// Like [`Self::next`], but returns empty bytes after a step that sends nothing. Such a step may have moved the stream's
-    /// position: the stream may now be caught up with its room.
+    /// Like [`Self::next`], but returns empty bytes after a step that sends nothing. Such a step may have moved the
+    /// stream's position: the stream may now be caught up with its room.
     pub(super) async fn step(&mut self, heartbeat: &mut Heartbeat) -> Option<Bytes> {
         match self.phase {
             Phase::Ended => return None,
@@ -168,7 +169,8 @@ impl StreamSession {
         self.format.open(self.delivery.settings.retry, &self.last_id(), &open)
     }
 
-    /// The stream's place, if a broadcaster can serve it: nothing is due now, and the room's shared blocks fit its format.
+    /// The stream's place, if a broadcaster can serve it: nothing is due now, and the room's shared blocks fit its
+    /// format.
     pub(super) fn caught_up(&self, heartbeat: &Heartbeat) -> Option<CaughtUp> {
         let is_shared = matches!(self.phase, Phase::Open) && self.format.is_shared();
         let is_due = || {
@@ -190,8 +192,8 @@ impl StreamSession {
         self.subscription.topic(0)
     }
 
-    /// Takes over what a broadcaster did for the stream: it brought it to `position`, and checked so many terminations, of
-    /// which none applies to the stream.
+    /// Takes over what a broadcaster did for the stream: it brought it to `position`, and checked so many
+    /// terminations, of which none applies to the stream.
     pub(super) fn advance_to(&mut self, position: EventId, checked_terminations: u64) {
         self.subscription.advance_to(position);
         self.checked_terminations = self.checked_terminations.max(checked_terminations);

@@ -40,7 +40,8 @@ impl Block {
         self
     }
 
-    /// Adds the data, one `data:` line for each of its lines. CR, LF and CRLF all end a line, so data can't inject a field.
+    /// Adds the data, one `data:` line for each of its lines. CR, LF and CRLF all end a line, so data can't inject a
+    /// field.
     #[must_use]
     pub fn data(mut self, data: &str) -> Self {
         self.text.reserve(data.len() + 8);

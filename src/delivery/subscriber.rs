@@ -83,8 +83,8 @@ impl Subscriber {
         self.extra.get_or_insert_default()
     }
 
-    /// Starts to watch the presence of its rooms, if it gets presence events, and becomes a member of them, if it has chosen
-    /// its id. All rooms at once, because each may take a moment.
+    /// Starts to watch the presence of its rooms, if it gets presence events, and becomes a member of them, if it has
+    /// chosen its id. All rooms at once, because each may take a moment.
     pub async fn join(&mut self, presence: &Arc<Presence>, rooms: &[RoomName]) -> Result<(), NameTaken> {
         let member = self.extra.as_ref().and_then(|extra| extra.member.clone());
         if member.is_none() && !self.wants_presence {

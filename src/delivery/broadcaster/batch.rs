@@ -13,8 +13,8 @@ pub(super) struct EncodedBatch<'a> {
     events: &'a [Arc<LiveEvent>],
     /// All the events, as chunks of an HTTP/1.1 body.
     pub(super) bytes: Bytes,
-    /// Whether a member may get only some of the events although it selects none: one of them excludes subscribers, or is
-    /// about presence.
+    /// Whether a member may get only some of the events although it selects none: one of them excludes subscribers,
+    /// or is about presence.
     pub(super) is_selective: bool,
 }
 
