@@ -60,7 +60,7 @@ const BROKER: [Failure; 2] = [
     ),
 ];
 /// The failure of routes that count requests.
-const RATE_LIMIT: Failure = ("429", "The caller, or all callers together, have sent too many requests; try again");
+const RATE_LIMIT: Failure = ("429", "Too many requests by the caller, or by all callers together; try again");
 /// The failure of routes that need a token.
 const TOKEN: Failure = ("401", "A token is required, or the token is not valid");
 /// The failure of routes with a body.

@@ -43,7 +43,7 @@ pub struct Batch {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BatchItem {
-    /// The room to publish to. Excludes `rooms`.
+    /// The room to publish to. An event has either `room` or `rooms`.
     #[schema(value_type = Option<String>, max_length = 128)]
     room: Option<RoomName>,
     /// The rooms to publish to. Each room gets a copy of the event, and the copies share a `publish_id`.
@@ -92,7 +92,7 @@ pub struct BatchResult {
 /// The reason why an event of a batch is not stored in all its rooms.
 #[derive(Clone, Default, Serialize, ToSchema)]
 pub struct BatchProblem {
-    /// The stable name of the kind of problem. It is `outcome_unknown` if a copy may be stored.
+    /// The stable name of the kind of problem. It is `outcome_unknown` if the event may be stored in one of `rooms`.
     code: String,
     /// The cause in this case, for people.
     detail: String,

@@ -12,13 +12,13 @@ use crate::http::App;
 /// The state of this replica.
 #[derive(Serialize, ToSchema)]
 pub struct Status {
-    /// `ok`, or `draining` while the replica shuts down.
+    /// `ok`, or `draining` while the replica is shutting down.
     status: &'static str,
 }
 
 /// Check that the process runs
 ///
-/// For the supervisor that restarts a process: always 200. Restart a process that does not answer.
+/// For the supervisor that restarts a process. A process that does not answer should be restarted.
 #[utoipa::path(
     get, path = "/livez", operation_id = "getLiveness", tag = "Health",
     responses((status = 200, description = "The process runs", body = Status))
@@ -35,7 +35,7 @@ pub async fn get_liveness() -> Json<Status> {
     get, path = "/readyz", operation_id = "getReadiness", tag = "Health",
     responses(
         (status = 200, description = "The replica accepts new work", body = Status),
-        (status = 503, description = "The replica shuts down", body = Status),
+        (status = 503, description = "The replica is shutting down", body = Status),
     )
 )]
 pub async fn get_readiness(State(app): State<App>) -> (StatusCode, Json<Status>) {

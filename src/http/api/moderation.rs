@@ -26,8 +26,9 @@ const DEFAULT_REVOCATION: Duration = Duration::from_hours(24);
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct RemovalQuery {
-    /// The number of seconds for which new streams are denied. They are answered with 204, at which an `EventSource`
-    /// gives up. By default, a removed stream may be opened again at once, and a revoked token is denied for one day.
+    /// The number of seconds for which new streams are denied, or for which a token is refused. A denied stream is
+    /// answered with 204, at which an `EventSource` gives up. By default, removed streams may be opened again at
+    /// once, and a token is refused for one day.
     #[param(maximum = 2_592_000)]
     deny_seconds: Option<u64>,
 }
