@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use roomcast::broker::{LogEntry, LogSlice};
-use roomcast::delivery::encoded::{event_chunk, event_envelope};
+use roomcast::delivery::format::{event_chunk, event_envelope};
 use roomcast::live::LiveEvent;
 use roomcast::log::{EpochHistory, next};
 use roomcast::names::{Cursor, Event, EventId, RoomName};
