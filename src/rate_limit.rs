@@ -240,7 +240,7 @@ impl RateLimiter {
         let bucket = RateLimit { per_second: rate, burst: u64::from(rate * BURST_SECONDS) };
         let wanted = missing.max(u64::from(rate / SHARES_A_SECOND)).min(bucket.burst);
         let asked = timeout(ASK_LIMIT, self.buckets.take(&key.key(), bucket, missing, wanted)).await;
-        let Ok(Ok(RateGrant { granted, remaining, after })) = asked else {
+        let Ok(Ok(RateGrant { granted, remaining, retry_after: after })) = asked else {
             *lock(&self.ask_at) = Some(now + ASK_AGAIN);
             return self.unknown();
         };

@@ -8,7 +8,9 @@ use bytes::Bytes;
 
 use super::record::RecordChange;
 use super::{DurableAt, MemoryBroker, OVERHEAD_BYTES, State};
-use crate::broker::{BrokerError, Condition, FieldPage, HashStore, Patched, Removed, Written, entity_tag};
+use crate::broker::{
+    BrokerError, Condition, FieldPage, HashStore, PatchOutcome, RemoveOutcome, SetOutcome, entity_tag,
+};
 use crate::names::{FieldName, HashName};
 
 impl Condition {
@@ -107,14 +109,14 @@ impl HashStore for MemoryBroker {
         field: &FieldName,
         value: Bytes,
         condition: &Condition,
-    ) -> Result<Written, BrokerError> {
+    ) -> Result<SetOutcome, BrokerError> {
         let (written, awaited) = self.with_hashes(|state| {
             let present = state.value(hash, field.as_str());
             if !condition.holds(present) {
-                return Ok(Written::Refused(present.cloned()));
+                return Ok(SetOutcome::Refused(present.cloned()));
             }
             self.check_room_for(state.bytes, cost(field.as_str(), &value))?;
-            Ok(state.insert(hash, field, value).map_or(Written::Created, |_| Written::Replaced))
+            Ok(state.insert(hash, field, value).map_or(SetOutcome::Created, |_| SetOutcome::Replaced))
         })?;
         self.wait_write(awaited).await?;
         Ok(written)
@@ -125,13 +127,13 @@ impl HashStore for MemoryBroker {
         hash: &HashName,
         field: &FieldName,
         condition: &Condition,
-    ) -> Result<Removed, BrokerError> {
+    ) -> Result<RemoveOutcome, BrokerError> {
         let (removed, awaited) = self.with_hashes(|state| {
             let present = state.value(hash, field.as_str());
             if !condition.holds(present) {
-                return Ok(Removed::Refused(present.cloned()));
+                return Ok(RemoveOutcome::Refused(present.cloned()));
             }
-            Ok(state.take(hash, field).map_or(Removed::Absent, |_| Removed::Gone))
+            Ok(state.take(hash, field).map_or(RemoveOutcome::Absent, |_| RemoveOutcome::Removed))
         })?;
         self.wait_write(awaited).await?;
         Ok(removed)
@@ -141,12 +143,12 @@ impl HashStore for MemoryBroker {
         &self,
         hash: &HashName,
         changes: &BTreeMap<FieldName, Option<Bytes>>,
-    ) -> Result<Patched, BrokerError> {
+    ) -> Result<PatchOutcome, BrokerError> {
         let (patched, awaited) = self.with_hashes(|state| {
             let values = changes.iter().filter_map(|(field, value)| Some((field, value.as_ref()?)));
             let more = values.map(|(field, value)| cost(field.as_str(), value)).sum();
             self.check_room_for(state.bytes, more)?;
-            let mut patched = Patched::default();
+            let mut patched = PatchOutcome::default();
             for (field, value) in changes {
                 match value {
                     Some(value) => match state.insert(hash, field, value.clone()) {

@@ -26,10 +26,10 @@ impl RateStore for MemoryBroker {
         if there < least {
             let after =
                 Duration::from_micros((*full + least * interval).saturating_sub(now + bucket.burst * interval));
-            return Ok(RateGrant { granted: 0, remaining: there, after });
+            return Ok(RateGrant { granted: 0, remaining: there, retry_after: after });
         }
         let granted = there.min(most);
         *full += granted * interval;
-        Ok(RateGrant { granted, remaining: there - granted, after: Duration::ZERO })
+        Ok(RateGrant { granted, remaining: there - granted, retry_after: Duration::ZERO })
     }
 }

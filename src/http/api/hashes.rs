@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Permission;
-use crate::broker::{Condition, FieldPage, Removed, Written, entity_tag};
+use crate::broker::{Condition, FieldPage, RemoveOutcome, SetOutcome, entity_tag};
 use crate::http::App;
 use crate::http::caller::Caller;
 use crate::http::extract::{
@@ -195,9 +195,9 @@ pub async fn set_field(
     };
     check_value(&app, &value)?;
     let status = match app.hashes.set(&hash, &field, value.clone(), &condition).await? {
-        Written::Created => StatusCode::CREATED,
-        Written::Replaced => StatusCode::OK,
-        Written::Refused(met) => return Err(refused(&caller, &hash, &field, met.as_ref())),
+        SetOutcome::Created => StatusCode::CREATED,
+        SetOutcome::Replaced => StatusCode::OK,
+        SetOutcome::Refused(met) => return Err(refused(&caller, &hash, &field, met.as_ref())),
     };
     let tag = quoted(&entity_tag(&value));
     Ok((status, [(header::ETAG, tag)], Json(field_value(&hash, &field, &value))).into_response())
@@ -245,9 +245,9 @@ pub async fn delete_field(
         return Err(Problem::new(Code::InvalidHeader, "If-None-Match: * and DELETE exclude each other"));
     }
     match app.hashes.remove(&hash, &field, &condition).await? {
-        Removed::Gone => Ok(StatusCode::NO_CONTENT),
-        Removed::Absent => Err(no_field(&hash, &field)),
-        Removed::Refused(met) => Err(refused(&caller, &hash, &field, met.as_ref())),
+        RemoveOutcome::Removed => Ok(StatusCode::NO_CONTENT),
+        RemoveOutcome::Absent => Err(no_field(&hash, &field)),
+        RemoveOutcome::Refused(met) => Err(refused(&caller, &hash, &field, met.as_ref())),
     }
 }
 

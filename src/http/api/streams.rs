@@ -15,9 +15,10 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::events::position;
 use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
-use crate::broker::{BrokerError, Member, sha1_hex};
+use crate::broker::{BrokerError, Member};
 use crate::config::PresenceInfo;
 use crate::delivery::{DetachableStream, EndReason, NameTaken, Session, StreamFormat, Subscriber};
+use crate::digest::sha1_hex;
 use crate::http::App;
 use crate::http::caller::Caller;
 use crate::http::extract::{Query, RoomPath, event_name, header_text, name};
