@@ -94,7 +94,7 @@ async fn take(
 ) -> Result<Option<RateStatus>, Problem> {
     let Some(limits) = &app.limits else { return Ok(None) };
     limits.take(of, count).await.map_err(|refused| {
-        if let RateError::TooMany { status, .. } | RateError::Never { status } = refused {
+        if let RateError::TooMany { status, .. } | RateError::AboveQuota { status } = refused {
             app.metrics.rejected(status.policy, "request");
         }
         let is_new = !matches!(refused, RateError::TooMany { is_new: false, .. });
@@ -109,21 +109,21 @@ async fn take(
 impl From<RateError> for Problem {
     fn from(refused: RateError) -> Self {
         match refused {
-            RateError::TooMany { status, after, .. } => {
+            RateError::TooMany { status, retry_after, .. } => {
                 let detail = format!(
                     "more than {} requests in {} s, by the limit for each {}; all there are are spent",
                     status.quota, status.window, status.policy
                 );
-                Self::later(Code::TooManyRequests, detail, after).with_rate_status(status)
+                Self::later(Code::TooManyRequests, detail, retry_after).with_rate_status(status)
             }
-            RateError::Never { status } => {
+            RateError::AboveQuota { status } => {
                 let detail = format!(
                     "so many at once never pass the limit for each {}: {} at most",
                     status.policy, status.quota
                 );
                 Self::new(Code::TooManyRequests, detail).with_rate_status(status)
             }
-            RateError::Unknown => {
+            RateError::Unavailable => {
                 Self::new(Code::Unavailable, "it can't be told now whether the request is within its limits")
             }
         }
