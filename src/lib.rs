@@ -5,6 +5,7 @@
 
 pub use roomcast_core::{cache, log, names};
 
+pub mod digest;
 pub mod shutdown;
 pub mod trace;
 

@@ -4,7 +4,8 @@ use axum::http::{HeaderMap, HeaderName};
 
 use super::extract::header_text;
 use super::problem::{Code, Problem};
-use crate::broker::{IdempotencyKey, sha1_hex};
+use crate::broker::IdempotencyKey;
+use crate::digest::sha1_hex;
 use crate::names::{Data, Event, EventName, SubscriberId};
 
 /// The request header with the key.
