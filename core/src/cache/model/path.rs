@@ -1,10 +1,11 @@
-//! The path to a violation in words: a numbered list of steps, with the server and every subscriber after each.
+//! The path to a violation in words: a numbered list of steps, with the server, the replicas and the subscribers after each.
 
 use std::fmt::Write;
 
 use stateright::Path;
 
-use super::{Delivery, ModelStep, ModelSubscriber, Violation, World};
+use super::{Delivery, ModelEvent, ModelReplica, ModelStep, ModelSubscriber, Violation, World};
+use crate::names::EventId;
 
 /// Names of the replicas and subscribers by their numbers in a world. The numbers may change with a step, the names do not.
 struct Names {
@@ -76,23 +77,13 @@ impl Names {
     }
 
     fn describe(&self, world: &World) -> String {
-        let mut text = format!("     Server {}: ", world.replication_id);
-        match &world.data.head {
-            None => text += "no data",
-            Some(head) => {
-                let epochs = head.history.epochs().iter().map(|epoch| {
-                    let since = epoch.lost_since.into_iter().chain(epoch.late.map(|late| late.since)).min();
-                    let lost = since.map(|since| format!(" (events after {since} lost)")).unwrap_or_default();
-                    format!("{}{lost}", epoch.epoch)
-                });
-                let _ = write!(text, "epochs {}, ", epochs.collect::<Vec<_>>().join(", "));
-                let events: Vec<_> = world.data.log.0.iter().map(|event| event.id.to_string()).collect();
-                let events = if events.is_empty() { "empty".into() } else { events.join(", ") };
-                let _ = write!(text, "end {}, log {events}", head.history.end());
-            }
+        let mut text = format!("     Server {}: {}\n", world.replication_id, describe_data(world));
+        // By name, so that the lines keep their order.
+        let mut replicas: Vec<_> = self.replicas.iter().zip(&world.replicas).collect();
+        replicas.sort_by_key(|(name, _)| **name);
+        for (name, replica) in replicas {
+            let _ = writeln!(text, "     Replica {name}: {}", replica.text(world));
         }
-        text.push('\n');
-        // By name, so that each keeps its line.
         let mut subscribers: Vec<_> = self.subscribers.iter().zip(&world.subscribers).collect();
         subscribers.sort_by_key(|(name, _)| **name);
         for (name, subscriber) in subscribers {
@@ -103,11 +94,36 @@ impl Names {
     }
 }
 
+fn describe_data(world: &World) -> String {
+    let Some(head) = &world.data.head else { return "has no data".into() };
+    let epochs = head.history.epochs().iter().map(|epoch| {
+        let since = epoch.lost_since.into_iter().chain(epoch.late.map(|late| late.since)).min();
+        let lost = since.map(|since| format!(" (events after {since} lost)")).unwrap_or_default();
+        format!("{}{lost}", epoch.epoch)
+    });
+    let log = list(world.data.log.0.iter().map(|event| event.id));
+    format!("has epochs {}, ends at {}, stores {log}", list(epochs), head.history.end())
+}
+
+fn list(items: impl Iterator<Item = impl ToString>) -> String {
+    let items: Vec<_> = items.map(|item| item.to_string()).collect();
+    if items.is_empty() { "nothing".into() } else { items.join(", ") }
+}
+
+impl ModelReplica {
+    fn text(&self, world: &World) -> String {
+        let end = self.cache.end().expect("every replica has read the log");
+        let is_cached = |event: &&ModelEvent| self.cache.ring.event(event.id) == Some(event);
+        let cached = list(world.acknowledged.iter().filter(is_cached).map(|event| event.id));
+        let watermarks = list(self.watermarks.iter().map(|(epoch, offset)| EventId::new(*epoch, *offset)));
+        let announced = list(self.inbox.iter().map(|event| event.id));
+        format!("has read to {end}, caches {cached}, watermarks {watermarks}; announcements to come: {announced}")
+    }
+}
+
 impl ModelSubscriber {
     fn text(&self) -> String {
-        let received: Vec<_> = self.received.iter().map(ToString::to_string).collect();
-        let received = if received.is_empty() { "nothing".into() } else { received.join(", ") };
-        format!("at {}, has received {received}", self.position)
+        format!("is at {}, has received {}", self.position, list(self.received.iter()))
     }
 }
 
