@@ -1,5 +1,5 @@
-//! A replica's cache of a log: its epoch history and its recent events. Pure: it neither reads nor waits, so that the model
-//! checker runs the same code as the gateway.
+//! A replica's cache of a log: its epoch history and its recent events. Pure: it neither reads nor waits, so that the
+//! model checker runs the same code as the gateway.
 
 mod ring;
 
@@ -41,16 +41,18 @@ pub struct LogCache<E> {
     /// `None` before the first read.
     history: Option<EpochHistory>,
     ring: Ring<E>,
-    /// During a read: the announcements that arrived since it began, to be applied after it. As many as the ring may hold.
+    /// During a read: the announcements that arrived since it began, to be applied after it. As many as the ring may
+    /// hold.
     deferred: Option<VecDeque<E>>,
     /// More announcements than that arrived during the read.
     overflowed: bool,
-    /// The end of the log before the last read, if that read left the ring empty. Announcements of the events above it may
-    /// still arrive, and the ring continues with them.
+    /// The end of the log before the last read, if that read left the ring empty. Announcements of the events above it
+    /// may still arrive, and the ring continues with them.
     announced_to: Option<EventId>,
     /// The position up to which the log was cleared since the last read began.
     cleared_to: EventId,
-    /// Events of the ring for which another event with the same id was announced. The log will tell which of the two it has.
+    /// Events of the ring for which another event with the same id was announced. The log will tell which of the two it
+    /// has.
     conflicts: Vec<E>,
     /// Ids under which the cache delivered an event that the log does not have: the last few.
     retracted: VecDeque<EventId>,
@@ -241,7 +243,8 @@ impl<E: CachedEvent + Clone> LogCache<E> {
         self.history = Some(history.clone());
     }
 
-    /// Applies an announcement. An event that no read has shown is accepted only if it has the next id of the newest epoch.
+    /// Applies an announcement. An event that no read has shown is accepted only if it has the next id of the newest
+    /// epoch.
     fn apply(&mut self, event: E) -> AnnouncementOutcome {
         let Some(history) = &mut self.history else { return AnnouncementOutcome::Duplicate };
         if history.holds(event.id()) {
@@ -283,8 +286,8 @@ impl<E: CachedEvent + Clone> LogCache<E> {
     }
 }
 
-/// Whether an event can be added to a ring after its last event without leaving a hole. An empty ring accepts only the last
-/// event of the log.
+/// Whether an event can be added to a ring after its last event without leaving a hole. An empty ring accepts only the
+/// last event of the log.
 fn follows(history: &EpochHistory, last: Option<EventId>, id: EventId) -> bool {
     last.map_or(id == history.end(), |last| history.next_after(last, &[id][..], None) == Next::Event(id))
 }

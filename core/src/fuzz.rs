@@ -1,8 +1,8 @@
 //! Shared code of the fuzz targets. A target is a test: `cargo test fuzz` tries random inputs for a moment, and
 //! `cargo bolero test` searches for inputs guided by code coverage. CONTRIBUTING.md describes both.
 
-/// Makes an input out of a fuzzer's bytes: one of the samples with a few edits, or the bytes unchanged. Edited samples let
-/// random inputs get past the first check of a parser, too.
+/// Makes an input out of a fuzzer's bytes: one of the samples with a few edits, or the bytes unchanged. Edited samples
+/// let random inputs get past the first check of a parser, too.
 pub(crate) fn shaped(samples: &[&str], bytes: &[u8]) -> Vec<u8> {
     let [choice, edits, rest @ ..] = bytes else { return Vec::new() };
     let Some(sample) = samples.get(usize::from(*choice) % (samples.len() + 1)) else { return rest.to_vec() };

@@ -1,5 +1,5 @@
-//! The rules of Roomcast, without I/O and without a clock: the form of names and positions, what follows a position in a
-//! log, and how a replica keeps its cache of a log correct. They are tested by properties and by a model checker.
+//! The rules of Roomcast, without I/O and without a clock: the form of names and positions, what follows a position in
+//! a log, and how a replica keeps its cache of a log correct. They are tested by properties and by a model checker.
 //!
 //! Each module uses only the ones before it: `names` <- `log` <- `cache`.
 

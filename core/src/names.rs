@@ -20,8 +20,8 @@ pub const MAX_NUMBER: u64 = (1 << 53) - 1;
 
 /// The id of an event in its log, and a subscriber's position in that log: `<epoch>-<offset>`.
 ///
-/// Offsets are contiguous within an epoch and start at 1. `<epoch>-0` is the position before the epoch's first event. On
-/// Redis this is the native id of the stream entry.
+/// Offsets are contiguous within an epoch and start at 1. `<epoch>-0` is the position before the epoch's first event.
+/// On Redis this is the native id of the stream entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId {
     /// When the epoch began, in microseconds since 1970; a higher number if the clock was not past the epoch before it.

@@ -1,10 +1,10 @@
-//! The core under a model checker. It runs the code of `next_after`, `ensure_epoch` and the cache itself, on a server that
-//! restarts with and without loss, fails over and back, trims, expires and clears its log, with two replicas, and two
-//! subscribers that disconnect and resume.
+//! The core under a model checker. It runs the code of `next_after`, `ensure_epoch` and the cache itself, on a server
+//! that restarts with and without loss, fails over and back, trims, expires and clears its log, with two replicas, and
+//! two subscribers that disconnect and resume.
 //!
 //! Every order of steps within a scope is visited. A scope is the most publishes, faults and disconnects;
-//! `ROOMCAST_MODEL=1,2,1 cargo test --release -p roomcast-core model` takes another one. (2,2,0 takes more than 16 GiB of
-//! memory.)
+//! `ROOMCAST_MODEL=1,2,1 cargo test --release -p roomcast-core model` takes another one. (2,2,0 takes more than 16 GiB
+//! of memory.)
 
 mod path;
 

@@ -1,5 +1,5 @@
-//! The cache against plain lists, on a server that restarts, loses events and trims its log, while announcements get lost,
-//! arrive late, twice or out of order, or are forged, and reads overlap all of that.
+//! The cache against plain lists, on a server that restarts, loses events and trims its log, while announcements get
+//! lost, arrive late, twice or out of order, or are forged, and reads overlap all of that.
 
 use std::collections::VecDeque;
 
@@ -177,8 +177,8 @@ impl PlainCache {
     }
 }
 
-/// Reads as a live topic does: one page forward from the position from which to compare, and then the newest page, unless
-/// the first one ends with the end of the log.
+/// Reads as a live topic does: one page forward from the position from which to compare, and then the newest page,
+/// unless the first one ends with the end of the log.
 fn pages(log: &[SampleEvent], end: EventId, from: Option<EventId>, limit: usize) -> [Vec<SampleEvent>; 2] {
     let newest = || log[log.len().saturating_sub(limit)..].to_vec();
     let Some(from) = from else { return [newest(), newest()] };
@@ -374,8 +374,8 @@ proptest! {
             let is_covered = reader.gaps.iter().any(|(from, to)| *from < event.id && event.id <= *to);
             prop_assert!(is_covered, "{event:?} of {:?}, gaps {:?}", reader.received, reader.gaps);
         }
-        // Nobody can tell which of the two events a reader received, so readers of the right one get a gap, too; but a gap
-        // always begins at a forged id.
+        // Nobody can tell which of the two events a reader received, so readers of the right one get a gap, too; but a
+        // gap always begins at a forged id.
         let is_forged = |(from, _): &&(EventId, EventId)| forged.iter().any(|event| event.id.before() == *from);
         prop_assert!(reader.gaps.iter().all(|gap| is_forged(&gap)), "{:?}", reader.gaps);
     }

@@ -44,7 +44,8 @@ impl GapReason {
     }
 }
 
-/// A part of the past about which a stream needs no further gap: an earlier gap covered it, or the stream began after it.
+/// A part of the past about which a stream needs no further gap: an earlier gap covered it, or the stream began after
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ReportedLoss {
     /// The position at which it begins.
@@ -65,8 +66,8 @@ impl ReportedLoss {
     /// The reported part of a stream's past once the stream has received `gap`, and had an `earlier` reported part.
     pub fn after_gap(earlier: Option<Self>, gap: Gap) -> Self {
         let reported = Self::from(gap);
-        // Two parts are joined only if no event lies between them: the stream has received such an event, and if that is
-        // lost later, the stream has to get a gap for it.
+        // Two parts are joined only if no event lies between them: the stream has received such an event, and if that
+        // is lost later, the stream has to get a gap for it.
         let joined = earlier.filter(|earlier| reported.from <= earlier.to);
         Self { from: joined.map_or(reported.from, |earlier| earlier.from.min(reported.from)), ..reported }
     }

@@ -21,8 +21,8 @@ pub struct Epoch {
 pub struct LateLoss {
     /// Events after this position may be missing.
     pub since: EventId,
-    /// The number of the epoch above the loss, which has it in `lost_since` by now. A stream that enters that epoch from
-    /// now on gets its gap there, and needs no second one.
+    /// The number of the epoch above the loss, which has it in `lost_since` by now. A stream that enters that epoch
+    /// from now on gets its gap there, and needs no second one.
     pub entered: u64,
 }
 
@@ -38,8 +38,8 @@ impl Epoch {
         Self { epoch, end, lost_since: None, late: None }
     }
 
-    /// The position after which a stream that enters this epoch from below may miss events. `None` if it misses none, or
-    /// only what was reported.
+    /// The position after which a stream that enters this epoch from below may miss events. `None` if it misses none,
+    /// or only what was reported.
     pub(super) fn missing_since(&self, reported: Option<ReportedLoss>) -> Option<EventId> {
         let late = self.late.filter(|late| !reported.is_some_and(|reported| reported.covers(*late)));
         let since = self.lost_since.into_iter().chain(late.map(|late| late.since)).min()?;
@@ -119,9 +119,9 @@ impl EpochHistory {
         EventId::new(newest.epoch, newest.end)
     }
 
-    /// Whether a watermark, the id of an event or a position that a server gave out, requires a new epoch. It does if it
-    /// is a loss that is not recorded yet, or if its epoch is above the history: a stream at such a position could never
-    /// continue on this history.
+    /// Whether a watermark, the id of an event or a position that a server gave out, requires a new epoch. It does if
+    /// it is a loss that is not recorded yet, or if its epoch is above the history: a stream at such a position could
+    /// never continue on this history.
     pub fn conflicts_with(&self, watermark: EventId) -> bool {
         watermark.epoch > self.newest().epoch || self.is_unrecorded_loss(watermark)
     }
@@ -150,8 +150,8 @@ impl EpochHistory {
         &self.epochs[self.epochs.partition_point(|epoch| epoch.epoch <= number)..]
     }
 
-    /// The position from which a stream reads epochs of this number and above: the start of the first one that has events,
-    /// or the end of the log if none has.
+    /// The position from which a stream reads epochs of this number and above: the start of the first one that has
+    /// events, or the end of the log if none has.
     pub(super) fn start_from(&self, number: u64) -> EventId {
         let mut entered = self.epochs[self.epochs.partition_point(|epoch| epoch.epoch < number)..].iter();
         entered.find(|epoch| epoch.end > 0).map_or(self.end(), |epoch| EventId::start_of(epoch.epoch))
@@ -172,8 +172,8 @@ impl EpochHistory {
         }
     }
 
-    /// Adds an epoch, and drops old ones. At least `keep` epochs stay, and all from the epoch of the oldest retained entry
-    /// on.
+    /// Adds an epoch, and drops old ones. At least `keep` epochs stay, and all from the epoch of the oldest retained
+    /// entry on.
     pub(super) fn begin(&mut self, epoch: u64, keep: usize, oldest: Option<EventId>) {
         self.epochs.push(Epoch::new(epoch, 0));
         let retained = oldest.map_or(u64::MAX, |id| id.epoch);

@@ -22,8 +22,8 @@ pub enum Next {
     Event(EventId),
     /// Nothing yet: the position is the end of the log.
     Nothing,
-    /// Events may be missing. Only valid if history and entries were just read from the log in one step: a stream must not
-    /// receive a gap that was decided from a cache.
+    /// Events may be missing. Only valid if history and entries were just read from the log in one step: a stream must
+    /// not receive a gap that was decided from a cache.
     Gap(Gap),
 }
 

@@ -1,4 +1,5 @@
-//! The rules of a log against a naive list, and one test for each trace on which a simpler rule lost or repeated events.
+//! The rules of a log against a naive list, and one test for each trace on which a simpler rule lost or repeated
+//! events.
 
 use std::collections::BTreeSet;
 
@@ -315,10 +316,13 @@ proptest! {
     }
 
     /// Two replicas, two subscribers, and a server that restarts, loses data, fails over and back, trims and loses its
-    /// log. Its clock is never set back: if it were, and a replica without watermarks of the loss asked next, the server
-    /// could begin an epoch below a lost one, and subscribers of the lost one would get a gap that begins too late.
+    /// log. Its clock is never set back: if it were, and a replica without watermarks of the loss asked next, the
+    /// server could begin an epoch below a lost one, and subscribers of the lost one would get a gap that begins too
+    /// late.
     #[test]
-    fn through_any_faults_no_event_is_lost_without_a_gap_repeated_or_confused(steps in proptest::collection::vec(any::<(u8, u8)>(), 1..60)) {
+    fn through_any_faults_no_event_is_lost_without_a_gap_repeated_or_confused(
+        steps in proptest::collection::vec(any::<(u8, u8)>(), 1..60)
+    ) {
         let mut server = TestServer::new();
         let (mut saved, mut is_new_copy) = (server.clone(), true);
         let mut watermarks: [Vec<EventId>; 2] = Default::default();
@@ -359,8 +363,8 @@ proptest! {
                     server.log.drain(..server.log.len() - keep);
                 }
                 _ if choice % 4 < 2 => { server.head = None; server.log.clear(); }
-                // A copy is promoted and gets a new replication id. The next time, this fails back to the server that never
-                // restarted: it has its old replication id and lacks the events of the other one.
+                // A copy is promoted and gets a new replication id. The next time, this fails back to the server that
+                // never restarted: it has its old replication id and lacks the events of the other one.
                 _ => {
                     std::mem::swap(&mut server, &mut saved);
                     (server.time, server.steps) = (saved.time, saved.steps);

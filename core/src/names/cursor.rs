@@ -1,7 +1,7 @@
 //! The position of a stream that reads several rooms: one opaque text, short enough for a header.
 //!
-//! Each position is bound to its room. A client that reconnects with another list of rooms resumes the rooms that it had
-//! before and starts the others at their end.
+//! Each position is bound to its room. A client that reconnects with another list of rooms resumes the rooms that it
+//! had before and starts the others at their end.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -108,8 +108,8 @@ pub struct Event {
 #[error("not an event in the stored form")]
 pub struct MalformedEvent;
 
-/// The stored form. It is JSON, so that any Redis client can read it. `data` holds the publisher's JSON unchanged; a text
-/// body is in `text` instead.
+/// The stored form. It is JSON, so that any Redis client can read it. `data` holds the publisher's JSON unchanged; a
+/// text body is in `text` instead.
 #[derive(Serialize, Deserialize)]
 struct StoredEvent<'a> {
     // First, so that a script finds it without parsing the rest.
@@ -218,7 +218,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_encoded_event_decodes_to_the_same_event_and_no_prefix_of_it_decodes(text in ".*", cut in any::<proptest::sample::Index>()) {
+        fn an_encoded_event_decodes_to_the_same_event_and_no_prefix_of_it_decodes(
+            text in ".*", cut in any::<proptest::sample::Index>()
+        ) {
             let event = event(Data::Text(text.into()));
             let stored = event.encode();
             prop_assert_eq!(&Event::decode(&stored).unwrap(), &event);

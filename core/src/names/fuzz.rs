@@ -9,8 +9,8 @@ use crate::fuzz::{shaped, shaped_text};
 
 const NAMES: [&str; 6] = ["lobby", "größe", "房间.7", "a:b@c+d=e-f~g_h", "stream.open", "a b/{c}"];
 
-/// Checks what holds for every kind of name, in plain text and in JSON: an accepted name keeps its text, and a refused one
-/// has an error text.
+/// Checks what holds for every kind of name, in plain text and in JSON: an accepted name keeps its text, and a refused
+/// one has an error text.
 macro_rules! check_names {
     ($text:expr, $limit:expr, $($name:ident),*) => {$(
         let json = serde_json::to_string($text).unwrap();

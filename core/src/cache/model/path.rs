@@ -1,4 +1,5 @@
-//! The path to a violation in words: a numbered list of steps, with the server, the replicas and the subscribers after each.
+//! The path to a violation in words: a numbered list of steps, with the server, the replicas and the subscribers after
+//! each.
 
 use std::fmt::Write;
 
@@ -7,7 +8,8 @@ use stateright::Path;
 use super::{Delivery, ModelEvent, ModelReplica, ModelStep, ModelSubscriber, Violation, World};
 use crate::names::EventId;
 
-/// Names of the replicas and subscribers by their numbers in a world. The numbers may change with a step, the names do not.
+/// Names of the replicas and subscribers by their numbers in a world. The numbers may change with a step, the names do
+/// not.
 struct Names {
     replicas: [char; 2],
     subscribers: [char; 2],

@@ -109,8 +109,8 @@ pub(crate) fn keep_newest(held: &mut Vec<SampleEvent>, limits: RingLimits) {
     }
 }
 
-/// A log on a server that restarts and may lose events that it has not saved. Its head follows the rules of the code, and
-/// its history is kept as a plain list as well.
+/// A log on a server that restarts and may lose events that it has not saved. Its head follows the rules of the code,
+/// and its history is kept as a plain list as well.
 pub(crate) struct SampleServer {
     head: Head,
     /// The head before each append to the newest epoch.
