@@ -146,7 +146,7 @@ impl Live {
         timeout(JOIN_LIMIT, Subscription::open(self, topics)).await.map_err(|_| timed_out())?
     }
 
-    /// Clears a topic's log. Once it returns, this replica delivers no event from before.
+    /// Clears a topic's log. Once it returns, this replica's cache has none of the cleared events.
     pub async fn clear(&self, topic: &Topic) -> Result<(), BrokerError> {
         let position = self.log.clear(topic).await?;
         self.cleared(topic, position);
