@@ -21,7 +21,7 @@ use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
 use crate::live::LogPage;
-use crate::log::{Gap, Next, next};
+use crate::log::{Gap, Next};
 use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId};
 use crate::trace;
 
@@ -283,7 +283,7 @@ pub async fn list_events(
     };
     // One event more than the limit shows whether there is a next page.
     let LogPage { mut slice, is_cut_short } = app.log.read_page(&room.clone().into(), range, limit + 1).await?;
-    let gap = after.and_then(|after| match next(&slice.history, &slice, after, None) {
+    let gap = after.and_then(|after| match slice.history.next_after(after, &slice, None) {
         Next::Gap(gap) => Some(gap),
         Next::Event(_) | Next::Nothing => None,
     });
