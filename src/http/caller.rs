@@ -95,7 +95,7 @@ async fn count_requests(
 ) -> Result<Option<RateStatus>, Problem> {
     let Some(limits) = &app.limits else { return Ok(None) };
     limits.take(keys, count).await.map_err(|error| {
-        if let RateError::TooMany { status, .. } | RateError::Never { status } = error {
+        if let RateError::TooMany { status, .. } | RateError::AboveQuota { status } = error {
             app.metrics.rejected(status.policy, "request");
         }
         let is_new = !matches!(error, RateError::TooMany { is_new: false, .. });
@@ -110,16 +110,16 @@ async fn count_requests(
 impl From<RateError> for Problem {
     fn from(error: RateError) -> Self {
         match error {
-            RateError::TooMany { status, after, .. } => {
+            RateError::TooMany { status, retry_after, .. } => {
                 let detail = format!(
                     "the limit of {} requests in {} s {} is reached; wait for the seconds in Retry-After",
                     status.quota,
                     status.window,
                     scope(status.policy),
                 );
-                Self::later(Code::TooManyRequests, detail, after).with_rate_status(status)
+                Self::later(Code::TooManyRequests, detail, retry_after).with_rate_status(status)
             }
-            RateError::Never { status } => {
+            RateError::AboveQuota { status } => {
                 let detail = format!(
                     "the limit {} never admits so many requests together: {} at most; make the batch smaller",
                     scope(status.policy),
@@ -127,7 +127,7 @@ impl From<RateError> for Problem {
                 );
                 Self::new(Code::TooManyRequests, detail).with_rate_status(status)
             }
-            RateError::Unknown => Self::new(
+            RateError::Unavailable => Self::new(
                 Code::Unavailable,
                 "the broker can't say whether the request is within its limits (--rate-failure closed); try again",
             ),

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::conditions::{Tags, condition, etag, quoted, refuse_conditions};
 use super::values::{HashValue, check_value, current_value};
 use crate::auth::Permission;
-use crate::broker::{Condition, Removed, Written, entity_tag};
+use crate::broker::{Condition, RemoveOutcome, SetOutcome, entity_tag};
 use crate::http::App;
 use crate::http::caller::Caller;
 use crate::http::extract::{BodyType, FieldPath, JsonBody, JsonObject, header_text, parse_json, read_body};
@@ -153,9 +153,9 @@ pub async fn set_field(
     };
     check_value(&app, &value)?;
     let status = match app.hashes.set(&hash, &field, value.clone(), &condition).await? {
-        Written::Created => StatusCode::CREATED,
-        Written::Replaced => StatusCode::OK,
-        Written::Refused(present) => return Err(condition_failed(&caller, &hash, &field, present.as_ref())),
+        SetOutcome::Created => StatusCode::CREATED,
+        SetOutcome::Replaced => StatusCode::OK,
+        SetOutcome::Refused(present) => return Err(condition_failed(&caller, &hash, &field, present.as_ref())),
     };
     let body = FieldValue::new(&hash, &field, &value);
     Ok((status, [(header::ETAG, etag(&value))], Json(body)).into_response())
@@ -190,9 +190,9 @@ pub async fn delete_field(
         return Err(Problem::new(Code::InvalidHeader, detail));
     }
     match app.hashes.remove(&hash, &field, &condition).await? {
-        Removed::Gone => Ok(StatusCode::NO_CONTENT),
-        Removed::Absent => Err(not_found(&hash, &field)),
-        Removed::Refused(present) => Err(condition_failed(&caller, &hash, &field, present.as_ref())),
+        RemoveOutcome::Removed => Ok(StatusCode::NO_CONTENT),
+        RemoveOutcome::Absent => Err(not_found(&hash, &field)),
+        RemoveOutcome::Refused(present) => Err(condition_failed(&caller, &hash, &field, present.as_ref())),
     }
 }
 

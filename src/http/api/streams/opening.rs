@@ -10,9 +10,10 @@ use serde_json::value::RawValue;
 
 use super::refusal::{refuse, stream_headers};
 use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
-use crate::broker::{BrokerError, Member, sha1_hex};
+use crate::broker::{BrokerError, Member};
 use crate::config::PresenceInfo;
 use crate::delivery::{DetachableStream, EndReason, NameTaken, StreamFormat, StreamSession, Subscriber};
+use crate::digest::sha1_hex;
 use crate::http::App;
 use crate::http::caller::Caller;
 use crate::http::extract::{parse_event_name, parse_name};
