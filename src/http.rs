@@ -59,7 +59,7 @@ fn public_routes() -> OpenApiRouter<App> {
 
 /// Everything that is served, without the routes that have a listener of their own.
 pub fn router(app: &App) -> Router {
-    let has_admin_listener = app.settings.admin_listen.is_some();
+    let has_admin_listener = app.settings.server.admin_listen.is_some();
     with_fallback(if has_admin_listener { public_routes() } else { routes() }, app)
 }
 

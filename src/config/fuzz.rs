@@ -1,8 +1,10 @@
-//! Fuzz targets: what operators write.
+//! Fuzz targets: settings with a syntax of their own.
 
 use redis::IntoConnectionInfo;
 
-use super::{MAX_RETENTION_EVENTS, RedisUrl, RetentionRule, duration, lifetime};
+use super::parse::{duration, lifetime};
+use super::retention::MAX_EVENTS;
+use super::{RedisUrl, RetentionRule};
 use crate::fuzz::shaped_text;
 
 #[test]
@@ -14,7 +16,7 @@ fn fuzz_retention_rules() {
             Ok(rule) => {
                 assert!(text.starts_with(&format!("{}=", rule.pattern)));
                 assert!(!rule.pattern.contains(['{', '}', '?', ' ', '/']) && !rule.pattern.is_empty());
-                assert!(rule.events.is_none_or(|events| events <= MAX_RETENTION_EVENTS));
+                assert!(rule.events.is_none_or(|events| events <= MAX_EVENTS));
                 assert!(rule.age.is_none_or(|age| lifetime(&format!("{}s", age.as_secs())).is_ok()));
             }
             Err(why) => assert!(!why.is_empty()),
@@ -33,7 +35,7 @@ fn fuzz_durations() {
     });
 }
 
-/// Neither a URL that is taken nor the words about one that is not show more than where the server is.
+/// The shown form of a valid URL has only the server, and the error of an invalid one has no password.
 #[test]
 fn fuzz_redis_urls() {
     let samples = [
@@ -47,7 +49,7 @@ fn fuzz_redis_urls() {
         match text.parse::<RedisUrl>() {
             Ok(url) => {
                 assert_eq!(url.expose(), text);
-                let server = url.expose().into_connection_info().expect("the library takes it").addr().to_string();
+                let server = url.expose().into_connection_info().expect("the URL is valid").addr().to_string();
                 let shown = url.to_string();
                 assert!(shown.ends_with(&server) && shown == format!("{url:?}"));
                 let rest = shown[..shown.len() - server.len()].trim_end_matches("***@");

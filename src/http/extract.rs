@@ -173,7 +173,7 @@ pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Opti
 
 /// The whole body, within the limit.
 pub async fn body(request: Request, app: &App) -> Result<Bytes, Problem> {
-    let (limit, most) = (app.settings.request_timeout, app.settings.max_body_bytes);
+    let (limit, most) = (app.settings.requests.request_timeout, app.settings.requests.max_body_bytes);
     // Only the body's arrival is bounded here: the broker's calls have limits of their own, and cutting one short would
     // hide whether it was done.
     let arrival = tokio::time::timeout(limit, Limited::new(request.into_body(), most).collect()).await;

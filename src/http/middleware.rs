@@ -89,7 +89,7 @@ async fn middleware(app: App, mut request: Request, route: Route) -> Result<Resp
     let began = Instant::now();
     let method = method_name(request.method());
     let path = request.extensions().get::<MatchedPath>().cloned();
-    let span = trace::is_sent().then(|| traced(&id, method, &request));
+    let span = trace::is_enabled().then(|| traced(&id, method, &request));
     let request_context = RequestContext { id: id.clone(), method, uri: request.uri().clone() };
     let rate_status = app.limits.as_ref().map(|_| RateStatusSlot::default());
     if let Some(rate_status) = &rate_status {
@@ -141,7 +141,7 @@ fn traced(id: &str, method: &str, request: &Request) -> Span {
     let request_context =
         request.headers().get(trace::TRACEPARENT).and_then(|request_context| request_context.to_str().ok());
     if let Some(request_context) = request_context {
-        trace::follow(&span, request_context);
+        trace::set_parent(&span, request_context);
     }
     span
 }

@@ -26,8 +26,8 @@ async fn all(mut socket: TcpStream) -> String {
 
 async fn impatient() -> Gateway {
     Gateway::start(|settings| {
-        settings.header_timeout = Duration::from_millis(200);
-        settings.request_timeout = Duration::from_millis(400);
+        settings.requests.header_timeout = Duration::from_millis(200);
+        settings.requests.request_timeout = Duration::from_millis(400);
     })
     .await
 }
@@ -69,7 +69,7 @@ async fn what_is_not_http_is_closed_and_harms_nobody() {
 
 #[tokio::test]
 async fn connections_above_the_limit_are_told_to_come_back() {
-    let gateway = Gateway::start(|settings| settings.max_connections = 2).await;
+    let gateway = Gateway::start(|settings| settings.requests.max_connections = 2).await;
     let streams = [gateway.room("full").await, gateway.room("full").await];
     let refused = gateway.stream("/v1/rooms/full/stream?after=7-7").await;
     assert_eq!(refused.last_event_id, "7-7");

@@ -121,7 +121,7 @@ pub async fn publish_events(
     caller.require_some(Permission::Publish)?;
     let batch_key = idempotency::key_of(request.headers())?.map(str::to_owned);
     let JsonBody(Object(batch)) = JsonBody::<Object<Batch>>::from_request(request, &app).await?;
-    let limit = app.settings.max_batch_items;
+    let limit = app.settings.requests.max_batch_items;
     if batch.events.is_empty() {
         return Err(Problem::new(Code::InvalidBody, "the batch is empty"));
     }

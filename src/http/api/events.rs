@@ -72,7 +72,7 @@ pub(super) fn event(
     except: Vec<SubscriberId>,
     publish_id: Option<String>,
 ) -> Result<Event, Problem> {
-    let limit = app.settings.max_event_bytes;
+    let limit = app.settings.requests.max_event_bytes;
     if data.as_text().len() > limit {
         return Err(Problem::new(Code::BodyTooLarge, format!("an event's data is at most {limit} bytes")));
     }

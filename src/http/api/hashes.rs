@@ -204,7 +204,7 @@ pub async fn set_field(
 }
 
 fn check_value(app: &App, value: &[u8]) -> Result<(), Problem> {
-    let limit = app.settings.max_value_bytes;
+    let limit = app.settings.requests.max_value_bytes;
     if value.len() > limit {
         return Err(Problem::new(Code::BodyTooLarge, format!("a value is at most {limit} bytes")));
     }
@@ -428,7 +428,7 @@ pub async fn patch_fields(
 ) -> Result<Json<PatchAnswer>, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
     refuse_conditions(&headers)?;
-    let limit = app.settings.max_batch_items;
+    let limit = app.settings.requests.max_batch_items;
     if patch.is_empty() || patch.len() > limit {
         return Err(Problem::new(Code::InvalidBody, format!("a patch has 1 to {limit} fields")));
     }

@@ -180,7 +180,7 @@ pub async fn stream_rooms(
         Err(problem) => return refuse_caller(&app, problem, last_id),
     };
     caller.require_some(Permission::Subscribe)?;
-    let limit = usize::from(app.settings.max_rooms_per_stream);
+    let limit = usize::from(app.settings.streams.max_rooms_per_stream);
     if query.room.len() > limit {
         return Err(Problem::new(Code::TooManyRooms, format!("one stream reads {limit} rooms at most")));
     }
@@ -338,7 +338,7 @@ fn subscriber(
 
 /// What others are shown of the subscriber: what its token says, or the request, where that is allowed.
 fn info(app: &App, caller: &Caller, requested: Option<String>) -> Result<Option<Box<RawValue>>, Problem> {
-    let allowed = app.settings.presence.presence_info;
+    let allowed = app.settings.presence.info;
     if requested.is_some() && allowed != PresenceInfo::Query {
         let detail = "info: the gateway does not take it from requests (--presence-info)";
         return Err(Problem::new(Code::InvalidQuery, detail));
