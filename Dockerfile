@@ -4,12 +4,16 @@
 FROM rust:1.95.0-bookworm AS build
 WORKDIR /src
 COPY . .
-# Both folders outlive the build, so a change in src/ does not compile the dependencies again. They are
+# What release/build loads the gateway with, to count what runs.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends python3 redis-server \
+    && rustup component add llvm-tools
+# The folders outlive the build, so a change in src/ does not compile the dependencies again. They are
 # no part of the image, hence the copy.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
+    --mount=type=cache,target=/src/bench/target \
     release/build \
-    && cp target/release/roomcast /roomcast
+    && cp target/dist/roomcast /roomcast
 
 # The C library, CA certificates and nothing else: no shell, no package manager. A static musl binary
 # would fit a smaller image yet, but musl's allocator is slow with many threads.

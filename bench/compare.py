@@ -1,23 +1,25 @@
 #!/usr/bin/env python3
-"""Measures Roomcast side by side with its peers and with rawlimit, and writes BENCHMARKS.md.
+"""Measures Roomcast side by side with other servers, and writes BENCHMARKS.md and docs/growth.svg.
 
-rawlimit does the least work that un-batched fan-out takes.
-
-    bench/compare.py            everything, five times: some two hours
-    bench/publish.py            only how fast one Redis takes publishes
+    bench/compare.py            all scenarios, five repetitions: about two hours
     bench/compare.py --repeat 1 --only 1k max --peers roomcast roomcast-redis
-    bench/compare.py --report   writes BENCHMARKS.md from the stored results, and measures nothing
+    bench/compare.py --report   writes BENCHMARKS.md from stored results, without measuring
+    bench/publish.py            measures only how fast one Redis takes publishes
 
-Peers whose programs are missing are left out, and named. Nchan needs Debian's nginx and
-libnginx-mod-nchan, Socket.IO needs npm, and every peer with Redis needs redis-server. All
-processes use loopback and end with this script. It writes below bench/results only.
+The yardstick is rawlimit, a server that does the least work that un-batched SSE fan-out takes.
+All ratios are to its figures, so it takes part in every comparison.
 
-Every run starts a fresh server on CPU 0 and fanbench on CPU 1, with a raised priority if that is
-allowed. One repetition is one run of every peer, one after the other, so that the runs of a ratio
-are close in time. Before each run the script waits until the machine is quiet. A run that other
-processes disturbed is repeated a few times at most, and the least disturbed run is kept. In the
-scenario "rooms at once" rawlimit runs at the same time on the same CPU, so that a disturbance
-affects both.
+A peer that lacks a program is left out, and the script says what to install. Nchan needs Debian's
+nginx and libnginx-mod-nchan, Socket.IO needs Node.js with npm, and every peer with Redis needs
+redis-server. MERCURE and CENTRIFUGO name the binaries of these two servers, and ROOMCAST names
+another Roomcast binary than target/release/roomcast. All processes use loopback and end with this
+script. Results are added to bench/results/results.jsonl.
+
+Each run starts a fresh server on CPU 0 and fanbench on CPU 1, with a raised priority if that is
+allowed. In one repetition the peers run one after the other, so that the two runs of a ratio are
+close in time. Before each run the script waits until the machine is quiet. A run that other
+processes disturbed is repeated, at most twice, and the least disturbed run is kept. In the scenario
+"rooms at once" rawlimit runs at the same time on the same CPU, so that a disturbance affects both.
 """
 
 import argparse
@@ -27,6 +29,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -39,15 +42,16 @@ ROOT = HERE.parent
 RESULTS = HERE / "results/results.jsonl"
 PUBLISHES = HERE / "results/publish.json"
 REPORT = ROOT / "BENCHMARKS.md"
-PICTURE = ROOT / "docs/growth.svg"
+GROWTH_PICTURE = ROOT / "docs/growth.svg"
 FANBENCH = HERE / "target/release/fanbench"
-BINARY = os.environ.get("ROOMCAST", str(ROOT / "target/release/roomcast"))
+BINARY = os.environ.get("ROOMCAST", str(ROOT / "target/dist/roomcast"))
 SERVER_CPU, BENCH_CPU = "0", "1"
-QUIET_SHARE = 0.10  # of the machine's CPU time, used by others
-PATIENCE_S = 30
+# A machine is quiet, and a run undisturbed, if other processes take less than this share of the CPU time.
+QUIET_SHARE = 0.10
+QUIET_TIMEOUT_S = 30
 ATTEMPTS = 3
 NICENESS = -15
-WIDTH = 100  # columns of the report
+WIDTH = 100  # of the report's lines, in columns
 
 ROOMCAST = (
     "generic",
@@ -55,20 +59,26 @@ ROOMCAST = (
     "--subscribe-url=/v1/rooms/{room}/stream",
     "--publish-url=/v1/rooms/{room}/events",
 )
-# Publishes and subscribes; signed with the key that peers/mercure.sh sets.
+# Allows to publish and to subscribe. It is signed with the key that peers/mercure.sh sets.
 MERCURE_TOKEN = (
     "eyJhbGciOiAiSFMyNTYiLCAidHlwIjogIkpXVCJ9."
     "eyJtZXJjdXJlIjogeyJwdWJsaXNoIjogWyIqIl0sICJzdWJzY3JpYmUiOiBbIioiXX19."
     "kr62YYXmg579ZHCd7qNPLOpmpUncY-s1Oa3NDt9w-Aw"
 )
 
-# peer: (script, its environment, fanbench target, port, further flags)
+# peer: (script, settings of the script, fanbench target, port, further flags of fanbench)
 PEERS = {
     "rawlimit": ("rawlimit.sh", {}, "raw-limit", 8081),
     "rawlimit-redis": ("rawlimit.sh", {"REDIS": "1"}, "raw-limit", 8087),
     "roomcast": ("roomcast.sh", {}, *ROOMCAST),
     "roomcast-redis": ("roomcast.sh", {"REDIS": "1"}, *ROOMCAST),
-    "roomcast-several": ("roomcast.sh", {}, *ROOMCAST[:2], "--subscribe-url=/v1/stream?room={room}&room=another", *ROOMCAST[3:]),
+    "roomcast-several": (
+        "roomcast.sh",
+        {},
+        *ROOMCAST[:2],
+        "--subscribe-url=/v1/stream?room={room}&room=another",
+        *ROOMCAST[3:],
+    ),
     "nchan": ("nchan.sh", {}, "nchan", 8082),
     "nchan-redis": ("nchan.sh", {"REDIS": "1"}, "nchan", 8082),
     "socketio-redis": ("socketio.sh", {}, "socketio", 8083),
@@ -87,10 +97,16 @@ NAMES = {
     "mercure": "Mercure",
     "centrifugo-redis": "Centrifugo + Redis",
 }
-# Measured once with this tool, where their binaries could be had; set MERCURE or CENTRIFUGO to measure them here.
-ELSEWHERE = {
-    "mercure": {"1k": 4.32, "10k": 2.93, "rooms": 3.88, "max": 2.88, "p50 1k": 4.6, "p50 rooms": 2.2, "idle": 48e3, "set-up": 12.5},
-    "centrifugo-redis": {"1k": 4.77, "10k": 4.91, "rooms": 5.15, "max": 4.56, "p50 1k": 5.2, "p50 rooms": 3.2, "idle": 64e3, "set-up": 16.7},
+# Ratios and bytes measured with this tool on a machine that had the binaries of these peers.
+MEASURED_ELSEWHERE = {
+    "mercure": {
+        "1k": 4.32, "10k": 2.93, "rooms": 3.88, "max": 2.88,
+        "p50 1k": 4.6, "p50 rooms": 2.2, "idle": 48e3, "set-up": 12.5,
+    },
+    "centrifugo-redis": {
+        "1k": 4.77, "10k": 4.91, "rooms": 5.15, "max": 4.56,
+        "p50 1k": 5.2, "p50 rooms": 3.2, "idle": 64e3, "set-up": 16.7,
+    },
 }
 
 SCENARIOS = {
@@ -100,13 +116,17 @@ SCENARIOS = {
     "max": "--subscribers 1000 --rooms 1 --count 1000 --rate 0",
     "idle": "--subscribers 10000 --count 0 --settle 10",
 }
-# Measured with rawlimit beside it, at a rate that is a little off, so that neither always comes first.
-AT_ONCE, OFF_RATE = "rooms at once", ("--rate 200", "--rate 203")
+# In this scenario rawlimit runs at the same time as the peer, and gets events at a slightly different rate, so that
+# neither server always gets its event first.
+AT_ONCE = "rooms at once"
+PEER_RATE, YARDSTICK_RATE = "--rate 200", "--rate 203"
 SCENARIOS[AT_ONCE] = SCENARIOS["rooms"]
-OURS = ["rawlimit", "roomcast", "roomcast-redis"]
-# Its cursor differs from subscriber to subscriber, so nothing is shared but the envelope.
-SEVERAL = "roomcast-several"
-# How cost grows: about 20,000 deliveries a second, but for 10,000 rooms, where each publish is one.
+# These peers run in all scenarios.
+MAIN_PEERS = ["rawlimit", "roomcast", "roomcast-redis"]
+# Streams of two rooms. Each subscriber has a cursor of its own, so the subscribers share only the envelope.
+TWO_ROOMS = "roomcast-several"
+# The scenarios that show how cost grows. They have about 20,000 deliveries a second, except "10,000 rooms", where each
+# publish is one delivery.
 GROWTH = {
     "100 subscribers": "--subscribers 100 --rooms 1 --count 1000 --rate 200",
     "1,000 subscribers": "--subscribers 1000 --rooms 1 --count 200 --rate 20",
@@ -121,37 +141,38 @@ ALL = SCENARIOS | GROWTH
 COLOURS = {"roomcast": "#1f77b4", "roomcast-redis": "#d62728"}
 
 
-# --- measuring ---------------------------------------------------------------------------------------------
+# --- measuring -----------------------------------------------------------------------------------
 
 
 def raise_priority():
-    """Makes servers and fanbench, which inherit it, less prone to disturbance."""
+    """Raises this script's priority. Servers and fanbench inherit it, so other processes disturb them less."""
     try:
         os.nice(NICENESS)
     except PermissionError:
-        print("running without a raised priority", file=sys.stderr)
+        print("cannot raise the priority, so other processes may disturb the runs more", file=sys.stderr)
 
 
 def cpu_ticks():
+    """The machine's CPU time since it was started, in clock ticks: all of it, and the idle part."""
     fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     ticks = [int(field) for field in fields]
     return sum(ticks[:8]), ticks[3] + ticks[4]
 
 
 def wait_until_quiet():
-    """Waits until a second passes with little CPU use; False if that never is."""
-    end = time.monotonic() + PATIENCE_S
+    """Waits for a second with little CPU use. Returns False if there was none in time."""
+    end = time.monotonic() + QUIET_TIMEOUT_S
     while time.monotonic() < end:
         total, idle = cpu_ticks()
         time.sleep(1)
-        total_then, idle_then = cpu_ticks()
-        if 1 - (idle_then - idle) / max(1, total_then - total) < QUIET_SHARE:
+        total_after, idle_after = cpu_ticks()
+        if 1 - (idle_after - idle) / max(1, total_after - total) < QUIET_SHARE:
             return True
     return False
 
 
 class Server:
-    """A peer, started by its script and ended by its pid."""
+    """A peer that runs. Its script prints the pids of its processes and ends them."""
 
     def __init__(self, peer):
         script, settings, self.target, self.port, *self.flags = PEERS[peer]
@@ -166,7 +187,7 @@ class Server:
                 break
         time.sleep(1)
         if self.script.poll() is not None:
-            sys.exit(f"{script} has ended")
+            sys.exit(f"peers/{script} ended right after its start")
 
     def stop(self):
         self.script.terminate()
@@ -174,7 +195,7 @@ class Server:
 
 
 class Load:
-    """fanbench at work on a server."""
+    """A run of fanbench against a server."""
 
     def __init__(self, server, label, settings):
         self.label = label
@@ -182,10 +203,12 @@ class Load:
         command += ["--url", f"http://127.0.0.1:{server.port}", "--json", "--quiet"]
         command += ["--server-children", "--label", label, *server.flags]
         command += [f"--server-pid={pid}" for pid in server.pids]
-        self.process = subprocess.Popen(command + settings.split(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command + settings.split(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def result(self):
-        """What fanbench says; None if it could not carry out the run."""
+        """Waits for fanbench and returns its report, or None if it could not carry out the run."""
         output, errors = self.process.communicate()
         if not output:
             print(f"{self.label}: {errors[-500:].strip()}", file=sys.stderr)
@@ -194,24 +217,29 @@ class Load:
 
 
 def measure(peer, scenario):
-    """What fanbench says, with what it says of a yardstick beside the peer; None if it could not carry out the run."""
+    """Returns the report of one run, or None if the run could not be carried out.
+
+    In the scenario AT_ONCE the report also has the report of the yardstick, as `yardstick`.
+    """
     server = Server(peer)
     try:
         if scenario != AT_ONCE:
             return Load(server, f"{peer} {scenario}", ALL[scenario]).result()
         yardstick = Server("rawlimit")
         try:
-            beside = Load(yardstick, f"rawlimit beside {peer} {scenario}", ALL[scenario].replace(*OFF_RATE))
-            result, beside = Load(server, f"{peer} {scenario}", ALL[scenario]).result(), beside.result()
+            settings = ALL[scenario].replace(PEER_RATE, YARDSTICK_RATE)
+            yardstick_load = Load(yardstick, f"rawlimit beside {peer} {scenario}", settings)
+            result = Load(server, f"{peer} {scenario}", ALL[scenario]).result()
+            yardstick_result = yardstick_load.result()
         finally:
             yardstick.stop()
-        return result and beside and result | {"yardstick": beside}
+        return result and yardstick_result and result | {"yardstick": yardstick_result}
     finally:
         server.stop()
 
 
 def disturbance(result):
-    """The share of the machine's CPU time that others took while events were delivered."""
+    """The share of the machine's CPU time that other processes and the hypervisor took during the deliveries."""
     if result["settings"]["count"] == 0 or "yardstick" in result:
         return 0.0
     machine = result["machine"]
@@ -220,7 +248,10 @@ def disturbance(result):
 
 
 def least_disturbed(peer, scenario):
-    """The best of some runs; None if none could be carried out."""
+    """Repeats a run until it is undisturbed, ATTEMPTS times at most, and returns the least disturbed result.
+
+    None if no run could be carried out.
+    """
     results = []
     for _ in range(ATTEMPTS):
         wait_until_quiet()
@@ -231,10 +262,12 @@ def least_disturbed(peer, scenario):
     return min(results, key=disturbance, default=None)
 
 
-def takes_part(peer, scenario):
+def is_measured(peer, scenario):
     if scenario == AT_ONCE and peer == "rawlimit":
         return False
-    return peer in OURS or (scenario in SCENARIOS and (peer != SEVERAL or scenario in ("1k", "max", "idle")))
+    if peer == TWO_ROOMS:
+        return scenario in ("1k", "max", "idle")
+    return peer in MAIN_PEERS or scenario in SCENARIOS
 
 
 def run(scenarios, peers, repeat):
@@ -243,37 +276,42 @@ def run(scenarios, peers, repeat):
     start = datetime.datetime.now().isoformat(timespec="seconds")
     for scenario in scenarios:
         for repetition in range(repeat):
-            for peer in [peer for peer in peers if takes_part(peer, scenario)]:
+            for peer in [peer for peer in peers if is_measured(peer, scenario)]:
+                progress = f"{scenario:18} {repetition + 1}/{repeat} {peer:16}"
                 result = least_disturbed(peer, scenario)
                 if result is None:
-                    print(f"{scenario:18} {repetition + 1}/{repeat} {peer:16} left out", flush=True)
+                    print(f"{progress} failed", flush=True)
                     continue
                 result["run"] = {
-                    "peer": peer, "scenario": scenario, "repetition": f"{start} {repetition}", "disturbed": round(disturbance(result), 4),
+                    "peer": peer,
+                    "scenario": scenario,
+                    "repetition": f"{start} {repetition}",
+                    "disturbed": round(disturbance(result), 4),
                 }
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(result) + "\n")
                 cost = result["server"]["cpu_us_per_delivery"]
-                print(f"{scenario:18} {repetition + 1}/{repeat} {peer:16} {cost or 0:7.2f} µs a delivery", flush=True)
+                print(f"{progress} {cost or 0:7.2f} µs per delivery", flush=True)
 
 
-# --- what is there -----------------------------------------------------------------------------------------
+# --- programs ------------------------------------------------------------------------------------
 
 
-def lacking():
-    """Peers that can't be measured here, and why."""
-    why = {}
-    if not shutil.which("nginx") or not list(pathlib.Path("/usr/lib/nginx/modules").glob("ngx_nchan_module.so")):
-        why["nchan"] = why["nchan-redis"] = "apt-get install nginx libnginx-mod-nchan"
+def missing_programs():
+    """The peers that cannot be measured here, with what they need."""
+    needs = {}
+    if not shutil.which("nginx") or not pathlib.Path("/usr/lib/nginx/modules/ngx_nchan_module.so").exists():
+        needs["nchan"] = needs["nchan-redis"] = "needs nginx with Nchan: apt-get install nginx libnginx-mod-nchan"
     if not shutil.which("npm"):
-        why["socketio-redis"] = "needs Node.js with npm"
+        needs["socketio-redis"] = "needs Node.js with npm"
     if not os.environ.get("MERCURE"):
-        why["mercure"] = "set MERCURE to its binary"
+        needs["mercure"] = "needs Mercure: set MERCURE to its binary"
     if not os.environ.get("CENTRIFUGO"):
-        why["centrifugo-redis"] = "set CENTRIFUGO to its binary"
+        needs["centrifugo-redis"] = "needs Centrifugo: set CENTRIFUGO to its binary"
     if not shutil.which("redis-server"):
-        why |= {peer: "apt-get install redis-server" for peer in PEERS if peer.endswith("-redis")}
-    return why
+        redis = "needs Redis: apt-get install redis-server"
+        needs |= {peer: redis for peer in PEERS if peer.endswith("-redis")}
+    return needs
 
 
 def build(peers):
@@ -284,6 +322,7 @@ def build(peers):
 
 
 def version(*command):
+    """The first line that a command prints; None if there is no such command."""
     try:
         output = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
@@ -291,8 +330,9 @@ def version(*command):
     return (output.stdout + output.stderr).strip().splitlines()[0]
 
 
-# --- the report --------------------------------------------------------------------------------------------
+# --- report --------------------------------------------------------------------------------------
 
+# Figures of a result.
 CPU = lambda result: result["server"]["cpu_us_per_delivery"]
 P50 = lambda result: result["latency_ms"]["p50"]
 P99 = lambda result: result["latency_ms"]["p99"]
@@ -300,7 +340,7 @@ PUBLISH_P50 = lambda result: result["publish"]["call_ms"]["p50"]
 SET_UP = lambda result: result["server"]["connect_cpu_us_per_connection"]
 IDLE = lambda result: result["server"]["rss_per_connection"]
 
-# The scenarios in words.
+# Descriptions of the scenarios.
 MEANINGS = {
     "1k": "1,000 subscribers of one room, 20 events a second",
     "10k": "10,000 subscribers of one room, 2 events a second",
@@ -309,7 +349,7 @@ MEANINGS = {
     "max": "1,000 subscribers of one room, events as fast as they are acknowledged",
     "idle": "10,000 subscribers of one room, no events",
 }
-# The ratios to rawlimit: name, scenario, figure, its name elsewhere, and the goals, if there are any.
+# The ratios to rawlimit: (name, scenario, figure, key in MEASURED_ELSEWHERE, goal with Redis, goal embedded)
 GOALS = [
     ("CPU, 1k", "1k", CPU, "1k", 1.15, 1.05),
     ("CPU, 10k", "10k", CPU, "10k", 1.20, 1.10),
@@ -322,11 +362,12 @@ GOALS = [
     ("CPU per set-up", "idle", SET_UP, "set-up", 3, 3),
 ]
 IDLE_NAME = "RSS a stream, idle"
-# Bytes a stream.
-IDLE_GOAL = 1024
+IDLE_GOAL = 1024  # bytes
 
 
 class Results:
+    """The stored results: by scenario and peer, then by repetition."""
+
     def __init__(self):
         self.rows = {}
         for line in RESULTS.read_text().splitlines() if RESULTS.exists() else []:
@@ -342,7 +383,7 @@ class Results:
         return statistics.median(values) if values else None
 
     def ratios(self, scenario, peer, figure):
-        """To rawlimit's, at the same time or in the same repetition."""
+        """The ratios to rawlimit in the same repetition, or in AT_ONCE at the same time."""
         yardstick = self.rows.get((scenario, "rawlimit"), {})
         own = self.rows.get((scenario, peer), {})
         if scenario == AT_ONCE:
@@ -350,24 +391,33 @@ class Results:
         return [figure(own[key]) / figure(yardstick[key]) for key in own if key in yardstick]
 
     def ratio(self, scenario, peer, figure):
+        """The median of the ratios as text, with their range for Roomcast and rawlimit."""
         ratios = self.ratios(scenario, peer, figure)
         if not ratios:
             return None
-        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 and peer.startswith(("roomcast", "rawlimit")) else ""
-        return f"{statistics.median(ratios):.2f}{spread}"
+        median = f"{statistics.median(ratios):.2f}"
+        with_range = len(ratios) > 1 and peer.startswith(("roomcast", "rawlimit"))
+        return f"{median} ({min(ratios):.2f} to {max(ratios):.2f})" if with_range else median
 
-    def when(self, scenarios, peers):
-        """When runs of some peers in some scenarios were begun, first and last."""
-        times = [time for (scenario, peer), rows in self.rows.items() if scenario in scenarios and peer in peers for time in rows]
+    def time_span(self, scenarios, peers):
+        """When the first and the last repetition of these scenarios and peers began, as text."""
+        times = [
+            time
+            for (scenario, peer), rows in self.rows.items() if scenario in scenarios and peer in peers
+            for time in rows
+        ]
         if not times:
             return "never"
         first, last = (time.split()[0][:16].replace("T", " ") for time in (min(times), max(times)))
         return f"{first} UTC" if first == last else f"{first} to {last} UTC"
 
     def faults(self):
+        """The number of faults in all runs of the main peers."""
         return sum(
-            result["delivery"]["lost"] + result["delivery"]["duplicated"] + result["delivery"]["out_of_order"] + result["publish"]["failed"]
-            for (scenario, peer), rows in self.rows.items() if peer in OURS for result in rows.values()
+            sum(result["delivery"][fault] for fault in ("lost", "duplicated", "out_of_order"))
+            + result["publish"]["failed"]
+            for (_, peer), rows in self.rows.items() if peer in MAIN_PEERS
+            for result in rows.values()
         )
 
 
@@ -376,7 +426,7 @@ def row(cells):
 
 
 def table(heads, rows):
-    """The first column is text, the others are figures."""
+    """A table in Markdown. The first column has text, the others have figures."""
     rule = row(["---"] + ["---:"] * (len(heads) - 1))
     return [row(heads), rule, *[row(cells) for cells in rows], ""]
 
@@ -403,14 +453,14 @@ def bullets(items):
 def report():
     results = Results()
     measured = [peer for peer in PEERS if ("1k", peer) in results.rows]
-    peers = [peer for peer in PEERS if peer in measured or peer in ELSEWHERE]
-    peers = [peer for peer in peers if peer not in (*OURS, "rawlimit-redis", SEVERAL)]
+    peers = [peer for peer in PEERS if peer in measured or peer in MEASURED_ELSEWHERE]
+    peers = [peer for peer in peers if peer not in (*MAIN_PEERS, "rawlimit-redis", TWO_ROOMS)]
     lines = ["# Benchmarks", "", "<!-- Written by bench/compare.py; do not edit. -->", ""]
     lines += introduction(results, measured)
     lines += goals(results)
     lines += comparison(results, peers)
-    lines += several(results)
-    lines += publishes()
+    lines += several_rooms(results)
+    lines += publishing()
     lines += ["## Absolute figures", ""]
     lines += absolute(results, measured)
     lines += growth(results)
@@ -432,7 +482,7 @@ def introduction(results, measured):
         scenario: "; ".join(
             f"{NAMES[peer]} {len(results.rows[scenario, peer])}"
             for peer in measured
-            if peer not in ("rawlimit", SEVERAL) and (scenario, peer) in results.rows
+            if peer not in ("rawlimit", TWO_ROOMS) and (scenario, peer) in results.rows
         )
         for scenario in ("1k", AT_ONCE)
     }
@@ -464,15 +514,15 @@ def introduction(results, measured):
             "so the goals do not apply to these figures.",
         ),
         *bullets([
-            f"Runs of Roomcast began: {results.when(SCENARIOS, [*OURS[1:], SEVERAL])}",
-            f"Runs of the others began: {results.when(SCENARIOS, set(PEERS) - {*OURS, SEVERAL})}",
+            f"Runs of Roomcast began: {results.time_span(SCENARIOS, [*MAIN_PEERS[1:], TWO_ROOMS])}",
+            f"Runs of the others began: {results.time_span(SCENARIOS, set(PEERS) - {*MAIN_PEERS, TWO_ROOMS})}",
             *[f"Pairs in `{scenario}`: {text}" for scenario, text in pairs.items()],
         ]),
     ]
 
 
 def goals(results):
-    """Roomcast beside its goals, and the goals that it does not meet."""
+    """Roomcast's ratios beside the goals, and the goals that it does not meet."""
     figures, above, own = [], [], ["roomcast", "roomcast-redis", "rawlimit-redis"]
     for name, scenario, figure, _, redis, embedded in GOALS:
         cells = [results.ratio(scenario, peer, figure) or "" for peer in own]
@@ -511,19 +561,19 @@ def goals(results):
 
 
 def comparison(results, peers):
-    """The ratios of the peers."""
+    """The ratios of the other servers."""
     rows = []
     for name, scenario, figure, key, *_ in GOALS:
         cells = []
         for peer in peers:
             value = results.ratio(scenario, peer, figure)
-            if value is None and key in ELSEWHERE.get(peer, {}):
-                value = f"{ELSEWHERE[peer][key]} *"
+            if value is None and key in MEASURED_ELSEWHERE.get(peer, {}):
+                value = f"{MEASURED_ELSEWHERE[peer][key]} *"
             cells.append(value or "")
         rows.append([name, *cells])
     cells = []
     for peer in peers:
-        value, elsewhere = results.median("idle", peer, IDLE), ELSEWHERE.get(peer)
+        value, elsewhere = results.median("idle", peer, IDLE), MEASURED_ELSEWHERE.get(peer)
         cells.append(
             f"{value:,.0f} B" if value is not None
             else f"{elsewhere['idle']:,.0f} B *" if elsewhere else ""
@@ -541,10 +591,10 @@ def comparison(results, peers):
     ]
 
 
-def several(results):
-    """Streams of several rooms."""
-    ratios = {scenario: results.ratio(scenario, SEVERAL, CPU) for scenario in ("1k", "max")}
-    idle = results.median("idle", SEVERAL, IDLE)
+def several_rooms(results):
+    """The cost of streams of several rooms."""
+    ratios = {scenario: results.ratio(scenario, TWO_ROOMS, CPU) for scenario in ("1k", "max")}
+    idle = results.median("idle", TWO_ROOMS, IDLE)
     if not all(ratios.values()) or idle is None:
         return []
     return [
@@ -560,23 +610,23 @@ def several(results):
     ]
 
 
-def publishes():
+def publishing():
     """The results of bench/publish.py."""
     if not PUBLISHES.exists():
         return []
-    found = json.loads(PUBLISHES.read_text())
+    stored = json.loads(PUBLISHES.read_text())
     shared, own = ("a third of a CPU", "Redis"), ("a CPU", "gateway and load tool")
     line = lambda name, where, key, digits: row([
         name, *where,
-        *(f"{found[key][way]:,.{digits}f}" for way in ("bare", "through")),
-        f"{found[key]['ratio']:.2f}",
+        *(f"{stored[key][way]:,.{digits}f}" for way in ("redis_benchmark", "roomcast")),
+        f"{stored[key]['ratio']:.2f}",
     ])
     return [
         "## Publishing to Redis", "",
         *prose(
-            f"A publish is one call of one script. {found['connections']} connections publish events of 128",
+            f"A publish is one call of one script. {stored['connections']} connections publish events of 128",
             "bytes through Roomcast, and `redis-benchmark` calls the same script with the same arguments.",
-            f"The figures are medians of {found['runs']} runs, with Redis on one CPU and everything else",
+            f"The figures are medians of {stored['runs']} runs, with Redis on one CPU and everything else",
             "on the other. The goal is 0.7 of the rate of `redis-benchmark` where Redis is the bottleneck.",
             "With one CPU, the gateway and the load tool cannot bring a CPU of Redis to its limit.",
             "They can when two endless loops beside Redis leave it a third of its CPU.",
@@ -591,7 +641,7 @@ def publishes():
         line("Redis's CPU a publish, µs", own, "own_redis_us", 1), "",
         *prose(
             "Each ratio is the median of the runs' ratios.",
-            f"The loops make {found['connections']} connections more expensive for Redis. The gateway has one",
+            f"The loops make {stored['connections']} connections more expensive for Redis. The gateway has one",
             "connection, on which publishes that arrive meanwhile are sent together.",
             "With many replicas fewer publishes are sent together on each connection.",
         ),
@@ -625,6 +675,7 @@ def absolute(results, measured):
 
 
 def growth(results):
+    """How cost grows with the numbers of subscribers and rooms."""
     present = [scenario for scenario in GROWTH if (scenario, "roomcast") in results.rows]
     if not present:
         return []
@@ -634,30 +685,30 @@ def growth(results):
         median = lambda peer, figure, scenario=scenario: results.median(scenario, peer, figure)
         costs.append([
             scenario,
-            *[results.ratio(scenario, peer, CPU) or "" for peer in OURS[1:]],
-            *[number(median(peer, CPU)) for peer in OURS[1:]],
+            *[results.ratio(scenario, peer, CPU) or "" for peer in MAIN_PEERS[1:]],
+            *[number(median(peer, CPU)) for peer in MAIN_PEERS[1:]],
         ])
-        memory = [median(peer, IDLE) for peer in OURS[1:]]
+        memory = [median(peer, IDLE) for peer in MAIN_PEERS[1:]]
         others.append([
             scenario,
-            *[number(median(peer, P99)) for peer in OURS],
+            *[number(median(peer, P99)) for peer in MAIN_PEERS],
             *[f"{value:,.0f} B" if value is not None else "" for value in memory],
         ])
-    draw(results)
+    draw_growth(results)
     with_slow, without = (
-        {peer: results.median(scenario, peer, P99) for peer in OURS}
+        {peer: results.median(scenario, peer, P99) for peer in MAIN_PEERS}
         for scenario in ("a slow tenth", "without it")
     )
     change = "; ".join(
         f"{NAMES[peer]} {with_slow[peer] / without[peer] - 1:+.0%}"
-        for peer in OURS if with_slow[peer] and without[peer]
+        for peer in MAIN_PEERS if with_slow[peer] and without[peer]
     )
     fewest = min(len(results.rows[scenario, "roomcast"]) for scenario in present)
     return [
         "## How cost grows", "",
-        f"![CPU per delivery and memory a stream, by subscribers and by rooms]({PICTURE.relative_to(ROOT)})", "",
+        f"![CPU per delivery and memory a stream, by subscribers and by rooms]({GROWTH_PICTURE.relative_to(ROOT)})", "",
         *prose(
-            f"The runs began: {results.when(GROWTH, OURS[1:])}.",
+            f"The runs began: {results.time_span(GROWTH, MAIN_PEERS[1:])}.",
             f"Ratios are medians of at least {fewest} pairs. The loads:",
         ),
         *bullets(f"**{scenario}**: `{GROWTH[scenario]}`" for scenario in present),
@@ -682,61 +733,73 @@ def growth(results):
     ]
 
 
-def draw(results):
-    """How cost grows, as a picture without any library."""
-    by_subscribers = {scenario: int(scenario.split()[0].replace(",", "")) for scenario in GROWTH if scenario.endswith("subscribers")}
+def draw_growth(results):
+    """Draws how cost grows, as an SVG picture."""
+    by_subscribers = {
+        scenario: int(scenario.split()[0].replace(",", "")) for scenario in GROWTH if scenario.endswith("subscribers")
+    }
     by_rooms = {"10,000 subscribers": 1, "100 rooms": 100, "10,000 rooms": 10_000}
     cost = lambda scenario, peer: statistics.median(results.ratios(scenario, peer, CPU) or [0])
     memory = lambda scenario, peer: (results.median(scenario, peer, IDLE) or 0) / 1024
     width, height = 720, 560
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
+        ' font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for column, (peer, colour) in enumerate(COLOURS.items()):
         parts.append(f'<text x="{60 + 160 * column}" y="18" fill="{colour}">{NAMES[peer]}</text>')
-    for row_of, (title, figure, step) in enumerate([("CPU per delivery over rawlimit's", cost, 0.5), ("RSS a stream, KiB", memory, 2)]):
-        for column, (axis, counts) in enumerate([("subscribers of one room", by_subscribers), ("rooms of 10,000 subscribers", by_rooms)]):
+    rows = [("CPU per delivery over rawlimit's", cost, 0.5), ("RSS a stream, KiB", memory, 2)]
+    columns = [("subscribers of one room", by_subscribers), ("rooms of 10,000 subscribers", by_rooms)]
+    for row_index, (title, figure, step) in enumerate(rows):
+        for column, (axis, counts) in enumerate(columns):
             lines = {
-                peer: [(count, value) for scenario, count in counts.items() if (value := figure(scenario, peer))] for peer in COLOURS
+                peer: [(count, value) for scenario, count in counts.items() if (value := figure(scenario, peer))]
+                for peer in COLOURS
             }
-            parts += panel(60 + 360 * column, 60 + 265 * row_of, title, axis, lines, step)
-    PICTURE.parent.mkdir(exist_ok=True)
-    PICTURE.write_text("\n".join([*parts, "</svg>", ""]))
+            parts += draw_panel(60 + 360 * column, 60 + 265 * row_index, title, axis, lines, step)
+    GROWTH_PICTURE.parent.mkdir(exist_ok=True)
+    GROWTH_PICTURE.write_text("\n".join([*parts, "</svg>", ""]))
 
 
-def panel(left, top, title, axis, lines, step):
-    """Points by their counts' logarithms. At 1 is the yardstick, or the goal."""
+def draw_panel(left, top, title, axis, lines, step):
+    """Draws one line for each peer over a logarithmic axis. The line at 1 is the yardstick or the goal."""
     counts = sorted({count for line in lines.values() for count, _ in line})
     if len(counts) < 2:
         return []
     width, height = 270, 170
-    most = max([value for line in lines.values() for _, value in line] + [3 * step]) * 1.1
+    top_value = max([value for line in lines.values() for _, value in line] + [3 * step]) * 1.1
     low, high = math.log10(counts[0]), math.log10(counts[-1])
     x = lambda count: left + (math.log10(count) - low) / (high - low) * width
-    y = lambda value: top + height * (1 - value / most)
+    y = lambda value: top + height * (1 - value / top_value)
     parts = [f'<text x="{left}" y="{top - 10}">{title}</text>']
-    while most / step > 7:
+    while top_value / step > 7:
         step *= 2
-    for value in {1, *[step * index for index in range(int(most / step) + 1)]}:
+    for value in {1, *[step * index for index in range(int(top_value / step) + 1)]}:
         dash = "" if value == 1 else ' stroke-dasharray="2 4"'
-        parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y(value):.0f}" y2="{y(value):.0f}" stroke="#999"{dash}/>')
-        place = f'x="{left + width + 4}"' if value == 1 else f'x="{left - 8}" text-anchor="end"'
-        parts.append(f'<text {place} y="{y(value) + 4:.0f}">{value:g}</text>')
+        parts.append(
+            f'<line x1="{left}" x2="{left + width}" y1="{y(value):.0f}" y2="{y(value):.0f}" stroke="#999"{dash}/>'
+        )
+        position = f'x="{left + width + 4}"' if value == 1 else f'x="{left - 8}" text-anchor="end"'
+        parts.append(f'<text {position} y="{y(value) + 4:.0f}">{value:g}</text>')
     for index, count in enumerate(counts):
-        # The last two may be close.
+        # The labels of the last two counts may be too close to each other.
         anchor = "end" if index == len(counts) - 2 and x(counts[-1]) - x(count) < 60 else "middle"
         parts.append(f'<text x="{x(count):.0f}" y="{top + height + 18}" text-anchor="{anchor}">{count:,}</text>')
     parts.append(f'<text x="{left + width / 2:.0f}" y="{top + height + 36}" text-anchor="middle">{axis}</text>')
     for peer, line in lines.items():
         path = " ".join(f"{x(count):.0f},{y(value):.0f}" for count, value in line)
         parts.append(f'<polyline fill="none" stroke="{COLOURS[peer]}" stroke-width="2" points="{path}"/>')
-        parts += [f'<circle cx="{x(count):.0f}" cy="{y(value):.0f}" r="3" fill="{COLOURS[peer]}"/>' for count, value in line]
+        parts += [
+            f'<circle cx="{x(count):.0f}" cy="{y(value):.0f}" r="3" fill="{COLOURS[peer]}"/>'
+            for count, value in line
+        ]
     return parts
 
 
 def machine():
-    model = next((line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?")
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
     return f"{os.cpu_count()} CPUs, {model}, Linux {platform.release().split('-')[0]}"
 
 
@@ -751,20 +814,27 @@ def versions():
     }
 
 
+def quoted(names):
+    """Names as a shell takes them. Some have spaces, and all commas belong to them."""
+    return " ".join(shlex.quote(name) for name in names)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", nargs="*", choices=ALL, metavar="SCENARIO", help=", ".join(ALL))
-    parser.add_argument("--peers", nargs="*", choices=PEERS, metavar="PEER", help=", ".join(PEERS))
-    parser.add_argument("--report", action="store_true")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=5, metavar="COUNT", help="repetitions; 5 by default")
+    parser.add_argument(
+        "--only", nargs="*", choices=ALL, metavar="SCENARIO", help=f"only these scenarios: {quoted(ALL)}"
+    )
+    parser.add_argument("--peers", nargs="*", choices=PEERS, metavar="PEER", help=f"only these peers: {quoted(PEERS)}")
+    parser.add_argument("--report", action="store_true", help="write BENCHMARKS.md without measuring")
     arguments = parser.parse_args()
     if not arguments.report:
-        without = lacking()
+        missing = missing_programs()
         wanted = arguments.peers or list(PEERS)
-        for peer in [peer for peer in wanted if peer in without]:
-            print(f"without {NAMES[peer]}: {without[peer]}", file=sys.stderr)
-        # Ratios are to rawlimit's.
-        peers = [peer for peer in PEERS if peer == "rawlimit" or (peer in wanted and peer not in without)]
+        for peer in [peer for peer in wanted if peer in missing]:
+            print(f"leaving out {NAMES[peer]}: it {missing[peer]}", file=sys.stderr)
+        # The ratios need rawlimit.
+        peers = [peer for peer in PEERS if peer == "rawlimit" or (peer in wanted and peer not in missing)]
         build(peers)
         run(arguments.only or list(ALL), peers, arguments.repeat)
         if "roomcast-redis" in peers and not arguments.only:

@@ -1,11 +1,18 @@
 #!/usr/bin/env python3
-"""Publishes through Roomcast over 64 connections, beside redis-benchmark running the same script: what the gateway asks of Redis.
+"""Measures how fast one Redis takes publishes, through Roomcast and from redis-benchmark.
 
-    bench/publish.py [--repeat 5]
+    bench/publish.py [--repeat COUNT]
 
-Redis has CPU 0; the gateway and its load share CPU 1, on which redis-benchmark runs, too. One CPU of gateway and load does not bring one CPU
-of Redis to its limit. So everything is measured a second time with two endless loops beside Redis, which leave it a third of its CPU: then Redis is
-what ends both, and the rates tell how many publishes the gateway's way leaves it. Redis's own CPU time for a publish is compared as well. Results go to bench/results/publish.json, and from there into BENCHMARKS.md.
+64 connections publish through Roomcast, and redis-benchmark calls the same script with the same
+arguments. Two figures are compared: publishes per second, and the CPU time of Redis for a publish.
+
+Redis runs on CPU 0. Roomcast, fanbench and redis-benchmark run on CPU 1. With one CPU, Roomcast and
+fanbench cannot bring a CPU of Redis to its limit. So each measurement is done a second time with
+two endless loops on CPU 0, which leave Redis a third of it. Then Redis is the bottleneck.
+
+It needs redis-server, redis-cli, redis-benchmark, target/release/roomcast (or ROOMCAST) and
+bench/target/release/fanbench. Results go to bench/results/publish.json, and from there into
+BENCHMARKS.md, which bench/compare.py writes.
 """
 
 import argparse
@@ -25,21 +32,25 @@ SCRIPTS = compare.ROOT / "src/broker/redis/scripts"
 REDIS_PORT, PORT = 8096, 8086
 CONNECTIONS = 64
 COUNT = 40_000
+# They leave Redis a third of its CPU.
 LOOPS = 2
 
 
 def cpu_seconds(pid):
-    """Of all its threads, to the nanosecond."""
+    """The CPU time of all threads of a process, exact to the nanosecond."""
     threads = pathlib.Path(f"/proc/{pid}/task").iterdir()
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 class Processes:
+    """Processes that are pinned to a CPU and end together."""
+
     def __init__(self):
         self.running = []
 
     def start(self, cpu, *command):
-        process = subprocess.Popen(["taskset", "-c", cpu, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        pinned = ["taskset", "-c", cpu, *command]
+        process = subprocess.Popen(pinned, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.running.append(process)
         return process.pid
 
@@ -50,11 +61,15 @@ class Processes:
 
 
 def redis_cli(*arguments):
-    return subprocess.run(["redis-cli", "-p", str(REDIS_PORT), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    command = ["redis-cli", "-p", str(REDIS_PORT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def once(loops):
-    """Publishes a second and Redis's microseconds for each, from redis-benchmark and through the gateway, with that many loops beside Redis."""
+def measure(loops):
+    """Measures redis-benchmark and Roomcast, with this many endless loops on the CPU of Redis.
+
+    For each, returns the publishes per second, and the CPU time of Redis for a publish in microseconds.
+    """
     processes = Processes()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -68,7 +83,7 @@ def once(loops):
             )
             time.sleep(2)
             for _ in range(loops):
-                # Ends with this script, however that ends.
+                # A loop also ends if this script is killed.
                 processes.start("0", sys.executable, "-c", f"import os\nwhile os.getppid() == {os.getpid()}: pass")
             event = json.dumps({"published_at": "2026-01-02T03:04:05.678Z", "text": "x" * 128}, separators=(",", ":"))
             arguments = [event, "roomcast:{bench}:live", "1000", "3600000", "90000000", "1", "300000", "", "1048576", "2025-01-01T00:00:00.000Z"]
@@ -76,43 +91,50 @@ def once(loops):
             benchmark = ["redis-benchmark", "-p", str(REDIS_PORT), "-c", str(CONNECTIONS), "-n", str(COUNT), "--csv", *command]
             before = cpu_seconds(redis)
             output = subprocess.run(["taskset", "-c", "1", *benchmark], capture_output=True, text=True, check=True).stdout
-            # From the right, since the command comes first and its quotes are not escaped.
+            # The column is counted from the right, because the command is in the first column and its quotes are not
+            # escaped.
             *_, names, figures = (line.split('","') for line in output.splitlines())
             rate = float(figures[names.index("rps") - len(names)])
-            bare = rate, (cpu_seconds(redis) - before) / COUNT * 1e6
-            fanbench = [str(compare.FANBENCH), "--url", f"http://127.0.0.1:{PORT}", *compare.ROOMCAST[2:], "--json", "--quiet", "--publishers"]
-            fanbench += [str(CONNECTIONS), "--rate", "0", "--count", str(COUNT), "--subscribers", "1", "--rooms", "1"]
+            redis_benchmark = rate, (cpu_seconds(redis) - before) / COUNT * 1e6
+            fanbench = [str(compare.FANBENCH), "--url", f"http://127.0.0.1:{PORT}", *compare.ROOMCAST[2:]]
+            fanbench += ["--publishers", str(CONNECTIONS), "--rate", "0", "--count", str(COUNT)]
+            fanbench += ["--subscribers", "1", "--rooms", "1", "--json", "--quiet"]
             before = cpu_seconds(redis)
             output = subprocess.run(["taskset", "-c", "1", *fanbench], capture_output=True, text=True)
             result = json.loads(output.stdout)
-            through = result["publish"]["timing"]["per_second"], (cpu_seconds(redis) - before) / COUNT * 1e6
+            rate = result["publish"]["timing"]["per_second"]
+            roomcast = rate, (cpu_seconds(redis) - before) / COUNT * 1e6
             assert result["publish"]["failed"] == 0 and result["delivery"]["lost"] == 0, result
-            return {"bare": bare, "through": through}
+            return {"redis_benchmark": redis_benchmark, "roomcast": roomcast}
         finally:
             processes.stop()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=5, metavar="COUNT", help="repetitions; 5 by default")
     arguments = parser.parse_args()
     runs = []
     for _ in range(arguments.repeat):
         compare.wait_until_quiet()
-        own = once(0)
+        own = measure(0)
         compare.wait_until_quiet()
-        shared = once(LOOPS)
+        shared = measure(LOOPS)
         share = min(rate * microseconds for rate, microseconds in shared.values()) / 1e6
-        assert share > 0.8 / (LOOPS + 1), f"Redis was not what ended it: it took {share:.2f} of a CPU"
+        assert share > 0.8 / (LOOPS + 1), f"Redis was not the bottleneck: it used only {share:.2f} of a CPU"
         runs.append({"own": own, "shared": shared})
         print(runs[-1], flush=True)
-    middle = lambda get: statistics.median(get(run) for run in runs)
     result = {"runs": len(runs), "connections": CONNECTIONS}
     for cpu in ("own", "shared"):
-        for place, what in enumerate(("per_second", "redis_us")):
-            bare, through = (lambda run, way=way: run[cpu][way][place] for way in ("bare", "through"))
-            ratio = middle(lambda run: through(run) / bare(run))
-            result[f"{cpu}_{what}"] = {"bare": middle(bare), "through": middle(through), "ratio": ratio}
+        for index, figure in enumerate(("per_second", "redis_us")):
+            redis_benchmark = [run[cpu]["redis_benchmark"][index] for run in runs]
+            roomcast = [run[cpu]["roomcast"][index] for run in runs]
+            ratios = [through / direct for through, direct in zip(roomcast, redis_benchmark)]
+            result[f"{cpu}_{figure}"] = {
+                "redis_benchmark": statistics.median(redis_benchmark),
+                "roomcast": statistics.median(roomcast),
+                "ratio": statistics.median(ratios),
+            }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result) + "\n")
 

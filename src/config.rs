@@ -24,7 +24,7 @@ pub use self::parse::is_loopback_host;
 pub(crate) use self::parse::lifetime;
 pub use self::presence::{PresenceArgs, PresenceInfo};
 pub use self::rate_limits::RateLimitArgs;
-pub use self::redis::{RedisArgs, RedisUrl};
+pub use self::redis::RedisArgs;
 pub use self::requests::RequestArgs;
 pub use self::retention::{RetentionArgs, RetentionRule};
 pub use self::server::ServerArgs;

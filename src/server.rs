@@ -52,7 +52,7 @@ pub enum ServeError {
     },
     /// The Redis URL can't be used.
     #[error("--redis-url: {0}")]
-    Redis(::redis::RedisError),
+    Redis(String),
     /// The data folder can't be used.
     #[error("--data-dir {}: {why}", folder.display())]
     Data {
@@ -171,7 +171,7 @@ async fn broker(settings: &Settings, replica: &str, tasks: &Tasks) -> Result<Arc
     let lease = settings.presence.replica_lease;
     if let Some(url) = &settings.redis.url {
         let broker = RedisBroker::new(url.expose(), &settings.redis.prefix, replica, lease, retention);
-        return Ok(Arc::new(broker.map_err(ServeError::Redis)?));
+        return Ok(Arc::new(broker.map_err(|why| ServeError::Redis(why.to_string()))?));
     }
     let memory =
         MemorySettings { replica: replica.into(), lease, retention, max_bytes: settings.embedded.max_bytes };

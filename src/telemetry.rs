@@ -3,16 +3,24 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::config::{LogFormat, TelemetryArgs};
 use crate::trace;
@@ -21,6 +29,8 @@ use crate::trace;
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 /// Longest time for sending a batch of spans.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
+/// Most bytes of a collector's response.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Sends the spans that are left when it is dropped.
 pub struct Telemetry {
@@ -35,11 +45,12 @@ impl Drop for Telemetry {
     }
 }
 
-/// Starts logs, and traces if there is a collector. The error names the flag that can't be used, and the reason.
+/// Starts logs, and traces if there is a collector. Must be called in a runtime. The error names the flag that can't be
+/// used, and the reason.
 ///
 /// The replica's name goes with its traces.
 pub fn start(settings: &TelemetryArgs, replica_id: Option<&str>) -> Result<Telemetry, String> {
-    let filter = EnvFilter::try_new(&settings.log).map_err(|why| format!("--log {:?}: {why}", settings.log))?;
+    let filter: Targets = settings.log.parse().map_err(|why| format!("--log {:?}: {why}", settings.log))?;
     let logs = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let logs: Box<dyn Layer<Registry> + Send + Sync> = match settings.log_format {
         LogFormat::Text => logs.boxed(),
@@ -62,6 +73,7 @@ pub fn start(settings: &TelemetryArgs, replica_id: Option<&str>) -> Result<Telem
 fn traces(endpoint: &str, ratio: f64, replica_id: Option<&str>) -> Result<SdkTracerProvider, String> {
     let exporter = SpanExporter::builder()
         .with_http()
+        .with_http_client(Collector::new())
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
         .with_timeout(SEND_LIMIT)
@@ -80,4 +92,31 @@ fn traces(endpoint: &str, ratio: f64, replica_id: Option<&str>) -> Result<SdkTra
         .with_sampler(sampler)
         .with_resource(resource.build());
     Ok(provider.build())
+}
+
+/// Posts spans to the collector. The exporter calls it on a thread of its own; the request runs on the gateway's runtime.
+#[derive(Debug)]
+struct Collector {
+    client: Client<HttpConnector, Full<Bytes>>,
+    runtime: Handle,
+}
+
+impl Collector {
+    fn new() -> Self {
+        Self { client: Client::builder(TokioExecutor::new()).build_http(), runtime: Handle::current() }
+    }
+}
+
+#[async_trait]
+impl HttpClient for Collector {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let client = self.client.clone();
+        let post = async move {
+            let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
+            let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await?.to_bytes();
+            Ok::<_, HttpError>(Response::from_parts(head, body))
+        };
+        let posting = self.runtime.spawn(async move { timeout(SEND_LIMIT, post).await });
+        posting.await??
+    }
 }

@@ -1,8 +1,8 @@
-# What the peers' scripts share; to be sourced, with `cpu` and, where Redis is used, `redis_port` set.
-#   $dir               a folder for the run, gone with it
-#   run COMMAND…       starts one on the CPU, to be ended with the script; its pid is in $!
-#   start_redis        starts a Redis server, waits for it, and prints its pid
-#   serve LOG          prints the pid of what was run last, waits for it, and shows LOG if it fails
+# The common part of the peers' scripts. A script sets `cpu`, and `redis_port` if it uses Redis, and sources this file.
+#   $dir               a temporary folder, which is removed when the script ends
+#   run COMMAND…       starts a command on the CPU; its pid is in $!, and it ends with the script
+#   start_redis        starts a Redis server, waits until it answers, and prints its pid
+#   serve [LOG]        prints the pid of the last command, waits for its end, and shows LOG if it failed
 ulimit -n "$(ulimit -Hn)"
 
 dir=$(mktemp -d)

@@ -1,14 +1,14 @@
-//! The least that a publish takes of Redis.
+//! The least work that a publish takes in Redis.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// For an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// For connecting, and for an answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection on which the gateway's script stores events. It blocks: the
-/// cheapest way to wait for one answer.
+/// A connection that stores events with the gateway's script. It blocks, which is the cheapest way to wait for one
+/// answer.
 pub struct Redis {
     stream: TcpStream,
     script: String,
@@ -16,23 +16,24 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// `script` is the SHA-1 of the script, which Redis knows already.
+    /// Connects. `script` is the SHA-1 digest of the script, which has to be loaded already.
     pub fn new(address: SocketAddr, script: String) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         let buffer = Vec::new();
         Ok(Redis { stream, script, buffer })
     }
 
-    /// Stores and announces an event, as the gateway does by default.
+    /// Stores and announces an event, with the gateway's default settings. Fails if Redis does not answer as
+    /// expected.
     pub fn append(&mut self, room: &str, body: &[u8]) -> io::Result<()> {
         let head = format!("roomcast:{{{room}}}:head");
         let log = format!("roomcast:{{{room}}}:log");
         let channel = format!("roomcast:{{{room}}}:live");
         let event = [br#"{"published_at":"2026-01-02T03:04:05.678Z","data":""#, body, br#""}"#].concat();
-        // Entries, lifetimes of log and head, random, lifetime and digest of
-        // an idempotency key, bytes, and the oldest time.
+        // Entries to keep, lifetimes of log and head (ms), a random number, lifetime (ms) and digest of an
+        // idempotency key, bytes to keep, and the time before which events are too old.
         let rest = "1000 3600000 90000000 1 300000 - 1048576 2025-01-01T00:00:00.000Z";
         let first = ["EVALSHA", &self.script, "2", &head, &log];
         let arguments = first
@@ -48,17 +49,17 @@ impl Redis {
             self.buffer.extend_from_slice(b"\r\n");
         }
         self.stream.write_all(&self.buffer)?;
-        self.stored()
+        self.read_answer()
     }
 
-    /// Waits for the answer: the id and a zero.
-    fn stored(&mut self) -> io::Result<()> {
+    /// Waits for the answer, which is the event's id and a zero.
+    fn read_answer(&mut self) -> io::Result<()> {
         let mut answer = [0; 512];
         let mut length = 0;
         loop {
             length += match self.stream.read(&mut answer[length..])? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                more => more,
+                read => read,
             };
             let answer = &answer[..length];
             if answer.starts_with(b"*2\r\n") && answer.ends_with(b"\r\n:0\r\n") {
