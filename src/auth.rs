@@ -1,4 +1,4 @@
-//! Who a identity is and what it may do: from a signed token, or from there being none. Knows nothing of HTTP.
+//! Access: the identity behind a signed token, or behind no token, and its permissions. This module does not know HTTP.
 
 mod grants;
 mod key_sets;
@@ -21,32 +21,32 @@ use self::keys::SignedToken;
 use crate::names::nesting;
 use crate::shutdown::Tasks;
 
-/// Longest token. Larger ones would not pass the servers in front of a gateway either.
+/// Most bytes of a token. Proxies in front of a gateway refuse larger ones, too.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
-/// Most bytes of what others are shown of a subscriber, as JSON.
+/// Most bytes of a profile, the JSON that other members see of a subscriber.
 pub const MAX_INFO_BYTES: usize = 1024;
-/// Deepest nesting of it: with what it stands in, it must be an event that can be read.
+/// Deepest nesting of a profile. The presence event around it must stay within the limit for events.
 pub const MAX_INFO_DEPTH: usize = 32;
-/// Bytes of tokens whose signatures need not be looked at again: some 50,000 of usual length.
+/// Bytes of the cache of verified tokens: some 50,000 tokens of usual length.
 const VERIFIED_BYTES: u64 = 32 * 1024 * 1024;
-/// What a verified token costs beside its text: an estimate.
+/// An estimate of the bytes that a verified token takes besides its text.
 const VERIFIED_OVERHEAD: u64 = 512;
 
-/// Who a request is from, what it may do, and until when.
+/// The caller of a request, its permissions, and their end.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// The token's `sub`.
     pub subject: Option<Arc<str>>,
     /// The token's `jti`.
     pub token_id: Option<Arc<str>>,
-    /// What it may do.
+    /// The permissions.
     pub grants: Grants,
-    /// What the token says of its subject for others to see, as JSON.
+    /// The profile in the token (`roomcast.info`), as JSON.
     pub info: Option<Arc<str>>,
-    /// When the token ends, skew included. Never, for callers without one.
+    /// The end of the token, skew included. None for callers without a token.
     pub expires_at: Option<SystemTime>,
-    /// Whether there was a token.
+    /// Whether the request has a token.
     pub has_token: bool,
 }
 
@@ -60,13 +60,13 @@ impl Identity {
     }
 }
 
-/// Why a token is not taken. The texts go to callers: nothing of the token is in them.
+/// Why a token is refused. Callers see the texts, so they quote nothing from the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the texts say it")]
 pub enum TokenError {
-    #[error("the token can't be read")]
+    #[error("the token is malformed")]
     Malformed,
-    #[error("no key that is known here has signed the token")]
+    #[error("the token is not signed with a known key")]
     UnknownKey,
     #[error("the token's signature is wrong")]
     WrongSignature,
@@ -78,70 +78,70 @@ pub enum TokenError {
     WrongAudience,
     #[error("the token is from another issuer")]
     WrongIssuer,
-    #[error("the token lacks a claim that it needs: exp, and iss and aud where the gateway checks them")]
+    #[error("the token lacks a required claim: exp, or iss or aud if the gateway checks them")]
     ClaimMissing,
-    #[error("a claim of the token can't be read")]
+    #[error("a claim of the token is malformed")]
     ClaimMalformed,
-    #[error("the keys that tokens are checked with could not be fetched yet")]
+    #[error("the keys that verify tokens have not been fetched yet")]
     KeysUnavailable,
 }
 
-/// What tokens are held against beside their signatures.
+/// The checks of a token besides its signature.
 #[derive(Clone, Debug, Default)]
 pub struct TokenRules {
-    /// Issuers that are taken; any, if there are none.
+    /// Accepted issuers. Empty: every issuer.
     pub issuers: Vec<String>,
-    /// Audiences that are taken; any, if there are none.
+    /// Accepted audiences. Empty: every audience.
     pub audiences: Vec<String>,
-    /// How far the clocks of issuers and of this machine may be apart.
+    /// Allowed difference between the clocks of issuers and of this machine.
     pub skew: Duration,
 }
 
-/// Where keys come from.
+/// The sources of keys.
 #[derive(Debug, Default)]
 pub struct KeySources {
     /// Keys that do not change.
     pub fixed: Vec<Key>,
-    /// A set that does, in a file.
+    /// A key set in a file, which may change.
     pub file: Option<KeySetFile>,
-    /// A set that does, elsewhere.
+    /// A key set at a URL, which may change.
     pub url: Option<KeySetUrl>,
 }
 
-/// Tells who a identity is.
+/// Identifies callers by their tokens.
 pub struct Access {
-    /// Whoever has no token.
+    /// The identity of callers without a token.
     anonymous: Arc<Identity>,
-    /// None: the gateway is open, and everyone may do everything.
+    /// None in an open gateway, where every caller may do everything.
     keys: Option<KeySets>,
     rules: TokenRules,
-    verified: Cache<String, VerifiedToken, ByBytes>,
+    verified: Cache<String, VerifiedToken, TokenWeighter>,
 }
 
-/// A token that was verified.
+/// The identity of a verified token.
 #[derive(Clone)]
 struct VerifiedToken {
     identity: Arc<Identity>,
-    /// How often keys had been replaced before.
+    /// The generation of the keys that verified the token; see [`KeySets::changes`].
     changes: u64,
 }
 
 #[derive(Clone)]
-struct ByBytes;
+struct TokenWeighter;
 
-impl Weighter<String, VerifiedToken> for ByBytes {
+impl Weighter<String, VerifiedToken> for TokenWeighter {
     fn weight(&self, token: &String, _: &VerifiedToken) -> u64 {
         token.len() as u64 + VERIFIED_OVERHEAD
     }
 }
 
-fn empty_cache() -> Cache<String, VerifiedToken, ByBytes> {
+fn empty_cache() -> Cache<String, VerifiedToken, TokenWeighter> {
     let items = usize::try_from(VERIFIED_BYTES / (2 * VERIFIED_OVERHEAD)).unwrap_or(usize::MAX);
-    Cache::with_weighter(items, VERIFIED_BYTES, ByBytes)
+    Cache::with_weighter(items, VERIFIED_BYTES, TokenWeighter)
 }
 
 impl Access {
-    /// Everyone may do everything.
+    /// An open gateway: every caller may do everything.
     pub fn open() -> Self {
         Self {
             anonymous: Identity::anonymous(Grants::all()),
@@ -151,8 +151,8 @@ impl Access {
         }
     }
 
-    /// Only what tokens grant may be done, and what `anonymous` grants to those who have none. Key sets are kept fresh by
-    /// `tasks`.
+    /// A closed gateway: a caller has the permissions of its token, or, without a token, those in `anonymous`. Runs the
+    /// tasks that keep key sets up to date.
     pub fn with_keys(sources: KeySources, anonymous: Grants, rules: TokenRules, tasks: &Tasks) -> Self {
         Self {
             anonymous: Identity::anonymous(anonymous),
@@ -162,23 +162,23 @@ impl Access {
         }
     }
 
-    /// Whether everyone may do everything.
+    /// Whether every caller may do everything.
     pub fn is_open(&self) -> bool {
         self.keys.is_none()
     }
 
-    /// Who a identity is that has shown this token, or none. In an open gateway a token says nothing.
+    /// The identity of a caller with this token, or with none. An open gateway ignores tokens.
     pub async fn identify(&self, token: Option<&str>) -> Result<Arc<Identity>, TokenError> {
         let (Some(keys), Some(token)) = (&self.keys, token) else { return Ok(self.anonymous.clone()) };
-        // Before the keys are looked at: what is verified with keys that are being replaced is not verified for long.
+        // Read before the token is verified. If keys are replaced meanwhile, the cached result counts as out of date.
         let changes = keys.changes();
-        let verified = self.verified.get(token).filter(|verified| verified.changes == changes);
-        if let Some(VerifiedToken { identity, .. }) = verified {
+        let cached = self.verified.get(token).filter(|cached| cached.changes == changes);
+        if let Some(VerifiedToken { identity, .. }) = cached {
             return if identity.has_expired() { Err(TokenError::Expired) } else { Ok(identity) };
         }
         let signed = SignedToken::parse(token)?;
         let claims = match keys.verify(&signed, &self.rules) {
-            // A key that is new there, perhaps.
+            // The issuer may have a new key.
             Err(TokenError::UnknownKey | TokenError::KeysUnavailable) if keys.renew().await => {
                 keys.verify(&signed, &self.rules)
             }

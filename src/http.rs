@@ -62,7 +62,7 @@ fn public_routes() -> OpenApiRouter<App> {
 
 /// The routes of the main listener: all of them, or all but those that `--admin-listen` moves to another listener.
 pub fn router(app: &App) -> Router {
-    let has_admin_listener = app.settings.admin_listen.is_some();
+    let has_admin_listener = app.settings.server.admin_listen.is_some();
     with_fallback(if has_admin_listener { public_routes() } else { routes() }, app)
 }
 

@@ -258,14 +258,14 @@ impl LogListener for Live {
         let Some(live) = self.get(topic) else { return };
         let event = LiveEvent::new(&entry).ok().filter(|_| is_plausible(entry.id));
         let Some(event) = event else { return self.malformed(topic) };
-        let span = match event.event().traceparent.as_deref().filter(|_| trace::is_sent()) {
+        let span = match event.event().traceparent.as_deref().filter(|_| trace::is_enabled()) {
             None => Span::none(),
             Some(publish) => {
                 let (id, subscribers) = (entry.id, live.subscriber_count());
                 let span = info_span!(
                     parent: None, "deliver", room = topic.name(), %id, subscribers, otel.kind = "consumer"
                 );
-                trace::follow(&span, publish);
+                trace::set_parent(&span, publish);
                 span
             }
         };

@@ -1,4 +1,5 @@
-//! What a replica counts, for Prometheus. No label grows with rooms, hashes, users or addresses.
+//! The metrics of a replica, for Prometheus. No label has rooms, hashes, users or addresses in it, so the number of
+//! time series stays small.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -13,39 +14,39 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 /// The media type of [`Metrics::text`].
-pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const OPENMETRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Half a millisecond to eight seconds.
+/// The buckets of histograms: 15 of them, from half a millisecond to eight seconds, each twice the one before.
 const SECONDS: (f64, f64, u16) = (0.0005, 2.0, 15);
 
-/// A word of ours for what happened.
+/// The reason of a gap, or of a stream's end.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
 }
 
-/// The code of a problem.
+/// The code of a problem document.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CodeLabel {
     code: &'static str,
 }
 
-/// A limit, and what it rejected.
+/// A limit, and the kind of thing that it has rejected: a request, a stream or a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Rejection {
+struct RejectionLabels {
     limit: &'static str,
     kind: &'static str,
 }
 
-/// Who was removed.
+/// The target of a removal: a subscriber, a user or a token.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RemovalKind {
+struct RemovalLabel {
     kind: &'static str,
 }
 
-/// A kind of answer.
+/// A request's method and route, and the status of its response.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResponseKind {
+struct ResponseLabels {
     method: &'static str,
     route: String,
     status: u16,
@@ -53,10 +54,10 @@ struct ResponseKind {
 
 type SecondsGauge = Gauge<f64, AtomicU64>;
 
-/// The counters of a replica.
+/// The metrics of a replica.
 pub struct Metrics {
     registry: Registry,
-    responses: Family<ResponseKind, Counter>,
+    responses: Family<ResponseLabels, Counter>,
     problems: Family<CodeLabel, Counter>,
     published: Counter,
     publish_seconds: Histogram,
@@ -65,13 +66,13 @@ pub struct Metrics {
     opened: Counter,
     ended: Family<ReasonLabel, Counter>,
     gaps: Family<ReasonLabel, Counter>,
-    rejected: Family<Rejection, Counter>,
-    removals: Family<RemovalKind, Counter>,
+    rejected: Family<RejectionLabels, Counter>,
+    removals: Family<RemovalLabel, Counter>,
     streams: Gauge,
     now: StateGauges,
 }
 
-/// What is looked at when somebody asks.
+/// Gauges that are set when the metrics are read.
 struct StateGauges {
     rooms: Gauge,
     members: Gauge,
@@ -83,23 +84,23 @@ struct StateGauges {
     draining: Gauge,
 }
 
-/// The replica's state as it is now.
+/// The state of the replica when its metrics are read.
 pub struct CurrentState {
-    /// Rooms that have subscribers here, or had some a moment ago.
+    /// Rooms that are live here: with subscribers, or without for a short time.
     pub rooms: usize,
-    /// Who is in rooms here and says who it is, once for each room.
+    /// Members of rooms through this replica's streams, one for each room.
     pub members: usize,
-    /// Open connections, streams among them.
+    /// Open connections, streams included.
     pub connections: usize,
-    /// Whether commands to the broker go through.
+    /// Whether commands reach the broker.
     pub commands_up: bool,
-    /// Whether announcements from the broker come back.
+    /// Whether the broker's announcements arrive.
     pub delivery_up: bool,
-    /// How long the last probe took there and back.
+    /// Round trip of the last probe; none if the probe has not returned.
     pub round_trip: Option<Duration>,
-    /// Messages on the rooms' channels that were no announcements, since the start.
+    /// Messages on the channels of rooms that were not announcements, since the start.
     pub malformed: u64,
-    /// Whether the replica is leaving.
+    /// Whether the replica shuts down.
     pub draining: bool,
 }
 
@@ -110,131 +111,131 @@ fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &
     metric
 }
 
-/// Adds a metric in seconds, which its name then ends with.
+/// Adds a metric in seconds. The registry appends the unit to its name.
 fn add_seconds<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
     registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
     metric
 }
 
 impl Metrics {
-    /// All at zero.
+    /// Creates all metrics, at zero.
     pub fn new(version: &'static str, broker: &'static str) -> Self {
         let all = &mut Registry::with_prefix("roomcast");
         let seconds = || Histogram::new(exponential_buckets(SECONDS.0, SECONDS.1, SECONDS.2));
         let build = Info::new(vec![("version", version), ("broker", broker)]);
-        all.register("build", "The gateway's version, and where its rooms are kept", build);
+        all.register("build", "Version of the gateway, and its broker", build);
         let metrics = Self {
-            responses: add(all, "http_requests", "Requests by route and status"),
-            problems: add(all, "problems", "Failures that callers were told, by code"),
+            responses: add(all, "http_requests", "HTTP requests, by method, route and status of the response"),
+            problems: add(all, "problems", "Failed requests, by the code of the failure"),
             published: add(all, "events_published", "Events that this replica has stored"),
             publish_seconds: add_seconds(all, "publish", "Time that the broker took to store an event", seconds()),
-            delivered: add(all, "events_delivered", "Events written to streams: once for each event and stream"),
+            delivered: add(all, "events_delivered", "Events written to streams, one for each event and stream"),
             delivery_lag: add_seconds(
                 all,
                 "delivery_lag",
-                "From an event's publication to its writing to a room's streams, once for each room and write",
+                "Time from the publication of an event to its writing to a room's streams, once for each room and write",
                 seconds(),
             ),
-            opened: add(all, "streams_opened", "Streams that were opened"),
-            ended: add(all, "streams_ended", "Streams that ended, by reason"),
-            gaps: add(all, "gaps", "Gaps that streams were told, by reason"),
-            rejected: add(all, "rejected", "Requests, streams and connections that a limit rejected"),
-            removals: add(all, "removals", "Removals that this replica was asked for"),
+            opened: add(all, "streams_opened", "Streams that have opened"),
+            ended: add(all, "streams_ended", "Streams that have ended or were refused for now, by reason"),
+            gaps: add(all, "gaps", "Gaps that were sent to streams, by reason"),
+            rejected: add(
+                all,
+                "rejected",
+                "Requests, streams and connections that a limit has rejected, by limit and kind",
+            ),
+            removals: add(all, "removals", "Removals that this replica was asked for, by kind"),
             streams: add(all, "streams", "Open streams"),
             now: StateGauges {
-                rooms: add(all, "rooms", "Rooms that this replica holds"),
-                members: add(
-                    all,
-                    "members",
-                    "Who is in rooms on this replica and says who it is, once for each room",
-                ),
-                connections: add(all, "connections", "Open connections, streams among them"),
-                commands_up: add(all, "broker_commands_up", "Whether commands to the broker go through"),
-                delivery_up: add(all, "broker_delivery_up", "Whether announcements from the broker come back"),
+                rooms: add(all, "rooms", "Rooms that are live on this replica"),
+                members: add(all, "members", "Named subscribers on this replica, one for each room"),
+                connections: add(all, "connections", "Open connections, streams included"),
+                commands_up: add(all, "broker_commands_up", "1 if commands reach the broker, else 0"),
+                delivery_up: add(all, "broker_delivery_up", "1 if the announcements of the broker arrive, else 0"),
                 round_trip: add_seconds(
                     all,
                     "broker_round_trip",
-                    "How long the last probe of the broker took there and back; 0 if it did not come back",
+                    "Round trip of the last probe of the broker; 0 if the probe has not returned",
                     SecondsGauge::default(),
                 ),
                 malformed: add(
                     all,
                     "malformed_announcements",
-                    "Messages on the rooms' channels that were no announcements",
+                    "Messages on the channels of rooms that were not announcements",
                 ),
-                draining: add(all, "draining", "Whether the replica is leaving"),
+                draining: add(all, "draining", "1 while the replica shuts down, else 0"),
             },
             registry: std::mem::take(all),
         };
-        // What is rare is there from the start, so that its first time is seen as an increase.
+        // Rare series exist from the start: Prometheus sees no increase in a series that begins at 1.
         for limit in ["subject", "address", "total"] {
-            drop(metrics.rejected.get_or_create(&Rejection { limit, kind: "request" }));
+            drop(metrics.rejected.get_or_create(&RejectionLabels { limit, kind: "request" }));
         }
         for kind in ["subscriber", "user", "token"] {
-            drop(metrics.removals.get_or_create(&RemovalKind { kind }));
+            drop(metrics.removals.get_or_create(&RemovalLabel { kind }));
         }
         metrics
     }
 
-    /// A request was answered.
+    /// Counts the response to a request.
     pub fn answered(&self, method: &'static str, route: &str, status: u16) {
-        self.responses.get_or_create(&ResponseKind { method, route: route.into(), status }).inc();
+        self.responses.get_or_create(&ResponseLabels { method, route: route.into(), status }).inc();
     }
 
-    /// A caller was told of a failure.
+    /// Counts a failed request.
     pub fn problem(&self, code: &'static str) {
         self.problems.get_or_create(&CodeLabel { code }).inc();
     }
 
-    /// An event was stored.
+    /// Counts an event that this replica has stored, and the broker's time for it.
     pub fn published(&self, took: Duration) {
         self.published.inc();
         self.publish_seconds.observe(took.as_secs_f64());
     }
 
-    /// Events were written to streams.
+    /// Counts events that were written to streams.
     pub fn delivered(&self, events: u64) {
         self.delivered.inc_by(events);
     }
 
-    /// A room's streams were written to so long after the event was published.
+    /// Records the time from the publication of an event to its writing to a room's streams.
     pub fn lagged(&self, lag: Duration) {
         self.delivery_lag.observe(lag.as_secs_f64());
     }
 
-    /// A stream was opened.
+    /// Counts a stream that has opened.
     pub fn stream_opened(&self) {
         self.opened.inc();
         self.streams.inc();
     }
 
-    /// A stream that was open has ended.
+    /// Counts the end of an open stream.
     pub fn stream_ended(&self, reason: &'static str) {
         self.streams.dec();
         self.stream_refused(reason);
     }
 
-    /// A stream was told to come back before it was open.
+    /// Counts a stream that was refused for now, before it opened.
     pub fn stream_refused(&self, reason: &'static str) {
         self.ended.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// A stream was told of a gap.
+    /// Counts a gap that was sent to a stream.
     pub fn gap(&self, reason: &'static str) {
         self.gaps.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// A limit refused a request or a stream.
+    /// Counts a request, a stream or a connection that a limit has rejected.
     pub fn rejected(&self, limit: &'static str, kind: &'static str) {
-        self.rejected.get_or_create(&Rejection { limit, kind }).inc();
+        self.rejected.get_or_create(&RejectionLabels { limit, kind }).inc();
     }
 
-    /// Somebody was removed: a subscriber, a user, or a token.
+    /// Counts a removal of a subscriber, a user or a token.
     pub fn removed(&self, kind: &'static str) {
-        self.removals.get_or_create(&RemovalKind { kind }).inc();
+        self.removals.get_or_create(&RemovalLabel { kind }).inc();
     }
 
-    /// Everything, as text that Prometheus reads.
+    /// All metrics in the OpenMetrics text format.
     pub fn text(&self, now: &CurrentState) -> String {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.now.rooms.set(number(now.rooms));

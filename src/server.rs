@@ -1,4 +1,4 @@
-//! The only file that knows every part: it builds a gateway, serves, and stops in order.
+//! The gateway: builds it from the settings, serves, and shuts it down in order. Only this file knows every part.
 
 mod connections;
 mod detach;
@@ -18,64 +18,65 @@ use crate::auth::Access;
 use crate::broker::memory::{MemoryBroker, MemorySettings, StoreError};
 use crate::broker::redis::RedisBroker;
 use crate::broker::{Broker, SubscriberCounts};
-use crate::config::{AccessSettings, Settings, SettingsError};
+use crate::config::{AccessArgs, Settings, SettingsError};
 use crate::delivery::Broadcasters;
 use crate::http::{self, App};
 use crate::shutdown::Tasks;
 
-/// Open files that connections leave for the listener, for Redis, and for answers to those above the limit.
+/// Open files that `--max-connections` leaves for the listener, for Redis, and for the refusal of connections above the
+/// limit.
 pub const RESERVED_FILES: usize = connections::OVERLOAD_CONNECTIONS + 64;
-/// After the drain window, the time for the last requests to finish.
-const LAST_REQUESTS: Duration = Duration::from_secs(5);
-/// The time for background tasks to end.
-const LAST_TASKS: Duration = Duration::from_secs(2);
+/// Time for requests in flight to finish, after the drain window.
+const REQUEST_GRACE: Duration = Duration::from_secs(5);
+/// Time for background tasks to end.
+const TASK_GRACE: Duration = Duration::from_secs(2);
 
-/// Why a gateway can't serve, or no longer.
+/// Why a gateway can't begin to serve, or stopped serving.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The settings don't go together.
+    /// The settings can't be used together.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// A key can't be used: the flag, and why.
+    /// A key can't be used: its flag, and the reason.
     #[error("{0}")]
     Key(String),
-    /// A listener beside the first can't be had.
+    /// An extra listener can't be bound.
     #[error("{flag} {address}: {why}")]
     Listen {
-        /// Which.
+        /// The listener's flag.
         flag: &'static str,
-        /// Its address.
+        /// The listener's address.
         address: SocketAddr,
-        /// Why not.
+        /// The reason.
         why: io::Error,
     },
     /// The Redis URL can't be used.
     #[error("--redis-url: {0}")]
-    Redis(::redis::RedisError),
+    Redis(String),
     /// The data folder can't be used.
     #[error("--data-dir {}: {why}", folder.display())]
     Data {
         /// The folder.
         folder: PathBuf,
-        /// Why not.
+        /// The reason.
         why: StoreError,
     },
     /// The listener failed.
     #[error("the listener failed: {0}")]
     Listener(#[from] io::Error),
-    /// A part that the gateway can't do without has ended.
-    #[error("a task that must not end has ended; the log says which")]
+    /// A task without which the gateway can't work has ended.
+    #[error("a background task ended unexpectedly; the log names it")]
     TaskEnded,
 }
 
 impl ServeError {
-    /// Whether it never began to serve, since what it was told does not work.
+    /// Whether the gateway never began to serve because a setting can't be used.
     pub fn is_settings_error(&self) -> bool {
         matches!(self, Self::Settings(_) | Self::Key(_) | Self::Listen { .. } | Self::Redis(_) | Self::Data { .. })
     }
 }
 
-/// Serves on a listener until `shutdown` resolves; then leaves politely, and returns. `ready` is called once it serves.
+/// Serves on a listener until `shutdown` resolves. Then shuts down in order, and returns. Calls `ready` once it serves.
 pub async fn run(
     settings: Settings,
     listener: TcpListener,
@@ -84,7 +85,7 @@ pub async fn run(
 ) -> Result<(), ServeError> {
     settings.check()?;
     let tasks = Tasks::default();
-    let replica: Arc<str> = match &settings.replica_id {
+    let replica: Arc<str> = match &settings.server.replica_id {
         Some(name) => name.as_str().into(),
         None => uuid::Uuid::new_v4().simple().to_string()[..12].into(),
     };
@@ -95,39 +96,40 @@ pub async fn run(
     let drain = app.drain.clone();
     let broadcasters = Broadcasters::new(app.delivery.clone(), &tasks);
     let extra = ExtraListener { app: &app, broadcasters: &broadcasters, tasks: &tasks };
-    extra.serve("--metrics-listen", app.settings.metrics_listen, http::metrics_router).await?;
-    extra.serve("--admin-listen", app.settings.admin_listen, http::admin_router).await?;
+    extra.serve("--metrics-listen", app.settings.server.metrics_listen, http::metrics_router).await?;
+    extra.serve("--admin-listen", app.settings.server.admin_listen, http::admin_router).await?;
     let (router, overload_router) = (http::router(&app), http::overload_router(&app));
     let connections = Connections::new(&app, app.connections.clone(), broadcasters, router, overload_router);
     tracing::info!(address = %listener.local_addr()?, broker = app.broker_kind, "serving");
     ready();
     {
-        let leaving = async {
+        let draining = async {
             shutdown.await;
             drain.leave();
-            tracing::info!(delay = ?app.settings.drain_delay, "leaving: unready, still answering");
-            sleep(app.settings.drain_delay).await;
+            tracing::info!(delay = ?app.settings.shutdown.drain_delay, "shutting down: not ready, still serving");
+            sleep(app.settings.shutdown.drain_delay).await;
         };
         tokio::select! {
             never = connections.accept(&listener) => match never {},
-            () = leaving => {}
+            () = draining => {}
             () = tasks.failed() => drain.leave(),
         }
     }
     drop(listener);
-    tracing::info!(window = ?app.settings.drain_window, connections = connections.count(), "ending streams");
+    tracing::info!(window = ?app.settings.shutdown.drain_window, connections = connections.count(), "ending streams");
     drain.end_streams();
-    connections.finish(app.settings.drain_window + LAST_REQUESTS).await;
-    // Subscribers that have gone elsewhere must not be counted here until the lease runs out.
+    connections.finish(app.settings.shutdown.drain_window + REQUEST_GRACE).await;
+    // Without this report, the subscribers that have moved to other replicas would count here, too, until the lease
+    // expires.
     if let Err(error) = app.registry.report(&SubscriberCounts::new(), 0).await {
-        tracing::debug!(%error, "the broker was not told that this replica's rooms are empty");
+        tracing::debug!(%error, "the last report to the broker failed; this replica's counts stay until its lease expires");
     }
     let failed = tasks.has_failed();
-    tasks.stop(LAST_TASKS).await;
+    tasks.stop(TASK_GRACE).await;
     if failed { Err(ServeError::TaskEnded) } else { Ok(()) }
 }
 
-/// Serves some routes on listeners of their own.
+/// Serves some of the routes on another address.
 struct ExtraListener<'a> {
     app: &'a App,
     broadcasters: &'a Arc<Broadcasters>,
@@ -145,7 +147,7 @@ impl ExtraListener<'_> {
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|why| ServeError::Listen { flag, address, why })?;
         let (router, overload_router) = (router(self.app), http::overload_router(self.app));
-        // Not among those that leaving waits for.
+        // A tracker of its own: the shutdown does not wait for these connections.
         let connections =
             Connections::new(self.app, TaskTracker::new(), self.broadcasters.clone(), router, overload_router);
         self.tasks.supervise(flag, async move {
@@ -155,7 +157,7 @@ impl ExtraListener<'_> {
     }
 }
 
-fn access(settings: &AccessSettings, tasks: &Tasks) -> Result<Access, ServeError> {
+fn access(settings: &AccessArgs, tasks: &Tasks) -> Result<Access, ServeError> {
     if !settings.has_keys() {
         return Ok(Access::open());
     }
@@ -163,17 +165,17 @@ fn access(settings: &AccessSettings, tasks: &Tasks) -> Result<Access, ServeError
     Ok(Access::with_keys(keys, settings.anonymous(), settings.rules(), tasks))
 }
 
-/// The broker that the settings ask for. It is not started yet.
+/// The broker that the settings select, not started yet.
 async fn broker(settings: &Settings, replica: &str, tasks: &Tasks) -> Result<Arc<dyn Broker>, ServeError> {
-    let retention = settings.retention();
+    let retention = settings.retention.policy();
     let lease = settings.presence.replica_lease;
-    if let Some(url) = &settings.redis_url {
-        let broker = RedisBroker::new(url.expose(), &settings.redis_prefix, replica, lease, retention);
-        return Ok(Arc::new(broker.map_err(ServeError::Redis)?));
+    if let Some(url) = &settings.redis.url {
+        let broker = RedisBroker::new(url.expose(), &settings.redis.prefix, replica, lease, retention);
+        return Ok(Arc::new(broker.map_err(|why| ServeError::Redis(why.to_string()))?));
     }
     let memory =
-        MemorySettings { replica: replica.into(), lease, retention, max_bytes: settings.embedded_max_bytes };
-    Ok(Arc::new(match settings.data_folder() {
+        MemorySettings { replica: replica.into(), lease, retention, max_bytes: settings.embedded.max_bytes };
+    Ok(Arc::new(match settings.embedded.data_folder() {
         None => MemoryBroker::new(memory),
         Some(data) => {
             let folder = data.path.clone();

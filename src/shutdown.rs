@@ -1,4 +1,4 @@
-//! Tasks with an owner, and the order to stop.
+//! Background tasks, each with an owner, and the state of an orderly shutdown.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Tracks every task of a gateway. Clones share one tracker.
+/// Tracks every background task of a gateway. Clones share one tracker.
 #[derive(Clone, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -15,55 +15,55 @@ pub struct Tasks {
     failed: CancellationToken,
 }
 
-/// Speaks up when its task is gone and should not be.
-struct Watch {
-    /// Of a task that must not end at all.
+/// Lives as long as its task. Reports a failure when the task panics, or ends although it is supervised.
+struct TaskGuard {
+    /// The name of a supervised task, which must not end before the gateway stops.
     name: Option<&'static str>,
     tasks: Tasks,
 }
 
-impl Drop for Watch {
+impl Drop for TaskGuard {
     fn drop(&mut self) {
-        let ended = self.name.is_some() && !self.tasks.stop.is_cancelled();
-        if ended || std::thread::panicking() {
-            let task = self.name.unwrap_or("of a room or a moment");
-            tracing::error!(task, "a task has panicked, or ended that must not; stopping");
+        let ended_early = self.name.is_some() && !self.tasks.stop.is_cancelled();
+        if ended_early || std::thread::panicking() {
+            let task = self.name.unwrap_or("unsupervised");
+            tracing::error!(task, "a background task panicked or ended unexpectedly; shutting down");
             self.tasks.failed.cancel();
         }
     }
 }
 
 impl Tasks {
-    /// Runs a task that may end when it is done, and is dropped when the gateway stops. Should it panic, the gateway
-    /// stops.
+    /// Runs a task that may end by itself. It is dropped when the gateway stops. If it panics, the gateway stops.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.run(None, task);
     }
 
-    /// Runs a task that the gateway can't do without: should it end, even by a panic, the gateway stops.
+    /// Runs a task without which the gateway can't work. It is dropped when the gateway stops. If it ends before, even
+    /// by a panic, the gateway stops.
     pub fn supervise(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.run(Some(name), task);
     }
 
-    /// Like [`Self::supervise`], for a task that has something to finish: it is told when the gateway stops, and ends by
-    /// itself.
+    /// Like [`Self::supervise`], for a task that has work to finish. It is not dropped: the token tells it that the
+    /// gateway stops, and it ends by itself.
     pub fn supervise_to_end<F>(&self, name: &'static str, task: impl FnOnce(CancellationToken) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let watch = Watch { name: Some(name), tasks: self.clone() };
+        let guard = TaskGuard { name: Some(name), tasks: self.clone() };
         let task = task(self.stop.clone());
         self.tracker.spawn(async move {
-            let _watch = watch;
+            let _guard = guard;
             task.await;
         });
     }
 
     fn run(&self, name: Option<&'static str>, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
-        let watch = Watch { name, tasks: self.clone() };
+        let guard = TaskGuard { name, tasks: self.clone() };
         self.tracker.spawn(async move {
-            let _watch = watch;
+            let _guard = guard;
             tokio::select! {
                 () = task => {}
                 () = stop.cancelled() => {}
@@ -71,56 +71,57 @@ impl Tasks {
         });
     }
 
-    /// Resolves if a supervised task has ended.
+    /// Resolves when a task has failed: a supervised one has ended, or any has panicked.
     pub async fn failed(&self) {
         self.failed.cancelled().await;
     }
 
-    /// Whether a supervised task has ended.
+    /// Whether a task has failed.
     pub fn has_failed(&self) -> bool {
         self.failed.is_cancelled()
     }
 
-    /// Drops what still runs, and waits until it is gone.
+    /// Stops all tasks, and waits for them for at most `limit`.
     pub async fn stop(&self, limit: Duration) {
         self.stop.cancel();
         self.tracker.close();
         if tokio::time::timeout(limit, self.tracker.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tracker.len(), "some tasks did not end in time");
+            tracing::warn!(tasks = self.tracker.len(), "some background tasks did not end in time");
         }
     }
 }
 
-/// How far the replica's leaving has come. Clones share it.
+/// The state of a replica's shutdown. Clones share it.
 #[derive(Clone)]
 pub struct Drain {
     leaving: CancellationToken,
+    /// When streams began to end.
     ending: watch::Sender<Option<Instant>>,
     window: Duration,
 }
 
 impl Drain {
-    /// Not leaving yet; later, streams will end over `window`.
+    /// Not shutting down yet. Streams will end over `window`.
     pub fn new(window: Duration) -> Self {
         Self { leaving: CancellationToken::new(), ending: watch::channel(None).0, window }
     }
 
-    /// From now on the replica is unready, still answers, and opens no streams.
+    /// Begins the shutdown: from now on the replica is not ready and opens no streams, but still answers requests.
     pub fn leave(&self) {
         self.leaving.cancel();
     }
 
-    /// From now on streams end, spread over the window.
+    /// Begins to end streams, spread over the window.
     pub fn end_streams(&self) {
         self.ending.send_replace(Some(Instant::now()));
     }
 
-    /// Whether the replica is leaving.
+    /// Whether the shutdown has begun.
     pub fn is_leaving(&self) -> bool {
         self.leaving.is_cancelled()
     }
 
-    /// Whether streams are ending.
+    /// Whether streams have begun to end.
     pub fn ends_streams_now(&self) -> bool {
         self.ending.borrow().is_some()
     }
@@ -130,14 +131,14 @@ impl Drain {
         self.ending_since().await;
     }
 
-    /// Resolves when a stream is to end whose `place` in the window is 0.0 to 1.0.
-    pub async fn reaches(&self, place: f32) {
-        sleep_until(self.ending_since().await + self.window.mul_f32(place)).await;
+    /// Resolves when a part of the window has passed, 0.0 to 1.0.
+    pub async fn reaches(&self, part: f32) {
+        sleep_until(self.ending_since().await + self.window.mul_f32(part)).await;
     }
 
     async fn ending_since(&self) -> Instant {
         let mut ending = self.ending.subscribe();
-        // The sender is ours, so the channel can't close.
+        // `self` holds the sender, so the channel can't close.
         let since = ending.wait_for(Option::is_some).await.ok().and_then(|since| *since);
         since.unwrap_or_else(Instant::now)
     }

@@ -1,4 +1,4 @@
-//! Where logs and traces go, and how.
+//! Starts logs, which go to standard error, and traces, which go to a collector.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -22,31 +22,34 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
 
-use crate::config::{LogFormat, Settings};
+use crate::config::{LogFormat, TelemetryArgs};
 use crate::trace;
 
-/// Time for the last spans to be sent.
-const LAST_SPANS: Duration = Duration::from_secs(2);
-/// Time for a batch of spans to be sent.
+/// Longest time for sending the last spans, when the process ends.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
+/// Longest time for sending a batch of spans.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
-/// Most bytes of a collector's reply.
-const MAX_REPLY_BYTES: usize = 64 * 1024;
+/// Most bytes of a collector's response.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// Sends what is left when it is dropped.
+/// Sends the spans that are left when it is dropped.
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
 }
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
-        if let Some(Err(why)) = self.traces.take().map(|traces| traces.shutdown_with_timeout(LAST_SPANS)) {
+        if let Some(Err(why)) = self.traces.take().map(|traces| traces.shutdown_with_timeout(SHUTDOWN_LIMIT)) {
             tracing::debug!(%why, "the last spans could not be sent");
         }
     }
 }
 
-/// Starts logging to standard error, and sending traces where they are to go. Fails on a filter that can't be read.
-pub fn start(settings: &Settings) -> Result<Telemetry, String> {
+/// Starts logs, and traces if there is a collector. Must be called in a runtime. The error names the flag that can't be
+/// used, and the reason.
+///
+/// The replica's name goes with its traces.
+pub fn start(settings: &TelemetryArgs, replica_id: Option<&str>) -> Result<Telemetry, String> {
     let filter: Targets = settings.log.parse().map_err(|why| format!("--log {:?}: {why}", settings.log))?;
     let logs = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let logs: Box<dyn Layer<Registry> + Send + Sync> = match settings.log_format {
@@ -54,19 +57,20 @@ pub fn start(settings: &Settings) -> Result<Telemetry, String> {
         LogFormat::Json => logs.json().boxed(),
     };
     let Some(endpoint) = &settings.otlp_endpoint else {
-        // The filter is for everything then, which costs less than one for each.
+        // One filter for the whole registry costs less than a filter for each layer.
         tracing_subscriber::registry().with(logs).with(filter).init();
         return Ok(Telemetry { traces: None });
     };
-    let traces = traces(endpoint.as_str(), settings).map_err(|why| format!("--otlp-endpoint: {why}"))?;
+    let traces = traces(endpoint.as_str(), settings.trace_ratio, replica_id)
+        .map_err(|why| format!("--otlp-endpoint: {why}"))?;
     let spans = tracing_opentelemetry::layer().with_tracer(traces.tracer(env!("CARGO_PKG_NAME")));
     let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::INFO);
     tracing_subscriber::registry().with(logs.with_filter(filter)).with(spans.with_filter(ours)).init();
-    trace::begin();
+    trace::enable();
     Ok(Telemetry { traces: Some(traces) })
 }
 
-fn traces(endpoint: &str, settings: &Settings) -> Result<SdkTracerProvider, String> {
+fn traces(endpoint: &str, ratio: f64, replica_id: Option<&str>) -> Result<SdkTracerProvider, String> {
     let exporter = SpanExporter::builder()
         .with_http()
         .with_http_client(Collector::new())
@@ -78,11 +82,11 @@ fn traces(endpoint: &str, settings: &Settings) -> Result<SdkTracerProvider, Stri
     let mut resource = Resource::builder()
         .with_service_name(env!("CARGO_PKG_NAME"))
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-    if let Some(replica) = &settings.replica_id {
-        resource = resource.with_attribute(KeyValue::new("service.instance.id", replica.clone()));
+    if let Some(replica) = replica_id {
+        resource = resource.with_attribute(KeyValue::new("service.instance.id", replica.to_owned()));
     }
-    // By the trace's id, also where somebody else has begun it: strangers don't decide how much is sent.
-    let sampler = Sampler::TraceIdRatioBased(settings.trace_ratio);
+    // The trace id decides, also for traces that callers have begun: a caller must not decide how much is sent.
+    let sampler = Sampler::TraceIdRatioBased(ratio);
     let provider = SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
         .with_sampler(sampler)
@@ -90,7 +94,7 @@ fn traces(endpoint: &str, settings: &Settings) -> Result<SdkTracerProvider, Stri
     Ok(provider.build())
 }
 
-/// Posts spans to a collector. The exporter calls it from a thread of its own, and the gateway's runtime does the work.
+/// Posts spans to the collector. The exporter calls it on a thread of its own; the request runs on the gateway's runtime.
 #[derive(Debug)]
 struct Collector {
     client: Client<HttpConnector, Full<Bytes>>,
@@ -109,10 +113,10 @@ impl HttpClient for Collector {
         let client = self.client.clone();
         let post = async move {
             let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
-            let body = Limited::new(body, MAX_REPLY_BYTES).collect().await?.to_bytes();
+            let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await?.to_bytes();
             Ok::<_, HttpError>(Response::from_parts(head, body))
         };
-        let posted = self.runtime.spawn(async move { timeout(SEND_LIMIT, post).await });
-        posted.await??
+        let posting = self.runtime.spawn(async move { timeout(SEND_LIMIT, post).await });
+        posting.await??
     }
 }

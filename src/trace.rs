@@ -1,4 +1,5 @@
-//! Traces over processes: a publish, and its arrival on each replica, are one. Where no traces are sent, nothing here does anything.
+//! Traces across processes: a publish and its delivery on each replica are one trace. While traces are off, every
+//! function here does nothing.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,35 +9,35 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// The header of W3C Trace Context that names a trace, and a span in it.
+/// The header of W3C Trace Context. Its value has the id of a trace and of the parent span.
 pub const TRACEPARENT: &str = "traceparent";
 
-static SENT: AtomicBool = AtomicBool::new(false);
+static ENABLED: AtomicBool = AtomicBool::new(false);
 
-/// From now on traces are sent.
-pub fn begin() {
-    SENT.store(true, Ordering::SeqCst);
+/// Turns traces on.
+pub fn enable() {
+    ENABLED.store(true, Ordering::SeqCst);
 }
 
-/// Whether traces are sent.
-pub fn is_sent() -> bool {
-    SENT.load(Ordering::Relaxed)
+/// Whether traces are on.
+pub fn is_enabled() -> bool {
+    ENABLED.load(Ordering::Relaxed)
 }
 
-/// The present span, as [`TRACEPARENT`] names it; none if it is not among those that are sent.
+/// The value of [`TRACEPARENT`] for the current span; none if its trace is not sent.
 pub fn current() -> Option<String> {
-    if !is_sent() {
+    if !is_enabled() {
         return None;
     }
-    let mut words = HashMap::new();
-    TraceContextPropagator::new().inject_context(&Span::current().context(), &mut words);
+    let mut headers = HashMap::new();
+    TraceContextPropagator::new().inject_context(&Span::current().context(), &mut headers);
     // The last digit says whether the trace is sent.
-    words.remove(TRACEPARENT).filter(|named| named.ends_with('1'))
+    headers.remove(TRACEPARENT).filter(|traceparent| traceparent.ends_with('1'))
 }
 
-/// Makes a span one of the trace that was named. What names none is not listened to.
-pub fn follow(span: &Span, named: &str) {
-    let words = HashMap::from([(TRACEPARENT.to_owned(), named.to_owned())]);
-    // Refused only once the span has been entered, in which case it stays in its own trace.
-    let _ = span.set_parent(TraceContextPropagator::new().extract(&words));
+/// Makes a span a child of the span in a `traceparent`. A malformed value leaves the span in a trace of its own.
+pub fn set_parent(span: &Span, traceparent: &str) {
+    let headers = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
+    // This fails only if the span has been entered already. It then stays in its own trace.
+    let _ = span.set_parent(TraceContextPropagator::new().extract(&headers));
 }

@@ -1,4 +1,4 @@
-//! Fuzz targets: patterns, tokens, sets of keys.
+//! Fuzz targets: patterns, tokens, key sets.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use crate::fuzz::shaped_text;
 
 const SECRET: &str = "a-secret-for-tests-that-is-long-enough";
 
-/// What a pattern matches, said in another way: the pieces between its stars, in order, the outer ones at the ends.
+/// A second implementation of patterns: the pieces between the stars occur in order, the outer ones at the ends.
 fn matches(pattern: &str, name: &str) -> bool {
     if pattern.contains('\0') {
         return false;
@@ -33,14 +33,14 @@ fn matches(pattern: &str, name: &str) -> bool {
 fn fuzz_patterns() {
     const SAMPLES: [&str; 6] = ["chat.*", "*a*b*", "user.{sub}", "{sub}*{sub}", "lobb?", "größe.*"];
     bolero::check!().for_each(|bytes: &[u8]| {
-        let (one, other) = bytes.split_at(bytes.len() / 2);
-        let pattern = shaped_text(&SAMPLES, one);
-        let name = shaped_text(&["chat.lobby", "user.ann", "annann", "xaybz"], other).replace('\0', "");
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        let pattern = shaped_text(&SAMPLES, first);
+        let name = shaped_text(&["chat.lobby", "user.ann", "annann", "xaybz"], second).replace('\0', "");
         let grants =
             |subject: Option<&str>| Claim { read: vec![pattern.clone()], ..Claim::default() }.into_grants(subject);
         let allowed = |subject| grants(subject).allow(Permission::Read, &name);
         if pattern.contains("{sub}") {
-            assert!(!allowed(None), "who is anonymous is anonymous's");
+            assert!(!allowed(None), "without a subject the pattern matches nothing");
             assert_eq!(allowed(Some("ann")), matches(&pattern.replace("{sub}", "ann"), &name), "{pattern} {name}");
             assert!(!allowed(Some("*")));
         } else {
@@ -69,7 +69,7 @@ fn fuzz_tokens() {
     bolero::check!().for_each(|bytes: &[u8]| {
         let token = shaped_text(&[&right, "a.b.c", "eyJhbGciOiJub25lIn0.e30."], bytes);
         match verify(&token) {
-            // Whatever is taken says what was signed.
+            // An accepted token has the claims that were signed.
             Ok(claims) => {
                 assert_eq!(claims.sub.as_deref(), Some("ann"));
                 assert_eq!(claims.roomcast, Claim { publish: vec!["chat.*".into()], ..Claim::default() });
@@ -90,14 +90,14 @@ fn fuzz_key_sets() {
         "7",
     ];
     let counts = SAMPLES.map(|sample| Key::set(sample).map_or(0, |keys| keys.len()));
-    assert_eq!(counts, [1, 1, 0, 0, 0], "too short ones are none");
+    assert_eq!(counts, [1, 1, 0, 0, 0], "keys that are too short are left out");
     let tokens: Vec<_> = [r#"{"alg":"EdDSA"}"#, r#"{"alg":"ES256"}"#, r#"{"alg":"RS256"}"#, r#"{"alg":"HS256"}"#]
         .map(|header| format!("{}.e30.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode([7; 64])))
         .into();
     bolero::check!().for_each(|bytes: &[u8]| {
         let text = shaped_text(&SAMPLES, bytes);
         match Key::set(&text) {
-            // Whatever has been taken for a key can be used as one.
+            // Every accepted key can be used for verification.
             Ok(keys) => {
                 for token in &tokens {
                     let verified = SignedToken::parse(token).unwrap().verify(keys.iter(), &TokenRules::default());

@@ -1,4 +1,4 @@
-//! What a identity may do: patterns of names, by permission.
+//! Permissions: patterns of names for each.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,17 +8,17 @@ use wildmatch::WildMatchPattern;
 
 use crate::names::RoomName;
 
-/// Where a pattern names its identity.
+/// Stands for the token's subject in a pattern.
 const SUBJECT: &str = "{sub}";
 
-/// What may be done with rooms and hashes whose names match.
+/// A permission for rooms or hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Permission {
     /// Publish to rooms.
     Publish,
     /// Stream rooms and read their logs.
     Subscribe,
-    /// See who is in rooms.
+    /// See the members of rooms.
     Presence,
     /// Read hashes.
     Read,
@@ -27,10 +27,10 @@ pub enum Permission {
 }
 
 impl Permission {
-    /// All there are.
+    /// All permissions.
     pub const ALL: [Self; 5] = [Self::Publish, Self::Subscribe, Self::Presence, Self::Read, Self::Write];
 
-    /// Its name, in tokens and in answers.
+    /// Its name in tokens and responses.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Publish => "publish",
@@ -42,8 +42,8 @@ impl Permission {
     }
 }
 
-/// The claim `roomcast`, as it stands in a token: `*` in a pattern is any characters, none and dots included, `{sub}` is the
-/// token's subject, and all else stands for itself.
+/// The claim `roomcast` of a token. In a pattern, `*` stands for any characters, including dots and none, and `{sub}`
+/// for the token's subject. Every other character stands for itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Claim {
@@ -59,13 +59,13 @@ pub struct Claim {
     pub write: Vec<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub admin: bool,
-    /// What others are shown of the subject.
+    /// The profile that other members see.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub info: Option<serde_json::Value>,
 }
 
 impl Claim {
-    /// What grants these.
+    /// A claim with these permissions.
     pub fn from_grants(grants: impl IntoIterator<Item = (Permission, String)>) -> Self {
         let mut claim = Self::default();
         for (permission, pattern) in grants {
@@ -84,6 +84,7 @@ impl Claim {
         }
     }
 
+    /// The permissions of a token with this subject.
     pub fn into_grants(mut self, subject: Option<&str>) -> Grants {
         let patterns = Permission::ALL.map(|permission| {
             let texts = std::mem::take(self.patterns_mut(permission));
@@ -93,7 +94,7 @@ impl Claim {
     }
 }
 
-/// What a identity may do. Clones are the same.
+/// The permissions of a caller. Clones share them.
 #[derive(Clone, Default)]
 pub struct Grants(Arc<GrantPatterns>);
 
@@ -105,27 +106,27 @@ struct GrantPatterns {
 }
 
 impl Grants {
-    /// Everything.
+    /// Every permission for all names, and `admin`.
     pub fn all() -> Self {
         Claim { admin: true, ..Claim::default() }.into_grants(None)
     }
 
-    /// From rules such as `subscribe=public.*`.
+    /// Permissions from rules such as `subscribe=public.*`.
     pub fn from_rules(rules: impl IntoIterator<Item = (Permission, String)>) -> Self {
         Claim::from_grants(rules).into_grants(None)
     }
 
-    /// Whether everything may be done.
+    /// Whether the caller may do everything.
     pub fn is_admin(&self) -> bool {
         self.0.admin
     }
 
-    /// Whether something may be done with the room or hash of that name.
+    /// Whether the caller has the permission for the room or hash with this name.
     pub fn allow(&self, permission: Permission, name: &str) -> bool {
         self.0.admin || self.patterns(permission).iter().any(|pattern| pattern.0.matches(name))
     }
 
-    /// Whether something may be done with some name.
+    /// Whether the caller has the permission for any name.
     pub fn allow_some(&self, permission: Permission) -> bool {
         self.0.admin || !self.patterns(permission).is_empty()
     }
@@ -141,14 +142,14 @@ impl fmt::Debug for Grants {
     }
 }
 
-/// A pattern of names. There is no wildcard for one character; the second parameter is one that no name has.
+/// A pattern of names. The library also wants a wildcard for a single character: NUL, which is in no name.
 struct Pattern(WildMatchPattern<'*', '\0'>);
 
 impl Pattern {
-    /// None if it matches nothing: it names the subject, and there is none, or one that could not be part of a name. So a
-    /// subject is never taken for a pattern.
+    /// None if the pattern can't match: it has `{sub}`, and the subject is missing or is not a valid name. So a
+    /// subject, such as `*`, is never read as a pattern.
     fn new(text: &str, subject: Option<&str>) -> Option<Self> {
-        // No name has it, so a pattern that does matches nothing; for the matcher it would be any one character.
+        // NUL is in no name, but the matcher would read it as a wildcard.
         if text.contains('\0') {
             return None;
         }

@@ -1,5 +1,5 @@
-//! Keys that change without a restart: a JWKS file that is read again when it changes, and a JWKS at a URL that is fetched again
-//! now and then. What was read last stays valid for as long as nothing newer can be had.
+//! Keys that change without a restart: a JWKS file, which is read again when it changes, and a JWKS at a URL, which is
+//! fetched again at intervals. The last keys stay valid until newer ones have been read.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -24,15 +24,15 @@ use super::token::Claims;
 use super::{KeySources, TokenError, TokenRules};
 use crate::shutdown::Tasks;
 
-/// How often a file is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Time for a set to be fetched.
+/// Interval at which the file is checked for changes.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
+/// Longest time for fetching a key set.
 const FETCH_LIMIT: Duration = Duration::from_secs(5);
-/// Most bytes of a set.
+/// Most bytes of a key set.
 const MAX_SET_BYTES: usize = 1024 * 1024;
-/// Sets are fetched no more often than this, whatever tokens come.
+/// Shortest pause between two fetches, however many tokens with unknown keys arrive.
 const FETCH_PAUSE: Duration = Duration::from_secs(10);
-/// Longest wait of a identity for a key that may be new.
+/// Longest wait of a request for a key that may be new.
 const RENEW_LIMIT: Duration = Duration::from_secs(3);
 
 /// A JWKS in a file.
@@ -43,7 +43,7 @@ pub struct KeySetFile {
 }
 
 impl KeySetFile {
-    /// Reads the file. Fails where it can't be read, with why.
+    /// Reads the file. The error is the reason why it can't be used.
     pub fn open(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|why| why.to_string())?;
         let keys = Key::set(&text).map_err(|why| why.to_string())?;
@@ -58,7 +58,7 @@ impl fmt::Debug for KeySetFile {
     }
 }
 
-/// A JWKS elsewhere.
+/// A JWKS at a URL.
 #[derive(Debug)]
 pub struct KeySetUrl {
     url: Url,
@@ -67,15 +67,15 @@ pub struct KeySetUrl {
 }
 
 impl KeySetUrl {
-    /// A set that is fetched anew each `refresh`, once the gateway runs. Fails on a system without certificates, where the
-    /// set is to come over https.
+    /// A key set that is fetched at intervals of `refresh` once the gateway runs. Fails for an https URL on a system
+    /// without certificates.
     pub fn new(url: Url, refresh: Duration) -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
         if url.scheme() == "https" {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             if roots.is_empty() {
                 return Err(
-                    "this system has no certificates to check its server's with: install ca-certificates".into()
+                    "this system has no root certificates to verify the server's: install ca-certificates".into()
                 );
             }
         }
@@ -86,21 +86,21 @@ impl KeySetUrl {
         Ok(Self { url, client: Client::builder(TokioExecutor::new()).build(connector), refresh })
     }
 
-    /// Redirects are not followed: they could lead anywhere, to plain HTTP for one.
+    /// Fetches the keys. Redirects are not followed: they could lead anywhere, for example to plain HTTP.
     async fn fetch(&self) -> Result<Vec<Key>, String> {
-        let uri = self.url.as_str().parse().map_err(|_| "it is no URL of HTTP")?;
-        let answer = self.client.get(uri).await.map_err(|why| why.to_string())?;
-        if answer.status() != StatusCode::OK {
-            return Err(format!("it was answered with {}", answer.status()));
+        let uri = self.url.as_str().parse().map_err(|_| "it is not an HTTP URL")?;
+        let response = self.client.get(uri).await.map_err(|why| why.to_string())?;
+        if response.status() != StatusCode::OK {
+            return Err(format!("the server answered {}", response.status()));
         }
         let body =
-            Limited::new(answer.into_body(), MAX_SET_BYTES).collect().await.map_err(|why| why.to_string())?;
+            Limited::new(response.into_body(), MAX_SET_BYTES).collect().await.map_err(|why| why.to_string())?;
         let text = String::from_utf8(body.to_bytes().into()).map_err(|_| KeyError::NotKeySet.to_string())?;
         Key::set(&text).map_err(|why| why.to_string())
     }
 }
 
-/// A set as it was read last.
+/// The keys of a set as they were read last.
 #[derive(Default)]
 struct CurrentKeys {
     keys: RwLock<Arc<Vec<Key>>>,
@@ -122,7 +122,7 @@ impl CurrentKeys {
     }
 }
 
-/// All keys that tokens are checked with.
+/// All keys that verify tokens.
 pub(super) struct KeySets {
     fixed: Vec<Key>,
     file: Arc<CurrentKeys>,
@@ -132,12 +132,13 @@ pub(super) struct KeySets {
 #[derive(Default)]
 struct RemoteKeySet {
     current: CurrentKeys,
+    /// Asks for a fetch before the interval is over.
     wanted: Notify,
-    /// Whether it may be fetched now.
+    /// Whether a fetch may begin now.
     may_fetch: AtomicBool,
-    /// Whether it is being fetched.
+    /// Whether a fetch is under way.
     fetching: AtomicBool,
-    /// Counts attempts.
+    /// The number of finished fetches, failed ones included.
     fetched: watch::Sender<u64>,
 }
 
@@ -147,18 +148,18 @@ impl KeySets {
         if let Some(KeySetFile { path, text, keys }) = sources.file {
             file.replace(keys);
             let current = file.clone();
-            tasks.supervise("key set file", async move { look_for_ever(&path, text, &current).await });
+            tasks.supervise("key set file", async move { watch_file(&path, text, &current).await });
         }
         let remote = sources.url.map(|set| {
             let remote = Arc::new(RemoteKeySet::default());
             let fetched = remote.clone();
-            tasks.supervise("key set", async move { fetch_for_ever(&set, &fetched).await });
+            tasks.supervise("key set", async move { keep_fetched(&set, &fetched).await });
             remote
         });
         Self { fixed: sources.fixed, file, remote }
     }
 
-    /// Counts how often the keys were replaced. What was verified before that may no longer be valid.
+    /// How often keys were replaced. A token that was verified before the last time may no longer be valid.
     pub(super) fn changes(&self) -> u64 {
         self.file.changes() + self.remote.as_ref().map_or(0, |remote| remote.current.changes())
     }
@@ -168,19 +169,20 @@ impl KeySets {
         let remote = self.remote.as_ref().map(|remote| remote.current.keys()).unwrap_or_default();
         let verified = signed.verify(self.fixed.iter().chain(file.iter()).chain(remote.iter()), rules);
         match (verified, &self.remote) {
-            // What can't be checked yet is not wrong.
+            // The key may be in the set that has not been fetched yet.
             (Err(TokenError::UnknownKey | TokenError::WrongSignature), Some(_)) if remote.is_empty() => {
                 Err(TokenError::KeysUnavailable)
             }
-            // Keys without a name may have signed any token, but one that is new at the URL may have signed this.
-            (Err(TokenError::WrongSignature), Some(_)) if !signed.names_one_of(&remote) => {
+            // A key without an id was tried and did not fit. A new key at the URL may still fit.
+            (Err(TokenError::WrongSignature), Some(_)) if !signed.has_key_id_in(&remote) => {
                 Err(TokenError::UnknownKey)
             }
             (verified, _) => verified,
         }
     }
 
-    /// Has the set fetched, if that may be done now, or waits until it is, if that is being done. Whether it was.
+    /// Asks for a fetch of the set, or joins one that is under way, and waits for its end. Returns whether a fetch has
+    /// ended: not if there is no URL, if the last fetch was too recent, or if this one takes too long.
     pub(super) async fn renew(&self) -> bool {
         let Some(remote) = &self.remote else { return false };
         let mut fetched = remote.fetched.subscribe();
@@ -193,37 +195,39 @@ impl KeySets {
     }
 }
 
-/// Reads the file again whenever it has changed. A file that can't be used changes nothing.
-async fn look_for_ever(path: &Path, mut known: String, current: &CurrentKeys) {
+/// Reads the file again when it has changed, without end. A file that can't be used changes nothing.
+async fn watch_file(path: &Path, mut last: String, current: &CurrentKeys) {
     loop {
-        sleep(LOOK_EVERY).await;
+        sleep(CHECK_EVERY).await;
         let text = tokio::fs::read_to_string(path).await.unwrap_or_default();
-        if text == known {
+        if text == last {
             continue;
         }
         match Key::set(&text) {
             Ok(keys) => {
-                tracing::info!(keys = keys.len(), "the file with keys has changed");
+                tracing::info!(keys = keys.len(), "the JWKS file has changed; its keys are in use");
                 current.replace(keys);
             }
-            Err(why) => tracing::error!(%why, "the file with keys can't be used; the keys read before stay valid"),
+            Err(why) => tracing::error!(%why, "the JWKS file can't be used; the last keys stay valid"),
         }
-        known = text;
+        last = text;
     }
 }
 
-async fn fetch_for_ever(set: &KeySetUrl, remote: &RemoteKeySet) {
+/// Fetches the set at intervals, and sooner when a token needs it, without end. A failed fetch is repeated after the
+/// shortest pause.
+async fn keep_fetched(set: &KeySetUrl, remote: &RemoteKeySet) {
     loop {
         remote.fetching.store(true, Ordering::SeqCst);
         let fetched = timeout(FETCH_LIMIT, set.fetch()).await.unwrap_or_else(|_| Err("it took too long".into()));
         let pause = match fetched {
             Ok(keys) => {
-                tracing::debug!(keys = keys.len(), "the key set was fetched");
+                tracing::debug!(keys = keys.len(), "the JWKS was fetched");
                 remote.current.replace(keys);
                 set.refresh
             }
             Err(why) => {
-                tracing::warn!(%why, "the key set can't be fetched; keys fetched before stay valid");
+                tracing::warn!(%why, "the JWKS can't be fetched; the last keys stay valid");
                 FETCH_PAUSE
             }
         };

@@ -1,4 +1,4 @@
-//! Keys, each for one algorithm, and tokens that one of them must have signed.
+//! Keys, each for one algorithm, and the verification of tokens with them.
 
 use std::fmt;
 
@@ -10,34 +10,36 @@ use serde_json::Value;
 use super::token::Claims;
 use super::{MAX_TOKEN_BYTES, TokenError, TokenRules};
 
-/// A secret for HS256 has as many bytes as the hash at least (RFC 7518, 3.2).
+/// A secret for HS256 has at least as many bytes as the hash (RFC 7518, 3.2).
 pub const MIN_SECRET_BYTES: usize = 32;
-/// An uncompressed point on P-256: other curves' are longer.
+/// An uncompressed point on P-256. Points on the other curves are longer.
 const P256_POINT_BYTES: usize = 65;
 const ED25519_BYTES: usize = 32;
-/// Moduli of 2,048 bits (RFC 7518, 3.3) to 4,096, which is the most that the library verifies with.
+/// Moduli of 2,048 bits (RFC 7518, 3.3) to 4,096 bits, the most that the library supports.
 const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=512;
-/// What an RSA key has in DER beside its modulus: headers, a sign, and the usual exponent.
+/// Bytes of an RSA key in DER besides its modulus: headers, a sign byte, and the usual exponent.
 const RSA_DER_BYTES: usize = 14;
 
 /// Why a key can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Easily guessed.
-    #[error("a secret for HS256 has at least {MIN_SECRET_BYTES} bytes; `openssl rand -base64 32` makes one")]
+    /// A secret that is easily guessed.
+    #[error("a secret for HS256 needs at least {MIN_SECRET_BYTES} bytes; `openssl rand -base64 32` makes one")]
     ShortSecret,
-    /// Not a PEM of a public key.
-    #[error("it is no public key in PEM form: RSA (for RS256), P-256 (for ES256) or Ed25519 (for EdDSA)")]
+    /// Not a public key in PEM form.
+    #[error(
+        "it is not a public key in PEM form: expected RSA (for RS256), P-256 (for ES256) or Ed25519 (for EdDSA)"
+    )]
     NotPublicKey,
-    /// Not a set of keys.
-    #[error("it is no JWKS: an object with a list \"keys\"")]
+    /// Not a key set.
+    #[error("it is not a JWKS: expected an object with a list \"keys\"")]
     NotKeySet,
-    /// A set without any key that is of use.
-    #[error("none of its keys is for signatures with HS256, RS256, ES256 or EdDSA")]
+    /// A key set without a usable key.
+    #[error("it has no usable key for signatures with HS256, RS256, ES256 or EdDSA")]
     NoKeys,
 }
 
-/// A key, with the one algorithm that it is for: which one is never the token's choice.
+/// A key, with the one algorithm that it is for. The token does not choose the algorithm.
 pub struct Key {
     id: Option<String>,
     algorithm: Algorithm,
@@ -53,9 +55,9 @@ impl Key {
         Ok(Self { id: None, algorithm: Algorithm::HS256, verifier: DecodingKey::from_secret(secret.as_bytes()) })
     }
 
-    /// A public key in PEM form: the kind of key decides the algorithm.
+    /// A public key in PEM form. The kind of the key decides the algorithm.
     pub fn public(pem: &[u8]) -> Result<Self, KeyError> {
-        // The library would take a private RSA key for a public one, and then verify nothing.
+        // The library would read a private RSA key as a public one that verifies nothing.
         if String::from_utf8_lossy(pem).contains("PRIVATE KEY") {
             return Err(KeyError::NotPublicKey);
         }
@@ -63,11 +65,11 @@ impl Key {
         let rsa = DecodingKey::from_rsa_pem(pem).map(|rsa| key(Algorithm::RS256, rsa));
         let ec = || DecodingKey::from_ec_pem(pem).map(|ec| key(Algorithm::ES256, ec));
         let ed = || DecodingKey::from_ed_pem(pem).map(|ed| key(Algorithm::EdDSA, ed));
-        let key = rsa.or_else(|_| ec()).or_else(|_| ed()).ok().filter(Self::has_its_size);
+        let key = rsa.or_else(|_| ec()).or_else(|_| ed()).ok().filter(Self::has_valid_size);
         key.ok_or(KeyError::NotPublicKey)
     }
 
-    fn has_its_size(&self) -> bool {
+    fn has_valid_size(&self) -> bool {
         match (self.algorithm, self.verifier.kind()) {
             (Algorithm::HS256, DecodingKeyKind::SecretOrDer(secret)) => secret.len() >= MIN_SECRET_BYTES,
             (Algorithm::ES256, DecodingKeyKind::SecretOrDer(point)) => point.len() == P256_POINT_BYTES,
@@ -80,7 +82,7 @@ impl Key {
         }
     }
 
-    /// The keys of a JWKS (RFC 7517). Those for other purposes and algorithms are left out.
+    /// The keys of a JWKS (RFC 7517). Keys for other purposes and algorithms are left out.
     pub fn set(text: &str) -> Result<Vec<Self>, KeyError> {
         let mut set: Value = serde_json::from_str(text).map_err(|_| KeyError::NotKeySet)?;
         let Some(Value::Array(keys)) = set.get_mut("keys").map(Value::take) else {
@@ -103,16 +105,17 @@ impl Key {
             AlgorithmParameters::OctetKey(_) => (Algorithm::HS256, KeyAlgorithm::HS256),
             _ => return None,
         };
-        let for_signatures = jwk.common.public_key_use.as_ref().is_none_or(|of| *of == PublicKeyUse::Signature);
-        let for_this = jwk.common.key_algorithm.as_ref().is_none_or(|other| *other == name);
-        let verifier = DecodingKey::from_jwk(&jwk).ok().filter(|_| for_signatures && for_this)?;
-        Some(Self { id: jwk.common.key_id, algorithm, verifier }).filter(Self::has_its_size)
+        let for_signatures =
+            jwk.common.public_key_use.as_ref().is_none_or(|key_use| *key_use == PublicKeyUse::Signature);
+        let for_algorithm = jwk.common.key_algorithm.as_ref().is_none_or(|other| *other == name);
+        let verifier = DecodingKey::from_jwk(&jwk).ok().filter(|_| for_signatures && for_algorithm)?;
+        Some(Self { id: jwk.common.key_id, algorithm, verifier }).filter(Self::has_valid_size)
     }
 
-    /// Whether it may have signed a token with this header.
+    /// Whether a token with this header may be signed with the key.
     fn may_have_signed(&self, header: &Header) -> bool {
-        let named = self.id.is_none() || header.kid.is_none() || self.id == header.kid;
-        self.algorithm == header.alg && named
+        let id_fits = self.id.is_none() || header.kid.is_none() || self.id == header.kid;
+        self.algorithm == header.alg && id_fits
     }
 }
 
@@ -122,7 +125,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A token whose signature has not been looked at yet.
+/// A token whose signature has not been verified yet.
 pub(super) struct SignedToken<'a> {
     token: &'a str,
     header: Header,
@@ -134,14 +137,14 @@ impl<'a> SignedToken<'a> {
             return Err(TokenError::Malformed);
         }
         let header = decode_header(token).map_err(|_| TokenError::Malformed)?;
-        // What must be understood and is not (RFC 7515, 4.1.11).
+        // A recipient must refuse critical headers that it does not support (RFC 7515, 4.1.11). This one supports none.
         if header.crit.is_some() {
             return Err(TokenError::Malformed);
         }
         Ok(Self { token, header })
     }
 
-    /// What the token says, if one of the keys has signed it and the rules take it.
+    /// The claims of the token, if one of the keys has signed it and the claims follow the rules.
     pub(super) fn verify<'k>(
         &self,
         keys: impl Iterator<Item = &'k Key>,
@@ -154,7 +157,7 @@ impl<'a> SignedToken<'a> {
                 Err(error) => match error.kind() {
                     // Another key of the same kind may be the right one.
                     ErrorKind::InvalidSignature => refusal = TokenError::WrongSignature,
-                    // That is the key's fault.
+                    // The fault is in the key, not in the token.
                     ErrorKind::InvalidEcdsaKey
                     | ErrorKind::InvalidEddsaKey
                     | ErrorKind::InvalidRsaKey(_)
@@ -166,15 +169,16 @@ impl<'a> SignedToken<'a> {
         Err(refusal)
     }
 
-    /// Whether one of the keys has the very name of the key that the token says has signed it.
-    pub(super) fn names_one_of(&self, keys: &[Key]) -> bool {
+    /// Whether the token has the id of one of the keys.
+    pub(super) fn has_key_id_in(&self, keys: &[Key]) -> bool {
         self.header.kid.is_some() && keys.iter().any(|key| key.id == self.header.kid)
     }
 }
 
 fn validation(algorithm: Algorithm, rules: &TokenRules) -> Validation {
     let mut validation = Validation::new(algorithm);
-    // In whole seconds, and a token is taken in the very second of its end: who identifies the identity looks again.
+    // The library counts whole seconds, and accepts a token during the second of its end. `Access::identify` therefore
+    // checks the expiry again.
     validation.leeway = rules.skew.as_secs() + u64::from(rules.skew.subsec_nanos() > 0);
     validation.validate_nbf = true;
     let mut required = vec!["exp"];

@@ -1,4 +1,4 @@
-//! What a token says, and how one is made for development.
+//! The claims of a token, and the making of tokens for development.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,18 +9,18 @@ use super::Permission;
 use super::grants::Claim;
 use super::keys::{Key, KeyError};
 
-/// Longest subject, and longest id of a token.
+/// Most bytes of a token's subject, and of its id.
 pub const MAX_ID_BYTES: usize = 256;
 
 /// The claims that the gateway reads.
 #[derive(Deserialize)]
 pub(super) struct Claims {
-    // Required, which the library checks.
+    // The library checks that it is there.
     #[serde(default)]
     pub(super) exp: NumericDate,
-    #[serde(default, deserialize_with = "short")]
+    #[serde(default, deserialize_with = "deserialize_id")]
     pub(super) sub: Option<String>,
-    #[serde(default, deserialize_with = "short")]
+    #[serde(default, deserialize_with = "deserialize_id")]
     pub(super) jti: Option<String>,
     #[serde(default)]
     pub(super) roomcast: Claim,
@@ -32,14 +32,14 @@ pub(super) struct NumericDate(pub(super) Duration);
 
 impl<'de> Deserialize<'de> for NumericDate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// The year 9999: beyond it, times can't be written.
-        const MOST: f64 = 253_402_300_799.0;
+        /// The end of the year 9999, the last one that RFC 3339 can write.
+        const LAST: f64 = 253_402_300_799.0;
         let seconds = f64::deserialize(deserializer)?;
-        Ok(Self(Duration::from_secs_f64(seconds.clamp(0.0, MOST).round())))
+        Ok(Self(Duration::from_secs_f64(seconds.clamp(0.0, LAST).round())))
     }
 }
 
-fn short<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+fn deserialize_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     match text {
         Some(text) if text.len() > MAX_ID_BYTES => Err(serde::de::Error::custom("sub or jti is too long")),
@@ -47,19 +47,19 @@ fn short<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D
     }
 }
 
-/// A token to be made.
+/// A token to make.
 pub struct NewToken {
-    /// Whose it is.
+    /// The user (`sub`).
     pub subject: Option<String>,
-    /// What it grants.
+    /// The permissions, each with a pattern of names.
     pub grants: Vec<(Permission, String)>,
-    /// Whether it grants everything.
+    /// Whether the token grants everything.
     pub admin: bool,
-    /// How long it is valid.
+    /// The time until the token expires.
     pub lifetime: Duration,
-    /// Who makes it.
+    /// The issuer (`iss`).
     pub issuer: Option<String>,
-    /// For whom it is.
+    /// The audience (`aud`).
     pub audience: Option<String>,
 }
 
@@ -74,7 +74,7 @@ pub enum MintError {
     Signing(#[from] jsonwebtoken::errors::Error),
 }
 
-/// A token signed with a shared secret.
+/// Makes a token that is signed with a shared secret.
 pub fn mint(token: NewToken, secret: &str, now: SystemTime) -> Result<String, MintError> {
     #[derive(Serialize)]
     struct TokenClaims {
@@ -89,11 +89,11 @@ pub fn mint(token: NewToken, secret: &str, now: SystemTime) -> Result<String, Mi
         jti: String,
         roomcast: Claim,
     }
-    // The same check as of the key that will verify it.
+    // The gateway that verifies the token checks the secret in the same way.
     Key::secret(secret)?;
     let claim = Claim { admin: token.admin, ..Claim::from_grants(token.grants) };
     let iat = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let made = TokenClaims {
+    let claims = TokenClaims {
         sub: token.subject,
         iss: token.issuer,
         aud: token.audience,
@@ -102,5 +102,5 @@ pub fn mint(token: NewToken, secret: &str, now: SystemTime) -> Result<String, Mi
         jti: uuid::Uuid::now_v7().to_string(),
         roomcast: claim,
     };
-    Ok(encode(&Header::default(), &made, &EncodingKey::from_secret(secret.as_bytes()))?)
+    Ok(encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes()))?)
 }

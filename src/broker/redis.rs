@@ -13,6 +13,7 @@ mod probe;
 mod pubsub;
 mod rate;
 mod registry;
+mod url;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,7 @@ use redis::{Client, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult
 use self::connections::RedisConnections;
 use self::keys::Keys;
 use self::pubsub::PubSub;
+pub use self::url::RedisUrl;
 use super::{Broker, Fault, FaultKind, Health, Listeners, RetentionPolicy};
 use crate::names::EventId;
 use crate::shutdown::Tasks;

@@ -1,4 +1,4 @@
-//! Settings of who may do what.
+//! Settings of access: keys, tokens, and callers without a token.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,16 +6,18 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use url::Url;
 
-use super::{between, is_loopback_host};
-use crate::auth::{Grants, Key, KeySetFile, KeySetUrl, KeySources, NewToken, Permission, TokenRules};
+use super::parse::{duration_between, has_login, is_loopback_host};
+use crate::auth::{Grants, Key, KeySetFile, KeySetUrl, KeySources, Permission, TokenRules};
 
-/// Who may do what. With any key the gateway is closed: only what tokens grant may be done.
+/// Keys, tokens, and callers without a token. With any key the gateway is closed: a request may do only what its token,
+/// or `--anonymous`, grants.
 #[derive(Args, Clone, Debug)]
-pub struct AccessSettings {
-    /// Secret of at least 32 bytes that signs tokens with HS256. May be repeated, to change it without a break; in the variable, secrets
-    /// have a space between them.
+#[command(next_help_heading = "Access")]
+pub struct AccessArgs {
+    /// Secret that verifies tokens with HS256, at least 32 bytes. Repeatable, to replace a secret without a break.
     #[arg(
         long,
         env = "ROOMCAST_JWT_HS256_SECRET",
@@ -25,52 +27,64 @@ pub struct AccessSettings {
     )]
     pub jwt_hs256_secret: Vec<Secret>,
 
-    /// Public key in PEM form that tokens are checked with: RSA with RS256, P-256 with ES256, Ed25519 with EdDSA. May be repeated; in
-    /// the variable, files have a space between them.
+    /// PEM file with a public key that verifies tokens: RSA for RS256, P-256 for ES256, Ed25519 for EdDSA. Repeatable.
     #[arg(long, env = "ROOMCAST_JWT_PUBLIC_KEY", value_name = "FILE", value_delimiter = ' ')]
     pub jwt_public_key: Vec<PathBuf>,
 
-    /// JWKS with keys that tokens are checked with. It is read again when it changes.
+    /// File with a JWKS, a set of keys that verify tokens. It is read again when it changes.
     #[arg(long, env = "ROOMCAST_JWKS_FILE", value_name = "FILE")]
     pub jwks_file: Option<PathBuf>,
 
-    /// URL of such a JWKS: https, or on this machine http. Keys stay valid while it can't be fetched.
+    /// URL of a JWKS, a set of keys that verify tokens: https, or http on this machine. The last keys stay valid while
+    /// it can't be fetched.
     #[arg(long, env = "ROOMCAST_JWKS_URL", value_name = "URL")]
     pub jwks_url: Option<JwksUrl>,
 
-    /// How often it is fetched; at once, too, when a token comes whose key is not known, but no more than every 10 s.
+    /// Time after which --jwks-url is fetched again, 10s to 24h. A token with an unknown key causes a fetch at once,
+    /// but at most every 10 s.
     #[arg(long, env = "ROOMCAST_JWKS_REFRESH", default_value = "5m", value_parser = refresh, value_name = "TIME")]
     pub jwks_refresh: Duration,
 
-    /// Issuer that tokens must have in `iss`. May be repeated: one of them.
+    /// Issuer that tokens must have in `iss`. Repeatable: one of them. If left out, `iss` is not checked.
     #[arg(long, env = "ROOMCAST_JWT_ISSUER", value_name = "NAME", value_delimiter = ' ')]
     pub jwt_issuer: Vec<String>,
 
-    /// Audience that tokens must have in `aud`. May be repeated: one of them.
+    /// Audience that tokens must have in `aud`. Repeatable: one of them. If left out, `aud` is not checked.
     #[arg(long, env = "ROOMCAST_JWT_AUDIENCE", value_name = "NAME", value_delimiter = ' ')]
     pub jwt_audience: Vec<String>,
 
-    /// How far clocks may be apart: tokens are taken this much before `nbf` and after `exp`.
+    /// Allowed difference between clocks, 0 to 5m: a token is valid this much before `nbf` and after `exp`.
     #[arg(long, env = "ROOMCAST_JWT_SKEW", default_value = "10s", value_parser = skew, value_name = "TIME")]
     pub jwt_skew: Duration,
 
-    /// Cookie in which a browser may send its token.
-    #[arg(long, env = "ROOMCAST_TOKEN_COOKIE", default_value = "__Host-roomcast", value_parser = cookie, value_name = "NAME")]
+    /// Name of the cookie in which browsers may send a token, 1 to 64 characters.
+    #[arg(
+        long,
+        env = "ROOMCAST_TOKEN_COOKIE",
+        default_value = "__Host-roomcast",
+        value_parser = cookie_name,
+        value_name = "NAME"
+    )]
     pub token_cookie: String,
 
-    /// What callers without a token may do, where there are keys: publish, subscribe, presence, read or write, and a pattern of
-    /// names, as in `subscribe=public.*`. May be repeated; in the variable, rules have a space between them.
+    /// Permission of callers without a token: publish, subscribe, presence, read or write, and a pattern of names, as
+    /// in `subscribe=public.*`. Repeatable. Only with keys; if left out, requests without a token are refused.
     #[arg(long, env = "ROOMCAST_ANONYMOUS", value_name = "PERMISSION=PATTERN", value_delimiter = ' ')]
-    pub anonymous: Vec<Grant>,
+    pub anonymous: Vec<AnonymousGrant>,
 
-    /// Origin of web pages that may use the gateway from another site, as in `https://app.example`. May be repeated; in the variable,
-    /// origins have a space between them.
+    /// Origin of web pages that may use the gateway from another site, as in `https://app.example`. Repeatable. If left
+    /// out: none.
     #[arg(long, env = "ROOMCAST_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ' ')]
     pub cors_origin: Vec<Origin>,
+
+    /// Serve every caller without a token, on any address, and accept requests from web pages of other sites. Excludes
+    /// keys. The variable is true or false.
+    #[arg(long, env = "ROOMCAST_INSECURE_ALLOW_ANONYMOUS", value_parser = BoolishValueParser::new())]
+    pub insecure_allow_anonymous: bool,
 }
 
-impl AccessSettings {
-    /// Whether tokens can be checked; else the gateway is open.
+impl AccessArgs {
+    /// Whether there is a key for tokens. Without one the gateway is open.
     pub fn has_keys(&self) -> bool {
         !self.jwt_hs256_secret.is_empty()
             || !self.jwt_public_key.is_empty()
@@ -78,16 +92,16 @@ impl AccessSettings {
             || self.jwks_url.is_some()
     }
 
-    /// Reads the keys. Fails with the flag that names one that can't be used, and why.
+    /// Reads the keys. The error names the flag of the first key that can't be used, and the reason.
     pub fn key_sources(&self) -> Result<KeySources, String> {
         let mut fixed = Vec::new();
         for secret in &self.jwt_hs256_secret {
             fixed.push(Key::secret(secret.expose()).map_err(|why| format!("--jwt-hs256-secret: {why}"))?);
         }
         for path in &self.jwt_public_key {
-            let say = |why: &dyn fmt::Display| format!("--jwt-public-key {}: {why}", path.display());
-            let pem = std::fs::read(path).map_err(|why| say(&why))?;
-            fixed.push(Key::public(&pem).map_err(|why| say(&why))?);
+            let failed = |why: &dyn fmt::Display| format!("--jwt-public-key {}: {why}", path.display());
+            let pem = std::fs::read(path).map_err(|why| failed(&why))?;
+            fixed.push(Key::public(&pem).map_err(|why| failed(&why))?);
         }
         let file = self
             .jwks_file
@@ -99,12 +113,12 @@ impl AccessSettings {
         Ok(KeySources { fixed, file: file.transpose()?, url: url.transpose()? })
     }
 
-    /// What tokens are held against beside their signatures.
+    /// The checks of a token besides its signature.
     pub fn rules(&self) -> TokenRules {
         TokenRules { issuers: self.jwt_issuer.clone(), audiences: self.jwt_audience.clone(), skew: self.jwt_skew }
     }
 
-    /// What callers without a token may do, where there are keys.
+    /// The permissions of callers without a token, for a gateway with keys.
     pub fn anonymous(&self) -> Grants {
         Grants::from_rules(self.anonymous.iter().map(|grant| (grant.permission, grant.pattern.clone())))
     }
@@ -115,79 +129,7 @@ impl AccessSettings {
     }
 }
 
-/// How to make a token for development.
-#[derive(Args, Debug)]
-pub struct TokenArguments {
-    /// Secret that signs it: one of those that the gateway was given.
-    #[arg(
-        long,
-        env = "ROOMCAST_JWT_HS256_SECRET",
-        value_name = "SECRET",
-        required = true,
-        value_delimiter = ' ',
-        hide_env_values = true
-    )]
-    jwt_hs256_secret: Vec<Secret>,
-    /// Whose token it is.
-    #[arg(long, value_name = "SUBJECT")]
-    sub: Option<String>,
-    /// Rooms to publish to, as a pattern with `*`; may be repeated, as may the others.
-    #[arg(long, value_name = "PATTERN")]
-    publish: Vec<String>,
-    /// Rooms to stream and to read the logs of.
-    #[arg(long, value_name = "PATTERN")]
-    subscribe: Vec<String>,
-    /// Rooms in which to see who is there.
-    #[arg(long, value_name = "PATTERN")]
-    presence: Vec<String>,
-    /// Hashes to read.
-    #[arg(long, value_name = "PATTERN")]
-    read: Vec<String>,
-    /// Hashes to change.
-    #[arg(long, value_name = "PATTERN")]
-    write: Vec<String>,
-    /// Everything, in all rooms and hashes.
-    #[arg(long)]
-    admin: bool,
-    /// How long it is valid.
-    #[arg(long, default_value = "1h", value_parser = super::lifetime, value_name = "TIME")]
-    lifetime: Duration,
-    /// What stands in `iss`.
-    #[arg(long, env = "ROOMCAST_JWT_ISSUER", value_name = "NAME")]
-    issuer: Option<String>,
-    /// What stands in `aud`.
-    #[arg(long, env = "ROOMCAST_JWT_AUDIENCE", value_name = "NAME")]
-    audience: Option<String>,
-}
-
-impl TokenArguments {
-    /// The token to make, and the secret to sign it with.
-    pub fn into_token(self) -> (NewToken, Secret) {
-        let permissions = [
-            (Permission::Publish, self.publish),
-            (Permission::Subscribe, self.subscribe),
-            (Permission::Presence, self.presence),
-            (Permission::Read, self.read),
-            (Permission::Write, self.write),
-        ];
-        let grants = permissions
-            .into_iter()
-            .flat_map(|(permission, patterns)| patterns.into_iter().map(move |pattern| (permission, pattern)));
-        // The newest of several, as where one is being changed for another.
-        let secret = self.jwt_hs256_secret.into_iter().next_back().unwrap_or_default();
-        let token = NewToken {
-            subject: self.sub,
-            grants: grants.collect(),
-            admin: self.admin,
-            lifetime: self.lifetime,
-            issuer: self.issuer,
-            audience: self.audience,
-        };
-        (token, secret)
-    }
-}
-
-/// Something that is never shown.
+/// A secret. `Debug` does not show it.
 #[derive(Clone, Default)]
 pub struct Secret(String);
 
@@ -212,30 +154,33 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// One thing that callers without a token may do.
+/// A permission of callers without a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
+pub struct AnonymousGrant {
     permission: Permission,
     pattern: String,
 }
 
-impl FromStr for Grant {
+impl FromStr for AnonymousGrant {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, pattern) = text.split_once('=').ok_or("a rule reads like subscribe=public.*")?;
+        let (name, pattern) =
+            text.split_once('=').ok_or("expected a permission and a pattern, such as subscribe=public.*")?;
         let permission = Permission::ALL.into_iter().find(|permission| permission.name() == name);
         let permission = permission.ok_or_else(|| {
-            format!("{name:?} is no permission; publish, subscribe, presence, read and write are")
+            format!("{name:?} is not a permission: expected publish, subscribe, presence, read or write")
         })?;
         if pattern.is_empty() {
-            return Err("a rule reads like subscribe=public.*".into());
+            return Err(
+                "the pattern is empty: expected a permission and a pattern, such as subscribe=public.*".into()
+            );
         }
         Ok(Self { permission, pattern: pattern.into() })
     }
 }
 
-/// Where keys are fetched from.
+/// The URL of a JWKS.
 #[derive(Clone, Debug)]
 pub struct JwksUrl(Url);
 
@@ -243,23 +188,23 @@ impl FromStr for JwksUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let url: Url = text.parse().map_err(|_| "it is no URL")?;
+        let url: Url = text.parse().map_err(|_| "it is not a URL")?;
         let is_local = url.host_str().is_some_and(is_loopback_host);
         match url.scheme() {
-            _ if has_login(&url) => Err("a name or a password has no place in it".into()),
+            _ if has_login(&url) => Err("it must not have a user name or password".into()),
             "https" => Ok(Self(url)),
             "http" if is_local => Ok(Self(url)),
-            _ => Err("keys come over https; over http only from this machine".into()),
+            _ => Err("it must be https; http is allowed only on this machine".into()),
         }
     }
 }
 
-/// A web page's origin (RFC 6454, 6.2), in the form in which browsers send it.
+/// The origin of a web page (RFC 6454, 6.2), in the form that browsers send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(String);
 
 impl Origin {
-    /// As browsers send it.
+    /// The form that browsers send.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -274,31 +219,27 @@ impl FromStr for Origin {
             bare && !has_login(url) && matches!(url.scheme(), "http" | "https") && !text.contains('*')
         };
         let url: Option<Url> = text.parse().ok();
-        let url = url.filter(is_origin).ok_or("it reads like https://app.example")?;
+        let url = url.filter(is_origin).ok_or("expected an origin such as https://app.example")?;
         Ok(Self(url.origin().ascii_serialization()))
     }
 }
 
-fn has_login(url: &Url) -> bool {
-    !url.username().is_empty() || url.password().is_some()
-}
-
 /// A cookie's name (RFC 6265, 4.1.1).
-fn cookie(text: &str) -> Result<String, String> {
+fn cookie_name(text: &str) -> Result<String, String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     if !text.is_empty() && text.len() <= 64 && text.chars().all(fine) {
         Ok(text.into())
     } else {
-        Err("1 to 64 letters, digits, - and _".into())
+        Err("expected 1 to 64 letters, digits and characters such as - and _".into())
     }
 }
 
 fn refresh(text: &str) -> Result<Duration, String> {
-    between(Duration::from_secs(10), Duration::from_hours(24), text)
+    duration_between(Duration::from_secs(10), Duration::from_hours(24), text)
 }
 
 fn skew(text: &str) -> Result<Duration, String> {
-    between(Duration::ZERO, Duration::from_mins(5), text)
+    duration_between(Duration::ZERO, Duration::from_mins(5), text)
 }
 
 #[cfg(test)]
@@ -350,10 +291,10 @@ mod tests {
 
     #[test]
     fn a_rule_for_callers_without_a_token_has_a_permission_and_a_pattern() {
-        let grant: Grant = "subscribe=public.*".parse().unwrap();
-        assert_eq!(grant, Grant { permission: Permission::Subscribe, pattern: "public.*".into() });
+        let grant: AnonymousGrant = "subscribe=public.*".parse().unwrap();
+        assert_eq!(grant, AnonymousGrant { permission: Permission::Subscribe, pattern: "public.*".into() });
         for wrong in ["", "subscribe", "subscribe=", "admin=*", "Publish=a"] {
-            assert!(wrong.parse::<Grant>().is_err(), "{wrong}");
+            assert!(wrong.parse::<AnonymousGrant>().is_err(), "{wrong}");
         }
     }
 }

@@ -1,74 +1,90 @@
-//! Settings of who is known to be where.
+//! Settings of presence.
 
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use wildmatch::WildMatch;
 
-use super::{between, pause};
+use super::parse::{duration_between, pause};
 use crate::names::RoomName;
 use crate::presence::PresenceSettings;
 
-/// A replica says that it is there this often in the time after which it counts as gone.
-const REPORTS_A_LEASE: u32 = 3;
-/// Instead of a pattern.
+/// A replica reports this many times within its lease.
+const REPORTS_PER_LEASE: u32 = 3;
+/// Stands for no room, instead of a pattern.
 const NO_ROOMS: &str = "none";
 
-/// Who is known to be where.
+/// Members of rooms.
 #[derive(Args, Clone, Debug)]
-pub struct PresenceGroup {
-    /// Rooms, as a pattern with `*`, that know who is in them. In these a stream that names itself is listed, and its name is its own.
-    /// May be repeated; in the variable, patterns have a space between them.
-    /// `none` for no room.
-    #[arg(long, env = "ROOMCAST_PRESENCE", default_value = "*", value_name = "PATTERN", value_delimiter = ' ',
-        value_parser = rooms)]
-    pub presence: Vec<String>,
+#[command(next_help_heading = "Presence")]
+pub struct PresenceArgs {
+    /// Rooms that have a member list, as a pattern with `*`; `none` for no room. Repeatable. In these rooms a
+    /// subscriber name belongs to one caller; in others, names are neither listed nor reserved.
+    #[arg(id = "presence", long, env = "ROOMCAST_PRESENCE", default_value = "*", value_name = "PATTERN",
+        value_delimiter = ' ', value_parser = room_pattern)]
+    pub rooms: Vec<String>,
 
-    /// How long somebody who has gone may take to come back before others hear of it.
-    #[arg(long, env = "ROOMCAST_PRESENCE_GRACE", default_value = "10s", value_parser = pause, value_name = "TIME")]
-    pub presence_grace: Duration,
+    /// Time in which a member whose stream has ended may reconnect before `presence.leave` is sent, 0 to 1h.
+    #[arg(
+        id = "presence-grace",
+        long,
+        env = "ROOMCAST_PRESENCE_GRACE",
+        default_value = "10s",
+        value_parser = pause,
+        value_name = "TIME"
+    )]
+    pub grace: Duration,
 
-    /// Whose words about somebody others are shown: those of its token (`info` in `roomcast`), or its own too, of its query
-    /// (`info=`).
-    #[arg(long, env = "ROOMCAST_PRESENCE_INFO", value_enum, default_value = "token", value_name = "SOURCE")]
-    pub presence_info: PresenceInfo,
+    /// Profile that other members see. `token`: the claim `roomcast.info`. `query`: the claim, or the parameter `info`
+    /// if there is none. `none`: no profile.
+    #[arg(
+        id = "presence-info",
+        long,
+        env = "ROOMCAST_PRESENCE_INFO",
+        value_enum,
+        default_value = "token",
+        value_name = "SOURCE",
+        hide_possible_values = true
+    )]
+    pub info: PresenceInfo,
 
-    /// A replica that has not been heard of for this long counts as gone, and with it whoever was in rooms there.
+    /// Time without a report after which a replica and its members count as gone, 1s to 1h. A replica reports three
+    /// times as often.
     #[arg(long, env = "ROOMCAST_REPLICA_LEASE", default_value = "15s", value_parser = lease, value_name = "TIME")]
     pub replica_lease: Duration,
 }
 
-/// Whose words about somebody others are shown.
+/// The source of the profile that other members see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PresenceInfo {
-    /// Nobody's.
+    /// No profiles.
     None,
-    /// Those of whoever signed its token.
+    /// The token's claim.
     Token,
-    /// Its own too, where its token has none.
+    /// The token's claim, or, where there is none, the query.
     Query,
 }
 
-impl PresenceGroup {
-    /// What a hub needs to know.
+impl PresenceArgs {
+    /// The settings of presence in rooms.
     pub fn presence(&self) -> PresenceSettings {
-        let patterns = self.presence.iter().filter(|pattern| *pattern != NO_ROOMS);
+        let patterns = self.rooms.iter().filter(|pattern| *pattern != NO_ROOMS);
         let rooms = patterns.map(|pattern| WildMatch::new(pattern)).collect();
-        PresenceSettings { rooms, grace: self.presence_grace, compare_every: self.report_every() }
+        PresenceSettings { rooms, grace: self.grace, compare_every: self.report_every() }
     }
 
-    /// How often a replica says that it is there.
+    /// The interval at which a replica reports.
     pub fn report_every(&self) -> Duration {
-        self.replica_lease / REPORTS_A_LEASE
+        self.replica_lease / REPORTS_PER_LEASE
     }
 }
 
-fn rooms(pattern: &str) -> Result<String, String> {
+fn room_pattern(pattern: &str) -> Result<String, String> {
     let without_stars = pattern.replace('*', "x");
-    RoomName::new(&without_stars).map_err(|why| format!("it names no rooms: {why}"))?;
+    RoomName::new(&without_stars).map_err(|why| format!("it can't match a room name: {why}"))?;
     Ok(pattern.into())
 }
 
 fn lease(text: &str) -> Result<Duration, String> {
-    between(Duration::from_secs(1), Duration::from_hours(1), text)
+    duration_between(Duration::from_secs(1), Duration::from_hours(1), text)
 }

@@ -86,14 +86,14 @@ impl App {
         moderation.start();
         broker.clone().start(listeners, tasks);
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), broker.kind()));
-        let drain = Drain::new(settings.drain_window);
+        let drain = Drain::new(settings.shutdown.drain_window);
         let delivery = Delivery {
             live: live.clone(),
             presence: presence.clone(),
             moderation: moderation.clone(),
             metrics: metrics.clone(),
             drain: drain.clone(),
-            settings: settings.delivery(),
+            settings: settings.streams.delivery(),
             replica: replica.clone(),
         };
         // Without keys on loopback there are no limits, so that a first load test measures the gateway.
@@ -107,7 +107,7 @@ impl App {
             hashes: broker.clone(),
             registry: broker.clone(),
             delivery: Arc::new(delivery),
-            guarded: access.is_open() && is_local && !settings.insecure_allow_anonymous,
+            guarded: access.is_open() && is_local && !settings.access.insecure_allow_anonymous,
             limits: has_limits.then(|| RateLimiter::new(settings.limits.limits(), broker)),
             access,
             metrics,

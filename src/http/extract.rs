@@ -178,7 +178,7 @@ pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Opti
 
 /// Reads the whole body, up to `--max-body-bytes` and within `--request-timeout`.
 pub async fn read_body(request: Request, app: &App) -> Result<Bytes, Problem> {
-    let (limit, max) = (app.settings.request_timeout, app.settings.max_body_bytes);
+    let (limit, max) = (app.settings.requests.request_timeout, app.settings.requests.max_body_bytes);
     // The timeout covers only the arrival of the body. Calls to the broker have limits of their own: a call that is
     // cut short would hide whether the write was done.
     let arrival = tokio::time::timeout(limit, Limited::new(request.into_body(), max).collect()).await;

@@ -88,15 +88,15 @@ fn start() -> (Runtime, Router) {
 /// A gateway with the embedded broker.
 pub fn app() -> App {
     let mut settings = Settings::defaults();
-    settings.room_idle_ttl = Duration::ZERO;
+    settings.streams.room_idle_ttl = Duration::ZERO;
     // Small, so that the broker becomes full, which is an answer too.
-    settings.embedded_max_bytes = 16 * 1024 * 1024;
+    settings.embedded.max_bytes = 16 * 1024 * 1024;
     let tasks = Tasks::default();
     let broker = Arc::new(MemoryBroker::new(MemorySettings {
         replica: "fuzz".into(),
         lease: settings.presence.replica_lease,
-        retention: settings.retention(),
-        max_bytes: settings.embedded_max_bytes,
+        retention: settings.retention.policy(),
+        max_bytes: settings.embedded.max_bytes,
     }));
     App::start(settings, broker, Access::open(), "fuzzed".into(), true, &tasks)
 }

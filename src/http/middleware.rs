@@ -92,7 +92,7 @@ async fn middleware(app: App, mut request: Request, route: Route) -> Result<Resp
     let began = Instant::now();
     let method = method_name(request.method());
     let path = request.extensions().get::<MatchedPath>().cloned();
-    let span = trace::is_sent().then(|| trace_span(&id, method, &request));
+    let span = trace::is_enabled().then(|| trace_span(&id, method, &request));
     let context = RequestContext { id: id.clone(), method, uri: request.uri().clone() };
     let rate_status = app.limits.as_ref().map(|_| RateStatusSlot::default());
     if let Some(rate_status) = &rate_status {
@@ -146,7 +146,7 @@ fn trace_span(id: &str, method: &str, request: &Request) -> Span {
     let span = info_span!("request", request_id = id, %method, path, otel.name = name, otel.kind = "server");
     let parent = request.headers().get(trace::TRACEPARENT).and_then(|parent| parent.to_str().ok());
     if let Some(parent) = parent {
-        trace::follow(&span, parent);
+        trace::set_parent(&span, parent);
     }
     span
 }

@@ -62,7 +62,7 @@ impl LogClient {
         key: Option<&IdempotencyKey>,
     ) -> Result<Appended, BrokerError> {
         let watermarks = self.watermarks.get(topic);
-        let span = if trace::is_sent() { info_span!("append", room = topic.name()) } else { Span::none() };
+        let span = if trace::is_enabled() { info_span!("append", room = topic.name()) } else { Span::none() };
         let append = self.broker.append(topic, &watermarks, event.encode(), key).instrument(span);
         let appended = with_deadline("an append", append).await?;
         // An event that an earlier call appended may be lost by now. Only an event of this call surely existed just

@@ -1,5 +1,5 @@
-//! Accepts connections and drives hyper over them: its http1 builder by hand, which costs half the memory of
-//! `axum::serve` and has timeouts that work.
+//! Accepts connections and drives hyper over each. hyper's http1 builder takes half the memory of `axum::serve`, and
+//! its timeouts work.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -27,16 +27,17 @@ use crate::config::Settings;
 use crate::delivery::{Broadcasters, ConnGuard, DetachableStream};
 use crate::http::{App, Peer};
 
-/// Connections above the limit that are still answered, politely, before more are just closed.
+/// Connections above the limit that still get a refusal. Further ones are closed without an answer.
 pub(super) const OVERLOAD_CONNECTIONS: usize = 256;
-/// Most bytes of a request's head, and of what waits in hyper to be written to one connection.
+/// Most bytes of a request's head, and of data that hyper has not written to a connection yet.
 const BUFFER_BYTES: usize = 32 * 1024;
-/// Pause after an error of accept that concerns the process, such as too many open files.
+/// Pause after an error of `accept`. Most of them, such as too many open files, concern the whole process and would
+/// recur at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Time that connections get to notice that they were cut.
+/// Time for connections to end after they were cut.
 const CUT_LIMIT: Duration = Duration::from_secs(1);
 
-/// The connections of a gateway.
+/// The connections of one listener.
 pub(super) struct Connections {
     app: App,
     router: Router,
@@ -45,9 +46,9 @@ pub(super) struct Connections {
     overload_permits: Arc<Semaphore>,
     tracker: TaskTracker,
     broadcasters: Arc<Broadcasters>,
-    /// Connections finish their request in flight, and end.
+    /// Ends connections after their request in flight.
     finish: CancellationToken,
-    /// Connections end at once.
+    /// Ends connections at once.
     cut: CancellationToken,
 }
 
@@ -60,7 +61,7 @@ impl Connections {
         overloaded: Router,
     ) -> Self {
         Self {
-            permits: Arc::new(Semaphore::new(app.settings.max_connections)),
+            permits: Arc::new(Semaphore::new(app.settings.requests.max_connections)),
             app: app.clone(),
             router,
             overloaded,
@@ -72,12 +73,12 @@ impl Connections {
         }
     }
 
-    /// How many there are.
+    /// The number of open connections.
     pub(super) fn count(&self) -> usize {
         self.tracker.len()
     }
 
-    /// Accepts for ever; dropping it stops that, and leaves open connections alone.
+    /// Accepts connections without end. Dropping the future stops that; open connections go on.
     pub(super) async fn accept(&self, listener: &TcpListener) -> Infallible {
         loop {
             match listener.accept().await {
@@ -90,12 +91,12 @@ impl Connections {
         }
     }
 
-    /// Lets every connection finish what it is at; those that have not after `limit` are cut.
+    /// Lets every connection finish its request, and cuts those that have not ended after `limit`.
     pub(super) async fn finish(&self, limit: Duration) {
         self.finish.cancel();
         self.tracker.close();
         if timeout(limit, self.tracker.wait()).await.is_err() {
-            tracing::warn!(connections = self.count(), "connections did not end in time, and are cut");
+            tracing::warn!(connections = self.count(), "some connections did not end in time and are cut");
             self.cut.cancel();
             self.broadcasters.cut();
             let _ = timeout(CUT_LIMIT, self.tracker.wait()).await;
@@ -106,16 +107,16 @@ impl Connections {
         let permit = self.permits.clone().try_acquire_owned().map(|permit| (permit, self.router.clone()));
         let overload =
             || self.overload_permits.clone().try_acquire_owned().map(|permit| (permit, self.overloaded.clone()));
-        // Without any permit left, not even a refusal is worth its cost.
+        // Beyond both limits, not even a refusal is worth its cost.
         let Ok((permit, router)) = permit.or_else(|_| overload()) else {
             self.app.metrics.rejected("connections", "connection");
             return;
         };
         if let Err(error) = prepare(&socket, &self.app.settings) {
-            tracing::debug!(%error, "a connection went before it was served");
+            tracing::debug!(%error, "a connection was lost before it was served");
             return;
         }
-        let connection = Connection {
+        let connection = AcceptedConnection {
             socket,
             peer,
             permit,
@@ -127,9 +128,10 @@ impl Connections {
             cut: self.cut.clone(),
         };
         self.tracker.spawn(async {
-            if connection.speaks().await {
-                // Apart in memory, and only now: hyper holds 8 KiB for each connection, and those who have come together have said
-                // nothing yet when they are accepted.
+            if connection.receives_bytes().await {
+                // hyper holds 8 KiB for each connection. The box keeps them out of the task's own memory, and delays
+                // them until the client has sent something: of many clients that connect at once, none has when it is
+                // accepted.
                 Box::pin(connection.drive()).await;
             }
         });
@@ -137,7 +139,7 @@ impl Connections {
 }
 
 /// A connection that has been accepted.
-struct Connection {
+struct AcceptedConnection {
     socket: TcpStream,
     peer: Peer,
     permit: OwnedSemaphorePermit,
@@ -149,17 +151,17 @@ struct Connection {
     cut: CancellationToken,
 }
 
-impl Connection {
-    /// Waits until the client says something. False if it does not in time, or is not to be heard any more.
-    async fn speaks(&self) -> bool {
+impl AcceptedConnection {
+    /// Waits for the client's first bytes. False if they do not come in time, or if the gateway shuts down first.
+    async fn receives_bytes(&self) -> bool {
         tokio::select! {
-            // What was said before the end is answered.
+            // A request that has arrived before the shutdown is answered.
             biased;
-            heard = timeout(self.app.settings.header_timeout, self.socket.readable()) => {
-                if heard.is_err() {
+            readable = timeout(self.app.settings.requests.header_timeout, self.socket.readable()) => {
+                if readable.is_err() {
                     self.app.metrics.rejected("header_time", "connection");
                 }
-                heard.is_ok()
+                readable.is_ok()
             }
             () = self.finish.cancelled() => false,
         }
@@ -168,15 +170,15 @@ impl Connection {
     async fn drive(self) {
         let Self { socket, peer, permit, tracker, router, app, broadcasters, finish, cut } = self;
         let detach = Detach::default();
-        let answers = detach.clone();
+        let answering = detach.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
-            let answer = answers.clone().answer(router.clone(), request);
-            async move { Ok::<_, Infallible>(answer.await) }
+            let response = answering.clone().answer(router.clone(), request);
+            async move { Ok::<_, Infallible>(response.await) }
         });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(app.settings.header_timeout)
+            .header_read_timeout(app.settings.requests.header_timeout)
             .max_buf_size(BUFFER_BYTES)
             .serve_connection(FlushTracker { io: TokioIo::new(socket), detach: detach.clone() }, service);
         let driven = tokio::select! {
@@ -205,7 +207,7 @@ impl Connection {
     }
 }
 
-/// Drives a connection until it ends, or a stream is to leave it.
+/// Drives a connection until it ends (`None`), or until a stream is ready to leave hyper.
 async fn drive<S>(
     connection: &mut http1::Connection<FlushTracker<TokioIo<TcpStream>>, S>,
     detach: &Detach,
@@ -221,14 +223,15 @@ where
     .await
 }
 
-/// A reader that takes nothing costs the kernel little, and is found out; so is one that has vanished.
+/// Bounds the kernel's memory for a client that takes no data, and lets the kernel find out that a client has stalled
+/// or vanished.
 fn prepare(socket: &TcpStream, settings: &Settings) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = SockRef::from(socket);
-    socket.set_send_buffer_size(settings.send_buffer_bytes)?;
-    // The kernel counts these in whole seconds, and takes no zero.
-    let interval = (settings.stall_timeout / 3).max(Duration::from_secs(1));
-    let probes = TcpKeepalive::new().with_time(settings.stall_timeout).with_interval(interval);
+    socket.set_send_buffer_size(settings.streams.send_buffer_bytes)?;
+    // The kernel counts keep-alive in whole seconds, and refuses 0.
+    let interval = (settings.streams.stall_timeout / 3).max(Duration::from_secs(1));
+    let probes = TcpKeepalive::new().with_time(settings.streams.stall_timeout).with_interval(interval);
     socket.set_tcp_keepalive(&probes)?;
-    socket.set_tcp_user_timeout(Some(settings.stall_timeout))
+    socket.set_tcp_user_timeout(Some(settings.streams.stall_timeout))
 }

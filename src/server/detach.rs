@@ -1,8 +1,9 @@
-//! Takes the socket of a stream out of hyper, once the head of its answer is with the kernel.
+//! Takes the socket of a stream out of hyper, once the kernel has the head of the response.
 //!
-//! The answer's body is swapped for one that never has anything. When hyper has asked it for data and then flushes with
-//! nothing left to write, the head has gone out and nothing behind it. hyper documents `into_parts` for connections that are
-//! done, since there may be bytes left to flush; here the flush is seen, and `detach/tests.rs` holds hyper to it.
+//! The response's body is replaced with one that never yields data. hyper asks it for data, and then flushes the socket
+//! when it has nothing left to write: at that moment the head has been written, and nothing after it. hyper documents
+//! `into_parts` for connections that are done, because it may hold bytes that are not flushed. Here the flush is
+//! observed; `detach/tests.rs` checks that hyper keeps to this.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -18,14 +19,14 @@ use tower::ServiceExt;
 
 use crate::delivery::DetachableStream;
 
-/// hyper has not asked for the body's data.
+/// Stage: hyper has not asked for the body's data yet.
 const HEAD: u8 = 0;
-/// It has, and there was none.
+/// Stage: hyper has asked, and got no data.
 const ASKED: u8 = 1;
-/// And after that it has flushed.
+/// Stage: hyper has flushed after that.
 const FLUSHED: u8 = 2;
 
-/// The way of one connection out of hyper. Clones are of the same connection.
+/// Detaches the stream of one connection from hyper. Clones belong to the same connection.
 #[derive(Clone, Default)]
 pub(super) struct Detach(Arc<Inner>);
 
@@ -36,25 +37,25 @@ struct Inner {
 }
 
 impl Detach {
-    /// Answers a request; if the answer is a stream that can leave hyper, keeps it here.
+    /// Answers a request. If the response is a stream that can leave hyper, keeps the stream here.
     pub(super) async fn answer(self, router: axum::Router, request: Request<Incoming>) -> Response<Body> {
-        // Of an answer whose body nobody asked for, as to HEAD, a stale stream may be left.
+        // An earlier response may have left its stream: hyper does not ask for the body of a response to HEAD.
         self.keep(None);
-        // Chunks can be written only where the answer is chunked.
-        let is_plain = request.method() == Method::GET && request.version() == Version::HTTP_11;
+        // A detached stream writes chunks, so the response must be chunked.
+        let is_chunked = request.method() == Method::GET && request.version() == Version::HTTP_11;
         let mut response =
             router.oneshot(request.map(Body::new)).await.unwrap_or_else(|never: Infallible| match never {});
-        let stream = response.extensions_mut().remove::<DetachableStream>().filter(|_| is_plain);
+        let stream = response.extensions_mut().remove::<DetachableStream>().filter(|_| is_chunked);
         if stream.is_some() {
             self.keep(stream);
             *response.body_mut() = Body::new(PendingBody(self));
-            // Nothing will follow on this connection, and yet the head does not say `Connection: close`: undici, and so
-            // each `fetch` of Node, would take a stream that is cut off for one that has ended well.
+            // This is the connection's last response, but its head does not say `Connection: close`: with it, undici,
+            // and so `fetch` in Node, would take a stream that is cut off for one that has ended in order.
         }
         response
     }
 
-    /// The stream, if hyper has nothing more to do.
+    /// Takes the stream, if hyper has written the head and has nothing more to do.
     pub(super) fn take(&self) -> Option<DetachableStream> {
         (self.0.stage.load(Ordering::SeqCst) == FLUSHED).then(|| self.stream().take()).flatten()
     }
@@ -73,7 +74,7 @@ impl Detach {
     }
 }
 
-/// A body that never has anything.
+/// A body that never yields data and never ends.
 struct PendingBody(Detach);
 
 impl HttpBody for PendingBody {
@@ -86,7 +87,7 @@ impl HttpBody for PendingBody {
     }
 }
 
-/// A connection's socket, on which flushes are seen.
+/// A connection's socket that reports flushes to a [`Detach`].
 pub(super) struct FlushTracker<T> {
     pub(super) io: T,
     pub(super) detach: Detach,

@@ -1,4 +1,4 @@
-//! Closed by default (P10): what a token grants, and only until it expires.
+//! Closed by default (P10): a request may do what its token grants, until the token expires.
 
 mod browsers;
 mod key_sets;
@@ -20,18 +20,18 @@ pub const RSA_PUBLIC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/auth
 const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/auth/keys");
 const AUDIENCE: &str = "roomcast.example";
 
-/// Seconds since 1970, so many from now.
+/// A time relative to now, in seconds since 1970.
 pub fn at(seconds: i64) -> i64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     i64::try_from(now.as_secs()).unwrap() + seconds
 }
 
-/// The claim of everything but what only an admin may do.
+/// The claim with every permission for all names, without `admin`.
 pub fn all() -> Value {
     json!({"publish": ["*"], "subscribe": ["*"], "presence": ["*"], "read": ["*"], "write": ["*"]})
 }
 
-/// Claims of a token that grants something for a while.
+/// The claims of a token that is valid for ten minutes.
 pub fn claims(roomcast: &Value) -> Value {
     json!({"sub": "ann", "exp": at(600), "aud": AUDIENCE, "roomcast": roomcast})
 }
@@ -40,12 +40,12 @@ pub fn sign(algorithm: Algorithm, key: &EncodingKey, claims: &Value) -> String {
     encode(&Header::new(algorithm), claims, key).unwrap()
 }
 
-/// A token with our secret.
+/// A token that is signed with [`SECRET`].
 pub fn token(claims: &Value) -> String {
     sign(Algorithm::HS256, &EncodingKey::from_secret(SECRET.as_bytes()), claims)
 }
 
-/// Takes tokens signed with our secret, or our RSA key, for our audience.
+/// Closes the gateway: it accepts tokens for [`AUDIENCE`] that are signed with [`SECRET`] or with the RSA key.
 pub fn close(settings: &mut Settings) {
     settings.access.jwt_hs256_secret = vec![SECRET.parse().unwrap()];
     settings.access.jwt_public_key = vec![RSA_PUBLIC.into()];
@@ -57,7 +57,7 @@ async fn closed(world: &World) -> Gateway {
     world.gateway_with(close).await
 }
 
-/// A request with a token; its status and its problem's code.
+/// Sends a request with a token. Returns the status, and the code of the problem document.
 pub async fn ask(gateway: &Gateway, method: Method, path: &str, body: Option<Value>, token: &str) -> (u16, String) {
     let mut request = gateway.request(method, path).bearer_auth(token);
     if let Some(body) = body {
@@ -72,17 +72,18 @@ pub async fn ask(gateway: &Gateway, method: Method, path: &str, body: Option<Val
     (status, problem["code"].as_str().unwrap().to_owned())
 }
 
-/// A route as it is asked for, and what has to be granted.
+/// A request for a route, and the permissions that it needs.
 struct Route {
     method: Method,
     path: String,
     body: Option<Value>,
-    /// What grants it, and what grants all else.
+    /// The claim with just the needed permissions.
     grant: Value,
+    /// The claim with all other permissions.
     rest: Value,
 }
 
-/// Every route that takes a token, from the document. A new one has to be entered here.
+/// Every route that needs a permission, from the OpenAPI document. A new route has to be added to this list.
 fn routes(document: &Value) -> Vec<Route> {
     let mut routes = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -102,7 +103,7 @@ fn routes(document: &Value) -> Vec<Route> {
                 "listSubscribers" => (&["presence"], None),
                 "deleteEvents" | "getMetrics" | "removeSubscriber" | "removeUser" | "revokeToken"
                 | "listReplicas" => (&["admin"], None),
-                other => panic!("who may call {other}?"),
+                other => panic!("which permission does {other} need?"),
             };
             let path = path.replace("{room}", "lobby").replace("{hash}", "lamp").replace("{field}", "field");
             let path = path.replace("{subscriber}", "nobody").replace("{user}", "nobody").replace("{jti}", "none");
@@ -116,7 +117,7 @@ fn routes(document: &Value) -> Vec<Route> {
                     if *permission == "admin" { json!(false) } else { json!(["other.*", "lob", "amp"]) };
             }
             if operation["operationId"] == "listRooms" {
-                // What may be listed is, so only who may list none is refused.
+                // The route lists the rooms that the caller may subscribe to, and refuses only callers without any.
                 rest["subscribe"] = json!([]);
             }
             let method = method.to_uppercase().parse().unwrap();
@@ -134,7 +135,7 @@ on_both_brokers! {
         let ours = EncodingKey::from_secret(SECRET.as_bytes());
         let rsa = EncodingKey::from_rsa_pem(RSA.as_bytes()).unwrap();
         let other = EncodingKey::from_rsa_pem(include_bytes!("auth/keys/other.key.pem")).unwrap();
-        // A public key is no secret: whoever takes one for a secret lets everyone sign.
+        // A public key is known to everyone, so it must not verify as a secret.
         let public = EncodingKey::from_secret(std::fs::read_to_string(RSA_PUBLIC).unwrap().as_bytes());
         for Route { method, path, body, grant, rest } in routes(&document) {
             let with = |name: &str, value: Value| {
@@ -144,34 +145,34 @@ on_both_brokers! {
             };
             let right = token(&claims(&grant));
             let (head, signature) = (right.split('.').next().unwrap(), right.split('.').next_back().unwrap());
-            let mut others = claims(&json!({"admin": true}));
-            others["sub"] = json!("eve");
-            let forged = format!("{head}.{}.{signature}", token(&others).split('.').nth(1).unwrap());
+            let mut forged_claims = claims(&json!({"admin": true}));
+            forged_claims["sub"] = json!("eve");
+            let forged = format!("{head}.{}.{signature}", token(&forged_claims).split('.').nth(1).unwrap());
             let none = format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{}.", right.split('.').nth(1).unwrap());
-            let mut unending = claims(&grant);
-            unending.as_object_mut().unwrap().remove("exp");
+            let mut without_exp = claims(&grant);
+            without_exp.as_object_mut().unwrap().remove("exp");
             let cases = [
-                ("no token at all", String::new(), 401, "token_missing"),
+                ("no token", String::new(), 401, "token_missing"),
                 ("not a token", "x.y.z".into(), 401, "token_invalid"),
-                ("far too long a token", "x".repeat(9000), 401, "token_invalid"),
+                ("a token that is too long", "x".repeat(9000), 401, "token_invalid"),
                 ("another secret", sign(Algorithm::HS256, &EncodingKey::from_secret(&[7; 32]), &claims(&grant)), 401, "token_invalid"),
                 ("another key", sign(Algorithm::RS256, &other, &claims(&grant)), 401, "token_invalid"),
-                ("other claims under a right signature", forged, 401, "token_invalid"),
+                ("other claims with a valid signature", forged, 401, "token_invalid"),
                 ("no algorithm", none.clone(), 401, "token_invalid"),
                 ("no algorithm, with a signature", format!("{none}{signature}"), 401, "token_invalid"),
-                ("a swapped algorithm", sign(Algorithm::HS256, &public, &claims(&grant)), 401, "token_invalid"),
-                ("an algorithm that no key is for", sign(Algorithm::HS512, &ours, &claims(&grant)), 401, "token_invalid"),
+                ("the public key used as a secret", sign(Algorithm::HS256, &public, &claims(&grant)), 401, "token_invalid"),
+                ("an algorithm without a key", sign(Algorithm::HS512, &ours, &claims(&grant)), 401, "token_invalid"),
                 ("expired", with("exp", json!(at(-2))), 401, "token_expired"),
-                ("without an end", token(&unending), 401, "token_invalid"),
-                ("an end that is no time", with("exp", json!("never")), 401, "token_invalid"),
+                ("without an expiry", token(&without_exp), 401, "token_invalid"),
+                ("an expiry that is not a time", with("exp", json!("never")), 401, "token_invalid"),
                 ("not yet valid", with("nbf", json!(at(60))), 401, "token_invalid"),
                 ("another audience", with("aud", json!("elsewhere.example")), 401, "token_invalid"),
                 ("no audience", with("aud", Value::Null), 401, "token_invalid"),
                 ("claims of another form", with("roomcast", json!({"publish": "*", "subscribe": "*"})), 401, "token_invalid"),
-                ("everything but the permission", token(&claims(&rest)), 403, "forbidden"),
+                ("every other permission", token(&claims(&rest)), 403, "forbidden"),
                 ("no permissions", token(&claims(&json!({}))), 403, "forbidden"),
             ];
-            for (what, token, status, code) in cases {
+            for (case, token, status, code) in cases {
                 let mut request = gateway.request(method.clone(), &path);
                 if !token.is_empty() {
                     request = request.bearer_auth(&token);
@@ -183,12 +184,12 @@ on_both_brokers! {
                 let challenge = answer.headers().get("www-authenticate").map(|value| value.to_str().unwrap().to_owned());
                 let got = answer.status().as_u16();
                 let problem: Value = answer.json().await.unwrap_or_default();
-                // A batch is answered item by item.
+                // The response to a batch has a status for each item.
                 let refused = problem["results"][0]["status"].as_u64().map_or(got, |status| u16::try_from(status).unwrap());
-                let named = problem["results"][0]["problem"]["code"].as_str().or(problem["code"].as_str());
-                assert_eq!((refused, named), (status, Some(code)), "{method} {path} with {what}: {problem}");
+                let got_code = problem["results"][0]["problem"]["code"].as_str().or(problem["code"].as_str());
+                assert_eq!((refused, got_code), (status, Some(code)), "{method} {path} with {case}: {problem}");
                 if got != 207 {
-                    assert!(challenge.is_some_and(|challenge| challenge.starts_with("Bearer realm=")), "{what}");
+                    assert!(challenge.is_some_and(|challenge| challenge.starts_with("Bearer realm=")), "{case}");
                 }
                 assert!(token.is_empty() || !problem.to_string().contains(&token), "{problem}");
             }
@@ -197,7 +198,7 @@ on_both_brokers! {
                 assert!(status < 300 || code == "field_not_found" || code == "hash_not_found", "{method} {path}: {status} {code}");
             }
         }
-        // What is about the gateway itself takes none.
+        // The routes about the gateway itself need no token.
         for path in ["/livez", "/readyz", "/healthz", "/openapi.json"] {
             assert_eq!(gateway.get(path).await.0, StatusCode::OK, "{path}");
         }
@@ -211,14 +212,14 @@ on_both_brokers! {
             let token = token(&claims);
             let mut stream = gateway.stream(&format!("{path}access_token={token}")).await;
             let expires: String = stream.opened["expires_at"].as_str().unwrap().into();
-            let told = expires.parse::<jiff::Timestamp>().unwrap().as_second();
-            assert_eq!(told, claims["exp"].as_i64().unwrap());
+            let expires = expires.parse::<jiff::Timestamp>().unwrap().as_second();
+            assert_eq!(expires, claims["exp"].as_i64().unwrap());
             let (status, _) = ask(&gateway, Method::POST, "/v1/rooms/lobby/events", Some(json!({"data": 1})), &token).await;
             assert_eq!(status, 201);
             stream.event().await;
             let end = stream.event().await;
             assert_eq!((end.event.as_str(), end.json()), ("stream.end", json!({"reason": "token_expired", "reconnect": "never"})));
-            assert!(at(0) >= told, "not before the token's end");
+            assert!(at(0) >= expires, "not before the token expires");
             assert_eq!(end.id, stream.last_event_id);
             assert!(stream.next().await.is_none());
             let (status, code) = ask(&gateway, Method::GET, "/v1/rooms/lobby/stream", None, &token).await;
@@ -226,7 +227,7 @@ on_both_brokers! {
         }
     }
 
-    async fn p10_what_callers_without_a_token_may_do_is_a_setting(world) {
+    async fn p10_the_permissions_of_callers_without_a_token_are_a_setting(world) {
         let gateway = world.gateway_with(|settings| {
             close(settings);
             settings.access.anonymous = vec!["subscribe=public.*".parse().unwrap(), "read=*".parse().unwrap()];
@@ -237,12 +238,12 @@ on_both_brokers! {
         assert_eq!((status.as_u16(), &problem["code"]), (401, &json!("token_missing")));
         let (status, problem) = gateway.post("/v1/rooms/public.news/events", &json!({"data": 1})).await;
         assert_eq!((status.as_u16(), &problem["code"]), (401, &json!("token_missing")));
-        // A token grants what it names, and not what others may do without one.
+        // A token does not include the permissions of callers without one.
         let token = token(&claims(&json!({"publish": ["public.*"]})));
         assert_eq!(ask(&gateway, Method::GET, "/v1/rooms/public.news/events", None, &token).await.0, 403);
     }
 
-    async fn p10_a_room_is_listed_for_those_who_may_read_it(world) {
+    async fn p10_a_room_is_listed_for_callers_that_may_subscribe_to_it(world) {
         let gateway = closed(&world).await;
         let admin = token(&claims(&json!({"admin": true})));
         let mut streams = Vec::new();
@@ -258,7 +259,7 @@ on_both_brokers! {
         assert!(listed(&token(&claims(&json!({"subscribe": ["d.*"]})))).await.is_empty());
     }
 
-    async fn p10_a_batch_stores_what_its_token_grants_and_says_of_the_rest_that_it_does_not(world) {
+    async fn p10_a_batch_stores_the_events_that_its_token_grants_and_refuses_the_others(world) {
         let gateway = closed(&world).await;
         let token = token(&claims(&json!({"publish": ["a"], "subscribe": ["a"]})));
         let batch = json!({"events": [{"room": "a", "data": 1}, {"room": "b", "data": 2}, {"rooms": ["a", "b"], "data": 3}]});
@@ -271,7 +272,7 @@ on_both_brokers! {
         assert_eq!(answer["results"][2]["published"].as_array().unwrap().len(), 1);
     }
 
-    async fn p10_a_failed_condition_shows_the_value_to_those_who_may_read_it(world) {
+    async fn p10_a_failed_condition_shows_the_value_to_callers_that_may_read_it(world) {
         let gateway = closed(&world).await;
         for (grant, shown) in [(json!({"write": ["lamp"]}), Value::Null), (json!({"write": ["lamp"], "read": ["lamp"]}), json!("green"))] {
             let token = token(&claims(&grant));
@@ -317,13 +318,13 @@ async fn each_kind_of_key_is_for_its_algorithm() {
         (Algorithm::ES256, EncodingKey::from_ec_pem(include_bytes!("auth/keys/ec.key.pem")).unwrap()),
         (Algorithm::EdDSA, EncodingKey::from_ed_pem(include_bytes!("auth/keys/ed.key.pem")).unwrap()),
         (Algorithm::HS256, EncodingKey::from_secret(SECRET.as_bytes())),
-        // The newer one of two, as while one is changed for the other.
+        // The newer of two secrets, as during a rotation.
         (Algorithm::HS256, EncodingKey::from_secret("a".repeat(40).as_bytes())),
     ];
     for (algorithm, key) in keys {
         let token = sign(algorithm, &key, &json!({"exp": at(60), "roomcast": {"read": ["*"]}}));
         assert_eq!(ask(&gateway, Method::GET, "/v1/hashes/lamp", None, &token).await.0, 200, "{algorithm:?}");
-        // The audience is not checked where none is set, and a header that must be understood is not taken.
+        // No audience is set, so none is checked. A critical header is refused, because none is supported.
         let mut header = Header::new(algorithm);
         header.crit = Some(vec!["b64".into()]);
         let token = encode(&header, &json!({"exp": at(60), "roomcast": {"read": ["*"]}}), &key).unwrap();
@@ -332,7 +333,7 @@ async fn each_kind_of_key_is_for_its_algorithm() {
 }
 
 #[tokio::test]
-async fn a_subject_in_a_pattern_is_taken_as_it_is() {
+async fn a_subject_in_a_pattern_is_never_a_wildcard() {
     let gateway = Gateway::start(close).await;
     for (subject, room, expected) in
         [("ann", "user.ann", 200), ("ann", "user.bob", 403), ("*", "user.ann", 403), ("a b", "user.ann", 403)]
@@ -344,14 +345,14 @@ async fn a_subject_in_a_pattern_is_taken_as_it_is() {
     }
 }
 
-/// Tokens of the command line are taken by the gateway of the command line.
+/// The gateway accepts the tokens that `roomcast token` makes.
 #[tokio::test]
-async fn a_token_of_the_command_line_grants_what_it_says() {
+async fn a_token_from_the_command_line_grants_its_permissions() {
     let replica =
         Replica::start_with(&["--jwt-hs256-secret", SECRET, "--jwt-audience", AUDIENCE, "--jwt-issuer", "tests"]);
     let made = roomcast(&["token", "--audience", AUDIENCE, "--issuer", "tests", "--sub", "ann"])
         .args(["--publish", "chat.*", "--subscribe", "user.{sub}", "--lifetime", "5m"])
-        // The last of several signs.
+        // Of several secrets, the last one signs.
         .env("ROOMCAST_JWT_HS256_SECRET", format!("{} {SECRET}", "b".repeat(32)))
         .output()
         .unwrap();
@@ -369,7 +370,7 @@ async fn a_token_of_the_command_line_grants_what_it_says() {
 }
 
 #[tokio::test]
-async fn an_issuer_is_checked_where_one_is_set_and_clocks_may_be_a_little_apart() {
+async fn an_issuer_is_checked_if_one_is_set_and_clocks_may_differ_a_little() {
     let gateway = Gateway::start(|settings| {
         close(settings);
         settings.access.jwt_issuer = vec!["https://id.example".into(), "https://other.example".into()];
@@ -394,7 +395,7 @@ async fn an_issuer_is_checked_where_one_is_set_and_clocks_may_be_a_little_apart(
 }
 
 #[test]
-fn keys_that_could_not_verify_anything_are_refused_at_the_start() {
+fn keys_that_can_not_verify_tokens_are_refused_at_the_start() {
     let key = |name: &str| format!("{KEYS}/{name}.pem");
     refuses(&["--listen", "127.0.0.1:0", "--jwt-hs256-secret", "short"], &["--jwt-hs256-secret", "32 bytes"]);
     for name in ["p384.pub", "rsa.key", "ec.key", "missing"] {

@@ -27,8 +27,8 @@ async fn read_to_end(mut socket: TcpStream) -> String {
 /// A gateway with short timeouts.
 async fn impatient() -> Gateway {
     Gateway::start(|settings| {
-        settings.header_timeout = Duration::from_millis(200);
-        settings.request_timeout = Duration::from_millis(400);
+        settings.requests.header_timeout = Duration::from_millis(200);
+        settings.requests.request_timeout = Duration::from_millis(400);
     })
     .await
 }
@@ -70,7 +70,7 @@ async fn a_connection_that_does_not_speak_http_is_closed() {
 
 #[tokio::test]
 async fn requests_on_connections_above_the_limit_are_refused_for_now() {
-    let gateway = Gateway::start(|settings| settings.max_connections = 2).await;
+    let gateway = Gateway::start(|settings| settings.requests.max_connections = 2).await;
     let streams = [gateway.room("full").await, gateway.room("full").await];
     let refused = gateway.stream("/v1/rooms/full/stream?after=7-7").await;
     assert_eq!(refused.last_event_id, "7-7");

@@ -90,8 +90,8 @@ on_both_brokers! {
 
     async fn p4_events_that_the_log_no_longer_holds_are_reported_by_one_gap(world) {
         let gateway = world.gateway_with(|settings| {
-            settings.retention_events = 10;
-            settings.ring_events = 10;
+            settings.retention.events = 10;
+            settings.streams.ring_events = 10;
         }).await;
         let stream = gateway.room("p4").await;
         let start = stream.last_event_id.clone();
@@ -170,7 +170,7 @@ on_both_brokers! {
 
     async fn p7_a_reader_that_stalls_delays_nobody_and_goes_on_from_the_log(world) {
         let gateway = world.gateway_with(|settings| {
-            (settings.ring_events, settings.retention_bytes) = (20, 100_000_000);
+            (settings.streams.ring_events, settings.retention.bytes) = (20, 100_000_000);
         }).await;
         let mut slow = gateway.room("p7").await;
         let mut quick = gateway.room("p7").await;
@@ -187,7 +187,7 @@ on_both_brokers! {
 
     async fn p7_a_reader_that_takes_nothing_is_cut_off_and_resumes(world) {
         let gateway = world.gateway_with(|settings| {
-            (settings.stall_timeout, settings.retention_bytes) = (Duration::from_secs(1), 100_000_000);
+            (settings.streams.stall_timeout, settings.retention.bytes) = (Duration::from_secs(1), 100_000_000);
         }).await;
         let mut stalled = gateway.room("stalled").await;
         let large = "x".repeat(60_000);

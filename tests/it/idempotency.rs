@@ -66,7 +66,7 @@ on_both_brokers! {
     }
 
     async fn p6_a_key_is_forgotten_after_the_window(world) {
-        let gateway = world.gateway_with(|settings| settings.idempotency_window = Duration::from_secs(1)).await;
+        let gateway = world.gateway_with(|settings| settings.retention.idempotency_window = Duration::from_secs(1)).await;
         let body = json!({"data": 1});
         let (_, first, _) = publish(&gateway, "window", "key", &body).await;
         eventually("the key is forgotten", async || {

@@ -1,4 +1,4 @@
-//! No caller takes more than its share: requests a second over all replicas, and streams.
+//! Limits of each caller: requests a second over all replicas, and open streams.
 
 mod hostile;
 
@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use crate::auth::{all, claims, close, token};
 use crate::support::{Gateway, World, eventually};
 
-/// So few that no clock is quick enough to matter.
+/// Closes the gateway, and allows one request a second for each subject: so few that the speed of the test does not
+/// matter.
 fn few(settings: &mut Settings) {
     close(settings);
     settings.limits.rate_per_subject = 1;
@@ -35,7 +36,7 @@ async fn status(gateway: &Gateway, request: RequestBuilder) -> u16 {
 }
 
 on_both_brokers! {
-    async fn a_caller_is_told_its_limit_and_when_it_has_spent_it(world) {
+    async fn responses_have_the_limit_of_the_caller_and_say_when_it_is_spent(world) {
         let gateway = world.gateway_with(few).await;
         let first = gateway.answer(publish(&gateway, "ann")).await;
         assert_eq!(first.status(), StatusCode::CREATED);
@@ -49,9 +50,9 @@ on_both_brokers! {
         assert_eq!(refused.headers()["ratelimit"], "\"subject\";r=0");
         let problem: Value = refused.json().await.unwrap();
         assert_eq!(problem["code"], "too_many_requests");
-        // Another caller is not.
+        // Another caller is served.
         assert_eq!(status(&gateway, publish(&gateway, "bob")).await, 201);
-        eventually("it may again", async || (status(&gateway, publish(&gateway, "ann")).await == 201).then_some(())).await;
+        eventually("it is served again", async || (status(&gateway, publish(&gateway, "ann")).await == 201).then_some(())).await;
     }
 
     async fn each_event_of_a_batch_counts(world) {
@@ -70,7 +71,7 @@ on_both_brokers! {
         assert_eq!(status(&gateway, batch(8)).await, 429);
     }
 
-    async fn a_batch_that_is_too_much_now_stands_in_nobodys_way(world) {
+    async fn a_batch_over_the_limit_does_not_delay_other_callers(world) {
         let gateway = world.gateway_with(|settings| {
             few(settings);
             settings.limits.rate_per_subject = 0;
@@ -84,7 +85,7 @@ on_both_brokers! {
         }
     }
 
-    async fn addresses_and_all_callers_have_limits_too_and_trusted_proxies_name_addresses(world) {
+    async fn addresses_and_all_callers_have_limits_and_trusted_proxies_give_the_addresses(world) {
         let gateway = world.gateway_with(|settings| {
             few(settings);
             settings.limits.rate_per_subject = 0;
@@ -95,13 +96,13 @@ on_both_brokers! {
         eventually("one address is refused", async || (status(&gateway, from("192.0.2.1")).await == 429).then_some(())).await;
         assert_eq!(status(&gateway, from("192.0.2.2")).await, 201);
         assert_eq!(status(&gateway, from("203.0.113.5, 192.0.2.3")).await, 201);
-        // Of IPv6, whoever has one address of a /64 has them all.
+        // A caller with one IPv6 address of a /64 usually has all of them.
         eventually("one network is refused", async || (status(&gateway, from("2001:db8::1")).await == 429).then_some(())).await;
         assert_eq!(status(&gateway, from("2001:db8:0:0:ffff::2")).await, 429);
         assert_eq!(status(&gateway, from("2001:db8:0:1::1")).await, 201);
     }
 
-    async fn a_caller_that_shows_wrong_tokens_spends_its_addresss_share(world) {
+    async fn requests_with_wrong_tokens_count_for_their_address(world) {
         let gateway = world.gateway_with(|settings| {
             few(settings);
             settings.limits.rate_per_address = 2;
@@ -112,7 +113,7 @@ on_both_brokers! {
         }).await;
     }
 
-    async fn a_stream_that_comes_too_often_is_told_to_come_back(world) {
+    async fn a_stream_over_a_limit_is_told_to_reconnect_later(world) {
         let gateway = world.gateway_with(|settings| {
             few(settings);
             settings.limits.max_streams_per_subject = 2;
@@ -124,19 +125,19 @@ on_both_brokers! {
         assert_eq!(third.opened, json!({"reason": "too_many_streams", "reconnect": "later"}));
         gateway.stream(&format!("/v1/rooms/lobby/stream?access_token={}", as_user("bob"))).await;
         drop(first);
-        eventually("there is a place again", async || {
+        eventually("another stream is allowed", async || {
             (gateway.stream(&path).await.opened.get("rooms").is_some()).then_some(())
         }).await;
         drop(second);
 
         let gateway = world.gateway_with(few).await;
-        eventually("it is told to come back", async || {
+        eventually("it is told to reconnect later", async || {
             let stream = gateway.stream(&path).await;
             (stream.opened["reason"] == "too_many_requests" && stream.opened["reconnect"] == "later").then_some(())
         }).await;
     }
 
-    async fn an_open_gateway_on_this_machine_has_no_limits(world) {
+    async fn a_gateway_on_loopback_without_keys_has_no_limits(world) {
         let gateway = world.gateway_with(|settings| {
             settings.limits.rate_per_address = 1;
             settings.limits.rate_total = 1;
@@ -156,7 +157,7 @@ on_both_brokers! {
 }
 
 #[tokio::test]
-async fn a_limit_is_that_of_all_replicas_together() {
+async fn all_replicas_together_have_one_limit() {
     let world = World::redis().await;
     let slow = |settings: &mut Settings| {
         few(settings);
@@ -170,13 +171,13 @@ async fn a_limit_is_that_of_all_replicas_together() {
             stored += u32::from(status(gateway, publish(gateway, "ann")).await == 201);
         }
     }
-    // Four at once, and two for each second that passed, also of those that the last requests took.
+    // Four at once, and two for each second that has passed. The last requests may have begun another second.
     let most = 4 + 2 * u32::try_from(began.elapsed().as_secs() + 1).unwrap();
     assert!((5..=most).contains(&stored), "{stored} of {most}");
 }
 
 #[tokio::test]
-async fn while_redis_cant_count_requests_pass_or_do_not_as_is_set() {
+async fn while_redis_is_unavailable_requests_pass_or_are_refused_as_configured() {
     let mut world = World::redis().await;
     let with = |failure| {
         move |settings: &mut Settings| {
@@ -192,7 +193,7 @@ async fn while_redis_cant_count_requests_pass_or_do_not_as_is_set() {
         let answer = gateway.answer(request).await;
         (answer.status().as_u16(), answer.text().await.unwrap())
     };
-    // Either way the stream is told to come back.
+    // In both cases the stream is told to reconnect.
     for gateway in [&open, &closed] {
         let (status, text) = ask(gateway).await;
         assert!(status == 200 && text.contains("\"reason\":\"unavailable\""), "{status} {text}");

@@ -32,7 +32,7 @@ on_both_brokers! {
     }
 
     async fn a_page_of_large_events_has_fewer_events_and_links_to_the_next(world) {
-        let gateway = world.gateway_with(|settings| settings.retention_bytes = 100_000_000).await;
+        let gateway = world.gateway_with(|settings| settings.retention.bytes = 100_000_000).await;
         for count in 0..150 {
             gateway.publish("large", &format!("{count:03} {}", "x".repeat(60_000))).await;
         }
@@ -54,8 +54,8 @@ on_both_brokers! {
 
     async fn retention_differs_by_the_pattern_of_a_rooms_name(world) {
         let gateway = world.gateway_with(|settings| {
-            settings.retention = ["cursor.*=none", "short.*=age:1s", "*.kept=events:500"].map(|r| r.parse().unwrap()).into();
-            settings.retention_events = 1;
+            settings.retention.rules = ["cursor.*=none", "short.*=age:1s", "*.kept=events:500"].map(|r| r.parse().unwrap()).into();
+            settings.retention.events = 1;
         }).await;
         let mut stream = gateway.room("cursor.7").await;
         let start = stream.last_event_id.clone();
@@ -65,7 +65,7 @@ on_both_brokers! {
         // The log keeps nothing, and open streams get every event.
         assert_eq!(stream.datas(3).await, ["0", "1", "2"]);
         assert_eq!(gateway.get("/v1/rooms/cursor.7").await.1["retained"], 0);
-        let other = world.gateway_with(|settings| settings.retention = vec!["*=none".parse().unwrap()]).await;
+        let other = world.gateway_with(|settings| settings.retention.rules = vec!["*=none".parse().unwrap()]).await;
         if world.redis.is_some() {
             let mut late = other.resume("/v1/rooms/cursor.7/stream", Some(&start)).await;
             assert_eq!(late.event().await.json()["reason"], "expired");
@@ -83,7 +83,7 @@ on_both_brokers! {
 
     async fn a_log_keeps_no_more_bytes_than_it_may(world) {
         let gateway = world.gateway_with(|settings| {
-            settings.retention = vec!["small.*=bytes:100000".parse().unwrap()];
+            settings.retention.rules = vec!["small.*=bytes:100000".parse().unwrap()];
         }).await;
         let start = gateway.room("small.1").await.last_event_id;
         let mut last = String::new();
@@ -105,7 +105,7 @@ on_both_brokers! {
     }
 
     async fn events_age_out_one_by_one_while_others_come(world) {
-        let gateway = world.gateway_with(|settings| settings.retention_age = std::time::Duration::from_secs(1)).await;
+        let gateway = world.gateway_with(|settings| settings.retention.age = std::time::Duration::from_secs(1)).await;
         let first = gateway.publish("ageing", "first").await;
         crate::support::eventually("the oldest events are gone, and the newest are not", async || {
             gateway.publish("ageing", "later").await;
@@ -208,8 +208,8 @@ on_both_brokers! {
     }
 
     async fn p2_a_stream_that_joins_a_busy_room_without_retention_misses_nothing(world) {
-        let gateway = world.gateway_with(|settings| settings.retention_events = 0).await;
-        let elsewhere = world.gateway_with(|settings| settings.retention_events = 0).await;
+        let gateway = world.gateway_with(|settings| settings.retention.events = 0).await;
+        let elsewhere = world.gateway_with(|settings| settings.retention.events = 0).await;
         let publishing = if world.redis.is_some() { &elsewhere } else { &gateway };
         for n in 0..20 {
             let stop = tokio_util::sync::CancellationToken::new();
@@ -235,7 +235,7 @@ on_both_brokers! {
     }
 
     async fn a_room_without_retention_delivers_every_event_to_open_streams(world) {
-        let gateway = world.gateway_with(|settings| settings.retention_events = 0).await;
+        let gateway = world.gateway_with(|settings| settings.retention.events = 0).await;
         let mut streams = [gateway.room("live").await, gateway.room("live").await];
         let publishers = (0..3).map(|_| {
             let request = gateway.request(Method::POST, "/v1/rooms/live/events").body("x");

@@ -1,4 +1,4 @@
-//! What a replica counts, and who may see it.
+//! Metrics: their values, and access to them.
 
 use std::collections::BTreeSet;
 
@@ -12,14 +12,14 @@ pub async fn text(gateway: &Gateway) -> String {
     gateway.answer(gateway.request(Method::GET, "/metrics")).await.text().await.unwrap()
 }
 
-/// The value of one line.
-pub fn value(text: &str, line: &str) -> u64 {
-    let found = text.lines().find_map(|of| of.strip_prefix(line)?.trim().parse().ok());
-    found.unwrap_or_else(|| panic!("no {line} in {text}"))
+/// The value of a series.
+pub fn value(text: &str, series: &str) -> u64 {
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("no {series} in {text}"))
 }
 
 on_both_brokers! {
-    async fn what_happens_is_counted_and_no_label_grows_with_rooms(world) {
+    async fn events_streams_and_failures_are_counted_and_no_label_grows_with_rooms(world) {
         let gateway = world.gateway().await;
         let before = text(&gateway).await;
         assert_eq!(value(&before, "roomcast_streams"), 0);
@@ -33,10 +33,10 @@ on_both_brokers! {
         let mut several = gateway.stream("/v1/stream?room=room-0&room=room-1").await;
         gateway.publish("room-0", "more").await;
         several.event().await;
-        // A position that nobody has given out: a gap, and then all there is.
-        let mut lost = gateway.resume("/v1/rooms/room-2/stream", Some("1-7")).await;
-        assert_eq!(lost.event().await.event, "stream.gap");
-        lost.event().await;
+        // The room never gave out this position: a gap, and then the events of the log.
+        let mut unknown = gateway.resume("/v1/rooms/room-2/stream", Some("1-7")).await;
+        assert_eq!(unknown.event().await.event, "stream.gap");
+        unknown.event().await;
         gateway.get("/nowhere").await;
         let text = text(&gateway).await;
         assert!(text.trim_end().ends_with("# EOF"), "{text}");
@@ -52,8 +52,8 @@ on_both_brokers! {
         let publishes = "roomcast_http_requests_total{method=\"POST\",route=\"/v1/rooms/{room}/events\",status=\"201\"}";
         assert_eq!(value(&text, publishes), 31);
         assert!(!text.contains("room-") && !text.contains("nowhere"), "{text}");
-        drop((streams, several, lost));
-        eventually("their ends are counted", async || {
+        drop((streams, several, unknown));
+        eventually("the ends of the streams are counted", async || {
             let text = self::text(&gateway).await;
             let ended = text.contains("roomcast_streams_ended_total{reason=\"disconnected\"} 32");
             (ended && value(&text, "roomcast_streams") == 0).then_some(())
@@ -62,11 +62,11 @@ on_both_brokers! {
 }
 
 #[tokio::test]
-async fn metrics_take_a_token_of_an_admin_or_a_listener_of_their_own() {
+async fn metrics_need_a_token_with_admin_or_a_separate_listener() {
     let port = free_port();
     let gateway = Gateway::start(|settings| {
         close(settings);
-        settings.metrics_listen = Some(format!("127.0.0.1:{port}").parse().unwrap());
+        settings.server.metrics_listen = Some(format!("127.0.0.1:{port}").parse().unwrap());
     })
     .await;
     let status = async |token: &str| {
@@ -75,27 +75,27 @@ async fn metrics_take_a_token_of_an_admin_or_a_listener_of_their_own() {
     assert_eq!(gateway.get("/metrics").await.0.as_u16(), 401);
     assert_eq!(status(&token(&claims(&super::auth::all()))).await, 403);
     assert_eq!(status(&token(&claims(&json!({"admin": true})))).await, 200);
-    let alone = async |path: &str| reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.unwrap();
-    let answer = alone("/metrics").await;
+    let separate = async |path: &str| reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.unwrap();
+    let answer = separate("/metrics").await;
     assert_eq!(answer.status(), 200);
     assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
     assert!(answer.text().await.unwrap().contains("roomcast_build_info"));
     for path in ["/v1/rooms", "/livez", "/", "/openapi.json"] {
-        assert_eq!(alone(path).await.status(), 404, "{path}");
+        assert_eq!(separate(path).await.status(), 404, "{path}");
     }
 }
 
 #[tokio::test]
-async fn what_takes_an_admin_can_have_a_listener_of_its_own() {
+async fn routes_for_admins_can_have_a_separate_listener() {
     let port = free_port();
     let gateway = Gateway::start(|settings| {
         close(settings);
-        settings.admin_listen = Some(format!("127.0.0.1:{port}").parse().unwrap());
+        settings.server.admin_listen = Some(format!("127.0.0.1:{port}").parse().unwrap());
     })
     .await;
     let admin = token(&claims(&json!({"admin": true})));
-    let everyone = format!("http://{}", gateway.address());
-    let alone = format!("http://127.0.0.1:{port}");
+    let main = format!("http://{}", gateway.address());
+    let separate = format!("http://127.0.0.1:{port}");
     let status = async |url: &str, method: Method, path: &str, token: &str| {
         let request = reqwest::Client::new().request(method, format!("{url}{path}")).bearer_auth(token);
         request.send().await.unwrap().status().as_u16()
@@ -106,30 +106,30 @@ async fn what_takes_an_admin_can_have_a_listener_of_its_own() {
         (Method::DELETE, "/v1/tokens/t1", 204),
         (Method::DELETE, "/v1/rooms/lobby/subscribers/ann", 204),
     ] {
-        assert_eq!(status(&everyone, method.clone(), path, &admin).await, 404, "{path}");
-        assert_eq!(status(&alone, method.clone(), path, &admin).await, done, "{path}");
-        assert_eq!(status(&alone, method, path, &token(&claims(&super::auth::all()))).await, 403, "{path}");
+        assert_eq!(status(&main, method.clone(), path, &admin).await, 404, "{path}");
+        assert_eq!(status(&separate, method.clone(), path, &admin).await, done, "{path}");
+        assert_eq!(status(&separate, method, path, &token(&claims(&super::auth::all()))).await, 403, "{path}");
     }
-    assert_eq!(status(&everyone, Method::GET, "/v1/rooms/lobby/subscribers", &admin).await, 200);
+    assert_eq!(status(&main, Method::GET, "/v1/rooms/lobby/subscribers", &admin).await, 200);
     for path in ["/v1/rooms", "/livez", "/metrics"] {
-        assert_eq!(status(&alone, Method::GET, path, &admin).await, 404, "{path}");
+        assert_eq!(status(&separate, Method::GET, path, &admin).await, 404, "{path}");
     }
     crate::cli::refuses(&["--admin-listen", "0.0.0.0:9"], &["--admin-listen", "--insecure-allow-anonymous"]);
 }
 
-/// Names in a text, without what a kind of metric adds to them.
+/// The names of metrics in a text, without the suffixes of their types.
 fn names(text: &str) -> BTreeSet<String> {
     let word = |c: char| c.is_ascii_lowercase() || c == '_';
     let names = text.split(|c| !word(c)).filter(|name| name.starts_with("roomcast_"));
-    let bare = |name: &str| {
-        let ends = ["_total", "_bucket", "_count", "_sum", "_info"];
-        ends.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
+    let without_suffix = |name: &str| {
+        let suffixes = ["_total", "_bucket", "_count", "_sum", "_info"];
+        suffixes.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name).to_owned()
     };
-    names.map(bare).collect()
+    names.map(without_suffix).collect()
 }
 
 #[tokio::test]
-async fn the_dashboard_shows_every_metric_and_none_that_is_not_there() {
+async fn the_dashboard_shows_every_metric_and_no_others() {
     let gateway = Gateway::start(|_| {}).await;
     let mut stream = gateway.room("lobby").await;
     gateway.publish("lobby", "hello").await;

@@ -240,7 +240,7 @@ async fn p8_throughout_an_outage_everyone_is_answered_and_the_replica_stays_read
 async fn p8_ten_thousand_rooms_are_back_after_redis_has_returned() {
     let redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "no"]).await;
     let mut world = World { redis: Some(redis), ..World::embedded() };
-    let gateway = world.gateway_with(|settings| settings.max_rooms_per_stream = 100).await;
+    let gateway = world.gateway_with(|settings| settings.streams.max_rooms_per_stream = 100).await;
     let rooms: Vec<String> = (0..ROOMS).map(|n| format!("r{n}")).collect();
     let mut streams = Vec::new();
     for rooms in rooms.chunks(ROOMS_OF_A_STREAM) {
@@ -303,7 +303,7 @@ async fn p8_ten_thousand_rooms_are_back_after_redis_has_returned() {
 #[tokio::test]
 async fn p8_an_embedded_broker_without_memory_is_named_and_heals() {
     for world in [World::embedded(), World::durable()] {
-        let gateway = world.gateway_with(|settings| settings.embedded_max_bytes = 64 * 1024).await;
+        let gateway = world.gateway_with(|settings| settings.embedded.max_bytes = 64 * 1024).await;
         let stream = gateway.room("patient").await;
         for n in 0..1000 {
             let (status, answer) = gateway.get(&format!("/v1/rooms/unused.{n}")).await;

@@ -15,7 +15,7 @@ const GRACE: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_mins(10);
 
 async fn quick(world: &World) -> Gateway {
-    world.gateway_with(|settings| settings.presence.presence_grace = GRACE).await
+    world.gateway_with(|settings| settings.presence.grace = GRACE).await
 }
 
 /// The names on a room's list, on all of its pages.
@@ -90,7 +90,7 @@ on_both_brokers! {
     }
 
     async fn who_comes_back_in_time_has_not_been_away(world) {
-        let gateway = world.gateway_with(|settings| settings.presence.presence_grace = LONG).await;
+        let gateway = world.gateway_with(|settings| settings.presence.grace = LONG).await;
         let mut ann = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann&presence=true").await;
         ann.event().await;
         for _ in 0..5 {
@@ -106,8 +106,8 @@ on_both_brokers! {
 
     async fn who_has_not_asked_hears_nothing_of_who_comes_and_goes(world) {
         let gateway = world.gateway_with(|settings| {
-            settings.presence.presence_grace = GRACE;
-            settings.heartbeat = Duration::from_millis(200);
+            settings.presence.grace = GRACE;
+            settings.streams.heartbeat = Duration::from_millis(200);
         }).await;
         let mut plain = gateway.room("lobby").await;
         let mut several = gateway.stream("/v1/stream?room=lobby&room=news").await;
@@ -134,7 +134,7 @@ on_both_brokers! {
     async fn a_name_is_its_owners_and_a_later_stream_takes_the_place_of_an_earlier_one(world) {
         let gateway = world.gateway_with(|settings| {
             close(settings);
-            settings.presence.presence_grace = LONG;
+            settings.presence.grace = LONG;
         }).await;
         let as_user = |user: &str| {
             let mut claims = claims(&all());
@@ -196,7 +196,7 @@ on_both_brokers! {
         ] {
             let gateway = world.gateway_with(|settings| {
                 close(settings);
-                settings.presence.presence_info = allowed;
+                settings.presence.info = allowed;
             }).await;
             let mut grant = all();
             grant["info"] = json!("signed");
@@ -217,7 +217,7 @@ on_both_brokers! {
     }
 
     async fn a_room_knows_who_is_in_it_where_the_gateway_says_so(world) {
-        let gateway = world.gateway_with(|settings| settings.presence.presence = vec!["team.*".into()]).await;
+        let gateway = world.gateway_with(|settings| settings.presence.rooms = vec!["team.*".into()]).await;
         let _known = gateway.stream("/v1/rooms/team.a/stream?subscriber=ann").await;
         let _unknown = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann").await;
         assert_eq!(listed(&gateway, "team.a").await, ["ann"]);
@@ -241,7 +241,7 @@ on_both_brokers! {
     }
 
     async fn what_is_shown_of_somebody_is_small_and_shallow(world) {
-        let gateway = world.gateway_with(|settings| settings.presence.presence_info = PresenceInfo::Query).await;
+        let gateway = world.gateway_with(|settings| settings.presence.info = PresenceInfo::Query).await;
         let mut looks = gateway.stream("/v1/rooms/lobby/stream?presence=true").await;
         let deep = |depth: usize| format!("{}1{}", "%5B".repeat(depth), "%5D".repeat(depth));
         for info in [deep(33), deep(70), "x".into(), "%22".to_owned() + &"x".repeat(1024) + "%22"] {
@@ -309,8 +309,8 @@ async fn after_a_restart_on_a_data_folder_who_does_not_come_back_has_gone() {
     let folder = tempfile::tempdir().unwrap();
     let start = async || {
         let gateway = Gateway::start(|settings| {
-            settings.data_dir = Some(folder.path().into());
-            settings.presence.presence_grace = GRACE;
+            settings.embedded.data_dir = Some(folder.path().into());
+            settings.presence.grace = GRACE;
             settings.presence.replica_lease = Duration::from_secs(2);
         });
         gateway.await

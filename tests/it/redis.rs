@@ -81,7 +81,7 @@ async fn a_key_of_another_type_is_a_conflict_and_stays_as_it_is() {
 #[tokio::test]
 async fn a_gateway_whose_redis_is_away_starts_says_so_and_recovers_by_itself() {
     let mut server = RedisServer::absent();
-    let gateway = Gateway::start(|settings| settings.redis_url = Some(server.url().parse().unwrap())).await;
+    let gateway = Gateway::start(|settings| settings.redis.url = Some(server.url().parse().unwrap())).await;
     let (status, health) = gateway.get("/healthz").await;
     assert_eq!((status.as_u16(), &health["status"]), (503, &json!("degraded")));
     assert_eq!(gateway.get("/readyz").await.0, StatusCode::OK);
@@ -123,7 +123,7 @@ async fn p8_while_redis_hangs_publishes_are_answered_and_streams_stay_open() {
 async fn p2_events_published_while_a_replica_was_cut_off_reach_its_subscribers() {
     let world = World::redis().await;
     let proxy = Proxy::to(world.server().port()).await;
-    let cut_off = world.gateway_with(|settings| settings.redis_url = Some(proxy.url().parse().unwrap())).await;
+    let cut_off = world.gateway_with(|settings| settings.redis.url = Some(proxy.url().parse().unwrap())).await;
     let other = world.gateway().await;
     let mut stream = cut_off.room("cut").await;
     other.publish("cut", "before").await;
@@ -145,7 +145,7 @@ async fn p2_events_published_while_a_replica_was_cut_off_reach_its_subscribers()
 async fn p2_events_published_while_links_were_frozen_reach_subscribers() {
     let world = World::redis().await;
     let proxy = Proxy::to(world.server().port()).await;
-    let frozen = world.gateway_with(|settings| settings.redis_url = Some(proxy.url().parse().unwrap())).await;
+    let frozen = world.gateway_with(|settings| settings.redis.url = Some(proxy.url().parse().unwrap())).await;
     let other = world.gateway().await;
     let mut stream = frozen.room("frozen").await;
     proxy.set(Link::Freeze);

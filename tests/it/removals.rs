@@ -22,7 +22,7 @@ async fn closed(world: &World) -> Gateway {
     world
         .gateway_with(|settings| {
             close(settings);
-            settings.presence.presence_grace = Duration::from_mins(10);
+            settings.presence.grace = Duration::from_mins(10);
         })
         .await
 }
@@ -130,7 +130,7 @@ on_both_brokers! {
     }
 
     async fn who_is_away_when_it_is_removed_is_kept_out_by_what_it_is(world) {
-        let gateway = world.gateway_with(|settings| settings.presence.presence_grace = Duration::from_mins(10)).await;
+        let gateway = world.gateway_with(|settings| settings.presence.grace = Duration::from_mins(10)).await;
         drop(gateway.stream("/v1/rooms/lobby/stream?subscriber=sam").await);
         let path = "/v1/rooms/lobby/subscribers/sam?deny_seconds=600";
         assert_eq!(gateway.send(gateway.request(Method::DELETE, path)).await.0.as_u16(), 204);
@@ -193,7 +193,7 @@ async fn p10_a_removal_reaches_every_replica_also_one_that_was_cut_off() {
     let near = closed(&world).await;
     let far = Gateway::start(|settings| {
         close(settings);
-        settings.redis_url = Some(proxy.url().parse().unwrap());
+        settings.redis.url = Some(proxy.url().parse().unwrap());
     });
     let far = far.await;
     far.until_well().await;
@@ -258,7 +258,7 @@ async fn a_removal_is_answered_once_it_is_stored() {
     let start = async || {
         let gateway = Gateway::start(|settings| {
             close(settings);
-            settings.data_dir = Some(folder.path().into());
+            settings.embedded.data_dir = Some(folder.path().into());
         });
         gateway.await
     };

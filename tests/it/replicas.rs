@@ -148,8 +148,8 @@ async fn values_are_shared_by_all_replicas() {
 #[tokio::test]
 async fn deployments_with_other_prefixes_do_not_meet() {
     let world = World::redis().await;
-    let one = world.gateway_with(|settings| settings.redis_prefix = "one".into()).await;
-    let two = world.gateway_with(|settings| settings.redis_prefix = "two".into()).await;
+    let one = world.gateway_with(|settings| settings.redis.prefix = "one".into()).await;
+    let two = world.gateway_with(|settings| settings.redis.prefix = "two".into()).await;
     let mut stream = two.room("same").await;
     one.publish("same", "of one").await;
     two.publish("same", "of two").await;

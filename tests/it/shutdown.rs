@@ -1,4 +1,4 @@
-//! Leaving is polite (P12), and readiness is about the replica alone.
+//! The orderly shutdown (P12), and readiness.
 
 use std::time::Duration;
 
@@ -7,17 +7,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Gateway, eventually, within};
 
-async fn leaving() -> Gateway {
-    let gateway = Gateway::start(|settings| settings.drain_delay = Duration::from_mins(1)).await;
+/// A gateway in its drain delay.
+async fn draining_gateway() -> Gateway {
+    let gateway = Gateway::start(|settings| settings.shutdown.drain_delay = Duration::from_mins(1)).await;
     assert_eq!(gateway.get("/readyz").await.0, StatusCode::OK);
     gateway.leave();
-    eventually("it is unready", async || (gateway.get("/readyz").await.0 == 503).then_some(())).await;
+    eventually("it is not ready", async || (gateway.get("/readyz").await.0 == 503).then_some(())).await;
     gateway
 }
 
 #[tokio::test]
 async fn p12_during_the_drain_delay_it_is_unready_and_still_answers() {
-    let gateway = leaving().await;
+    let gateway = draining_gateway().await;
     assert_eq!(gateway.get("/livez").await.0, StatusCode::OK);
     gateway.publish("leaving", "still stored").await;
     let answer = gateway.answer(gateway.request(Method::GET, "/v1/rooms/leaving")).await;
@@ -29,24 +30,24 @@ async fn p12_during_the_drain_delay_it_is_unready_and_still_answers() {
 
 #[tokio::test]
 async fn p12_streams_that_were_open_go_on_during_the_drain_delay() {
-    let gateway = Gateway::start(|settings| settings.drain_delay = Duration::from_mins(1)).await;
+    let gateway = Gateway::start(|settings| settings.shutdown.drain_delay = Duration::from_mins(1)).await;
     let mut stream = gateway.room("open").await;
     gateway.leave();
-    eventually("it is unready", async || (gateway.get("/readyz").await.0 == 503).then_some(())).await;
+    eventually("it is not ready", async || (gateway.get("/readyz").await.0 == 503).then_some(())).await;
     gateway.publish("open", "on").await;
     assert_eq!(stream.data().await, "on");
 }
 
 #[tokio::test]
 async fn p12_a_request_in_flight_is_finished() {
-    let gateway = Gateway::start(|settings| settings.drain_window = Duration::from_secs(5)).await;
+    let gateway = Gateway::start(|settings| settings.shutdown.drain_window = Duration::from_secs(5)).await;
     let mut socket = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
     let head = "POST /v1/rooms/flight/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\r\nha";
     socket.write_all(head.as_bytes()).await.unwrap();
-    // The gateway has the request once a stream opened after it is there.
+    // When a stream that is opened later has opened, the gateway has received the request.
     let mut stream = gateway.room("flight").await;
     gateway.leave();
-    eventually("it no longer accepts", async || {
+    eventually("it accepts no connections", async || {
         tokio::net::TcpStream::connect(gateway.address()).await.is_err().then_some(())
     })
     .await;
@@ -54,7 +55,7 @@ async fn p12_a_request_in_flight_is_finished() {
     let mut answer = String::new();
     within("the answer", socket.read_to_string(&mut answer)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
-    // Unless the stream's turn to end has come already, it has the event.
+    // The stream has the event, unless its time to end has come before.
     let next = stream.event().await;
     assert!(next.data == "half" || next.event == "stream.end", "{next:?}");
     gateway.stop().await.unwrap();
@@ -62,7 +63,7 @@ async fn p12_a_request_in_flight_is_finished() {
 
 #[tokio::test]
 async fn p12_the_ends_of_streams_are_spread_over_the_window() {
-    let gateway = Gateway::start(|settings| settings.drain_window = Duration::from_secs(2)).await;
+    let gateway = Gateway::start(|settings| settings.shutdown.drain_window = Duration::from_secs(2)).await;
     let mut streams = Vec::new();
     for _ in 0..20 {
         streams.push(gateway.room("spread").await);

@@ -110,7 +110,7 @@ on_both_brokers! {
     }
 
     async fn skipped_events_move_the_position_with_the_next_heartbeat(world) {
-        let gateway = world.gateway_with(|settings| settings.heartbeat = Duration::from_millis(100)).await;
+        let gateway = world.gateway_with(|settings| settings.streams.heartbeat = Duration::from_millis(100)).await;
         let mut stream = gateway.stream("/v1/rooms/moved/stream?event=wanted").await;
         let id = gateway.publish("moved", "not wanted").await;
         let moved = stream.event().await;
@@ -120,13 +120,13 @@ on_both_brokers! {
     }
 
     async fn an_idle_stream_gets_comments(world) {
-        let gateway = world.gateway_with(|settings| settings.heartbeat = Duration::from_millis(50)).await;
+        let gateway = world.gateway_with(|settings| settings.streams.heartbeat = Duration::from_millis(50)).await;
         let mut stream = gateway.room("idle").await;
         stream.comments(3).await;
     }
 
     async fn a_stream_ends_after_its_lifetime_and_its_client_resumes(world) {
-        let gateway = world.gateway_with(|settings| settings.stream_lifetime = Duration::from_secs(1)).await;
+        let gateway = world.gateway_with(|settings| settings.streams.lifetime = Duration::from_secs(1)).await;
         let mut stream = gateway.room("old").await;
         gateway.publish("old", "1").await;
         assert_eq!(stream.data().await, "1");

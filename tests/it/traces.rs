@@ -1,4 +1,4 @@
-//! A publish and its arrival on each replica are one trace, at a collector that speaks OTLP.
+//! A publish and its delivery on each replica are one trace. The test is the collector, and speaks OTLP.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use crate::support::{RedisServer, Replica, Stream, eventually, spawn};
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const SPAN: &str = "b7ad6b7169203331";
 
-/// A span as a collector gets it.
+/// A span as the collector receives it.
 #[derive(Clone, Debug)]
 struct Span {
     replica: String,
@@ -39,7 +39,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-async fn take(State(spans): State<Spans>, body: Bytes) {
+async fn receive(State(spans): State<Spans>, body: Bytes) {
     let text = |value: Option<opentelemetry_proto::tonic::common::v1::AnyValue>| match value
         .and_then(|value| value.value)
     {
@@ -47,12 +47,17 @@ async fn take(State(spans): State<Spans>, body: Bytes) {
         other => format!("{other:?}"),
     };
     let request = ExportTraceServiceRequest::decode(body).unwrap();
-    for of in request.resource_spans {
-        let resource: BTreeMap<_, _> =
-            of.resource.unwrap().attributes.into_iter().map(|pair| (pair.key, text(pair.value))).collect();
+    for resource_spans in request.resource_spans {
+        let resource: BTreeMap<_, _> = resource_spans
+            .resource
+            .unwrap()
+            .attributes
+            .into_iter()
+            .map(|pair| (pair.key, text(pair.value)))
+            .collect();
         assert_eq!(resource["service.name"], "roomcast");
         let replica = resource["service.instance.id"].clone();
-        let found = of.scope_spans.into_iter().flat_map(|scope| scope.spans).map(|span| Span {
+        let received = resource_spans.scope_spans.into_iter().flat_map(|scope| scope.spans).map(|span| Span {
             replica: replica.clone(),
             name: span.name,
             trace: hex(&span.trace_id),
@@ -60,13 +65,13 @@ async fn take(State(spans): State<Spans>, body: Bytes) {
             parent: hex(&span.parent_span_id),
             attributes: span.attributes.into_iter().map(|pair| (pair.key, text(pair.value))).collect(),
         });
-        spans.lock().unwrap().extend(found);
+        spans.lock().unwrap().extend(received);
     }
 }
 
 async fn collector() -> (String, Spans) {
     let spans = Spans::default();
-    let router = Router::new().route("/v1/traces", post(take)).with_state(spans.clone());
+    let router = Router::new().route("/v1/traces", post(receive)).with_state(spans.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -74,7 +79,7 @@ async fn collector() -> (String, Spans) {
 }
 
 #[tokio::test]
-async fn a_publish_and_its_arrival_on_each_replica_are_one_trace() {
+async fn a_publish_and_its_delivery_on_each_replica_are_one_trace() {
     let redis = RedisServer::start().await;
     let (url, spans) = collector().await;
     let start = |name: &str| Replica::start(&redis.url(), &["--replica-id", name, "--otlp-endpoint", &url]);
@@ -89,14 +94,14 @@ async fn a_publish_and_its_arrival_on_each_replica_are_one_trace() {
     let publish = |traceparent: Option<String>| {
         let request = client.post(format!("{}/v1/rooms/lobby/events?access_token=secret", one.url())).body("hello");
         match traceparent {
-            Some(named) => request.header("traceparent", named).send(),
+            Some(traceparent) => request.header("traceparent", traceparent).send(),
             None => request.send(),
         }
     };
     assert_eq!(publish(Some(format!("00-{TRACE}-{SPAN}-01"))).await.unwrap().status(), 201);
-    // Others' traces, and none.
+    // A trace that is not sampled, a malformed one, and none.
     assert_eq!(publish(Some(format!("00-{}-{SPAN}-00", TRACE.replace('0', "1")))).await.unwrap().status(), 201);
-    assert_eq!(publish(Some("00-junk".into())).await.unwrap().status(), 201);
+    assert_eq!(publish(Some("00-malformed".into())).await.unwrap().status(), 201);
     assert_eq!(publish(None).await.unwrap().status(), 201);
     for stream in &mut streams {
         assert_eq!(stream.datas(4).await, ["hello"; 4]);
@@ -121,7 +126,7 @@ async fn a_publish_and_its_arrival_on_each_replica_are_one_trace() {
 }
 
 #[test]
-fn a_collector_is_reached_over_plain_http_and_a_part_is_one() {
+fn a_collector_has_a_plain_http_url_and_a_ratio_is_0_to_1() {
     for wrong in ["collector:4318", "https://collector:4318", "http://ann:secret@collector", "x"] {
         refuses(&["--otlp-endpoint", wrong], &["--otlp-endpoint"]);
     }

@@ -53,8 +53,8 @@ on_both_brokers! {
 
     async fn p11_bodies_that_are_not_events_are_refused_and_store_nothing(world) {
         let gateway = world.gateway_with(|settings| {
-            settings.max_body_bytes = 10_000;
-            settings.max_event_bytes = 5_000;
+            settings.requests.max_body_bytes = 10_000;
+            settings.requests.max_event_bytes = 5_000;
         }).await;
         let deep = format!(r#"{{"data":{}{}}}"#, "[".repeat(65), "]".repeat(65));
         let very_deep = format!(r#"{{"data":{}"#, "[".repeat(9_000));
@@ -110,7 +110,7 @@ on_both_brokers! {
     }
 
     async fn p11_bodies_that_are_not_values_are_refused(world) {
-        let gateway = world.gateway_with(|settings| settings.max_value_bytes = 1000).await;
+        let gateway = world.gateway_with(|settings| settings.requests.max_value_bytes = 1000).await;
         let path = "/v1/hashes/h/fields/f";
         for (content_type, body, status, code) in [
             ("application/json", "", 400, "invalid_body"),
@@ -250,7 +250,7 @@ async fn an_open_gateway_on_loopback_answers_no_foreign_page() {
     let own = publish().header("sec-fetch-site", "same-origin").header("origin", &gateway.url);
     assert_eq!(gateway.send(own).await.0, 201);
     // With --insecure-allow-anonymous, every request is answered.
-    let open = Gateway::start(|settings| settings.insecure_allow_anonymous = true).await;
+    let open = Gateway::start(|settings| settings.access.insecure_allow_anonymous = true).await;
     let request = open.request(Method::GET, "/v1/rooms").header("host", "roomcast.example");
     assert_eq!(open.send(request.header("origin", "https://app.example")).await.0, 200);
 }

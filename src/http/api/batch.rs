@@ -166,7 +166,7 @@ fn parse(app: &App, caller: &Caller, batch: Batch, batch_key: Option<&str>) -> R
     if batch.events.is_empty() {
         return Err(Problem::new(Code::InvalidBody, "the batch has no events"));
     }
-    let limit = app.settings.max_batch_items;
+    let limit = app.settings.requests.max_batch_items;
     let mut items = Vec::with_capacity(batch.events.len());
     let mut copies = 0;
     for (index, JsonObject(item)) in batch.events.into_iter().enumerate() {

@@ -75,7 +75,7 @@ pub(super) fn new_event(
     except: Vec<SubscriberId>,
     publish_id: Option<String>,
 ) -> Result<Event, Problem> {
-    let limit = app.settings.max_event_bytes;
+    let limit = app.settings.requests.max_event_bytes;
     if data.as_text().len() > limit {
         let detail = format!("the event's data has more than {limit} bytes (--max-event-bytes)");
         return Err(Problem::new(Code::BodyTooLarge, detail));

@@ -149,7 +149,7 @@ pub async fn patch_fields(
 ) -> Result<Json<PatchAnswer>, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
     refuse_conditions(&headers)?;
-    let limit = app.settings.max_batch_items;
+    let limit = app.settings.requests.max_batch_items;
     if patch.is_empty() || patch.len() > limit {
         let detail = format!("a patch must have 1 to {limit} fields (--max-batch-items)");
         return Err(Problem::new(Code::InvalidBody, detail));

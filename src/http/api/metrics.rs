@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use crate::http::App;
 use crate::http::caller::Caller;
 use crate::http::problem::Problem;
-use crate::metrics::{CurrentState, MEDIA_TYPE};
+use crate::metrics::{CurrentState, OPENMETRICS_TYPE};
 
 /// Get the replica's metrics
 ///
@@ -40,5 +40,5 @@ fn metrics(app: &App) -> Response {
         malformed: app.live.malformed_announcements(),
         draining: app.drain.is_leaving(),
     };
-    ([(header::CONTENT_TYPE, MEDIA_TYPE)], app.metrics.text(&now)).into_response()
+    ([(header::CONTENT_TYPE, OPENMETRICS_TYPE)], app.metrics.text(&now)).into_response()
 }

@@ -189,7 +189,7 @@ pub async fn stream_rooms(
         Err(problem) => return refuse_caller(&app, problem, last_id),
     };
     caller.require_some(Permission::Subscribe)?;
-    let limit = usize::from(app.settings.max_rooms_per_stream);
+    let limit = usize::from(app.settings.streams.max_rooms_per_stream);
     if query.room.len() > limit {
         let detail = format!("the query names more than {limit} rooms (--max-rooms-per-stream)");
         return Err(Problem::new(Code::TooManyRooms, detail));

@@ -1,4 +1,4 @@
-//! Holds hyper to what the detach takes for granted: at the flush, the whole head is out and nothing behind it.
+//! Checks the assumption of the detach: when hyper flushes, it has written the whole head and nothing after it.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -26,26 +26,27 @@ fn router() -> Router {
     Router::new().route("/stream", get(stream)).route("/plain", get(|| async { "plain" }))
 }
 
-/// Serves one side of a pipe; returns it once the stream is to be handed over, or nothing when the connection has ended.
+/// Serves one end of a pipe. Returns that end once the stream leaves hyper, or nothing when the connection has ended.
 async fn serve(near: DuplexStream) -> Option<DuplexStream> {
     let detach = Detach::default();
-    let (answers, router) = (detach.clone(), router());
+    let (answering, router) = (detach.clone(), router());
     let service = service_fn(move |request| {
-        let answer = answers.clone().answer(router.clone(), request);
-        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+        let response = answering.clone().answer(router.clone(), request);
+        async move { Ok::<_, std::convert::Infallible>(response.await) }
     });
     let io = FlushTracker { io: TokioIo::new(near), detach: detach.clone() };
     let mut connection = http1::Builder::new().serve_connection(io, service);
-    let handed_over = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+    let detached = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
         Poll::Ready(_) => Poll::Ready(false),
         Poll::Pending if detach.take().is_some() => Poll::Ready(true),
         Poll::Pending => Poll::Pending,
     });
-    handed_over.await.then_some(())?;
+    detached.await.then_some(())?;
     Some(connection.into_parts().io.io.into_inner())
 }
 
-/// Sends a text in pieces; returns all that comes back. Behind the head of a stream the server writes "END" and closes.
+/// Sends a text in pieces, and returns all that comes back. The server writes "END" after the head of a stream, and
+/// closes.
 async fn exchange(pipe: usize, piece: usize, text: &str) -> String {
     let (near, far) = duplex(pipe);
     let (mut reads, mut writes) = tokio::io::split(far);
@@ -76,7 +77,7 @@ fn is_head_and_end(text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn the_head_is_out_and_nothing_behind_it_through_pipes_of_any_width() {
+async fn at_the_flush_the_head_is_written_and_nothing_after_it_through_pipes_of_any_size() {
     for pipe in 1..=64 {
         for piece in [1, 7, STREAM.len()] {
             let text = exchange(pipe, piece, STREAM).await;
@@ -86,7 +87,7 @@ async fn the_head_is_out_and_nothing_behind_it_through_pipes_of_any_width() {
 }
 
 #[tokio::test]
-async fn answers_before_a_stream_stay_whole() {
+async fn responses_before_a_stream_are_complete() {
     let plain = "GET /plain HTTP/1.1\r\nhost: x\r\n\r\n";
     for (pipe, plains) in [(1, 3), (16, 20), (4096, 200)] {
         let text = exchange(pipe, 13, &[plain.repeat(plains).as_str(), STREAM].concat()).await;
@@ -96,8 +97,8 @@ async fn answers_before_a_stream_stay_whole() {
 }
 
 #[tokio::test]
-async fn what_asks_for_no_stream_of_chunks_gets_none_of_it() {
-    // Of HTTP/1.0 the body is not chunked, and HEAD has none; the next answer is its own.
+async fn responses_that_are_not_chunked_stay_in_hyper() {
+    // A response to HTTP/1.0 is not chunked, and one to HEAD has no body. The response after it is not affected.
     let old = exchange(64, 100, "GET /stream HTTP/1.0\r\nhost: x\r\n\r\n").await;
     assert!(old.ends_with("\r\n\r\nnever sent"), "{old:?}");
     let head = "HEAD /stream HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -107,7 +108,7 @@ async fn what_asks_for_no_stream_of_chunks_gets_none_of_it() {
 }
 
 #[tokio::test]
-async fn what_the_client_sends_behind_its_request_does_not_disturb_it() {
+async fn bytes_after_a_request_do_not_disturb_its_stream() {
     let text = exchange(64, 5, &[STREAM, &"x".repeat(30)].concat()).await;
     assert!(is_head_and_end(&text), "{text:?}");
 }

@@ -1,4 +1,4 @@
-//! Web pages: which may use the gateway from another site, and what a cookie may do.
+//! Web pages: their origins, and tokens in cookies.
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -43,7 +43,7 @@ async fn a_write_with_the_token_in_a_cookie_needs_an_origin_that_is_allowed() {
             assert_eq!((status.as_u16(), &problem["code"]), (403, &json!("origin_not_allowed")), "{origin:?}");
         }
         assert!(write(Some(PAGE)).await.0.is_success());
-        // Who can set this header is no form of another site.
+        // A form of another site can't set this header.
         let request = gateway.request(method, path).bearer_auth(token(&claims(&all()))).body("green");
         assert!(gateway.send(request.header("cookie", &cookie)).await.0 != StatusCode::FORBIDDEN);
     }
@@ -52,7 +52,7 @@ async fn a_write_with_the_token_in_a_cookie_needs_an_origin_that_is_allowed() {
 }
 
 #[tokio::test]
-async fn pages_of_allowed_origins_are_told_so_and_no_others() {
+async fn cors_headers_are_for_pages_of_allowed_origins_only() {
     let gateway = gateway().await;
     let preflight = async |origin: &str| {
         let request = gateway.request(Method::OPTIONS, "/v1/rooms/lobby/events").header("origin", origin);
@@ -61,9 +61,9 @@ async fn pages_of_allowed_origins_are_told_so_and_no_others() {
         gateway.answer(request.header("access-control-request-headers", wanted)).await
     };
     let answer = preflight(PAGE).await;
-    let said = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap().to_ascii_lowercase());
-    assert_eq!(said("access-control-allow-origin").as_deref(), Some(PAGE));
-    assert_eq!(said("access-control-allow-credentials").as_deref(), Some("true"));
+    let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap().to_ascii_lowercase());
+    assert_eq!(header("access-control-allow-origin").as_deref(), Some(PAGE));
+    assert_eq!(header("access-control-allow-credentials").as_deref(), Some("true"));
     for (name, words) in [
         ("access-control-allow-methods", &["post", "put", "patch", "delete"][..]),
         (
@@ -72,13 +72,13 @@ async fn pages_of_allowed_origins_are_told_so_and_no_others() {
         ),
         ("vary", &["origin"]),
     ] {
-        let text = said(name).unwrap();
+        let text = header(name).unwrap();
         assert!(words.iter().all(|word| text.contains(word)), "{name}: {text}");
     }
     for other in ["https://evil.example", "null", "https://app.example:8443", "http://app.example"] {
         assert_eq!(preflight(other).await.headers().get("access-control-allow-origin"), None, "{other}");
     }
-    // Refusals can be read by the page too.
+    // The page can read refusals, too.
     for path in ["/v1/rooms/lobby/events", "/nowhere"] {
         let answer = gateway.answer(gateway.request(Method::GET, path).header("origin", PAGE)).await;
         assert!(answer.status().is_client_error());
@@ -88,7 +88,7 @@ async fn pages_of_allowed_origins_are_told_so_and_no_others() {
             assert!(exposed.contains(name), "{exposed}");
         }
     }
-    // A cache in between must not give one page's answer to another.
+    // A cache must not give one page's response to another.
     let answer = gateway.answer(gateway.request(Method::GET, "/v1/hashes/lamp")).await;
     let admin = token(&claims(&json!({"admin": true})));
     let put = gateway.request(Method::PUT, "/v1/hashes/lamp/fields/colour").bearer_auth(&admin).body("green");
@@ -103,7 +103,7 @@ async fn pages_of_allowed_origins_are_told_so_and_no_others() {
 }
 
 #[tokio::test]
-async fn browsers_are_told_to_run_guess_and_keep_nothing() {
+async fn headers_keep_browsers_from_running_guessing_and_storing_responses() {
     let gateway = gateway().await;
     for path in ["/v1/rooms/lobby/events", "/openapi.json", "/nowhere"] {
         let answer = gateway.answer(gateway.request(Method::GET, path).bearer_auth(token(&claims(&all())))).await;
@@ -126,7 +126,7 @@ async fn an_open_gateway_on_loopback_serves_pages_of_allowed_origins() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_writes_nothing_where_callers_without_a_token_may() {
+async fn a_page_of_another_site_writes_nothing_even_if_callers_without_a_token_may() {
     let gateway = Gateway::start(|settings| {
         close(settings);
         settings.access.anonymous = vec!["publish=open".parse().unwrap()];

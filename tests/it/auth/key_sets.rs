@@ -1,4 +1,4 @@
-//! Keys that change without a restart: a JWKS in a file, and one at a URL.
+//! Keys that change without a restart: a JWKS in a file, and a JWKS at a URL.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,15 +16,16 @@ use crate::support::{Gateway, eventually, spawn};
 
 const EC: &str = include_str!("keys/ec.key.pem");
 
-/// A set with the public half of one key under a name.
-fn set(name: &str, algorithm: Algorithm, key: &EncodingKey) -> String {
+/// A key set with the public half of one key, with this id.
+fn set(id: &str, algorithm: Algorithm, key: &EncodingKey) -> String {
     let jwk = Jwk::from_encoding_key(key, algorithm).unwrap();
-    let named = Jwk { common: CommonParameters { key_id: Some(name.into()), ..jwk.common }, ..jwk };
-    serde_json::to_string(&JwkSet { keys: vec![named] }).unwrap()
+    let jwk = Jwk { common: CommonParameters { key_id: Some(id.into()), ..jwk.common }, ..jwk };
+    serde_json::to_string(&JwkSet { keys: vec![jwk] }).unwrap()
 }
 
-fn named(name: &str, algorithm: Algorithm, key: &EncodingKey) -> String {
-    let header = Header { kid: Some(name.into()), ..Header::new(algorithm) };
+/// A token that says that the key with this id has signed it.
+fn token_with_kid(id: &str, algorithm: Algorithm, key: &EncodingKey) -> String {
+    let header = Header { kid: Some(id.into()), ..Header::new(algorithm) };
     encode(&header, &json!({"exp": at(600), "roomcast": {"read": ["*"]}}), key).unwrap()
 }
 
@@ -41,44 +42,45 @@ async fn read(gateway: &Gateway, token: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn a_file_is_read_again_when_it_changes_and_what_can_not_be_read_changes_nothing() {
+async fn a_file_is_read_again_when_it_changes_and_a_malformed_one_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.json");
     std::fs::write(&path, set("one", Algorithm::RS256, &rsa())).unwrap();
     let gateway = Gateway::start(|settings| settings.access.jwks_file = Some(path.clone())).await;
-    let (first, second) = (named("one", Algorithm::RS256, &rsa()), named("two", Algorithm::ES256, &ec()));
+    let (first, second) =
+        (token_with_kid("one", Algorithm::RS256, &rsa()), token_with_kid("two", Algorithm::ES256, &ec()));
     assert_eq!(read(&gateway, &first).await.0, 200);
     assert_eq!(read(&gateway, &second).await, (401, "token_invalid".into()));
-    // The right key under another's name.
-    assert_eq!(read(&gateway, &named("two", Algorithm::RS256, &rsa())).await.0, 401);
-    for junk in ["half a fi", "[]", "{}", r#"{"keys":[]}"#] {
-        std::fs::write(&path, junk).unwrap();
+    // The right key with another key's id.
+    assert_eq!(read(&gateway, &token_with_kid("two", Algorithm::RS256, &rsa())).await.0, 401);
+    for malformed in ["half a fi", "[]", "{}", r#"{"keys":[]}"#] {
+        std::fs::write(&path, malformed).unwrap();
     }
-    // Longer than until it is looked at.
+    // The file is checked every 2 s.
     tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
     assert_eq!(read(&gateway, &first).await.0, 200);
     std::fs::write(&path, set("two", Algorithm::ES256, &ec())).unwrap();
-    eventually("the new key is taken", async || (read(&gateway, &second).await.0 == 200).then_some(())).await;
+    eventually("the new key is in use", async || (read(&gateway, &second).await.0 == 200).then_some(())).await;
     assert_eq!(read(&gateway, &first).await.0, 401);
 }
 
-/// A server of key sets.
+/// A server with a key set.
 struct Issuer {
     url: String,
     set: Arc<Mutex<String>>,
     is_away: Arc<AtomicBool>,
-    asked: Arc<AtomicUsize>,
+    fetches: Arc<AtomicUsize>,
 }
 
 impl Issuer {
     async fn start(first: String) -> Self {
         let set = Arc::new(Mutex::new(first));
-        let (is_away, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let state = (set.clone(), is_away.clone(), asked.clone());
+        let (is_away, fetches) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let state = (set.clone(), is_away.clone(), fetches.clone());
         let answer = move || {
-            let (set, is_away, asked) = state.clone();
+            let (set, is_away, fetches) = state.clone();
             async move {
-                asked.fetch_add(1, Ordering::SeqCst);
+                fetches.fetch_add(1, Ordering::SeqCst);
                 if is_away.load(Ordering::SeqCst) {
                     return Err(StatusCode::BAD_GATEWAY);
                 }
@@ -88,7 +90,7 @@ impl Issuer {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/keys", listener.local_addr().unwrap());
         spawn(async move { axum::serve(listener, Router::new().route("/keys", get(answer))).await });
-        Self { url, set, is_away, asked }
+        Self { url, set, is_away, fetches }
     }
 
     async fn gateway(&self) -> Gateway {
@@ -97,59 +99,59 @@ impl Issuer {
 }
 
 #[tokio::test]
-async fn a_key_that_is_new_at_the_issuer_is_fetched_when_a_token_names_it_and_old_ones_outlive_an_outage() {
+async fn a_new_key_is_fetched_when_a_token_names_it_and_the_last_keys_outlive_an_outage() {
     let issuer = Issuer::start(set("one", Algorithm::RS256, &rsa())).await;
     let gateway = issuer.gateway().await;
-    let (first, second) = (named("one", Algorithm::RS256, &rsa()), named("two", Algorithm::ES256, &ec()));
+    let (first, second) =
+        (token_with_kid("one", Algorithm::RS256, &rsa()), token_with_kid("two", Algorithm::ES256, &ec()));
     eventually("the set is fetched", async || (read(&gateway, &first).await.0 == 200).then_some(())).await;
     issuer.set.lock().unwrap().clone_from(&set("two", Algorithm::ES256, &ec()));
-    // Tokens with unknown keys have the set fetched, but no more often than every 10 s.
-    let before = issuer.asked.load(Ordering::SeqCst);
+    // Tokens with unknown keys cause fetches, but at most one every 10 s.
+    let before = issuer.fetches.load(Ordering::SeqCst);
     for _ in 0..50 {
         assert!(matches!(read(&gateway, &second).await.0, 200 | 401));
     }
-    assert!(issuer.asked.load(Ordering::SeqCst) <= before + 1);
+    assert!(issuer.fetches.load(Ordering::SeqCst) <= before + 1);
     eventually("the new key is fetched", async || (read(&gateway, &second).await.0 == 200).then_some(())).await;
     assert_eq!(read(&gateway, &first).await.0, 401);
     issuer.is_away.store(true, Ordering::SeqCst);
-    let asked = issuer.asked.load(Ordering::SeqCst);
-    let unknown = named("three", Algorithm::RS256, &rsa());
-    let again = || issuer.asked.load(Ordering::SeqCst) > asked;
-    eventually("it is asked in vain", async || {
+    let before = issuer.fetches.load(Ordering::SeqCst);
+    let unknown = token_with_kid("three", Algorithm::RS256, &rsa());
+    eventually("a fetch fails", async || {
         read(&gateway, &unknown).await;
-        again().then_some(())
+        (issuer.fetches.load(Ordering::SeqCst) > before).then_some(())
     })
     .await;
     assert_eq!(read(&gateway, &second).await.0, 200);
 }
 
 #[tokio::test]
-async fn until_keys_could_be_fetched_tokens_are_neither_right_nor_wrong() {
+async fn until_keys_are_fetched_tokens_are_neither_accepted_nor_rejected() {
     let issuer = Issuer::start("no keys".into()).await;
     let gateway = issuer.gateway().await;
-    let token = named("one", Algorithm::RS256, &rsa());
+    let token = token_with_kid("one", Algorithm::RS256, &rsa());
     assert_eq!(read(&gateway, &token).await, (503, "keys_unavailable".into()));
-    // An EventSource would take a 503 for the end: it is told to come back, from where it was.
+    // EventSource gives up at a 503. It gets a stream that tells it to reconnect, with its own position.
     let path = format!("/v1/rooms/lobby/stream?access_token={token}");
     let stream = gateway.resume(&path, Some("1790000000000000-5")).await;
     assert_eq!(stream.opened, json!({"reason": "unavailable", "reconnect": "later"}));
     assert_eq!(stream.last_event_id, "1790000000000000-5");
-    // Who has no token at all is told so.
+    // A request without a token is refused in any case.
     let (status, problem) = gateway.get("/v1/hashes/lamp").await;
     assert_eq!((status.as_u16(), &problem["code"]), (401, &Value::from("token_missing")));
 }
 
 #[tokio::test]
-async fn a_key_without_a_name_does_not_keep_one_that_is_new_at_the_issuer_away() {
+async fn a_key_without_an_id_does_not_prevent_the_fetch_of_a_new_one() {
     let issuer = Issuer::start("[]".into()).await;
     let gateway = Gateway::start(|settings| {
         settings.access.jwks_url = Some(issuer.url.parse().unwrap());
         settings.access.jwt_public_key = vec![super::RSA_PUBLIC.into()];
     })
     .await;
-    assert_eq!(read(&gateway, &named("any", Algorithm::RS256, &rsa())).await.0, 200);
+    assert_eq!(read(&gateway, &token_with_kid("any", Algorithm::RS256, &rsa())).await.0, 200);
     let other = EncodingKey::from_rsa_pem(include_bytes!("keys/other.key.pem")).unwrap();
-    let new = named("new", Algorithm::RS256, &other);
+    let new = token_with_kid("new", Algorithm::RS256, &other);
     assert_eq!(read(&gateway, &new).await, (503, "keys_unavailable".into()));
     issuer.set.lock().unwrap().clone_from(&set("new", Algorithm::RS256, &other));
     eventually("the new key is fetched", async || (read(&gateway, &new).await.0 == 200).then_some(())).await;

@@ -1,4 +1,4 @@
-//! Secrets are nowhere to be read: not in logs at their most talkative, not in answers, not in `--help`.
+//! Secrets are never shown: not in logs at the level `trace`, not in responses, not in `--help`.
 
 use std::io::Read;
 use std::process::Stdio;
@@ -13,7 +13,7 @@ use crate::cli::{roomcast, signal};
 use crate::support::{Gateway, Stream, eventually, free_port};
 
 #[tokio::test]
-async fn what_is_logged_of_a_request_names_it() {
+async fn log_lines_of_a_request_have_its_id_method_and_path() {
     let address = format!("127.0.0.1:{}", free_port());
     let mut process = roomcast(&["--listen", &address, "--drain-delay", "0", "--drain-window", "0"])
         .env("ROOMCAST_LOG", "info")
@@ -76,14 +76,14 @@ async fn no_token_and_no_secret_is_in_a_log_or_an_answer() {
     }
     assert_eq!(stream.event().await.data, "hello");
     drop(stream);
-    // What is refused and who is removed is in the audit log, and nobody writes lines of its own into it.
+    // Refusals and removals are in the audit log. A name with a line break does not forge a line.
     let admin = token(&json!({"sub": "mod", "exp": at(60), "roomcast": {"admin": true}}));
     for path in ["/v1/users/x%0A2026-01-01%20INFO%20audit:%20forged/streams", "/v1/tokens/t%0Aforged"] {
         let request = client.delete(format!("{url}{path}"));
         assert_eq!(request.bearer_auth(&admin).send().await.unwrap().status(), 204);
         assert_eq!(client.delete(format!("{url}{path}")).bearer_auth(&right).send().await.unwrap().status(), 403);
     }
-    // Politely, so that all of the log is written.
+    // An orderly shutdown writes all of the log.
     signal(&process, Signal::SIGTERM);
     eventually("it has left", async || process.try_wait().unwrap()).await;
     let log = reading.join().unwrap();
@@ -106,7 +106,7 @@ async fn no_token_and_no_secret_is_in_a_log_or_an_answer() {
 }
 
 #[tokio::test]
-async fn no_secret_is_in_the_settings_words() {
+async fn no_secret_is_in_the_debug_form_of_settings_or_in_help() {
     let mut settings = Settings::defaults();
     close(&mut settings);
     assert!(!format!("{settings:?}").contains(SECRET));

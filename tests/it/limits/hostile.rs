@@ -1,4 +1,4 @@
-//! Connections that are meant to do harm: slow heads and bodies, half-open connections, huge heads, and floods.
+//! Hostile connections: slow heads and bodies, half-open connections, huge heads, and floods.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ async fn connect(gateway: &Gateway) -> TcpStream {
     TcpStream::connect(gateway.address()).await.unwrap()
 }
 
-/// What still comes, until the gateway closes the connection.
+/// Reads until the gateway closes the connection.
 async fn rest(mut socket: TcpStream) -> String {
     let mut bytes = Vec::new();
     let _ = within("the gateway closes the connection", socket.read_to_end(&mut bytes)).await;
@@ -21,22 +21,22 @@ async fn rest(mut socket: TcpStream) -> String {
 #[tokio::test]
 async fn p11_slow_heads_and_bodies_end_in_time_and_others_are_served_meanwhile() {
     let gateway = Gateway::start(|settings| {
-        settings.header_timeout = Duration::from_secs(1);
-        settings.request_timeout = Duration::from_secs(1);
+        settings.requests.header_timeout = Duration::from_secs(1);
+        settings.requests.request_timeout = Duration::from_secs(1);
     });
     let gateway = gateway.await;
-    let mut drips = Vec::new();
+    let mut slow_clients = Vec::new();
     for body in [false, true] {
         for _ in 0..50 {
             let mut socket = connect(&gateway).await;
-            drips.push(spawn(async move {
+            slow_clients.push(spawn(async move {
                 let head = "POST /v1/rooms/lobby/events HTTP/1.1\r\nhost: localhost\r\n";
                 let whole = format!("{head}content-type: text/plain\r\ncontent-length: 1000\r\n\r\n");
                 socket.write_all(if body { whole.as_bytes() } else { head.as_bytes() }).await.unwrap();
                 let (mut reading, mut writing) = socket.into_split();
                 let began = Instant::now();
                 let dripping = spawn(async move {
-                    // A byte at a time, for as long as it is taken.
+                    // A little at a time, until the connection is closed.
                     while writing.write_all(if body { b"x" } else { b"x:y\r\n" }).await.is_ok() {
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
@@ -49,24 +49,24 @@ async fn p11_slow_heads_and_bodies_end_in_time_and_others_are_served_meanwhile()
         }
     }
     gateway.publish("lobby", "meanwhile").await;
-    let heads = drips.len() / 2;
-    for (n, drip) in drips.into_iter().enumerate() {
-        let (took, answer) = drip.await.unwrap();
+    let heads = slow_clients.len() / 2;
+    for (n, client) in slow_clients.into_iter().enumerate() {
+        let (took, answer) = client.await.unwrap();
         assert!(took >= Duration::from_millis(900), "{took:?}");
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{n}: {answer}");
     }
-    // On a connection of its own: those that were kept alive are closed by now.
+    // On a new connection: the ones that were kept alive are closed by now.
     let metrics = reqwest::get(format!("{}/metrics", gateway.url)).await.unwrap().text().await.unwrap();
     let line = "roomcast_rejected_total{limit=\"header_time\",kind=\"connection\"} ";
-    let counted = metrics.lines().find_map(|of| of.strip_prefix(line)?.parse::<usize>().ok());
-    // And idle connections that were kept alive.
+    let counted = metrics.lines().find_map(|text| text.strip_prefix(line)?.parse::<usize>().ok());
+    // Idle connections that were kept alive count, too.
     assert!(counted.is_some_and(|counted| counted >= heads), "{metrics}");
 }
 
 #[tokio::test]
 async fn p11_thousands_of_connections_that_say_nothing_cost_little_and_go() {
-    // Open files, here and in the gateway, which is a process of its own.
-    let half_open = if nofile() > 15_000 { 10_000 } else { 500 };
+    // Each connection is an open file of the test, and one of the gateway, which is a process of its own.
+    let half_open = if open_file_limit() > 15_000 { 10_000 } else { 500 };
     let gateway = Replica::start_with(&["--header-timeout", "5s"]);
     let address = gateway.url().strip_prefix("http://").unwrap().to_owned();
     let before = gateway.resident_kib();
@@ -86,8 +86,8 @@ async fn p11_thousands_of_connections_that_say_nothing_cost_little_and_go() {
     publish("meanwhile").await;
     let mut stream = Stream::open(&format!("{}/v1/rooms/lobby/stream?from=earliest", gateway.url()), None).await;
     assert_eq!(stream.data().await, "meanwhile");
-    let each = (gateway.resident_kib() - before) * 1024 / half_open as u64;
-    assert!(each < 32 * 1024, "{each} bytes each");
+    let bytes = (gateway.resident_kib() - before) * 1024 / half_open as u64;
+    assert!(bytes < 32 * 1024, "{bytes} bytes for each connection");
     for socket in sockets {
         let answer = rest(socket).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
@@ -96,7 +96,7 @@ async fn p11_thousands_of_connections_that_say_nothing_cost_little_and_go() {
     assert_eq!(stream.data().await, "after");
 }
 
-fn nofile() -> u64 {
+fn open_file_limit() -> u64 {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
     let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap().to_owned();
     line.split_whitespace().nth(3).unwrap().parse().unwrap_or(u64::MAX)
@@ -159,11 +159,11 @@ async fn p7_a_flood_of_one_caller_is_refused_and_others_are_served() {
     }
     let (mut stored, mut refused) = (0, 0);
     for publisher in flood {
-        let (more, less) = publisher.await.unwrap();
-        stored += more;
-        refused += less;
+        let (its_stored, its_refused) = publisher.await.unwrap();
+        stored += its_stored;
+        refused += its_refused;
     }
-    // What may come at once, what came back meanwhile, and what those had in flight who found the last of it.
+    // The burst, the requests that each second allows, and one request in flight of each of the eight publishers.
     let most = 40 + 20 * u32::try_from(began.elapsed().as_secs() + 1).unwrap() + 8;
     assert!(stored <= most && refused > 0, "{stored} of {most} stored, {refused} refused");
 }

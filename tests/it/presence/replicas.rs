@@ -143,7 +143,7 @@ async fn who_comes_back_on_another_replica_has_not_been_away_and_its_earlier_str
     let start = async || {
         world
             .gateway_with(|settings| {
-                settings.presence.presence_grace = GRACE * 10;
+                settings.presence.grace = GRACE * 10;
                 settings.presence.replica_lease = Duration::from_secs(2);
             })
             .await
@@ -302,7 +302,7 @@ async fn somebody_whose_entering_was_never_answered_is_no_ghost_either() {
     let world = World::redis().await;
     let gateway = world
         .gateway_with(|settings| {
-            settings.presence.presence_grace = GRACE;
+            settings.presence.grace = GRACE;
             settings.presence.replica_lease = Duration::from_secs(2);
         })
         .await;
@@ -330,7 +330,7 @@ async fn an_outage_of_redis_that_outlasts_the_leases_is_nobodys_leave() {
     let start = async |world: &World| {
         world
             .gateway_with(|settings| {
-                settings.presence.presence_grace = GRACE;
+                settings.presence.grace = GRACE;
                 settings.presence.replica_lease = Duration::from_secs(2);
             })
             .await

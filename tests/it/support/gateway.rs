@@ -42,9 +42,9 @@ impl World {
     pub async fn gateway_with(&self, change: impl FnOnce(&mut Settings)) -> Gateway {
         let url = self.redis.as_ref().map(RedisServer::url);
         let gateway = Gateway::start(|settings| {
-            settings.redis_url = url.map(|url| url.parse().unwrap());
+            settings.redis.url = url.map(|url| url.parse().unwrap());
             let number = self.gateways.fetch_add(1, Ordering::Relaxed).to_string();
-            settings.data_dir = self.data.as_ref().map(|data| data.path().join(number));
+            settings.embedded.data_dir = self.data.as_ref().map(|data| data.path().join(number));
             change(settings);
         });
         let gateway = gateway.await;
@@ -65,12 +65,12 @@ impl Gateway {
     /// Starts one with quick timings, whatever else `change` says, and does not wait until its broker is there.
     pub async fn start(change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings::defaults();
-        settings.listen = "127.0.0.1:0".parse().unwrap();
-        settings.drain_delay = Duration::ZERO;
-        settings.drain_window = Duration::from_millis(200);
-        settings.room_idle_ttl = Duration::from_millis(200);
+        settings.server.listen = "127.0.0.1:0".parse().unwrap();
+        settings.shutdown.drain_delay = Duration::ZERO;
+        settings.shutdown.drain_window = Duration::from_millis(200);
+        settings.streams.room_idle_ttl = Duration::from_millis(200);
         change(&mut settings);
-        let listener = TcpListener::bind(settings.listen).await.unwrap();
+        let listener = TcpListener::bind(settings.server.listen).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
         let task = spawn(server::run(settings, listener, || {}, stop.clone().cancelled_owned()));

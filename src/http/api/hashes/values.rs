@@ -45,7 +45,7 @@ pub(super) fn current_value(bytes: Option<&Bytes>) -> CurrentValue {
 
 /// Refuses values that are too large.
 pub(super) fn check_value(app: &App, value: &[u8]) -> Result<(), Problem> {
-    let limit = app.settings.max_value_bytes;
+    let limit = app.settings.requests.max_value_bytes;
     if value.len() > limit {
         let detail = format!("the value has more than {limit} bytes (--max-value-bytes)");
         return Err(Problem::new(Code::BodyTooLarge, detail));

@@ -173,7 +173,7 @@ fn subscriber(
 
 /// The subscriber's profile: from its token, or from the request if the gateway allows that.
 fn info(app: &App, caller: &Caller, requested: Option<String>) -> Result<Option<Box<RawValue>>, Problem> {
-    let allowed = app.settings.presence.presence_info;
+    let allowed = app.settings.presence.info;
     if requested.is_some() && allowed != PresenceInfo::Query {
         let detail = "info: the gateway accepts a profile in the query only with --presence-info query";
         return Err(Problem::new(Code::InvalidQuery, detail));

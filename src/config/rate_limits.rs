@@ -1,4 +1,4 @@
-//! Settings of how much a caller may take.
+//! Limits of each caller: requests a second, and open streams.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -8,48 +8,58 @@ use ipnet::IpNet;
 
 use crate::rate_limit::{RateFailure, RateLimitSettings};
 
-/// How much a caller may take. A gateway without keys on this machine's own address has none of these limits.
+/// At this rate, a bucket gains one request in a microsecond, the smallest unit of time in which buckets count.
+const MAX_RATE: i64 = 1_000_000;
+
+/// Limits of each caller. A gateway without keys on loopback has none of them.
 #[derive(Args, Clone, Debug)]
-pub struct CallerLimits {
-    /// Requests a second of one subject, over all replicas; each event of a batch counts as one, and twice as many may come at once.
-    /// 0 for no limit.
+#[command(next_help_heading = "Rate limits")]
+pub struct RateLimitArgs {
+    /// Requests a second of one token subject, over all replicas, at most 1000000; twice as many may come at once. Each
+    /// event of a batch counts. Further requests get 429. 0: no limit.
     #[arg(long, env = "ROOMCAST_RATE_PER_SUBJECT", default_value_t = 500, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(..=MAX_RATE))]
     pub rate_per_subject: u32,
 
-    /// Requests a second from one address (of IPv6, from one /64), whoever makes them. 0 for no limit.
+    /// Requests a second from one address (of IPv6, one /64), counted in the same way. 0: no limit.
     #[arg(long, env = "ROOMCAST_RATE_PER_ADDRESS", default_value_t = 2000, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(..=MAX_RATE))]
     pub rate_per_address: u32,
 
-    /// Requests a second in all. 0 for no limit.
+    /// Requests a second of all callers together, counted in the same way. 0: no limit. A gateway on loopback without
+    /// keys has no rate limits and no stream limits.
     #[arg(long, env = "ROOMCAST_RATE_TOTAL", default_value_t = 20_000, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(..=MAX_RATE))]
     pub rate_total: u32,
 
-    /// What becomes of requests while Redis can't say whether they are within these limits.
-    #[arg(long, env = "ROOMCAST_RATE_FAILURE", value_enum, default_value = "open", value_name = "HOW")]
+    /// Requests that can't be counted because Redis is unavailable: `open` accepts them, `closed` refuses them with
+    /// 503.
+    #[arg(
+        long,
+        env = "ROOMCAST_RATE_FAILURE",
+        value_enum,
+        default_value = "open",
+        value_name = "HOW",
+        hide_possible_values = true
+    )]
     pub rate_failure: RateFailure,
 
-    /// Streams of one subject on a replica. 0 for no limit.
+    /// Open streams of one token subject on this replica. Further streams get `stream.end`. 0: no limit.
     #[arg(long, env = "ROOMCAST_MAX_STREAMS_PER_SUBJECT", default_value_t = 100, value_name = "COUNT")]
     pub max_streams_per_subject: u32,
 
-    /// Streams from one address (of IPv6, from one /64) on a replica. 0 for no limit.
+    /// Open streams from one address (of IPv6, one /64) on this replica. Further streams get `stream.end`. 0: no limit.
     #[arg(long, env = "ROOMCAST_MAX_STREAMS_PER_ADDRESS", default_value_t = 2000, value_name = "COUNT")]
     pub max_streams_per_address: u32,
 
-    /// Address or network of a proxy whose `X-Forwarded-For` tells where requests come from. May be repeated; in the variable, networks
-    /// have a space between them.
+    /// Address or network of a proxy. Its `X-Forwarded-For` header gives the address of the caller. Repeatable. If left
+    /// out, all callers behind a proxy count as one address.
     #[arg(long, env = "ROOMCAST_TRUSTED_PROXY", value_name = "NETWORK", value_delimiter = ' ', value_parser = network)]
     pub trusted_proxy: Vec<IpNet>,
 }
 
-/// A second has so many microseconds, and a token takes one at least.
-const MAX_RATE: i64 = 1_000_000;
-
-impl CallerLimits {
-    /// What the limiter needs to know.
+impl RateLimitArgs {
+    /// The settings of the rate limiter.
     pub fn limits(&self) -> RateLimitSettings {
         RateLimitSettings {
             rate_per_subject: self.rate_per_subject,
@@ -62,10 +72,10 @@ impl CallerLimits {
     }
 }
 
-/// A network, or an address alone.
+/// A network, or a single address.
 fn network(text: &str) -> Result<IpNet, String> {
     let address = || text.parse().map(|address: IpAddr| IpNet::from(address));
     IpNet::from_str(text)
         .or_else(|_| address())
-        .map_err(|_| "it reads like 10.0.0.0/8, 192.0.2.7 or fd00::/8".into())
+        .map_err(|_| "expected a network or an address, such as 10.0.0.0/8, 192.0.2.7 or fd00::/8".into())
 }

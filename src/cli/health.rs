@@ -1,0 +1,60 @@
+//! `roomcast health`: asks a running gateway whether it is ready.
+
+use std::fmt;
+use std::time::Duration;
+
+use clap::Args;
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper::{Request, Uri, header};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::CommandError;
+
+/// Longest time for the connection and the answer together.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// The arguments of `roomcast health`.
+#[derive(Args, Debug)]
+pub struct HealthArgs {
+    /// URL of the gateway, with http://.
+    #[arg(long, env = "ROOMCAST_HEALTH_URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+}
+
+pub(super) fn run(arguments: &HealthArgs) -> Result<(), CommandError> {
+    super::runtime().block_on(check(&arguments.url)).map_err(CommandError::failure)
+}
+
+/// Asks the gateway at `url`. The error says in one line why it does not count as ready.
+async fn check(url: &str) -> Result<(), String> {
+    let uri: Uri = url.parse().map_err(|why| format!("{url:?} is not a URL: {why}"))?;
+    if uri.scheme_str() != Some("http") {
+        return Err(format!("{url:?} does not begin with http://"));
+    }
+    let authority = uri.authority().ok_or_else(|| format!("{url:?} has no host"))?.clone();
+    let answer = timeout(LIMIT, ready(authority.as_str(), authority.port_u16().unwrap_or(80), authority.host()));
+    answer.await.map_err(|_| format!("no answer from {url} within {LIMIT:?}"))?
+}
+
+async fn ready(authority: &str, port: u16, host: &str) -> Result<(), String> {
+    let failed = |step: &str, why: &dyn fmt::Display| format!("{step} {authority}: {why}");
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let socket = TcpStream::connect((host, port)).await.map_err(|why| failed("can't connect to", &why))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket))
+        .await
+        .map_err(|why| failed("can't speak HTTP with", &why))?;
+    let request = Request::get("/readyz").header(header::HOST, authority).body(Empty::<Bytes>::new());
+    let response = sender.send_request(request.map_err(|why| failed("can't ask", &why))?);
+    let response = tokio::select! {
+        response = response => response.map_err(|why| failed("no answer from", &why))?,
+        ended = connection => return Err(failed("no answer from", &format!("{ended:?}"))),
+    };
+    if response.status().is_success() {
+        Ok(())
+    } else {
+        Err(format!("{authority} is not ready: {}", response.status()))
+    }
+}

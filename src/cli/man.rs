@@ -1,0 +1,29 @@
+//! `roomcast man`: prints the manual page, from the same definition as `--help`.
+
+use clap::{Args, CommandFactory};
+use clap_mangen::Man;
+
+use super::{CommandError, CommandLine};
+
+/// The arguments of `roomcast man`.
+#[derive(Args, Debug)]
+pub struct ManArgs {
+    /// Command whose page to print, for example `token`. If left out, the page of roomcast.
+    command: Option<String>,
+}
+
+pub(super) fn run(arguments: &ManArgs) -> Result<(), CommandError> {
+    let mut command = CommandLine::command().disable_help_subcommand(true);
+    command.build();
+    let command = match &arguments.command {
+        None => command,
+        Some(name) => command
+            .find_subcommand(name)
+            .cloned()
+            .ok_or_else(|| CommandError::usage(format!("{name:?} is not a command of roomcast")))?,
+    };
+    let mut page = Vec::new();
+    Man::new(command).render(&mut page).map_err(CommandError::failure)?;
+    super::print(String::from_utf8_lossy(&page).trim_end());
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! Serving: starts logs and traces, binds the listener, and runs the gateway until a signal ends it.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::CommandError;
+use crate::config::Settings;
+use crate::{server, telemetry};
+
+/// The exit code after a second signal: 128 and the number of SIGINT, as shells count.
+const INTERRUPTED: i32 = 130;
+
+pub(super) fn run(settings: Settings) -> Result<(), CommandError> {
+    let runtime = super::runtime();
+    // As a task, `serve` runs on a worker thread: accepting connections then uses the memory of a thread that serves
+    // them.
+    runtime.block_on(runtime.spawn(serve(settings))).expect("serving does not panic")
+}
+
+async fn serve(mut settings: Settings) -> Result<(), CommandError> {
+    settings.check().map_err(CommandError::usage)?;
+    let replica_id = settings.server.replica_id.as_deref();
+    let _telemetry = telemetry::start(&settings.telemetry, replica_id).map_err(CommandError::usage)?;
+    limit_connections(&mut settings);
+    let listen = settings.server.listen;
+    let listener = TcpListener::bind(listen).await;
+    let listener = listener.map_err(|why| CommandError::usage(format!("--listen {listen}: {why}")))?;
+    let greeting = greeting(&settings, listener.local_addr().unwrap_or(listen));
+    let stop = CancellationToken::new();
+    let mut signals = ExitSignals::listen();
+    let served = tokio::select! {
+        served = server::run(settings, listener, || super::print(&greeting), stop.clone().cancelled_owned()) => served,
+        // The first signal begins an orderly shutdown. The second one ends the process at once; no task may log
+        // anything.
+        () = async { signals.next().await; stop.cancel(); signals.next().await } => std::process::exit(INTERRUPTED),
+    };
+    served.map_err(|error| {
+        if error.is_settings_error() { CommandError::usage(error) } else { CommandError::failure(error) }
+    })
+}
+
+/// Raises the limit of open files as far as the system allows. Each connection is an open file, so no more connections
+/// are accepted than files remain.
+fn limit_connections(settings: &mut Settings) {
+    let files = usize::try_from(rlimit::increase_nofile_limit(u64::MAX).unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+    let most = files.saturating_sub(server::RESERVED_FILES).max(1);
+    settings.requests.max_connections = settings.requests.max_connections.min(most);
+}
+
+/// SIGTERM and SIGINT.
+struct ExitSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl ExitSignals {
+    fn listen() -> Self {
+        let listen = |kind| signal(kind).expect("a new process can listen to signals");
+        Self { terminate: listen(SignalKind::terminate()), interrupt: listen(SignalKind::interrupt()) }
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The text on standard output once the gateway serves. Its first line ends with the URL, which scripts read.
+fn greeting(settings: &Settings, address: SocketAddr) -> String {
+    let url = format!("http://{address}");
+    let broker = match (&settings.redis.url, &settings.embedded.data_dir) {
+        (Some(redis), _) => format!("Redis at {redis}"),
+        (None, Some(folder)) => format!("embedded, with its data in {}", folder.display()),
+        (None, None) => "embedded, in memory only (--data-dir keeps data, --redis-url connects replicas)".into(),
+    };
+    let (access, header) = if settings.access.has_keys() {
+        (
+            "access: requests need a token (TOKEN=$(roomcast token --admin) makes one)\n",
+            " -H \"authorization: Bearer $TOKEN\"",
+        )
+    } else {
+        ("", "")
+    };
+    format!(
+        "roomcast {version} listens on {url}\nbroker: {broker}\n{access}\nTry, in two terminals:\n  \
+         curl -N{header} {url}/v1/rooms/lobby/stream\n  \
+         curl{header} -d 'hello' {url}/v1/rooms/lobby/events\n  \
+         curl{header} -X PUT -d 'green' {url}/v1/hashes/lamp/fields/colour\n  \
+         curl{header} {url}/v1/hashes/lamp/fields/colour\n",
+        version = env!("CARGO_PKG_VERSION"),
+    )
+}

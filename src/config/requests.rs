@@ -1,0 +1,43 @@
+//! Limits of connections and of single requests.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::parse::{count, interval};
+
+/// Limits of connections and of single requests.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Requests")]
+pub struct RequestArgs {
+    /// Open connections, streams included; at least 1, and never more than the system's limit of open files minus 320.
+    /// Further requests get 503, further streams `stream.end`.
+    #[arg(long, env = "ROOMCAST_MAX_CONNECTIONS", default_value_t = 50_000, value_name = "COUNT", value_parser = count)]
+    pub max_connections: usize,
+
+    /// Time for the first bytes of a connection, for the head of a request, and between two requests, 10ms to 1h. Then
+    /// the connection is closed.
+    #[arg(long, env = "ROOMCAST_HEADER_TIMEOUT", default_value = "10s", value_parser = interval, value_name = "TIME")]
+    pub header_timeout: Duration,
+
+    /// Time for the body of a request, 10ms to 1h. Then the request gets 408.
+    #[arg(long, env = "ROOMCAST_REQUEST_TIMEOUT", default_value = "15s", value_parser = interval, value_name = "TIME")]
+    pub request_timeout: Duration,
+
+    /// Bytes of a request's body, also of a batch. Larger bodies get 413.
+    #[arg(long, env = "ROOMCAST_MAX_BODY_BYTES", default_value_t = 1024 * 1024, value_name = "BYTES")]
+    pub max_body_bytes: usize,
+
+    /// Bytes of one event's data; at most --max-body-bytes. Larger data gets 413.
+    #[arg(long, env = "ROOMCAST_MAX_EVENT_BYTES", default_value_t = 64 * 1024, value_name = "BYTES")]
+    pub max_event_bytes: usize,
+
+    /// Bytes of one value in a hash. Larger values get 413.
+    #[arg(long, env = "ROOMCAST_MAX_VALUE_BYTES", default_value_t = 256 * 1024, value_name = "BYTES")]
+    pub max_value_bytes: usize,
+
+    /// Copies of events that a batch stores, one for each room, and fields that a PATCH changes; at least 1. Larger
+    /// ones get 400.
+    #[arg(long, env = "ROOMCAST_MAX_BATCH_ITEMS", default_value_t = 1000, value_name = "COUNT", value_parser = count)]
+    pub max_batch_items: usize,
+}
