@@ -15,7 +15,7 @@ pub use topic::Topic;
 use std::fmt;
 use std::str::FromStr;
 
-/// The largest epoch or offset, 2^53 - 1: Lua on Redis and many JSON parsers represent no larger integer exactly.
+/// The largest epoch or offset, 2^53 - 1. Lua on Redis, and many JSON parsers, represent all integers up to it exactly.
 pub const MAX_NUMBER: u64 = (1 << 53) - 1;
 
 /// The id of an event in its log, and a subscriber's position in that log: `<epoch>-<offset>`.
