@@ -1,17 +1,17 @@
-//! The functions that every event passes: `cargo bench`.
+//! Benchmarks of the functions that run for every event: `cargo bench`.
 
 use bytes::Bytes;
 use roomcast::broker::{LogEntry, LogSlice};
-use roomcast::delivery::encoded::{event_chunk, event_envelope};
+use roomcast::delivery::format::{event_chunk, event_envelope};
 use roomcast::live::LiveEvent;
-use roomcast::log::{EpochHistory, next};
+use roomcast::log::EpochHistory;
 use roomcast::names::{Cursor, Event, EventId, RoomName};
 
 fn main() {
     divan::main();
 }
 
-/// An event of so many bytes of text, as a log stores it.
+/// The stored form of an event with this many bytes of text.
 fn stored(bytes: usize) -> Bytes {
     let text = format!(r#"{{"published_at":"2026-01-02T03:04:05.678Z","text":"{}"}}"#, "x".repeat(bytes));
     Event::decode(text.as_bytes()).expect("it is an event").encode()
@@ -42,12 +42,12 @@ fn event_to_log(bencher: divan::Bencher<'_, '_>, bytes: usize) {
 }
 
 #[divan::bench(args = [1, 100, 1000])]
-fn what_follows(bencher: divan::Bencher<'_, '_>, events: u64) {
+fn next_after(bencher: divan::Bencher<'_, '_>, events: u64) {
     let mut history = EpochHistory::new(1_790_000_000_000_000);
     let entries = (1..=events).map(|_| LogEntry { id: history.extend(), stored: Bytes::new() }).collect();
     let slice = LogSlice { oldest: None, retained: events, entries, history: history.clone() };
     let position = EventId::new(1_790_000_000_000_000, events - 1);
-    bencher.bench(|| next(divan::black_box(&history), &slice, position, None));
+    bencher.bench(|| divan::black_box(&history).next_after(position, &slice, None));
 }
 
 #[divan::bench(args = [1, 20, 100])]

@@ -1,10 +1,11 @@
-//! The contracts of a broker, one a file: it keeps logs and shared hashes, and carries announcements to the replicas.
+//! What a broker does, one contract a file. A broker keeps logs and shared hashes, and announces changes to all
+//! replicas.
 //!
 //! Duties of every implementation:
 //! - A write is one atomic step, and success means that it is stored (P8).
 //! - A step that reads or writes a log's head begins with [`crate::log::Head::ensure_epoch`].
-//! - Appended entries reach every listener that has subscribed, in the order of their ids, or the listener is told that its
-//!   copy may be incomplete. Announcements are hints; the log is the truth.
+//! - Every listener that has subscribed receives the appended entries in the order of their ids. If it may have missed
+//!   some, the broker invalidates its copy. Announcements are hints; the log is the truth.
 //! - Every call ends within [`CALL_LIMIT`], whatever the network does.
 
 mod error;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::error::{BrokerError, Fault, FaultKind, Health};
-pub use self::hash::{Condition, FieldPage, HashStore, Patched, Removed, Written, entity_tag, sha1_hex};
+pub use self::hash::{Condition, FieldPage, HashStore, PatchOutcome, RemoveOutcome, SetOutcome, entity_tag};
 pub use self::log::{
     Appended, IdempotencyKey, LogEntry, LogListener, LogSlice, LogStore, ReadRange, Retention, RetentionPolicy,
 };
@@ -35,28 +36,28 @@ pub use self::rate::{RateGrant, RateLimit, RateStore};
 pub use self::registry::{Replica, ReplicaRegistry, SubscriberCounts};
 use crate::shutdown::Tasks;
 
-/// No call to a broker takes longer.
+/// The longest time that a call to a broker takes.
 pub const CALL_LIMIT: Duration = Duration::from_secs(5);
 
 /// The parts of a replica that receive a broker's announcements.
 #[derive(Clone)]
 pub struct Listeners {
-    /// Entries of logs.
+    /// Receives entries of logs.
     pub log: Arc<dyn LogListener>,
-    /// Presence sessions that began elsewhere.
+    /// Receives presence sessions that began on other replicas.
     pub presence: Arc<dyn PresenceListener>,
-    /// Removals.
+    /// Receives removals.
     pub moderation: Arc<dyn ModerationListener>,
 }
 
-/// Everything that a broker does.
+/// All contracts of a broker in one trait.
 pub trait Broker: LogStore + HashStore + PresenceStore + ModerationStore + ReplicaRegistry + RateStore {
     /// `embedded` or `redis`.
     fn kind(&self) -> &'static str;
 
-    /// Starts what runs in the background, and announces to these listeners from now on. Called once.
+    /// Starts the background tasks, and announces to these listeners from now on. Must be called once.
     fn start(self: Arc<Self>, listeners: Listeners, tasks: &Tasks);
 
-    /// What the broker knows of its own state, without asking a server.
+    /// What the broker knows of its own state. Does not ask a server.
     fn health(&self) -> Health;
 }

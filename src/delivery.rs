@@ -1,14 +1,13 @@
-//! Delivery: how what follows a subscriber's position reaches its client. It knows Server-Sent Events and HTTP/1.1 chunks, and
-//! nothing of routes and requests.
+//! Delivery: writes to a client the events that follow its subscriber's position. This layer knows Server-Sent Events
+//! and HTTP/1.1 chunks. It knows neither routes nor requests.
 //!
-//! A stream that is caught up with its room is served by the room's [`broadcaster`]. Every other stream has a task of its own,
-//! which catches up from its position and then hands the connection to the broadcaster.
+//! A room's [`broadcaster`] serves all streams that are caught up with the room. Every other stream has a task of its
+//! own, which catches up from the stream's position and then hands the connection to the broadcaster.
 
 mod broadcaster;
 mod connection;
-pub mod encoded;
 mod end_reason;
-mod format;
+pub mod format;
 mod http1;
 mod session;
 mod sse;
@@ -21,7 +20,7 @@ pub use self::broadcaster::Broadcasters;
 pub use self::connection::{ConnGuard, DetachableStream};
 pub use self::end_reason::EndReason;
 pub use self::format::StreamFormat;
-pub use self::session::Session;
+pub use self::session::StreamSession;
 pub use self::subscriber::{NameTaken, Subscriber};
 use crate::live::Live;
 use crate::metrics::Metrics;
@@ -32,34 +31,34 @@ use crate::shutdown::Drain;
 /// How streams are delivered.
 #[derive(Clone, Copy, Debug)]
 pub struct DeliverySettings {
-    /// An idle stream gets a heartbeat after this pause.
+    /// An idle stream gets a heartbeat after this time.
     pub heartbeat: Duration,
     /// How long clients wait before they reconnect.
     pub retry: Duration,
-    /// How long a stream lives, give or take a quarter.
+    /// How long a stream lives. Each stream's lifetime is longer or shorter than this by up to a quarter.
     pub lifetime: Duration,
 }
 
-/// What every stream of a replica works with.
+/// What all streams of a replica use.
 pub struct Delivery {
     /// The live topics.
     pub live: Arc<Live>,
     /// The members of rooms.
     pub presence: Arc<Presence>,
-    /// What ends streams before their time.
+    /// The removals that end streams early.
     pub moderation: Arc<Moderation>,
     /// The counters.
     pub metrics: Arc<Metrics>,
-    /// Whether the replica is leaving.
+    /// Whether the replica is shutting down.
     pub drain: Drain,
     /// How streams are delivered.
     pub settings: DeliverySettings,
-    /// This replica's name.
+    /// The name of this replica.
     pub replica: Arc<str>,
 }
 
 impl Delivery {
-    /// A stream of one block, which refuses it for now.
+    /// The body of a refused stream: one `stream.end` block, which repeats the client's position. Counts the refusal.
     pub fn refusal(&self, format: StreamFormat, reason: EndReason, last_id: Option<&str>) -> String {
         self.metrics.stream_refused(reason.name());
         format.end(self.settings.retry, reason, last_id)

@@ -1,4 +1,5 @@
-//! HTTP: every route in one list. The middleware, what handlers extract, and problem documents have files of their own.
+//! HTTP: all routes in one list. Handlers are in `api`, one file for each resource. The middleware, the extractors
+//! and problem documents have files of their own.
 
 mod address;
 mod api;
@@ -18,17 +19,19 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use self::address::Peer;
+use self::api::hashes::fields;
+use self::api::streams::refusal;
 use self::api::{batch, events, hashes, health, metrics, moderation, replicas, rooms, streams, subscribers};
 pub use self::app::App;
 use self::middleware::with_middleware;
 use self::problem::{Code, Problem};
 
-/// All routes, and the document that describes them.
+/// All routes, with the document that describes them.
 fn routes() -> OpenApiRouter<App> {
     public_routes().merge(admin_routes())
 }
 
-/// The routes of operators and moderators.
+/// The routes for operators and moderators.
 fn admin_routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(moderation::remove_subscriber))
@@ -47,8 +50,8 @@ fn public_routes() -> OpenApiRouter<App> {
         .routes(routes!(rooms::describe_room))
         .routes(routes!(subscribers::list_subscribers))
         .routes(routes!(hashes::list_fields, hashes::patch_fields, hashes::delete_hash))
-        .routes(routes!(hashes::get_field, hashes::set_field, hashes::delete_field))
-        .routes(routes!(hashes::increment_field))
+        .routes(routes!(fields::get_field, fields::set_field, fields::delete_field))
+        .routes(routes!(fields::increment_field))
         .routes(routes!(health::get_liveness))
         .routes(routes!(health::get_readiness))
         .routes(routes!(health::get_health))
@@ -57,34 +60,34 @@ fn public_routes() -> OpenApiRouter<App> {
         .routes(routes!(openapi::get_openapi_3_2))
 }
 
-/// Everything that is served, without the routes that have a listener of their own.
+/// The routes of the main listener: all of them, or all but those that `--admin-listen` moves to another listener.
 pub fn router(app: &App) -> Router {
     let has_admin_listener = app.settings.server.admin_listen.is_some();
     with_fallback(if has_admin_listener { public_routes() } else { routes() }, app)
 }
 
-/// The routes of operators and moderators, for a listener of their own.
+/// The routes for operators and moderators, for the listener of `--admin-listen`.
 pub fn admin_router(app: &App) -> Router {
     with_fallback(admin_routes(), app)
 }
 
-/// `/metrics`, for a listener of its own.
+/// `/metrics`, for the listener of `--metrics-listen`.
 pub fn metrics_router(app: &App) -> Router {
-    let routes = Router::new().route("/metrics", get(metrics::get_open_metrics)).with_state(app.clone());
-    with_middleware(routes.fallback(|| async { Problem::new(Code::RouteNotFound, "only /metrics is here") }), app)
+    let routes = Router::new().route("/metrics", get(metrics::get_metrics_without_token)).with_state(app.clone());
+    let fallback = || async { Problem::new(Code::RouteNotFound, "this listener serves only /metrics") };
+    with_middleware(routes.fallback(fallback), app)
 }
 
-/// For connections above the limit: clients are told to come back later, each in the way that it understands.
+/// Refuses every request, for connections above the limit. Clients learn that they should retry, each in the form
+/// that it understands.
 pub fn overload_router(app: &App) -> Router {
-    with_middleware(Router::new().fallback(streams::refuse_overload).with_state(app.clone()), app)
+    with_middleware(Router::new().fallback(refusal::refuse_overload).with_state(app.clone()), app)
 }
 
 fn with_fallback(routes: OpenApiRouter<App>, app: &App) -> Router {
     let (routes, _) = routes.split_for_parts();
-    let routes = routes
-        .fallback(|| async { Problem::new(Code::RouteNotFound, "see /openapi.json for the routes there are") })
-        .with_state(app.clone());
-    with_middleware(routes, app)
+    let fallback = || async { Problem::new(Code::RouteNotFound, "/openapi.json lists the routes") };
+    with_middleware(routes.fallback(fallback).with_state(app.clone()), app)
 }
 
 #[cfg(test)]

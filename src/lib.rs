@@ -6,7 +6,8 @@
 // The pure rules, without I/O: names, the log's epochs and heads, the live cache.
 pub use roomcast_core::{cache, log, names};
 
-// Background tasks and traces, used by every layer.
+// Digests, background tasks and traces, used by every layer.
+pub mod digest;
 pub mod shutdown;
 pub mod trace;
 

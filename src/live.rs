@@ -1,5 +1,5 @@
-//! A replica's live topics: those that have subscribers here. This layer knows neither which broker carries the events nor
-//! how they leave the process: a subscriber owns a position and asks what follows it.
+//! A replica's live topics: the topics that have subscribers on it. A subscriber owns a position and asks what follows
+//! it. This layer depends neither on the kind of broker nor on the protocol in which events leave the process.
 
 mod event;
 mod group_cursor;
@@ -33,29 +33,30 @@ use crate::names::{EventId, RoomName, Topic};
 use crate::shutdown::Tasks;
 use crate::trace;
 
-/// Longest time in which a stream opens or is told that it can't.
+/// Longest time until a subscription is open or has failed.
 const JOIN_LIMIT: Duration = Duration::from_secs(4);
-/// The epoch history of every live topic is compared with its log's about this often.
+/// How often the cached history of every live topic is compared with the history of its log, about.
 const COMPARE_EVERY: Duration = Duration::from_secs(15);
-/// Comparisons are spread over this many steps.
+/// Steps over which one round of comparisons is spread.
 const COMPARE_STEPS: u32 = 15;
-/// Changed subscriber counts are reported this often at most.
+/// Shortest time between two reports of changed subscriber counts.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
-/// A server's clock may be this far ahead of ours.
+/// How far a server's clock may be ahead of this replica's.
 const MAX_CLOCK_LEAD: Duration = Duration::from_hours(24);
-/// Logs that are read at one time after the server's history has changed.
+/// Most logs that are read at one time after the server's history has changed.
 const REREAD_AT_ONCE: usize = 64;
 
-/// What a replica keeps of each live topic.
+/// Limits and periods of live topics.
 #[derive(Clone, Debug)]
 pub struct LiveSettings {
-    /// Most events in a topic's ring.
+    /// Most events in the ring of a topic.
     pub ring_events: usize,
-    /// Most bytes in it.
+    /// Most bytes in the ring of a topic.
     pub ring_bytes: usize,
     /// How long a topic stays live after its last subscriber has left.
     pub idle_ttl: Duration,
-    /// The replica's subscriber counts are reported at least this often, and within a second when they change.
+    /// Longest time between two reports of the replica's subscriber counts. Changed counts are reported within a
+    /// second.
     pub report_every: Duration,
 }
 
@@ -72,7 +73,7 @@ pub struct Live {
 }
 
 impl Live {
-    /// No live topics yet. It is to be the listener of the broker behind `log`.
+    /// Without live topics yet. The broker behind `log` has to be started with it as its log listener.
     pub fn new(
         log: Arc<LogClient>,
         registry: Arc<dyn ReplicaRegistry>,
@@ -91,8 +92,8 @@ impl Live {
         })
     }
 
-    /// Starts the background comparison, the report of subscriber counts, and the re-reading of logs after the server's
-    /// history has changed.
+    /// Starts the background tasks: the comparison of histories, the report of subscriber counts, and the re-reading of
+    /// logs after the server's history has changed.
     pub fn start(self: &Arc<Self>) {
         let live = self.clone();
         self.tasks.supervise("comparison", async move { live.compare_for_ever().await });
@@ -107,22 +108,22 @@ impl Live {
         });
     }
 
-    /// How many topics are live, some of them without subscribers since a moment ago.
+    /// How many topics are live, including those whose last subscriber left less than the idle TTL ago.
     pub fn topic_count(&self) -> usize {
         self.topics().len()
     }
 
-    /// Messages on topics' channels that were not announcements, since the start.
+    /// How many messages on topics' channels were not valid announcements, since the start.
     pub fn malformed_announcements(&self) -> u64 {
         self.malformed.load(Ordering::Relaxed)
     }
 
-    /// Open subscriptions.
+    /// How many subscriptions are open.
     pub fn subscription_count(&self) -> u64 {
         self.subscriptions.load(Ordering::Relaxed)
     }
 
-    /// This replica's subscribers, by room.
+    /// How many subscribers this replica has, by room; without rooms that have none.
     pub fn subscriber_counts(&self) -> SubscriberCounts {
         let topics = self.topics();
         let counts = topics.iter().filter_map(|(topic, live)| {
@@ -132,18 +133,20 @@ impl Live {
         counts.collect()
     }
 
-    /// Opens a subscription to some topics, each from its start. Ends within [`JOIN_LIMIT`].
+    /// Opens a subscription to some topics, each from its own start. Fails after [`JOIN_LIMIT`], or at once while the
+    /// broker can't be read or delivers no announcements.
     pub async fn subscribe(self: &Arc<Self>, topics: Vec<(Topic, Start)>) -> Result<Subscription, BrokerError> {
         let health = self.log.health();
         let commands = health.commands.filter(|fault| !fault.kind.affects_only_writes());
         if let Some(fault) = commands.or(health.delivery) {
             return Err(BrokerError::Unavailable(fault));
         }
-        let late = || BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "the rooms could not be joined"));
-        timeout(JOIN_LIMIT, Subscription::open(self, topics)).await.map_err(|_| late())?
+        let timed_out =
+            || BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "subscribing to the rooms took too long"));
+        timeout(JOIN_LIMIT, Subscription::open(self, topics)).await.map_err(|_| timed_out())?
     }
 
-    /// Empties a topic's log. Afterwards this replica gives out nothing of what it held.
+    /// Clears a topic's log. Once it returns, this replica's cache has none of the cleared events.
     pub async fn clear(&self, topic: &Topic) -> Result<(), BrokerError> {
         let position = self.log.clear(topic).await?;
         self.cleared(topic, position);
@@ -163,14 +166,14 @@ impl Live {
         TopicGuard::new(live)
     }
 
-    /// Drops a topic unless a subscriber has entered meanwhile. Returns whether it was dropped.
+    /// Drops a topic unless it has got a subscriber meanwhile. Returns whether it was dropped.
     fn close(&self, live: &Arc<LiveTopic>) -> bool {
         let mut topics = self.topics();
         if live.subscriber_count() > 0 {
             return false;
         }
         topics.remove(live.topic());
-        // Under the lock: the next subscription to this topic is made after this.
+        // Still under the lock, so that the topic's next subscription to announcements begins after this one has ended.
         self.log.unsubscribe(live.topic());
         true
     }
@@ -183,24 +186,26 @@ impl Live {
         self.topics.lock().expect("no holder of the lock panics")
     }
 
-    /// Pub/sub is a hint: this finds announcements that never came.
+    /// Compares the cached histories with the logs, again and again. This finds announcements that never arrived:
+    /// pub/sub may lose messages.
     async fn compare_for_ever(&self) {
         let mut ticks = interval(COMPARE_EVERY / COMPARE_STEPS);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due: Vec<Arc<LiveTopic>> = Vec::new();
-        let mut share = 0;
+        let mut batch_size = 0;
         loop {
             ticks.tick().await;
             if due.is_empty() {
                 due = self.topics().values().cloned().collect();
-                share = due.len().div_ceil(COMPARE_STEPS as usize);
+                batch_size = due.len().div_ceil(COMPARE_STEPS as usize);
             }
-            let batch = due.split_off(due.len().saturating_sub(share));
+            let batch = due.split_off(due.len().saturating_sub(batch_size));
             if batch.is_empty() {
                 continue;
             }
             let topics: Vec<_> = batch.iter().map(|live| live.topic().clone()).collect();
-            // While the broker is away there is nothing to compare; when it returns, it invalidates every topic.
+            // While the broker is unavailable, there is nothing to compare. When it is back, it invalidates every
+            // topic.
             let Some(histories) = self.log.histories(&topics).await else { continue };
             for (live, history) in batch.iter().zip(histories) {
                 if history.is_none_or(|history| !live.has_history(&history)) {
@@ -227,43 +232,46 @@ impl Live {
         }
     }
 
-    /// A client may come back to a topic that is no longer live here; it has to be told of a loss, too.
+    /// Reads the logs of recent topics that are not live now. The read finds a loss by the topic's watermarks, so that
+    /// a client that resumes later gets a gap for it.
     async fn reread_recent_topics(&self) {
         let topics = self.log.watermarks().topics().into_iter().filter(|topic| self.get(topic).is_none());
         let reads = topics.map(|topic| async move {
             if let Err(error) = self.log.read(&topic, ReadRange::Newest, 1).await {
-                tracing::debug!(%topic, %error, "the log could not be read after a change of history");
+                tracing::debug!(%topic, %error, "the log could not be read after the server's history changed");
             }
         });
         futures_util::stream::iter(reads).buffer_unordered(REREAD_AT_ONCE).collect::<()>().await;
     }
 }
 
-/// Whether a server can have given out this epoch, which is a time in microseconds. One far in the future would push all
-/// later epochs beyond what can be counted.
-fn is_credible(id: EventId) -> bool {
+/// Whether a server can have given out this id. Its epoch is a time in microseconds; an epoch far in the future would
+/// push all later ones above the largest number that can be represented.
+fn is_plausible(id: EventId) -> bool {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u128::from(id.epoch) <= (now + MAX_CLOCK_LEAD).as_micros()
 }
 
 impl LogListener for Live {
     fn announced(&self, topic: &Topic, entry: LogEntry) {
-        // Only live topics are subscribed to; an announcement after a topic was dropped is of no use.
+        // Only live topics are subscribed to. An announcement that arrives after the topic was dropped has no use.
         let Some(live) = self.get(topic) else { return };
-        let event = LiveEvent::new(&entry).ok().filter(|_| is_credible(entry.id));
+        let event = LiveEvent::new(&entry).ok().filter(|_| is_plausible(entry.id));
         let Some(event) = event else { return self.malformed(topic) };
         let span = match event.event().traceparent.as_deref().filter(|_| trace::is_enabled()) {
             None => Span::none(),
             Some(publish) => {
                 let (id, subscribers) = (entry.id, live.subscriber_count());
-                let span = info_span!(parent: None, "deliver", room = topic.name(), %id, subscribers, otel.kind = "consumer");
+                let span = info_span!(
+                    parent: None, "deliver", room = topic.name(), %id, subscribers, otel.kind = "consumer"
+                );
                 trace::set_parent(&span, publish);
                 span
             }
         };
         let _delivering = span.entered();
         let watermarks = self.log.watermarks();
-        match live.announce(Arc::new(event)) {
+        match live.receive(Arc::new(event)) {
             AnnouncementOutcome::Added | AnnouncementOutcome::Duplicate => watermarks.add(topic, entry.id),
             AnnouncementOutcome::Deferred | AnnouncementOutcome::Unexpected => {
                 watermarks.add_unverified(topic, entry.id);
@@ -274,7 +282,7 @@ impl LogListener for Live {
 
     fn cleared(&self, topic: &Topic, position: EventId) {
         match self.get(topic) {
-            Some(live) if is_credible(position) => live.clear(position),
+            Some(live) if is_plausible(position) => live.clear_to(position),
             Some(_) => self.malformed(topic),
             None => {}
         }
@@ -295,7 +303,7 @@ impl LogListener for Live {
 
     fn malformed(&self, topic: &Topic) {
         self.malformed.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(%topic, "a message on the topic's channel is not an announcement");
+        tracing::debug!(%topic, "a message on the topic's channel is not a valid announcement; the log is read again");
         self.invalidate(topic);
     }
 }

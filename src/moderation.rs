@@ -1,4 +1,5 @@
-//! Moderation: removals end streams before their time, and keep their owners from coming back. The broker stores removals.
+//! Moderation: a removal ends streams before their time, and may ban their owners for a while. The broker stores
+//! removals.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -14,34 +15,34 @@ use crate::names::{RoomName, SubscriberId};
 use crate::presence::Presence;
 use crate::shutdown::Tasks;
 
-/// Terminations that are remembered: streams look at them as soon as they can, so few are needed.
+/// How many terminations are kept. Streams apply them as soon as they can, so they need only the latest.
 const RECENT_TERMINATIONS: usize = 16_384;
-/// Stored removals are read this often, in case an announcement of a new one was missed.
+/// How often the stored removals are read, in case the announcement of a new one was missed.
 const REREAD_EVERY: Duration = Duration::from_secs(5);
 /// Milliseconds between two sweeps of expired bans.
 const SWEEP_EVERY: u64 = 60_000;
-/// Longest wait of a new stream for the stored removals to have been read once.
+/// Longest wait of a new stream for the first read of the stored removals.
 const FIRST_READ_LIMIT: Duration = Duration::from_secs(2);
 
-/// What identifies a stream to removals.
+/// The properties of a stream that removals name.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamIdentity<'a> {
-    /// The subscriber id that the client has chosen, or was given.
+    /// The subscriber id.
     pub subscriber: Option<&'a SubscriberId>,
-    /// The subject of its token.
+    /// The subject of the token.
     pub user: Option<&'a str>,
     /// The address of the client; for IPv6 the first address of its /64.
     pub address: Option<IpAddr>,
-    /// The id of its token.
+    /// The id of the token.
     pub token: Option<&'a str>,
 }
 
 /// Why a stream ends before its time.
 #[derive(Clone, Debug)]
 pub enum Termination {
-    /// It was removed, and may be opened again.
+    /// It was removed, and its client may open it again.
     Removed,
-    /// It was removed, and may not be opened again for a time.
+    /// It was removed, and its client may not open it again until the removal ends.
     Banned(Arc<Removal>),
     /// Its token was revoked.
     Revoked,
@@ -56,38 +57,42 @@ impl Removal {
         self.until > now
     }
 
-    /// Whether it ends a stream of such rooms with this identity.
+    /// Whether it ends a stream with this identity. `is_in` tells whether the stream reads a room.
     fn applies_to(&self, is_in: impl Fn(&RoomName) -> bool, stream: &StreamIdentity<'_>) -> bool {
         let same = |one: Option<&str>, other: Option<&str>| one.is_some() && one == other;
-        // An address is only banned. Open streams from it stay: they may be other people's.
-        let named =
+        // A removal by address bans new streams only: open streams from that address may belong to other people.
+        let is_named =
             same(self.subscriber.as_ref().map(SubscriberId::as_str), stream.subscriber.map(SubscriberId::as_str))
                 || same(self.user.as_deref(), stream.user)
                 || same(self.token.as_deref(), stream.token);
-        named && self.room.as_ref().is_none_or(is_in)
+        is_named && self.room.as_ref().is_none_or(is_in)
     }
 }
 
-/// Applies removals to this replica's streams, and remembers bans.
+/// Applies removals to this replica's streams and enforces bans.
 pub struct Moderation {
     store: Arc<dyn ModerationStore>,
     log: Arc<LogClient>,
     presence: Arc<Presence>,
     tasks: Tasks,
     terminations: Mutex<Terminations>,
+    /// The total of `terminations`, to wait for more.
     count: watch::Sender<u64>,
     bans: RwLock<Bans>,
     /// Whether all stored removals have been read once.
     is_loaded: watch::Sender<bool>,
+    /// Notified when there may be stored removals that were not read.
     changed: Notify,
 }
 
-/// Who is banned, and until when, in milliseconds since 1970.
+/// The bans, and until when they last, in milliseconds since 1970.
 #[derive(Default)]
 struct Bans {
     /// When expired bans were dropped last.
     swept: u64,
+    /// Bans from one room, or from all.
     names: HashMap<(Option<RoomName>, BanKey), u64>,
+    /// Revoked tokens, by id.
     tokens: HashMap<String, u64>,
 }
 
@@ -99,13 +104,14 @@ enum BanKey {
 }
 
 impl BanKey {
-    /// What a removal bans: the owner, or the subscriber id if the owner is not known.
+    /// The keys that a removal bans: those of the owner, or the subscriber id if the removal does not name the owner.
     fn from_removal(removal: &Removal) -> impl Iterator<Item = Self> {
         let subscriber = removal.subscriber.clone().filter(|_| !removal.names_owner()).map(Self::Subscriber);
         let user = removal.user.clone().map(Self::User);
         subscriber.into_iter().chain(user).chain(removal.address.map(Self::Address))
     }
 
+    /// The keys by which a stream may be banned.
     fn from_stream(stream: &StreamIdentity<'_>) -> impl Iterator<Item = Self> {
         let subscriber = stream.subscriber.cloned().map(Self::Subscriber);
         let owner = stream.user.map(|user| Self::User(user.into())).or(stream.address.map(Self::Address));
@@ -124,6 +130,7 @@ impl Bans {
         if let Some(token) = &removal.token {
             extend(self.tokens.entry(token.clone()).or_default(), removal.until);
         }
+        // The ban of the owner replaces the ban of the subscriber id, so that another owner may use the id.
         if let Some(subscriber) = removal.subscriber.clone().filter(|_| removal.names_owner()) {
             self.names.remove(&(removal.room.clone(), BanKey::Subscriber(subscriber)));
         }
@@ -132,6 +139,8 @@ impl Bans {
         }
     }
 
+    /// Whether a stream with this identity is banned or its token revoked. `is_in` tells whether the stream reads a
+    /// room.
     fn applies_to(&self, is_in: impl Fn(&RoomName) -> bool, stream: &StreamIdentity<'_>) -> bool {
         let now = milliseconds();
         let keys: Vec<_> = BanKey::from_stream(stream).collect();
@@ -143,6 +152,7 @@ impl Bans {
                 .any(|((room, key), until)| *until > now && keys.contains(key) && room.as_ref().is_none_or(&is_in))
     }
 
+    /// Whether a stream with this identity is banned from this room, or from all rooms if there is none.
     fn has(&self, room: Option<&RoomName>, stream: &StreamIdentity<'_>) -> bool {
         let now = milliseconds();
         let mut keys = BanKey::from_stream(stream).map(|key| (room.cloned(), key));
@@ -154,16 +164,17 @@ fn extend(until: &mut u64, to: u64) {
     *until = to.max(*until);
 }
 
-/// The removals that ended streams of late.
+/// The removals to apply to open streams.
 #[derive(Default)]
 struct Terminations {
+    /// The latest.
     recent: VecDeque<Arc<Removal>>,
-    /// How many there were in all.
+    /// How many there have been in all.
     total: u64,
 }
 
 impl Moderation {
-    /// Moderation by the removals in `store`. It is to be the listener of that broker.
+    /// Moderation by the removals in `store`. The broker has to be started with it as its moderation listener.
     pub fn new(
         store: Arc<dyn ModerationStore>,
         log: Arc<LogClient>,
@@ -183,7 +194,7 @@ impl Moderation {
         })
     }
 
-    /// Starts to follow the stored removals.
+    /// Starts the background task that reads and applies removals.
     pub fn start(self: &Arc<Self>) {
         let moderation = self.clone();
         self.tasks.supervise("removals", async move { moderation.follow_removals().await });
@@ -197,12 +208,12 @@ impl Moderation {
     /// Resolves when there have been more than `seen` terminations.
     pub async fn terminations_beyond(&self, seen: u64) {
         let mut count = self.count.subscribe();
-        // The sender is ours, so the channel can't close.
+        // This struct owns the sender, so the channel can't close.
         let _ = count.wait_for(|count| *count > seen).await;
     }
 
-    /// Why a stream has to end, by the terminations after the `seen` first ones; `seen` is advanced to the newest. `is_in` tells
-    /// which rooms the stream reads.
+    /// Why a stream has to end, by the terminations after the first `seen` ones; `None` if none applies to it. Sets
+    /// `seen` to the number of all. `is_in` tells whether the stream reads a room.
     pub fn termination(
         &self,
         seen: &mut u64,
@@ -214,7 +225,7 @@ impl Moderation {
         *seen = terminations.total;
         let now = milliseconds();
         if fresh > terminations.recent.len() && self.bans().applies_to(&is_in, stream) {
-            // Some were forgotten before this stream has looked at them.
+            // Some terminations were dropped before this stream could apply them; the bans show that it has to end.
             return Some(Termination::Banned(Arc::default()));
         }
         let fresh = fresh.min(terminations.recent.len());
@@ -228,28 +239,28 @@ impl Moderation {
         })
     }
 
-    /// Extends a ban of a subscriber id to the owner of the stream that has the id, so that the owner can't come back under
-    /// another id.
+    /// Extends a ban of a subscriber id to the owner of the stream that had the id, so that the owner can't open
+    /// streams with another id. Returns at once; the removal is stored in the background.
     pub fn ban_owner(self: &Arc<Self>, removal: &Removal, stream: &StreamIdentity<'_>) {
         let (user, address) = match (stream.user, stream.address) {
             (Some(user), _) => (Some(user.to_owned()), None),
             (None, address) => (None, address),
         };
         let owner = StreamIdentity { subscriber: None, ..*stream };
-        let is_by_id = removal.subscriber.is_some() && !removal.names_owner();
-        if !is_by_id || self.bans().has(removal.room.as_ref(), &owner) {
+        let names_id_only = removal.subscriber.is_some() && !removal.names_owner();
+        if !names_id_only || self.bans().has(removal.room.as_ref(), &owner) {
             return;
         }
         let removal = Removal { user, address, ..removal.clone() };
         let moderation = self.clone();
         self.tasks.spawn(async move {
             if let Err(error) = moderation.remove(&removal).await {
-                tracing::warn!(%error, "a removed subscriber is banned by its id only, not by its owner");
+                tracing::warn!(%error, "the owner of a removed subscriber could not be banned; only its id is banned");
             }
         });
     }
 
-    /// Whether a stream of these rooms may not be opened now. Fails while the stored removals have not been read.
+    /// Whether a stream of these rooms may not be opened now. Fails while the stored removals have never been read.
     pub async fn is_banned(
         &self,
         mut rooms: impl Iterator<Item = RoomName>,
@@ -260,18 +271,19 @@ impl Moderation {
         Ok(!bans.names.is_empty() && (bans.has(None, stream) || rooms.any(|room| bans.has(Some(&room), stream))))
     }
 
-    /// Whether the token with this id was revoked. Fails while the stored removals have not been read.
+    /// Whether the token with this id was revoked. Fails while the stored removals have never been read.
     pub async fn is_revoked(&self, token: &str) -> Result<bool, BrokerError> {
         self.loaded().await?;
         Ok(self.bans().tokens.get(token).is_some_and(|until| *until > milliseconds()))
     }
 
-    /// Ends streams on all replicas, and bans their owners until the removal ends. Once it returns, the removal is stored.
+    /// Ends streams on all replicas, and bans their owners until the removal ends. When it returns, the removal is
+    /// stored, but the streams may not have ended yet.
     pub async fn remove(&self, removal: &Removal) -> Result<(), BrokerError> {
         with_deadline("a removal", self.store.remove(removal)).await
     }
 
-    /// Waits until the stored removals have been read once; fails if that takes too long.
+    /// Waits until the stored removals have been read once. Fails after [`FIRST_READ_LIMIT`].
     async fn loaded(&self) -> Result<(), BrokerError> {
         let mut is_loaded = self.is_loaded.subscribe();
         if timeout(FIRST_READ_LIMIT, is_loaded.wait_for(|is_loaded| *is_loaded)).await.is_err() {
@@ -281,7 +293,7 @@ impl Moderation {
         Ok(())
     }
 
-    /// Reads the stored removals, and those that are added.
+    /// Reads all stored removals, and then new ones whenever there may be some.
     async fn follow_removals(&self) {
         let mut after: Option<String> = None;
         let mut has_failed = false;
@@ -290,9 +302,10 @@ impl Moderation {
                 let page = match timeout(CALL_LIMIT, self.store.removals(after.as_deref())).await {
                     Ok(Ok(page)) => page,
                     Ok(Err(error)) => {
-                        // The probe logs what is wrong with all of Redis; this may be wrong alone.
+                        // The broker logs faults that concern all calls. This logs one that concerns removals alone.
                         if !std::mem::replace(&mut has_failed, true) && self.log.health().is_well() {
-                            tracing::warn!(%error, "the removals can't be read; until they are, new streams may have to wait");
+                            tracing::warn!(%error, "the stored removals can't be read: new removals have no effect here, \
+                                and if none were ever read, new streams are refused");
                         }
                         break;
                     }
@@ -309,10 +322,11 @@ impl Moderation {
                     if removal.bans_at(milliseconds()) {
                         self.bans.write().expect("no holder of the lock panics").add(&removal);
                     }
-                    // Removals from before this replica had any streams apply to none of them.
+                    // The removals of the first read are older than any stream of this replica.
                     if is_loaded {
                         let removal = Arc::new(removal);
-                        // First, so that a stream ends before its own leave can reach it.
+                        // The termination comes first, so that the stream ends before its own `presence.leave` reaches
+                        // it.
                         self.terminate(removal.clone());
                         self.presence.remove(&removal);
                     }

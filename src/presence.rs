@@ -1,8 +1,9 @@
-//! Presence: which members this replica's streams give to rooms. A task a room keeps the broker's member list equal to them.
+//! Presence: the members that this replica's streams add to rooms. A task per room keeps the broker's member list in
+//! step with them.
 //!
-//! One change of a room's member list is under way at a time. Later changes go with the next step, after a pause: many that come
-//! together cost a few steps and a few entries of the log, not one each. A member whose stream ends has some time to come back
-//! before it counts as gone.
+//! A room's task sends one update to the broker at a time. Changes that come meanwhile go into the next update, after a
+//! pause, so that many changes cost a few calls and a few log entries instead of one each. A member whose stream ends
+//! has a grace time to come back before it leaves.
 
 mod state;
 mod task;
@@ -27,58 +28,59 @@ use crate::live::{LogClient, with_deadline};
 use crate::names::{RoomName, SubscriberId};
 use crate::shutdown::Tasks;
 
-/// Longest wait of a stream for its place in a room. Without an answer the stream opens, and gets its place later.
+/// Longest wait of a new stream for the broker's answer. Without an answer the stream opens, and its member joins
+/// later.
 const JOIN_LIMIT: Duration = Duration::from_millis(1500);
 
-/// Which rooms have presence, and how.
+/// Which rooms have presence, and its periods.
 #[derive(Clone, Debug)]
 pub struct PresenceSettings {
-    /// Patterns of rooms.
+    /// Patterns of the rooms that have presence.
     pub rooms: Vec<WildMatch>,
-    /// How long a member whose stream has ended may take to come back.
+    /// Grace time: how long a member whose stream has ended may take to come back.
     pub grace: Duration,
-    /// The broker's member lists are compared with this replica's members this often.
+    /// How often the broker's member lists are compared with this replica's members.
     pub compare_every: Duration,
 }
 
-/// This replica's members of all rooms.
+/// The members of all rooms on this replica.
 pub struct Presence {
     log: Arc<LogClient>,
     store: Arc<dyn PresenceStore>,
     settings: PresenceSettings,
     rooms: Mutex<HashMap<RoomName, Arc<RoomPresence>>>,
-    /// How many streams of a room here asked for `presence.join` and `presence.leave`.
+    /// How many streams on this replica want `presence.join` and `presence.leave`, by room.
     watched: Mutex<HashMap<RoomName, u64>>,
     tasks: Tasks,
 }
 
-/// A stream's place in a room. When it is dropped, the member leaves after the grace time.
+/// A stream's membership of a room. When it is dropped, the member leaves after the grace time.
 pub struct PresenceSession {
     room: Arc<RoomPresence>,
     subscriber: SubscriberId,
-    session: Session,
+    handle: SessionHandle,
 }
 
-/// What a stream and the room's task share of a session. Clones are the same session.
+/// The part of a session that its stream and the room's task share. Clones are the same session.
 #[derive(Clone)]
-struct Session(Arc<SessionState>);
+struct SessionHandle(Arc<SessionState>);
 
 struct SessionState {
-    /// The stream has to end: the name belongs to another caller, or to a later session.
+    /// The stream has to end: the subscriber id belongs to another caller, or a later session has taken over.
     is_over: AtomicBool,
     /// Wakes the stream.
     waker: AtomicWaker,
-    /// Where the stream waits for its place.
+    /// Sends the broker's answer to the stream that waits for it.
     answer: Mutex<Option<oneshot::Sender<MemberOutcome>>>,
 }
 
-impl PartialEq for Session {
+impl PartialEq for SessionHandle {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Session {
+impl SessionHandle {
     fn new(answer: oneshot::Sender<MemberOutcome>) -> Self {
         Self(Arc::new(SessionState {
             is_over: AtomicBool::new(false),
@@ -87,6 +89,7 @@ impl Session {
         }))
     }
 
+    /// Has the stream end.
     fn end(&self) {
         self.0.is_over.store(true, Ordering::SeqCst);
         self.0.waker.wake();
@@ -100,26 +103,26 @@ impl Session {
 }
 
 impl PresenceSession {
-    /// Leaves the room without a grace time.
+    /// Has the member leave without a grace time, when this is dropped at the latest.
     pub fn leave(&self) {
-        self.room.state().leave(&self.subscriber, &self.session, Instant::now());
+        self.room.state().leave(&self.subscriber, &self.handle, Instant::now());
     }
 
-    /// Whether another session has taken its place. If not, the waker is woken when one does.
+    /// Whether another session has taken over. If not, the waker is woken when one does.
     pub fn is_superseded(&self, waker: &Waker) -> bool {
-        self.session.0.waker.register(waker);
-        self.session.0.is_over.load(Ordering::SeqCst)
+        self.handle.0.waker.register(waker);
+        self.handle.0.is_over.load(Ordering::SeqCst)
     }
 }
 
 impl Drop for PresenceSession {
     fn drop(&mut self) {
-        self.room.state().end_session(&self.subscriber, &self.session, Instant::now());
+        self.room.state().end_session(&self.subscriber, &self.handle, Instant::now());
         self.room.wake();
     }
 }
 
-/// A stream has asked for `presence.join` and `presence.leave` of a room, until this is dropped.
+/// A stream's wish for `presence.join` and `presence.leave` of a room; it ends when this is dropped.
 pub struct PresenceWatch {
     presence: Arc<Presence>,
     room: RoomName,
@@ -138,7 +141,7 @@ impl Drop for PresenceWatch {
 }
 
 impl Presence {
-    /// Presence whose member lists `store` keeps. It is to be the listener of that broker.
+    /// Presence with member lists in `store`. The broker has to be started with it as its presence listener.
     pub fn new(
         log: Arc<LogClient>,
         store: Arc<dyn PresenceStore>,
@@ -149,7 +152,7 @@ impl Presence {
         Arc::new(Self { log, store, settings, rooms, watched, tasks: tasks.clone() })
     }
 
-    /// Starts the background comparison.
+    /// Starts the background task that compares member lists.
     pub fn start(self: &Arc<Self>) {
         let presence = self.clone();
         self.tasks.supervise("presence", async move { presence.compare_for_ever().await });
@@ -165,7 +168,7 @@ impl Presence {
         self.rooms().values().map(|room| room.state().len()).sum()
     }
 
-    /// About `limit` members of a room on all replicas, from where an earlier page ended.
+    /// A page of about `limit` members of a room, on all replicas. `from` is the end of the page before.
     pub async fn members(
         &self,
         room: &RoomName,
@@ -175,7 +178,7 @@ impl Presence {
         self.store.members(room, from, limit).await
     }
 
-    /// One member of a room, on whichever replica it is.
+    /// One member of a room, on any replica.
     pub async fn member(
         &self,
         room: &RoomName,
@@ -184,34 +187,34 @@ impl Presence {
         self.store.member(room, subscriber).await
     }
 
-    /// Gives a stream its place in a room; an earlier session of the same member ends. None if the name belongs to another
-    /// caller.
+    /// Makes a stream's subscriber a member of a room. An earlier session of the same member ends. `None` if the
+    /// subscriber id belongs to another caller, or a later session has taken over already.
     pub async fn join(self: &Arc<Self>, room: &RoomName, member: Member) -> Option<PresenceSession> {
         let subscriber = member.subscriber.clone();
         let (answer, answered) = oneshot::channel();
-        let session = Session::new(answer);
-        let room = self.request_place(room, Arc::new(member), &session);
+        let handle = SessionHandle::new(answer);
+        let room = self.request_join(room, Arc::new(member), &handle);
         room.wake();
-        // From here on the place is given up again however this ends.
-        let session = PresenceSession { room, subscriber, session };
+        // From here on, the member leaves again however this function ends.
+        let session = PresenceSession { room, subscriber, handle };
         match timeout(JOIN_LIMIT, answered).await {
             Ok(Ok(MemberOutcome::NameTaken | MemberOutcome::Superseded)) => None,
             Ok(Ok(MemberOutcome::Present(_) | MemberOutcome::Absent) | Err(_)) | Err(_) => Some(session),
         }
     }
 
-    /// Has `presence.join` and `presence.leave` appended to a room's log from now on.
+    /// Has the broker append `presence.join` and `presence.leave` to a room's log from now on.
     pub async fn watch(self: &Arc<Self>, room: &RoomName) -> PresenceWatch {
         *self.watched().entry(room.clone()).or_default() += 1;
         let watch = PresenceWatch { presence: self.clone(), room: room.clone() };
-        // If this fails, the next comparison tells the broker.
+        // If this fails, the next comparison repeats it.
         if timeout(JOIN_LIMIT, self.update(room, &[])).await.map_or(true, |updated| updated.is_err()) {
-            tracing::debug!(%room, "the broker could not be told that a stream watches the room's presence");
+            tracing::debug!(%room, "a request for the room's presence events failed; the next comparison repeats it");
         }
         watch
     }
 
-    /// Has the member that a removal names leave at once.
+    /// Has the member that a removal names leave without a grace time.
     pub fn remove(&self, removal: &Removal) {
         let Some(subscriber) = &removal.subscriber else { return };
         let Some(room) = removal.room.as_ref().and_then(|room| self.room(room)) else { return };
@@ -222,7 +225,7 @@ impl Presence {
     async fn update(&self, room: &RoomName, changes: &[MemberChange]) -> Result<PresenceUpdate, BrokerError> {
         let watermarks = self.log.watermarks().get(&room.clone().into());
         let update = self.store.update_presence(room, &watermarks, changes, self.is_watched(room));
-        with_deadline("a change of presence", update).await
+        with_deadline("a presence update", update).await
     }
 
     fn is_watched(&self, room: &RoomName) -> bool {

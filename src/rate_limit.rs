@@ -1,9 +1,11 @@
-//! How much a caller may take: requests a second, counted by all replicas together, and streams on this one.
+//! Rate limits for callers: requests a second, over all replicas together, and open streams on this replica.
 //!
-//! The broker keeps a bucket for each caller. A replica takes a tenth of a second's worth at a time and spends it by itself, so
-//! that most requests ask nobody; what it has not spent after a second is lost.
+//! The broker keeps one token bucket for each caller. A replica takes a tenth of a second's worth of tokens at a time
+//! and spends them by itself, so that most requests need no call to the broker. Tokens that are not spent within a
+//! second are lost.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -13,59 +15,60 @@ use tokio::time::timeout;
 
 use crate::broker::{RateGrant, RateLimit, RateStore};
 
-/// Callers that are remembered here; those that are forgotten ask the broker again.
-const CALLERS: usize = 50_000;
-/// A replica takes a bucket's worth of this part of a second at a time.
-const SHARES_A_SECOND: u32 = 10;
-/// How long it may spend that, and for how long who was refused is not asked about again at least.
-const SHARE_LIFETIME: Duration = Duration::from_secs(1);
-const REFUSAL_LIFETIME: Duration = Duration::from_millis(100);
-/// Longest wait for the broker.
-const ASK_LIMIT: Duration = Duration::from_millis(500);
-/// After it could not say, it is not asked for this long.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// So many seconds' worth may come at once.
+/// The callers whose quotas this replica remembers. For a caller that it has forgotten, it asks the broker again.
+const MAX_CALLERS: usize = 50_000;
+/// A replica takes the tokens of this fraction of a second at a time.
+const GRANTS_PER_SECOND: u32 = 10;
+/// How long a replica may spend the tokens that it took.
+const GRANT_LIFETIME: Duration = Duration::from_secs(1);
+/// After the broker has refused a caller, it is not asked again for at least this time.
+const MIN_REFUSAL: Duration = Duration::from_millis(100);
+/// The longest wait for the broker's answer.
+const STORE_TIMEOUT: Duration = Duration::from_millis(500);
+/// After the broker has failed to answer, it is not asked again for this time.
+const STORE_RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// A bucket holds the tokens of this many seconds, so that many requests may arrive at once.
 const BURST_SECONDS: u32 = 2;
 
-/// How much a caller may take; 0 stands for no limit.
+/// The limits for each caller and for all callers together. 0 stands for no limit.
 #[derive(Clone, Copy, Debug)]
 pub struct RateLimitSettings {
-    /// Requests a second.
+    /// Requests a second with tokens of one subject.
     pub rate_per_subject: u32,
-    /// Requests a second.
+    /// Requests a second from one address.
     pub rate_per_address: u32,
-    /// Requests a second.
+    /// Requests a second in total.
     pub rate_total: u32,
-    /// While the broker can't say.
+    /// What happens to requests while the broker does not answer.
     pub on_failure: RateFailure,
-    /// Streams on this replica.
+    /// Streams on this replica with tokens of one subject.
     pub streams_per_subject: u32,
-    /// Streams on this replica.
+    /// Streams on this replica from one address.
     pub streams_per_address: u32,
 }
 
-/// What becomes of requests that can't be counted.
+/// What happens to requests while the broker can't count them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum RateFailure {
-    /// They pass.
+    /// They are accepted.
     Open,
     /// They are refused with 503.
     Closed,
 }
 
-/// Whose quota it is.
+/// What a limit applies to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RateKey {
-    /// A token's subject.
+    /// The subject of tokens.
     Subject(Arc<str>),
-    /// An address, or an IPv6 network's first.
+    /// An address; for IPv6 the first address of the /64.
     Address(IpAddr),
-    /// Everybody.
+    /// All callers together.
     All,
 }
 
 impl RateKey {
-    /// The limit's name, in answers and metrics.
+    /// The limit's name, in responses and metrics.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Subject(_) => "subject",
@@ -74,7 +77,8 @@ impl RateKey {
         }
     }
 
-    fn key(&self) -> String {
+    /// The key of the bucket.
+    fn bucket(&self) -> String {
         match self {
             Self::Subject(subject) => format!("subject:{subject}"),
             Self::Address(address) => format!("address:{address}"),
@@ -83,76 +87,80 @@ impl RateKey {
     }
 }
 
-/// How a caller stands with its narrowest limit.
+/// The state of one limit, for a response's headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateStatus {
     /// The limit's name.
     pub policy: &'static str,
-    /// Requests that may come at once.
+    /// How many requests may arrive at once, and in one `window`.
     pub quota: u64,
-    /// Seconds in which so many may come.
+    /// The length of the window in seconds.
     pub window: u32,
-    /// What is left, as far as this replica knows.
+    /// How many requests are left, as far as this replica knows.
     pub remaining: u64,
 }
 
-/// Why a request is refused.
+/// Why requests are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RateError {
-    /// Too many of late.
+    /// There were too many requests.
     TooMany {
-        /// By which limit.
+        /// The limit that was reached.
         status: RateStatus,
-        /// When it may be tried again.
-        after: Duration,
-        /// Whether that is news, and not only what was said a moment ago.
+        /// The time until the requests may be repeated.
+        retry_after: Duration,
+        /// Whether the broker has decided this just now. If not, an earlier refusal still holds.
         is_new: bool,
     },
-    /// More at once than the limit ever lets through.
-    Never {
-        /// By which limit.
+    /// There are more requests at once than the limit ever accepts.
+    AboveQuota {
+        /// The limit that is too low.
         status: RateStatus,
     },
-    /// It can't be told.
-    Unknown,
+    /// The broker does not answer, and [`RateFailure::Closed`] applies.
+    Unavailable,
 }
 
-/// What a replica holds of one bucket.
+/// What this replica holds of one bucket.
 #[derive(Default)]
 struct LocalQuota {
+    /// The tokens that it may spend.
     tokens: u64,
-    until: Option<Instant>,
+    /// When these tokens expire. None if there were never any.
+    expires_at: Option<Instant>,
+    /// The tokens that the broker had left.
     remaining: u64,
-    /// So many at once, or more, are refused until then.
+    /// The number of requests that the broker has refused, and until when so many or more are refused here.
     refused: Option<(u64, Instant)>,
 }
 
-/// A quota, and who fills it: one at a time.
+/// The quota of one caller.
 #[derive(Default)]
 struct LocalLimit {
     quota: Mutex<LocalQuota>,
-    filling: tokio::sync::Mutex<()>,
+    /// Held by the request that asks the broker, so that only one does at a time.
+    refill: tokio::sync::Mutex<()>,
 }
 
 /// The limits of all callers.
 pub struct RateLimiter {
     settings: RateLimitSettings,
     buckets: Arc<dyn RateStore>,
-    quotas: Cache<RateKey, Arc<LocalLimit>>,
+    limits: Cache<RateKey, Arc<LocalLimit>>,
     streams: Mutex<HashMap<RateKey, u32>>,
-    /// When the broker, which could not say, is asked again.
+    /// After the broker has failed to answer, when it is asked again.
     ask_at: Mutex<Option<Instant>>,
 }
 
-/// The streams that a caller has open count for as long as it has this.
+/// Counts a caller's open stream until it is dropped.
 pub struct StreamPermit {
-    limits: Arc<RateLimiter>,
+    limiter: Arc<RateLimiter>,
     keys: Vec<RateKey>,
 }
 
 impl Drop for StreamPermit {
     fn drop(&mut self) {
-        let mut streams = self.limits.streams();
+        let mut streams = self.limiter.streams();
         for key in &self.keys {
             if let Some(count) = streams.get_mut(key) {
                 *count -= 1;
@@ -165,42 +173,43 @@ impl Drop for StreamPermit {
 }
 
 impl RateLimiter {
-    /// Limits whose buckets a broker keeps.
+    /// Limits whose buckets the broker keeps.
     pub fn new(settings: RateLimitSettings, buckets: Arc<dyn RateStore>) -> Arc<Self> {
         Arc::new(Self {
             settings,
             buckets,
-            quotas: Cache::new(CALLERS),
+            limits: Cache::new(MAX_CALLERS),
             streams: Mutex::default(),
             ask_at: Mutex::default(),
         })
     }
 
-    /// Counts requests of these, all of which must have enough. How the one stands that has the least left, if any has a limit.
+    /// Takes `count` tokens from the limits with these keys: from all of them, or from none. Returns the status of the
+    /// limit with the fewest tokens left, or none if no key has a limit.
     pub async fn take(
         &self,
         keys: impl IntoIterator<Item = RateKey>,
         count: u64,
     ) -> Result<Option<RateStatus>, RateError> {
-        let limits: Vec<_> =
+        let keys: Vec<_> =
             keys.into_iter().map(|key| (self.rate(&key), key)).filter(|(rate, _)| *rate > 0).collect();
-        for (rate, key) in &limits {
-            self.fill(key, *rate, count).await?;
+        for (rate, key) in &keys {
+            self.refill(key, *rate, count).await?;
         }
-        // All of them, or none.
-        let mut narrowest = None;
-        for (rate, key) in &limits {
-            let quota = self.quota(key);
-            let mut quota = lock(&quota.quota);
+        let mut lowest: Option<RateStatus> = None;
+        for (rate, key) in &keys {
+            let limit = self.limit(key);
+            let mut quota = lock(&limit.quota);
             quota.tokens = quota.tokens.saturating_sub(count);
             let status = quota.status(key, *rate);
-            if narrowest.is_none_or(|other: RateStatus| status.remaining < other.remaining) {
-                narrowest = Some(status);
+            if lowest.is_none_or(|lowest| status.remaining < lowest.remaining) {
+                lowest = Some(status);
             }
         }
-        Ok(narrowest)
+        Ok(lowest)
     }
 
+    /// The requests a second that a key allows.
     fn rate(&self, key: &RateKey) -> u32 {
         match key {
             RateKey::Subject(_) => self.settings.rate_per_subject,
@@ -209,62 +218,64 @@ impl RateLimiter {
         }
     }
 
-    /// Has a quota hold so many at least.
-    async fn fill(&self, key: &RateKey, rate: u32, count: u64) -> Result<(), RateError> {
-        let local = self.quota(key);
-        if lock(&local.quota).has(count, Instant::now()) {
+    /// Makes sure that a quota holds at least `count` tokens. Takes more from the bucket if it does not.
+    async fn refill(&self, key: &RateKey, rate: u32, count: u64) -> Result<(), RateError> {
+        let limit = self.limit(key);
+        if lock(&limit.quota).holds(count, Instant::now()) {
             return Ok(());
         }
-        let _filling = local.filling.lock().await;
+        let _refill = limit.refill.lock().await;
         let now = Instant::now();
         let missing = {
-            let mut quota = lock(&local.quota);
-            if quota.until.is_some_and(|until| until <= now) {
+            let mut quota = lock(&limit.quota);
+            if quota.expires_at.is_some_and(|at| at <= now) {
                 quota.tokens = 0;
             }
-            if quota.has(count, now) {
+            // Another request may have refilled it meanwhile.
+            if quota.holds(count, now) {
                 return Ok(());
             }
             let status = quota.status(key, rate);
             if count > status.quota {
-                return Err(RateError::Never { status });
+                return Err(RateError::AboveQuota { status });
             }
-            if let Some((_, until)) = quota.refused.filter(|(least, until)| count >= *least && *until > now) {
-                return Err(RateError::TooMany { status, after: until - now, is_new: false });
+            if let Some((_, until)) = quota.refused.filter(|(refused, until)| count >= *refused && *until > now) {
+                return Err(RateError::TooMany { status, retry_after: until - now, is_new: false });
             }
             count - quota.tokens
         };
         if lock(&self.ask_at).is_some_and(|at| at > now) {
-            return self.unknown();
+            return self.unanswered();
         }
         let bucket = RateLimit { per_second: rate, burst: u64::from(rate * BURST_SECONDS) };
-        let wanted = missing.max(u64::from(rate / SHARES_A_SECOND)).min(bucket.burst);
-        let asked = timeout(ASK_LIMIT, self.buckets.take(&key.key(), bucket, missing, wanted)).await;
-        let Ok(Ok(RateGrant { granted, remaining, after })) = asked else {
-            *lock(&self.ask_at) = Some(now + ASK_AGAIN);
-            return self.unknown();
+        let wanted = missing.max(u64::from(rate / GRANTS_PER_SECOND)).min(bucket.burst);
+        let answer = timeout(STORE_TIMEOUT, self.buckets.take(&key.bucket(), bucket, missing, wanted)).await;
+        let Ok(Ok(RateGrant { granted, remaining, retry_after })) = answer else {
+            *lock(&self.ask_at) = Some(now + STORE_RETRY_PAUSE);
+            return self.unanswered();
         };
-        let mut quota = lock(&local.quota);
+        let mut quota = lock(&limit.quota);
         quota.remaining = remaining;
         if granted > 0 {
             quota.tokens += granted;
-            quota.until = Some(now + SHARE_LIFETIME);
+            quota.expires_at = Some(now + GRANT_LIFETIME);
         }
         if quota.tokens >= count {
             return Ok(());
         }
-        quota.refused = Some((count, now + after.max(REFUSAL_LIFETIME)));
-        Err(RateError::TooMany { status: quota.status(key, rate), after, is_new: true })
+        quota.refused = Some((count, now + retry_after.max(MIN_REFUSAL)));
+        Err(RateError::TooMany { status: quota.status(key, rate), retry_after, is_new: true })
     }
 
-    fn unknown(&self) -> Result<(), RateError> {
+    /// The outcome for a request that the broker can't count.
+    fn unanswered(&self) -> Result<(), RateError> {
         match self.settings.on_failure {
             RateFailure::Open => Ok(()),
-            RateFailure::Closed => Err(RateError::Unknown),
+            RateFailure::Closed => Err(RateError::Unavailable),
         }
     }
 
-    /// Counts a stream for as long as its place is kept. The limit that has no place left otherwise.
+    /// Counts a stream for as long as the permit is held. If a limit is reached, fails with that limit's name.
     pub fn open_stream(
         self: &Arc<Self>,
         subject: Option<&Arc<str>>,
@@ -283,15 +294,12 @@ impl RateLimiter {
         for key in &keys {
             *streams.entry(key.clone()).or_default() += 1;
         }
-        Ok(StreamPermit { limits: self.clone(), keys })
+        Ok(StreamPermit { limiter: self.clone(), keys })
     }
 
-    fn quota(&self, key: &RateKey) -> Arc<LocalLimit> {
-        let found = self.quotas.get_or_insert_with(key, || Ok::<_, std::convert::Infallible>(Arc::default()));
-        match found {
-            Ok(quota) => quota,
-            Err(never) => match never {},
-        }
+    fn limit(&self, key: &RateKey) -> Arc<LocalLimit> {
+        let Ok(limit) = self.limits.get_or_insert_with(key, || Ok::<_, Infallible>(Arc::default()));
+        limit
     }
 
     fn streams(&self) -> MutexGuard<'_, HashMap<RateKey, u32>> {
@@ -300,8 +308,9 @@ impl RateLimiter {
 }
 
 impl LocalQuota {
-    fn has(&self, count: u64, now: Instant) -> bool {
-        self.tokens >= count && self.until.is_none_or(|until| until > now)
+    /// Whether `count` tokens can be spent now.
+    fn holds(&self, count: u64, now: Instant) -> bool {
+        self.tokens >= count && self.expires_at.is_none_or(|at| at > now)
     }
 
     fn status(&self, key: &RateKey, rate: u32) -> RateStatus {

@@ -1,5 +1,5 @@
-//! A replica's copy of a room's log: its history and its recent events. Pure: it neither reads nor waits, so that the model
-//! checker can drive the very code that runs.
+//! A replica's cache of a log: its epoch history and its recent events. Pure: it neither reads nor waits, so that the
+//! model checker runs the same code as the gateway.
 
 mod ring;
 
@@ -8,16 +8,16 @@ use std::sync::Arc;
 
 pub use self::ring::{Ring, RingLimits};
 
-use crate::log::{EpochHistory, Next, ReportedLoss, next};
+use crate::log::{EpochHistory, Next, ReportedLoss};
 use crate::names::EventId;
 
-/// An event as the copy needs to know it.
+/// An event that a cache can hold.
 pub trait CachedEvent {
-    /// Where it stands in the log.
+    /// Its id in the log.
     fn id(&self) -> EventId;
-    /// What it costs to keep.
+    /// Bytes of memory that it counts for.
     fn bytes(&self) -> usize;
-    /// Whether it is the same event, not only of the same id.
+    /// Whether it is the same event, and not only one with the same id.
     fn is_same(&self, other: &Self) -> bool;
 }
 
@@ -35,56 +35,62 @@ impl<T: CachedEvent> CachedEvent for Arc<T> {
     }
 }
 
-/// The copy.
+/// The cache of one log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LogCache<E> {
-    /// None before the first read.
+    /// `None` before the first read.
     history: Option<EpochHistory>,
     ring: Ring<E>,
-    /// What is announced while the log is being read, to be taken after it; bounded like the ring.
+    /// During a read: the announcements that arrived since it began, to be applied after it. As many as the ring may
+    /// hold.
     deferred: Option<VecDeque<E>>,
-    /// More than that was announced meanwhile.
+    /// More announcements than that arrived during the read.
     overflowed: bool,
-    /// Where the log ended before the last read, if that left nothing at hand: announcements of what lies above may still
-    /// come, and go on from there.
+    /// The end of the log before the last read, if that read left the ring empty. Announcements of the events above it
+    /// may still arrive, and the ring continues with them.
     announced_to: Option<EventId>,
-    /// Up to where the log was emptied while it is being read.
-    emptied: EventId,
-    /// Events that were at hand when others of their ids were announced: the log will tell which of the two it has.
+    /// The position up to which the log was cleared since the last read began.
+    cleared_to: EventId,
+    /// Events of the ring for which another event with the same id was announced. The log will tell which of the two it
+    /// has.
     conflicts: Vec<E>,
-    /// Ids under which something was given out that the log does not have; the last few, and how many there were.
+    /// Ids under which the cache delivered an event that the log does not have: the last few.
     retracted: VecDeque<EventId>,
+    /// How many ids were retracted in all.
     retractions: u64,
 }
 
-/// Recalled ids that are remembered; who is further behind is told from the oldest of them.
+/// Retracted ids that are kept. If a subscriber has missed more of them, its gap begins at the lowest kept one.
 const KEPT_RETRACTIONS: usize = 16;
 
-/// What became of an announcement.
+/// The effect of an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnnouncementOutcome {
-    /// It was the next one.
+    /// It was the next event, and the ring has it now.
     Added,
-    /// The copy had it.
+    /// The cache had the event already, or needs no more of it.
     Duplicate,
-    /// The log is being read; it is taken after that.
+    /// The log is being read; the announcement is applied after the read.
     Deferred,
-    /// It was not the next one.
+    /// It was not the next event: the log has to be read.
     Unexpected,
-    /// The ring held another event of this id.
+    /// The ring had another event with this id: the log has to be read.
     Conflict,
 }
 
-/// What follows a position as far as the copy can say. It never says that there is a gap.
+/// What follows a position, as far as a cache can tell. A cache never decides that there is a gap.
 #[derive(Debug)]
 pub enum Lookup<E> {
+    /// These events, in order; at least one.
     Events(Vec<E>),
+    /// Nothing yet: the position is the end of the log.
     Nothing,
     /// Only the log can tell.
     Unknown,
 }
 
 impl<E: CachedEvent + Clone> LogCache<E> {
+    /// A cache before its first read.
     pub fn new(limits: RingLimits) -> Self {
         Self {
             history: None,
@@ -92,55 +98,55 @@ impl<E: CachedEvent + Clone> LogCache<E> {
             deferred: None,
             overflowed: false,
             announced_to: None,
-            emptied: EventId::start_of(0),
+            cleared_to: EventId::start_of(0),
             conflicts: Vec::new(),
             retracted: VecDeque::new(),
             retractions: 0,
         }
     }
 
-    /// Where the log ends, as far as it has been read.
+    /// The end of the log, by the last read and the announcements since. `None` before the first read.
     pub fn end(&self) -> Option<EventId> {
         self.history().map(EpochHistory::end)
     }
 
-    /// The log's history, as far as it has been read.
+    /// The history of the log, by the last read and the announcements since. `None` before the first read.
     pub fn history(&self) -> Option<&EpochHistory> {
         self.history.as_ref()
     }
 
-    /// After which position to read: the log's entry at the last event at hand, or at a conflict, is compared with it.
+    /// The position after which the next read has to begin, so that it includes the log's entries for the last event of
+    /// the ring and for all conflicts. `None` if there are none: then the newest entries are read.
     pub fn read_from(&self) -> Option<EventId> {
         let conflict = self.conflicts.iter().map(CachedEvent::id).min();
-        conflict.or(self.ring.last()).map(EventId::before)
+        conflict.or(self.ring.last_id()).map(EventId::before)
     }
 
-    /// How many ids were retracted so far.
+    /// How many ids have been retracted so far.
     pub fn retractions(&self) -> u64 {
         self.retractions
     }
 
-    /// The lowest id, from `start` on, that was retracted after so many.
+    /// The lowest id at or above `start` among those retracted after the first `retractions` ones.
     pub fn retracted_after(&self, retractions: u64, start: EventId) -> Option<EventId> {
         let unseen = usize::try_from(self.retractions - retractions).unwrap_or(usize::MAX);
         self.retracted.iter().rev().take(unseen).filter(|id| **id >= start).min().copied()
     }
 
-    /// What follows a position, up to about so many bytes. An event and nothing stand; anything else is for the log to
-    /// say.
-    pub fn after(&self, position: EventId, reported: Option<ReportedLoss>, most_bytes: usize) -> Lookup<E> {
+    /// What follows a position: events of about `max_bytes` in all, nothing, or unknown.
+    pub fn after(&self, position: EventId, reported: Option<ReportedLoss>, max_bytes: usize) -> Lookup<E> {
         let Some(history) = &self.history else { return Lookup::Unknown };
-        match self.ring.after(history, position, reported, most_bytes) {
+        match self.ring.after(history, position, reported, max_bytes) {
             Ok(events) => Lookup::Events(events),
             Err(Next::Nothing) => Lookup::Nothing,
             Err(Next::Event(_) | Next::Gap(_)) => Lookup::Unknown,
         }
     }
 
-    /// An announcement.
-    pub fn announce(&mut self, event: E) -> AnnouncementOutcome {
+    /// Receives an announcement.
+    pub fn receive(&mut self, event: E) -> AnnouncementOutcome {
         match &mut self.deferred {
-            None => self.take(event),
+            None => self.apply(event),
             Some(deferred) => {
                 if deferred.len() < self.ring.limits().events {
                     deferred.push_back(event);
@@ -152,38 +158,40 @@ impl<E: CachedEvent + Clone> LogCache<E> {
         }
     }
 
-    /// From now on announcements wait, since the log is being read.
+    /// Begins a read of the log. Announcements are deferred until it ends.
     pub fn begin_read(&mut self) {
         self.deferred = Some(VecDeque::new());
-        self.emptied = EventId::start_of(0);
+        self.cleared_to = EventId::start_of(0);
     }
 
-    /// The log was emptied up to there: nothing of that is given out any more.
-    pub fn empty(&mut self, position: EventId) {
+    /// The log was cleared up to a position: no event up to there is delivered any more.
+    pub fn clear_to(&mut self, position: EventId) {
         self.ring.keep_above(position);
-        self.emptied = self.emptied.max(position);
+        self.cleared_to = self.cleared_to.max(position);
     }
 
-    /// Compares what was given out with what was read from [`Self::read_from`]. Only a forger announces what the log does
-    /// not have under an id that the log gives out.
+    /// Compares delivered events, the last one of the ring and the conflicts, with the entries that were read from
+    /// [`Self::read_from`] on. Ids under which the log has another event are retracted: only a forged announcement can
+    /// have such an id.
     pub fn compare(&mut self, history: &EpochHistory, entries: &[E]) {
         let conflicts = std::mem::take(&mut self.conflicts);
-        let last = self.ring.back().cloned();
-        let is_beyond = |id| entries.last().is_some_and(|entry| entry.id() < id);
-        // Of a conflict that the log no longer has, nobody can tell.
-        let given = conflicts.into_iter().map(|event| (event, false)).chain(last.map(|event| (event, true)));
-        for (event, believed) in given {
+        let last = self.ring.last().cloned();
+        let is_beyond_page = |id| entries.last().is_some_and(|entry| entry.id() < id);
+        // If the log no longer has the entry of a conflict, nothing shows which of the two events it had: the id is
+        // retracted. The last event of the ring is trusted in that case.
+        let delivered = conflicts.into_iter().map(|event| (event, false)).chain(last.map(|event| (event, true)));
+        for (event, is_trusted) in delivered {
             let id = event.id();
             if !history.holds(id) || id <= history.cleared() {
                 continue;
             }
-            if is_beyond(id) {
+            if is_beyond_page(id) {
                 self.ring.clear();
                 self.conflicts.push(event);
                 continue;
             }
             let found = entries.iter().find(|entry| entry.id() == id);
-            if found.map_or(believed, |entry| entry.is_same(&event)) {
+            if found.map_or(is_trusted, |entry| entry.is_same(&event)) {
                 continue;
             }
             self.ring.clear();
@@ -195,33 +203,33 @@ impl<E: CachedEvent + Clone> LogCache<E> {
         }
     }
 
-    /// The read is over: takes the whole history, the entries that after the last one at hand (or the newest ones), and
-    /// what waited. Says whether that calls for another read.
+    /// Ends a read with its result: the whole history, and the entries that follow the last event of the ring (or the
+    /// newest entries). Applies the deferred announcements. Returns whether another read is needed.
     pub fn end_read(&mut self, history: &EpochHistory, entries: Vec<E>) -> bool {
         self.adopt(history, entries);
         self.give_up_read() || !self.conflicts.is_empty()
     }
 
-    /// The read is over without a result. Says whether what waited calls for another one.
+    /// Ends a read without a result. Applies the deferred announcements. Returns whether they require another read.
     pub fn give_up_read(&mut self) -> bool {
         let deferred = self.deferred.take().unwrap_or_default();
         let overflowed = std::mem::take(&mut self.overflowed);
-        // Where some are missing, only what the log is known to have is taken, and it is read again.
+        // If some were dropped, only events that the history is known to have are applied, and the log is read again.
         let mut again = overflowed;
         for event in deferred {
             if !overflowed || self.history().is_some_and(|history| history.holds(event.id())) {
                 again |=
-                    matches!(self.take(event), AnnouncementOutcome::Unexpected | AnnouncementOutcome::Conflict);
+                    matches!(self.apply(event), AnnouncementOutcome::Unexpected | AnnouncementOutcome::Conflict);
             }
         }
         again
     }
 
     fn adopt(&mut self, history: &EpochHistory, entries: Vec<E>) {
-        let before = self.end().unwrap_or(history.end());
+        let end_before = self.end().unwrap_or(history.end());
         self.ring.keep_only(history);
-        for event in entries.into_iter().filter(|event| event.id() > self.emptied) {
-            if let Some(last) = self.ring.last() {
+        for event in entries.into_iter().filter(|event| event.id() > self.cleared_to) {
+            if let Some(last) = self.ring.last_id() {
                 if event.id() <= last {
                     continue;
                 }
@@ -231,29 +239,31 @@ impl<E: CachedEvent + Clone> LogCache<E> {
             }
             self.ring.push(event);
         }
-        self.announced_to = Some(before).filter(|before| self.ring.last().is_none() && *before < history.end());
+        self.announced_to = Some(end_before).filter(|end| self.ring.last().is_none() && *end < history.end());
         self.history = Some(history.clone());
     }
 
-    /// Takes an announcement unread only if it is the next offset of the newest epoch that has been read.
-    fn take(&mut self, event: E) -> AnnouncementOutcome {
+    /// Applies an announcement. An event that no read has shown is accepted only if it has the next id of the newest
+    /// epoch.
+    fn apply(&mut self, event: E) -> AnnouncementOutcome {
         let Some(history) = &mut self.history else { return AnnouncementOutcome::Duplicate };
         if history.holds(event.id()) {
             return match self.ring.event(event.id()) {
                 Some(held) if held.is_same(&event) => AnnouncementOutcome::Duplicate,
                 Some(held) => {
-                    // Two different events must never pass for one because they share an id: the log decides, for all
-                    // of them.
+                    // Two different events must never be confused because they share an id: the next read decides
+                    // which of them the log has.
                     if self.conflicts.len() < KEPT_RETRACTIONS {
                         self.conflicts.push(held.clone());
                     }
                     self.ring.clear();
                     AnnouncementOutcome::Conflict
                 }
-                // Of a room whose log keeps nothing, a read shows that there was an event, and only this has it.
+                // If the log retains nothing, a read shows only that there was an event. The announcement is then the
+                // one copy of it.
                 None if self.conflicts.is_empty()
-                    && event.id() > history.cleared().max(self.emptied)
-                    && (follows(history, self.ring.last(), event.id())
+                    && event.id() > history.cleared().max(self.cleared_to)
+                    && (follows(history, self.ring.last_id(), event.id())
                         || self.ring.last().is_none() && self.announced_to.is_some_and(|end| event.id() > end)) =>
                 {
                     self.ring.push(event);
@@ -267,7 +277,7 @@ impl<E: CachedEvent + Clone> LogCache<E> {
             return AnnouncementOutcome::Unexpected;
         }
         history.extend();
-        if !follows(history, self.ring.last(), event.id()) {
+        if !follows(history, self.ring.last_id(), event.id()) {
             self.ring.clear();
         }
         self.ring.push(event);
@@ -276,9 +286,10 @@ impl<E: CachedEvent + Clone> LogCache<E> {
     }
 }
 
-/// Whether an event can go into a ring after its last one, without a hole. Into an empty one, only the log's last.
+/// Whether an event can be added to a ring after its last event without leaving a hole. An empty ring accepts only the
+/// last event of the log.
 fn follows(history: &EpochHistory, last: Option<EventId>, id: EventId) -> bool {
-    last.map_or(id == history.end(), |last| next(history, &[id][..], last, None) == Next::Event(id))
+    last.map_or(id == history.end(), |last| history.next_after(last, &[id][..], None) == Next::Event(id))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! What the fuzz targets share. A target is a test: `cargo test fuzz` tries random inputs for a moment, and
-//! `cargo bolero test` looks for inputs with the compiler's help; CONTRIBUTING says how.
+//! Shared code of the fuzz targets. A target is a test: `cargo test fuzz` tries random inputs for a moment, and
+//! `cargo bolero test` searches for inputs guided by code coverage. CONTRIBUTING.md describes both.
 
-/// Makes an input out of a fuzzer's bytes: one of the samples with a few edits, or the bytes as they are. So that those who
-/// try at random get past the first check, too.
+/// Makes an input out of a fuzzer's bytes: one of the samples with a few edits, or the bytes unchanged. Edited samples
+/// let random inputs get past the first check of a parser, too.
 pub(crate) fn shaped(samples: &[&str], bytes: &[u8]) -> Vec<u8> {
     let [choice, edits, rest @ ..] = bytes else { return Vec::new() };
     let Some(sample) = samples.get(usize::from(*choice) % (samples.len() + 1)) else { return rest.to_vec() };
@@ -22,7 +22,7 @@ pub(crate) fn shaped(samples: &[&str], bytes: &[u8]) -> Vec<u8> {
     text
 }
 
-/// The same as text.
+/// [`shaped`] as text; invalid UTF-8 is replaced.
 pub(crate) fn shaped_text(samples: &[&str], bytes: &[u8]) -> String {
     String::from_utf8_lossy(&shaped(samples, bytes)).into_owned()
 }

@@ -1,7 +1,7 @@
-//! The rules of Roomcast without any I/O and without a clock: what names and positions look like, what follows a
-//! position in a log, and how a replica keeps its copy of a log true. Property-tested and model-checked.
+//! The rules of Roomcast, without I/O and without a clock: the form of names and positions, what follows a position in
+//! a log, and how a replica keeps its cache of a log correct. They are tested by properties and by a model checker.
 //!
-//! Each module uses only those before it: `names` <- `log` <- `cache`.
+//! Each module uses only the ones before it: `names` <- `log` <- `cache`.
 
 pub mod names;
 

@@ -1,4 +1,4 @@
-//! The vocabulary: names, event ids, cursors and events, with their parsing and limits. No I/O, no clock.
+//! Names, topics, event ids, cursors and events, with their parsing and their limits. No I/O, no clock.
 
 mod cursor;
 mod event;
@@ -15,18 +15,18 @@ pub use topic::Topic;
 use std::fmt;
 use std::str::FromStr;
 
-/// The largest epoch or offset: what Lua on Redis, and JSON readers, can count exactly (2^53 - 1).
+/// The largest epoch or offset, 2^53 - 1: Lua on Redis and many JSON parsers represent no larger integer exactly.
 pub const MAX_NUMBER: u64 = (1 << 53) - 1;
 
-/// Where an event stands in its room's log, and what a subscriber holds as its position: `<epoch>-<offset>`.
+/// The id of an event in its log, and a subscriber's position in that log: `<epoch>-<offset>`.
 ///
-/// Offsets are contiguous within an epoch and start at 1; `<epoch>-0` is the position before an epoch's
-/// first event. On Redis this is the entry's native stream id.
+/// Offsets are contiguous within an epoch and start at 1. `<epoch>-0` is the position before the epoch's first event.
+/// On Redis this is the native id of the stream entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId {
-    /// Microseconds since 1970 at which the epoch began, or more where that was taken.
+    /// When the epoch began, in microseconds since 1970; a higher number if the clock was not past the epoch before it.
     pub epoch: u64,
-    /// Count within the epoch.
+    /// The number of the event within its epoch, from 1; 0 is the position before the first event.
     pub offset: u64,
 }
 
@@ -41,7 +41,7 @@ impl EventId {
         Self { epoch, offset: 0 }
     }
 
-    /// The position just before this event, in the same epoch.
+    /// The position before this event, in the same epoch. The start of an epoch stays as it is.
     #[must_use]
     pub const fn before(self) -> Self {
         Self { epoch: self.epoch, offset: self.offset.saturating_sub(1) }
@@ -68,7 +68,7 @@ impl FromStr for EventId {
     }
 }
 
-/// Only the one spelling that `Display` gives: two spellings of one id would be two ids to a client.
+/// Accepts only the spelling that `Display` writes: a client compares ids as text, so two spellings would be two ids.
 fn number(text: &str) -> Result<u64, EventIdError> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit());
     if !plain || (text.len() > 1 && text.starts_with('0')) {
@@ -92,10 +92,10 @@ mod tests {
         let id: EventId = "1790000000000000-42".parse().unwrap();
         assert_eq!(id, EventId::new(1_790_000_000_000_000, 42));
         assert_eq!(id.to_string(), "1790000000000000-42");
-        for wrong in
+        for invalid in
             ["", "-", "1", "1-", "-1", "01-1", "1-01", "+1-1", "1-1-1", "1 -1", "9007199254740992-0", "x-1"]
         {
-            assert_eq!(wrong.parse::<EventId>(), Err(EventIdError), "{wrong}");
+            assert_eq!(invalid.parse::<EventId>(), Err(EventIdError), "{invalid}");
         }
     }
 }

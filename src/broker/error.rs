@@ -1,64 +1,64 @@
-//! Why a broker could not do what was asked, and what is wrong with it.
+//! Why a call to a broker failed, and what is wrong with the broker.
 
 use std::time::Duration;
 
-/// Why a broker could not do as asked.
+/// Why a call to a broker failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// It surely was not done.
+    /// The call certainly had no effect.
     #[error("not done: {0}")]
     Unavailable(Fault),
-    /// It may have been done: the answer was lost.
+    /// The call may have had its effect: the answer was lost.
     #[error("outcome unknown: {0}")]
     OutcomeUnknown(Fault),
-    /// The key holds something else than a log or a hash.
+    /// The key holds something other than a log or a hash.
     #[error("the key holds a value of another type")]
     WrongType,
     /// The field's value is not a whole number, or the sum is out of range.
-    #[error("the value is not a whole number, or the sum does not fit")]
+    #[error("the value is not a whole number, or the sum is outside the range of 64-bit integers")]
     NotANumber,
-    /// The idempotency key was used for something else.
-    #[error("the idempotency key was used for something else")]
+    /// The idempotency key was used with other content.
+    #[error("the idempotency key was used with other content")]
     KeyReused,
-    /// No page starts there.
-    #[error("after: no page starts there; it has to be the `next` of the page before")]
+    /// No page starts at the given position.
+    #[error("after: must be the `next` of an earlier page")]
     UnknownPage,
 }
 
-/// What is wrong, by name and in detail.
+/// What is wrong with a broker.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {detail}", kind.name())]
 pub struct Fault {
-    /// Its kind.
+    /// The kind of the fault.
     pub kind: FaultKind,
-    /// For the log; may name servers, never secrets.
+    /// A text for the log. May name servers, but holds no secrets.
     pub detail: String,
 }
 
-/// Kinds of faults of a broker.
+/// The kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultKind {
-    /// No connection.
+    /// There is no connection.
     Unreachable,
-    /// No answer in time.
+    /// No answer came in time.
     TimedOut,
     /// Announcements do not arrive.
     NotReceiving,
-    /// No memory left for writes.
+    /// No memory is left for writes.
     OutOfMemory,
-    /// The server takes no writes: it is a replica.
+    /// The server refuses writes because it is a replica.
     ReadOnly,
-    /// The server takes no writes: too few replicas follow it.
+    /// The server refuses writes because too few replicas follow it.
     NoReplicas,
-    /// The server takes no writes: it can't save.
+    /// The server refuses writes because it can't save its data.
     Misconfigured,
     /// The server is still loading its data.
     Loading,
-    /// The server is held by a long script.
+    /// A long script blocks the server, or too many writes wait for the disk.
     Busy,
     /// The server refuses this user.
     NotPermitted,
-    /// No space left on the disk of the data folder.
+    /// The disk of the data folder is full.
     DiskFull,
     /// The disk of the data folder fails.
     DiskFailed,
@@ -67,7 +67,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    /// The stable name.
+    /// The stable name, which problem documents and health reports show.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",
@@ -86,7 +86,7 @@ impl FaultKind {
         }
     }
 
-    /// Whether only writes are refused: what is stored can be read, and announcements arrive.
+    /// Whether the broker refuses writes only: stored data can be read, and announcements arrive.
     pub const fn affects_only_writes(self) -> bool {
         matches!(
             self,
@@ -102,19 +102,19 @@ impl Fault {
     }
 }
 
-/// Whether a publish would be delivered now.
+/// Whether a publish would be stored and delivered now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// What is wrong with commands.
+    /// Why commands fail, if they do.
     pub commands: Option<Fault>,
-    /// What is wrong with hearing announcements.
+    /// Why announcements do not arrive, if they do not.
     pub delivery: Option<Fault>,
-    /// How long the last probe took there and back, where there is one and it came back.
+    /// The round-trip time of the last probe. None for a broker without probes, or if the probe did not come back.
     pub round_trip: Option<Duration>,
 }
 
 impl Health {
-    /// Whether all is well.
+    /// Whether nothing is wrong.
     pub fn is_well(&self) -> bool {
         self.commands.is_none() && self.delivery.is_none()
     }

@@ -1,4 +1,4 @@
-//! The contract for shared hashes.
+//! The contract for shared hashes: plain byte strings by field.
 
 use std::collections::BTreeMap;
 
@@ -6,74 +6,76 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::BrokerError;
+use crate::digest::sha1_hex;
 use crate::names::{FieldName, HashName};
 
-/// When a write to a field is to happen.
+/// The condition under which a write to a field happens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// In any case.
+    /// The write happens in any case.
     Always,
-    /// If the field is absent.
+    /// The field has no value.
     Absent,
-    /// If the field is there.
+    /// The field has a value.
     Present,
-    /// If the value has one of these [`entity_tag`]s.
+    /// The value has one of these [`entity_tag`]s.
     Matches(Vec<String>),
 }
 
-/// What became of a write to a field.
+/// The outcome of setting a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Written {
-    /// The field is new.
+pub enum SetOutcome {
+    /// The field had no value before.
     Created,
-    /// The field had a value.
+    /// The field had a value before.
     Replaced,
-    /// The condition did not hold; the present value.
+    /// The condition did not hold. Contains the present value.
     Refused(Option<Bytes>),
 }
 
-/// What became of the removal of a field.
+/// The outcome of removing a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Removed {
-    /// It is gone.
-    Gone,
-    /// It was not there.
+pub enum RemoveOutcome {
+    /// The field was removed.
+    Removed,
+    /// The field had no value.
     Absent,
-    /// The condition did not hold; the present value.
+    /// The condition did not hold. Contains the present value.
     Refused(Option<Bytes>),
 }
 
-/// What a patch did.
+/// The outcome of a patch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Patched {
-    /// Fields that are new.
+pub struct PatchOutcome {
+    /// How many fields were set that had no value before.
     pub created: u64,
-    /// Fields that were set and had a value before.
+    /// How many fields were set that had a value before.
     pub replaced: u64,
-    /// Fields that are gone.
+    /// How many fields were removed.
     pub removed: u64,
 }
 
 /// Some fields of a hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldPage {
-    /// Names and values. A name that another writer made from bytes that are not UTF-8 has them replaced.
+    /// Names and values. If another client of Redis made a name of bytes that are not UTF-8, U+FFFD replaces those
+    /// bytes.
     pub fields: Vec<(String, Bytes)>,
-    /// Where the next page starts.
+    /// Where the next page starts. None if this is the last page.
     pub next: Option<String>,
 }
 
-/// Keeps shared hashes: plain strings by field. Every write is atomic.
+/// Keeps shared hashes. Every write is atomic. A hash without fields does not exist.
 #[async_trait]
 pub trait HashStore: Send + Sync {
     /// A field's value.
     async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError>;
 
-    /// The values of some fields.
+    /// The values of some fields, in the order of `fields`.
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError>;
 
-    /// About `limit` fields from where an earlier page ended. A field that is there all the while is on some page; a
-    /// large hash that changes meanwhile may show one twice.
+    /// About `limit` fields, from where an earlier page ended. A field that exists during the whole listing is on some
+    /// page. If a large hash changes meanwhile, a field may be on two pages.
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError>;
 
     /// Sets a field.
@@ -83,7 +85,7 @@ pub trait HashStore: Send + Sync {
         field: &FieldName,
         value: Bytes,
         condition: &Condition,
-    ) -> Result<Written, BrokerError>;
+    ) -> Result<SetOutcome, BrokerError>;
 
     /// Removes a field.
     async fn remove(
@@ -91,33 +93,25 @@ pub trait HashStore: Send + Sync {
         hash: &HashName,
         field: &FieldName,
         condition: &Condition,
-    ) -> Result<Removed, BrokerError>;
+    ) -> Result<RemoveOutcome, BrokerError>;
 
-    /// Sets fields and removes those that map to nothing, all at once.
+    /// Sets the fields that have a value in `changes` and removes the others, in one step.
     async fn patch(
         &self,
         hash: &HashName,
         changes: &BTreeMap<FieldName, Option<Bytes>>,
-    ) -> Result<Patched, BrokerError>;
+    ) -> Result<PatchOutcome, BrokerError>;
 
-    /// Removes the hash; whether there was one.
+    /// Removes the hash. Returns whether it existed.
     async fn delete(&self, hash: &HashName) -> Result<bool, BrokerError>;
 
-    /// Adds to a field that holds a whole number (64 bits, signed), or to 0.
+    /// Adds `by` to a field that holds a signed 64-bit integer as decimal text. A field without a value counts as 0.
+    /// Returns the sum.
     async fn increment(&self, hash: &HashName, field: &FieldName, by: i64) -> Result<i64, BrokerError>;
 }
 
-/// The entity tag of a value, without quotes: it comes from the value alone, so it holds for other writers too.
+/// The entity tag of a value, without quotes. It depends on the value alone, so values that other clients of Redis
+/// wrote have one too, and Redis's scripts can compute it.
 pub fn entity_tag(value: &[u8]) -> String {
     sha1_hex(value)
-}
-
-/// SHA-1 in hexadecimal digits, as Redis's `sha1hex` gives it.
-pub fn sha1_hex(bytes: &[u8]) -> String {
-    use sha1::{Digest, Sha1};
-    use std::fmt::Write;
-    Sha1::digest(bytes).iter().fold(String::with_capacity(40), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -1,4 +1,4 @@
-//! The contract for logs: what is appended, read, announced and kept.
+//! The contract for logs: how entries are appended, read, announced and retained.
 
 use std::time::Duration;
 
@@ -10,103 +10,103 @@ use super::BrokerError;
 use crate::log::{EpochHistory, Retained};
 use crate::names::{EventId, RoomName, Topic};
 
-/// An entry of a room's log.
+/// An entry of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogEntry {
-    /// Its id.
+    /// The entry's id.
     pub id: EventId,
     /// The event in its stored form; see [`crate::names::Event::decode`].
     pub stored: Bytes,
 }
 
-/// Which entries to read, oldest first.
+/// Which entries to read. Entries are returned oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadRange {
-    /// The first ones above a position.
+    /// The first entries above a position.
     After(EventId),
-    /// The last ones below an id.
+    /// The last entries below an id.
     Before(EventId),
-    /// The first ones there are.
+    /// The first entries of the log.
     Oldest,
-    /// The last ones there are.
+    /// The last entries of the log.
     Newest,
 }
 
-/// A part of a room's log and all of its history, read in one step.
+/// A part of a log and its whole epoch history, read in one step.
 #[derive(Clone, Debug)]
 pub struct LogSlice {
-    /// The log's history.
+    /// The log's epoch history.
     pub history: EpochHistory,
     /// The oldest retained entry.
     pub oldest: Option<EventId>,
-    /// How many entries the log holds.
+    /// The number of entries in the log.
     pub retained: u64,
-    /// The entries asked for.
+    /// The entries that were asked for.
     pub entries: Vec<LogEntry>,
 }
 
 impl Retained for LogSlice {
-    /// Right for positions at which the slice was asked to begin, or later ones inside it.
+    /// Correct for the position at which the slice begins, and for later positions inside it.
     fn first_after(&self, position: EventId) -> Option<EventId> {
-        let at = self.entries.partition_point(|entry| entry.id <= position);
-        self.entries.get(at).map(|entry| entry.id)
+        let index = self.entries.partition_point(|entry| entry.id <= position);
+        self.entries.get(index).map(|entry| entry.id)
     }
 }
 
-/// Makes an append happen once, however often it is asked for.
+/// Identifies an append, so that repeating it has no second effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey {
-    /// A digest of the caller and its key: keys of two callers never meet, and are not stored in clear.
+    /// A digest of the caller and the caller's key. Keys of two callers never collide, and are not stored in clear.
     pub key: String,
-    /// A digest of what is published: the same key with other content is a mistake.
+    /// A digest of the published content. Using the key again with other content is an error.
     pub content: String,
 }
 
-/// What became of an append.
+/// The outcome of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// The event's id.
+    /// The entry's id.
     pub id: EventId,
-    /// It had been appended by an earlier call with the same key.
+    /// Whether an earlier call with the same idempotency key appended the entry.
     pub replayed: bool,
 }
 
-/// How long logs are kept, and how much of them.
+/// How much of a log is kept, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// Most entries of a room; a broker may keep somewhat more.
+    /// The maximum number of entries. A broker may keep somewhat more.
     pub events: u64,
-    /// Most bytes of them; the newest entry is kept whatever its size. A broker may keep up to half more.
+    /// The maximum size of the entries in bytes. The newest entry is kept whatever its size. A broker may keep up to
+    /// half more.
     pub bytes: u64,
-    /// Entries older than this are dropped, with the next events at the latest, and the whole log this long after its
-    /// last event.
+    /// Entries older than this are dropped when the next event is appended, at the latest. The whole log is dropped
+    /// this long after its last event.
     pub age: Duration,
-    /// Its head outlives it by this, so that quiet rooms cost nobody a gap.
+    /// The head outlives the log by this time, so that a room that was quiet for long causes no gap.
     pub head: Duration,
     /// How long an idempotency key is remembered.
     pub idempotency_window: Duration,
 }
 
-/// Which rooms are kept in which way.
+/// Which logs are retained in which way.
 #[derive(Clone, Debug)]
 pub struct RetentionPolicy {
-    /// Rooms that no rule names.
+    /// Applies to topics that no rule matches.
     pub default: Retention,
-    /// The first that matches a room's name decides.
+    /// Patterns of room names. The first rule that matches applies.
     pub rules: Vec<(WildMatch, Retention)>,
 }
 
 impl RetentionPolicy {
-    /// How a room is kept.
+    /// The retention of a topic's log.
     pub fn for_topic(&self, topic: &Topic) -> Retention {
-        let is_match = |room: &RoomName| self.rules.iter().find(|(pattern, _)| pattern.matches(room.as_str()));
-        let rule = topic.room().and_then(is_match);
-        rule.map_or(self.default, |(_, retention)| *retention)
+        let rule = |room: &RoomName| self.rules.iter().find(|(pattern, _)| pattern.matches(room.as_str()));
+        topic.room().and_then(rule).map_or(self.default, |(_, retention)| *retention)
     }
 }
 
-/// Receives what a broker announces about logs. It is called where announcements are read, or from within an append, so it
-/// must not block.
+/// Receives a broker's announcements about logs. It is called by the task that reads announcements, or from within an
+/// append, so it must not block.
 pub trait LogListener: Send + Sync {
     /// An entry was appended. Announcements may be missing, late, repeated or forged.
     fn announced(&self, topic: &Topic, entry: LogEntry);
@@ -117,20 +117,21 @@ pub trait LogListener: Send + Sync {
     /// Announcements of this topic may have been missed.
     fn invalidate(&self, topic: &Topic);
 
-    /// The server has another history than before: every log may have lost entries.
+    /// The server's history has changed: every log may have lost entries.
     fn history_changed(&self);
 
     /// A message on the topic's channel was not an announcement.
     fn malformed(&self, topic: &Topic);
 }
 
-/// Keeps logs, and announces what is appended to them.
+/// Keeps logs, and announces the entries that are appended to them.
+///
+/// `watermarks` are the highest ids, by epoch, that the replica has appended to the log or seen in it.
 #[async_trait]
 pub trait LogStore: Send + Sync {
-    /// Appends an entry in its stored form and announces it. `watermarks` are the highest ids, by epoch, that the replica has
-    /// appended to the log or seen in it.
+    /// Appends an entry in its stored form, and announces it.
     ///
-    /// With `key`, the idempotency key is looked up and remembered in the same step. The broker never repeats an append: if its
+    /// With a `key`, the key is looked up and remembered in the same step. The broker never repeats an append: if the
     /// answer is lost, the error is [`BrokerError::OutcomeUnknown`].
     async fn append(
         &self,
@@ -149,17 +150,17 @@ pub trait LogStore: Send + Sync {
         limit: usize,
     ) -> Result<LogSlice, BrokerError>;
 
-    /// Empties the log and keeps its head. Returns the position up to which it was emptied. Other replicas' listeners are
-    /// told by an announcement.
+    /// Empties the log and keeps its head. Returns the position up to which the log was emptied. Announces it to the
+    /// listeners of all replicas.
     async fn clear(&self, topic: &Topic, watermarks: &[EventId]) -> Result<EventId, BrokerError>;
 
-    /// Subscribes the listener to the topic's announcements. Returns once the broker has confirmed it; waits while the broker
-    /// is away, so the caller bounds it.
+    /// Subscribes the listener to the topic's announcements. Returns once the broker has confirmed the subscription.
+    /// Waits while the broker is away, so the caller has to set a deadline.
     async fn subscribe(&self, topic: &Topic);
 
     /// Ends the subscription.
     fn unsubscribe(&self, topic: &Topic);
 
-    /// The epoch histories of some logs; keeps their heads alive. `None` for a log that has to be read.
+    /// The epoch histories of some logs. Renews the lifetime of their heads. `None` for a log that has to be read.
     async fn histories(&self, topics: &[Topic]) -> Result<Vec<Option<EpochHistory>>, BrokerError>;
 }

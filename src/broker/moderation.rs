@@ -1,6 +1,7 @@
-//! The contract for removals: which streams end, and which may not be opened for a time.
+//! The contract for removals, which end streams and ban their owners for a time.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -8,36 +9,38 @@ use serde::{Deserialize, Serialize};
 use super::BrokerError;
 use crate::names::{RoomName, SubscriberId};
 
-/// Whose streams end, and may not be opened again for a time. It is about everyone whom one of the names is of.
+/// Ends streams, and bans their owners for a time. Applies to every stream that matches one of the names below.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Removal {
-    /// In this room alone, if there is one.
+    /// Limits the removal to this room.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub room: Option<RoomName>,
-    /// A subscriber of that room.
+    /// A subscriber id in that room.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subscriber: Option<SubscriberId>,
     /// The subject of tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Where those without a subject come from; for IPv6 the first address of its /64. Its open streams go on.
+    /// The address of clients without a subject; for IPv6 the first address of the /64. An address is banned only: open
+    /// streams from it go on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// The id of a token, which is not taken any more.
+    /// The id of a token, which is revoked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// Until when, in milliseconds since 1970.
+    /// The end of the ban, in milliseconds since 1970.
     pub until: u64,
 }
 
-/// Removals are watermarks for this long at least, so that a replica that was cut off finds those that it has missed.
-pub const REMOVAL_LIFETIME: std::time::Duration = std::time::Duration::from_mins(1);
+/// A removal stays stored for at least this long, even if its ban ends earlier, so that a replica that was cut off
+/// still finds it.
+pub const REMOVAL_LIFETIME: Duration = Duration::from_mins(1);
 
-/// A removal, and where it stands among all.
+/// A removal with its id, which orders the stored removals.
 pub type StoredRemoval = (String, Removal);
 
-/// Receives what a broker announces about removals. It must not block.
+/// Receives a broker's announcements about removals. It must not block.
 pub trait ModerationListener: Send + Sync {
     /// There may be stored removals that this replica has not read.
     fn removals_changed(&self);
@@ -49,6 +52,7 @@ pub trait ModerationStore: Send + Sync {
     /// Stores a removal, and announces it to the listeners of all replicas.
     async fn remove(&self, removal: &Removal) -> Result<(), BrokerError>;
 
-    /// Removals, oldest first: about a thousand of all that are stored, or of those after one.
+    /// The stored removals, oldest first: from the beginning, or those after the removal with the id `after`. A broker
+    /// may return about a thousand at a time; an empty page is the end.
     async fn removals(&self, after: Option<&str>) -> Result<Vec<StoredRemoval>, BrokerError>;
 }

@@ -1,4 +1,4 @@
-//! The contract for presence: which members a room has, on all replicas.
+//! The contract for presence: the members of each room, on all replicas.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,104 +10,107 @@ use serde_json::value::RawValue;
 use super::BrokerError;
 use crate::names::{EventId, RoomName, SubscriberId};
 
-/// Tells one stay of a subscriber in a room from an earlier one: microseconds since 1970, or more where that was taken.
+/// Orders the presence sessions of one subscriber in a room: microseconds since 1970, or more if that number was used
+/// already.
 pub type Generation = u64;
 
-/// Somebody who is in a room, and says who it is.
+/// A subscriber that is listed in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Its name in the room.
+    /// The subscriber's id in the room.
     pub subscriber: SubscriberId,
-    /// A digest of whose name that is, without spaces: nobody else can take it meanwhile.
+    /// A digest, without spaces, that identifies the owner of the id. While the member is present, the id belongs to
+    /// this owner alone.
     pub owner: Box<str>,
-    /// Where it comes from, if that is all that is watermarks of whose it is.
+    /// The client's address, if nothing else is known of the owner.
     pub address: Option<IpAddr>,
-    /// What others are shown of it: a JSON object's members without the braces.
+    /// What others are shown of the member: the fields of a JSON object, without the braces.
     pub profile: Arc<str>,
 }
 
-/// A change of who is in a room.
+/// A change of a room's members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberChange {
-    /// Somebody enters, or is still there.
+    /// A member enters, or is still present.
     Join {
-        /// Who.
+        /// The member.
         member: Arc<Member>,
-        /// Of the stay that is to go on; a new one otherwise, which ends any earlier one of the same owner.
+        /// The session that goes on. None begins a new session, which ends any earlier session of the same owner.
         generation: Option<Generation>,
     },
-    /// Somebody leaves.
+    /// A member leaves.
     Leave {
-        /// Who.
+        /// The member.
         member: Arc<Member>,
-        /// Which stay ends; a later one goes on. None: whichever this replica has, since it was never told the generation.
+        /// The session that ends; a later session goes on. None ends the session that the broker has for this replica:
+        /// the replica does not know its generation, because it got no answer.
         generation: Option<Generation>,
     },
 }
 
-/// What became of a change.
+/// The outcome of one change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberOutcome {
-    /// It is in the room.
+    /// The member is in the room, with this session.
     Present(Generation),
-    /// It is not, or that stay is not.
+    /// The member, or that session, is not in the room.
     Absent,
-    /// The name is another owner's.
+    /// The id belongs to another owner.
     NameTaken,
-    /// A later stay has taken the place of this one.
+    /// A later session has replaced this one.
     Superseded,
 }
 
-/// What became of a step.
+/// The outcome of a step that changed a room's members.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PresenceUpdate {
-    /// Of each change.
+    /// The outcome of each change, in the order of the changes.
     pub outcomes: Vec<MemberOutcome>,
-    /// Whether there are more members of replicas that are gone than one step has leave.
+    /// Whether members of dead replicas are left, because there were more than one step removes.
     pub has_stale: bool,
 }
 
 /// What a broker knows of a room's members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PresenceSummary {
-    /// How many it counts for this replica.
+    /// How many members the broker counts for this replica.
     pub own: u64,
-    /// Whether some are of replicas that are gone: the next step has them leave.
+    /// Whether the next step has something to correct, such as members of dead replicas.
     pub has_stale: bool,
-    /// Whether somebody has asked to see who comes and goes.
+    /// Whether a stream has ever asked for the room's joins and leaves.
     pub watched: bool,
 }
 
-/// A member as others are shown it.
+/// A member as a list shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberView {
-    /// Its name in the room.
+    /// The subscriber's id in the room.
     pub subscriber: SubscriberId,
-    /// A JSON object's members without the braces.
+    /// The fields of a JSON object, without the braces.
     pub profile: Arc<str>,
-    /// When it entered, RFC 3339 in UTC.
+    /// When the member entered, RFC 3339 in UTC.
     pub since: String,
-    /// Where its stream is.
+    /// The name of the replica that has the member's stream.
     pub replica: String,
     /// Whether that is this replica.
     pub is_here: bool,
-    /// Which stay it is.
+    /// The member's session.
     pub generation: Generation,
-    /// Where it comes from, if that is all that is watermarks of whose it is. Not for others.
+    /// The client's address, if nothing else is known of the owner. Not to be shown to others.
     pub address: Option<IpAddr>,
 }
 
-/// What stands on a profile beside the subscriber's name.
+/// What a profile holds besides the subscriber's id.
 #[derive(Debug, Default, Deserialize)]
 pub struct Profile {
-    /// The subject of its token.
+    /// The subject of the member's token.
     pub user: Option<String>,
     /// Any JSON.
     pub info: Option<Box<RawValue>>,
 }
 
 impl MemberView {
-    /// What it says of itself; nothing, if that can't be read.
+    /// The member's profile. None if it can't be read.
     pub fn profile(&self) -> Option<Profile> {
         serde_json::from_str(&format!("{{{}}}", self.profile)).ok()
     }
@@ -116,15 +119,15 @@ impl MemberView {
 /// Some members of a room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberPage {
-    /// Who they are.
+    /// The members.
     pub members: Vec<MemberView>,
-    /// Where the next page starts.
+    /// Where the next page starts. None if this is the last page.
     pub next: Option<String>,
 }
 
-/// Receives what a broker announces about presence. It must not block.
+/// Receives a broker's announcements about presence. It must not block.
 pub trait PresenceListener: Send + Sync {
-    /// A later session of a subscriber in a room has begun, on another replica.
+    /// A later session of a subscriber in a room has begun on another replica.
     fn superseded(&self, room: &RoomName, subscriber: &SubscriberId, generation: Generation);
 }
 
@@ -133,8 +136,8 @@ pub trait PresenceListener: Send + Sync {
 pub trait PresenceStore: Send + Sync {
     /// Changes the members of a room, and removes members of dead replicas, in one step.
     ///
-    /// If `watched`, or once it was, the step appends `presence.join` and `presence.leave` to the room's log for each member
-    /// that came or left in effect.
+    /// If `watched` is true, or once was for this room, the step also appends `presence.join` and `presence.leave` to
+    /// the room's log, for the members that are present after the step and were not before, and the reverse.
     async fn update_presence(
         &self,
         room: &RoomName,
@@ -143,11 +146,11 @@ pub trait PresenceStore: Send + Sync {
         watched: bool,
     ) -> Result<PresenceUpdate, BrokerError>;
 
-    /// What the broker knows of some rooms' members; keeps it alive.
+    /// What the broker knows of some rooms' members. Renews the lifetime of that data.
     async fn presence_summaries(&self, rooms: &[RoomName]) -> Result<Vec<PresenceSummary>, BrokerError>;
 
-    /// About `limit` members from where an earlier page ended, without those of dead replicas. A member that is present all
-    /// the while is on some page; while many come and go, it may be on two.
+    /// About `limit` members, from where an earlier page ended, without those of dead replicas. A member that is
+    /// present during the whole listing is on some page. While many members come and go, one may be on two pages.
     async fn members(&self, room: &RoomName, from: Option<&str>, limit: usize) -> Result<MemberPage, BrokerError>;
 
     /// One member.

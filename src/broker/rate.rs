@@ -1,4 +1,4 @@
-//! The contract for rate limits that all replicas share.
+//! The contract for rate limits that all replicas share: token buckets.
 
 use std::time::Duration;
 
@@ -6,29 +6,29 @@ use async_trait::async_trait;
 
 use super::BrokerError;
 
-/// What may be taken from a bucket.
+/// How a bucket fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// How many come back in a second.
+    /// How many tokens return each second.
     pub per_second: u32,
-    /// Most that it holds.
+    /// The most tokens that the bucket holds.
     pub burst: u64,
 }
 
 /// What was taken from a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateGrant {
-    /// How many.
+    /// How many tokens were taken.
     pub granted: u64,
-    /// What is left.
+    /// How many tokens are left.
     pub remaining: u64,
-    /// When there will be enough.
-    pub after: Duration,
+    /// If none were taken, the time until enough have returned; else zero.
+    pub retry_after: Duration,
 }
 
-/// Keeps buckets that all replicas take from.
+/// Keeps buckets that all replicas take tokens from.
 #[async_trait]
 pub trait RateStore: Send + Sync {
-    /// Takes up to `most`, and nothing where there are less than `least`.
-    async fn take(&self, key: &str, bucket: RateLimit, least: u64, most: u64) -> Result<RateGrant, BrokerError>;
+    /// Takes up to `most` tokens from the bucket with this key. Takes none if it holds fewer than `least`.
+    async fn take(&self, key: &str, limit: RateLimit, least: u64, most: u64) -> Result<RateGrant, BrokerError>;
 }

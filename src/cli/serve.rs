@@ -14,16 +14,19 @@ use crate::{server, telemetry};
 const INTERRUPTED: i32 = 130;
 
 pub(super) fn run(settings: Settings) -> Result<(), CommandError> {
+    settings.check().map_err(CommandError::usage)?;
     let runtime = super::runtime();
+    // Dropped on this thread, while the runtime's threads still send the last spans.
+    let _telemetry = {
+        let _entered = runtime.enter();
+        telemetry::start(&settings.telemetry, settings.server.replica_id.as_deref()).map_err(CommandError::usage)?
+    };
     // As a task, `serve` runs on a worker thread: accepting connections then uses the memory of a thread that serves
     // them.
     runtime.block_on(runtime.spawn(serve(settings))).expect("serving does not panic")
 }
 
 async fn serve(mut settings: Settings) -> Result<(), CommandError> {
-    settings.check().map_err(CommandError::usage)?;
-    let replica_id = settings.server.replica_id.as_deref();
-    let _telemetry = telemetry::start(&settings.telemetry, replica_id).map_err(CommandError::usage)?;
     limit_connections(&mut settings);
     let listen = settings.server.listen;
     let listener = TcpListener::bind(listen).await;

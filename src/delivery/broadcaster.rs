@@ -1,37 +1,38 @@
-//! A room's broadcaster: one task that writes each event to the sockets of all streams that are caught up with the room.
+//! A room's broadcaster: one task that writes each event to the sockets of all streams that are caught up with the
+//! room.
 //!
-//! It does what is common, and hands back everything else: a stream that can't take a whole write, may have missed something, has
-//! lived long enough, or has to tell its position is served by a task of its own again.
+//! It handles the common case only. A stream gets a task of its own again if its socket does not take a whole write,
+//! it may have missed an event, its lifetime is over, or its client has to be told its position.
+
+mod batch;
+mod inbox;
 
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::Wake;
 use std::time::Duration;
 
 use bytes::Bytes;
 use slab::Slab;
-use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use self::batch::EncodedBatch;
+use self::inbox::{Inbox, MemberWaker};
 use super::Delivery;
 use super::connection::{StreamConn, serve_alone};
-use super::encoded::event_chunk;
-use super::http1::chunk;
-use super::session::Session;
-use super::sse::HEARTBEAT;
+use super::format::heartbeat_chunk;
 use crate::live::{CaughtUp, GroupCursor, GroupPoll, LiveEvent};
 use crate::names::{Event, Topic};
 use crate::shutdown::Tasks;
 
-/// Streams of one broadcaster. A larger room has several, so that more than one processor can write.
+/// Streams of one broadcaster. A larger room has several broadcasters, so that several processors can write.
 const MAX_MEMBERS: usize = 4096;
-/// Writes, or tasks started, between which other tasks get a turn. Events that come meanwhile are written together.
-const WRITES_A_TURN: usize = 64;
-/// Heartbeats that are due within this part of their interval are sent together.
-const HEARTBEATS_TOGETHER: u32 = 16;
+/// Writes, or tasks started, after which other tasks get a turn. Events that arrive meanwhile are written together.
+const WRITES_PER_TURN: usize = 64;
+/// Heartbeats that are due within this fraction of their interval are sent together.
+const HEARTBEAT_FRACTION: u32 = 16;
 
 /// The broadcasters of a replica.
 pub struct Broadcasters {
@@ -41,42 +42,8 @@ pub struct Broadcasters {
     topics: Mutex<HashMap<Topic, Vec<Arc<Inbox>>>>,
 }
 
-/// How a broadcaster is reached.
-#[derive(Default)]
-struct Inbox {
-    contents: Mutex<InboxContents>,
-    notify: Notify,
-}
-
-#[derive(Default)]
-struct InboxContents {
-    joining: Vec<(StreamConn, CaughtUp)>,
-    /// Members whose sockets or sessions have woken them.
-    woken: Vec<usize>,
-    members: usize,
-}
-
-/// Wakes a broadcaster for one of its members.
-struct MemberWaker {
-    inbox: Arc<Inbox>,
-    slot: usize,
-}
-
-impl Wake for MemberWaker {
-    fn wake(self: Arc<Self>) {
-        self.inbox.contents().woken.push(self.slot);
-        self.inbox.notify.notify_one();
-    }
-}
-
-impl Inbox {
-    fn contents(&self) -> MutexGuard<'_, InboxContents> {
-        self.contents.lock().expect("no holder of the lock panics")
-    }
-}
-
 impl Broadcasters {
-    /// No broadcasters yet; `tasks` will own theirs.
+    /// No broadcasters yet. Their tasks, and those of streams, will run under `tasks`.
     pub fn new(delivery: Arc<Delivery>, tasks: &Tasks) -> Arc<Self> {
         let (tasks, cut) = (tasks.clone(), CancellationToken::new());
         Arc::new(Self { delivery, tasks, cut, topics: Mutex::default() })
@@ -87,7 +54,7 @@ impl Broadcasters {
         self.cut.cancel();
     }
 
-    /// Gives a stream a task of its own. `rest` is what is left of an earlier write.
+    /// Gives a stream a task of its own. `rest` is the rest of an earlier write.
     pub(super) fn serve_alone(self: &Arc<Self>, conn: StreamConn, rest: Bytes) {
         self.tasks.spawn(serve_alone(conn, rest, self.clone(), self.cut.clone()));
     }
@@ -108,19 +75,17 @@ impl Broadcasters {
                 cursor: conn.state.session.group_cursor(caught_up),
                 members: Slab::new(),
                 due: Instant::now() + self.heartbeat(),
-                read_at: None,
-                terminations: conn.state.session.terminations(),
+                retry_at: None,
+                checked_terminations: conn.state.session.checked_terminations(),
             };
             self.tasks.spawn(broadcaster.run());
             inbox
         });
-        let mut contents = inbox.contents();
-        contents.members += 1;
-        contents.joining.push((conn, caught_up));
-        inbox.notify.notify_one();
+        // While the topics are locked: an empty broadcaster closes under the same lock, and only if its inbox is empty.
+        inbox.add(conn, caught_up);
     }
 
-    /// Pause after which an idle stream gets a heartbeat.
+    /// An idle stream gets a heartbeat after this time.
     fn heartbeat(&self) -> Duration {
         self.delivery.settings.heartbeat
     }
@@ -133,78 +98,40 @@ impl Broadcasters {
 struct BroadcastMember {
     conn: StreamConn,
     waker: Arc<MemberWaker>,
-    /// Whether it gets every event that excepts nobody.
+    /// Whether it gets every published event, except those that exclude it.
     wants_all: bool,
 }
 
-/// Writes to all streams of a topic that are at the same position. It owns that position and every member's heartbeat; a member's
-/// session decides which events it gets, and ends it.
+/// Writes to all streams of a topic that are at the same position. It owns that position and every member's
+/// heartbeat. A member's session decides which events the member gets, and ends the stream.
 struct Broadcaster {
     broadcasters: Arc<Broadcasters>,
     inbox: Arc<Inbox>,
     topic: Topic,
     cursor: GroupCursor,
     members: Slab<BroadcastMember>,
-    /// When a member may need a heartbeat, or its end.
+    /// When a heartbeat may be due, or the end of a member's lifetime.
     due: Instant,
-    /// When the log may be read again.
-    read_at: Option<Instant>,
-    /// Terminations that apply to no member.
-    terminations: u64,
+    /// When the log may be read again after a failed read.
+    retry_at: Option<Instant>,
+    /// How many terminations were checked. None of them applies to a member.
+    checked_terminations: u64,
 }
 
-/// Events as they are written.
-struct EncodedBatch<'a> {
-    events: &'a [Arc<LiveEvent>],
-    bytes: Bytes,
-    /// Whether some are not for every member.
-    is_selective: bool,
-}
-
-impl<'a> EncodedBatch<'a> {
-    fn new(events: &'a [Arc<LiveEvent>]) -> Self {
-        let bytes = match events {
-            // The common case copies nothing.
-            [one] => event_chunk(one).clone(),
-            _ => concat(events.iter()),
-        };
-        Self {
-            events,
-            bytes,
-            is_selective: events
-                .iter()
-                .any(|event| !event.event().except.is_empty() || event.event().is_presence()),
-        }
-    }
-
-    /// What one stream gets of it, and how many events that is.
-    fn for_session(&self, session: &Session) -> (Bytes, usize) {
-        if !self.is_selective && session.wants_all() {
-            return (self.bytes.clone(), self.events.len());
-        }
-        let events: Vec<_> = self.events.iter().filter(|event| session.wants(event)).collect();
-        (concat(events.iter().copied()), events.len())
-    }
-}
-
-fn concat<'a>(events: impl Iterator<Item = &'a Arc<LiveEvent>>) -> Bytes {
-    events.map(|event| &event_chunk(event)[..]).collect::<Vec<_>>().concat().into()
-}
-
-/// How long ago an event was published, by this machine's clock.
+/// The time since an event was published, by this machine's clock.
 fn age(event: &Event) -> Option<Duration> {
     let published: jiff::Timestamp = event.published_at.parse().ok()?;
     Some(jiff::Timestamp::now().duration_since(published).unsigned_abs())
 }
 
-/// Counts the writes of a broadcaster, and lets other tasks have their turns in between.
+/// Counts the writes of a broadcaster, and gives other tasks their turns in between.
 #[derive(Default)]
 struct Turns(usize);
 
 impl Turns {
     async fn count(&mut self) {
         self.0 += 1;
-        if self.0 == WRITES_A_TURN {
+        if self.0 == WRITES_PER_TURN {
             self.0 = 0;
             yield_now().await;
         }
@@ -228,7 +155,7 @@ impl Broadcaster {
             if self.members.is_empty() && self.close() {
                 return;
             }
-            let next = self.read_at.map_or(self.due, |at| at.min(self.due));
+            let next = self.retry_at.map_or(self.due, |at| at.min(self.due));
             if alarm.deadline() != next {
                 alarm.as_mut().reset(next);
             }
@@ -236,14 +163,16 @@ impl Broadcaster {
                 biased;
                 () = &mut streams_end, if !is_ending => is_ending = true,
                 () = &mut alarm => self.handle_deadlines().await,
-                () = self.inbox.notify.notified() => {}
-                () = self.cursor.changed(), if self.read_at.is_none() => {}
-                () = delivery.moderation.terminations_beyond(self.terminations) => self.apply_terminations().await,
+                () = self.inbox.changed() => {}
+                () = self.cursor.changed(), if self.retry_at.is_none() => {}
+                () = delivery.moderation.terminations_beyond(self.checked_terminations) => {
+                    self.apply_terminations().await;
+                }
             }
         }
     }
 
-    /// Ends the broadcaster unless a stream waits in its inbox.
+    /// Ends the broadcaster, unless a stream waits in its inbox. Returns whether it has ended.
     fn close(&self) -> bool {
         let mut topics = self.broadcasters.topics();
         if !self.inbox.contents().joining.is_empty() {
@@ -258,31 +187,32 @@ impl Broadcaster {
         true
     }
 
-    /// Writes what is new, until there is nothing more.
+    /// Writes new events until there are none left.
     async fn write_new(&mut self) {
-        if self.read_at.is_some_and(|at| at > Instant::now()) {
+        if self.retry_at.is_some_and(|at| at > Instant::now()) {
             return;
         }
-        self.read_at = None;
+        self.retry_at = None;
         loop {
             let poll = match self.cursor.poll() {
                 GroupPoll::NeedsLog => {
                     let poll = self.cursor.read_log().await;
-                    // That may have taken long enough for a stream's time to be over.
+                    // The read may have lasted beyond the end of a member's lifetime.
                     self.handle_deadlines().await;
                     poll
                 }
                 poll => poll,
             };
-            // Before anything is written: a terminated stream gets nothing more.
-            if self.broadcasters.delivery.moderation.terminations() != self.terminations {
+            // Before the events are written: a terminated stream gets nothing more.
+            if self.broadcasters.delivery.moderation.terminations() != self.checked_terminations {
                 self.apply_terminations().await;
             }
             match poll {
                 GroupPoll::Events(events) => {
                     self.cursor.advance(&events);
                     self.write(&events).await;
-                    // In a room that is never quiet, these would not get their turn otherwise.
+                    // In a room that is never quiet, this loop does not end, so everything else has to be handled
+                    // here too.
                     self.handle_deadlines().await;
                     self.accept_new();
                     self.handle_wakeups();
@@ -291,12 +221,13 @@ impl Broadcaster {
                     }
                 }
                 GroupPoll::Diverged => return self.release_all().await,
-                GroupPoll::RetryAt(at) => return self.read_at = Some(at),
+                GroupPoll::RetryAt(at) => return self.retry_at = Some(at),
                 GroupPoll::Nothing | GroupPoll::NeedsLog => return,
             }
         }
     }
 
+    /// Writes events to all members.
     async fn write(&mut self, events: &[Arc<LiveEvent>]) {
         let batch = EncodedBatch::new(events);
         let next_heartbeat = Instant::now() + self.broadcasters.heartbeat();
@@ -324,7 +255,7 @@ impl Broadcaster {
         }
     }
 
-    /// Writes to a member the events that it gets. Returns how many those are.
+    /// Writes to a member those events of a batch that it gets. Returns how many these are.
     fn write_selected(&mut self, slot: usize, batch: &EncodedBatch<'_>, next_heartbeat: Instant) -> usize {
         let Some(BroadcastMember { conn, .. }) = self.members.get_mut(slot) else { return 0 };
         let (bytes, count) = batch.for_session(&conn.state.session);
@@ -347,54 +278,56 @@ impl Broadcaster {
         }
     }
 
-    /// Takes in the streams that wait in the inbox.
+    /// Makes members of the streams that wait in the inbox.
     fn accept_new(&mut self) {
         let joining = std::mem::take(&mut self.inbox.contents().joining);
-        for (mut conn, caught_up) in joining {
+        for (conn, caught_up) in joining {
             if self.members.is_empty() {
-                // The topic may have been dropped and opened again since.
+                // The topic may have been dropped and opened again since the cursor was made.
                 self.cursor = conn.state.session.group_cursor(caught_up);
             }
             if self.cursor.is_behind(&caught_up) {
-                // The next write brings the others to its position.
+                // The next write brings the members to the stream's position. Until then, the stream waits.
                 self.inbox.contents().joining.push((conn, caught_up));
-                continue;
-            }
-            if conn.state.session.terminations() < self.terminations {
-                // It has not looked at terminations that the others have passed.
+            } else if conn.state.session.checked_terminations() < self.checked_terminations {
+                // The broadcaster has passed terminations that may apply to the stream. The stream checks them itself.
                 self.inbox.contents().members -= 1;
                 self.broadcasters.serve_alone(conn, Bytes::new());
-                continue;
+            } else {
+                self.accept(conn, caught_up);
             }
-            let missed = self.cursor.catch_up(&caught_up);
-            self.due = self.due.min(conn.heartbeat.due()).min(conn.state.session.ends_at());
-            let entry = self.members.vacant_entry();
-            let slot = entry.key();
-            let member_waker = Arc::new(MemberWaker { inbox: self.inbox.clone(), slot });
-            let waker = member_waker.clone().into();
-            let is_connected = conn.socket.watch(&waker);
-            let is_superseded = conn.state.session.is_superseded(&waker);
-            let wants_all = conn.state.session.wants_all();
-            entry.insert(BroadcastMember { conn, waker: member_waker, wants_all });
-            match missed.as_deref() {
-                _ if !is_connected => drop(self.remove(slot)),
-                // Its own position still holds: it is behind the others.
-                _ if is_superseded => self.hand_back(slot, Bytes::new()),
-                None => self.hand_back(slot, Bytes::new()),
-                Some([]) => {}
-                // What came since it was caught up.
-                Some(missed) => {
-                    let next_heartbeat = Instant::now() + self.broadcasters.heartbeat();
-                    let count = self.write_selected(slot, &EncodedBatch::new(missed), next_heartbeat);
-                    self.broadcasters.delivery.metrics.delivered(count as u64);
-                }
+        }
+    }
+
+    /// Makes a stream a member. Writes to it the events between its position and that of the group.
+    fn accept(&mut self, mut conn: StreamConn, caught_up: CaughtUp) {
+        let missed = self.cursor.catch_up(&caught_up);
+        self.due = self.due.min(conn.heartbeat.due()).min(conn.state.session.ends_at());
+        let entry = self.members.vacant_entry();
+        let slot = entry.key();
+        let member_waker = Arc::new(MemberWaker { inbox: self.inbox.clone(), slot });
+        let waker = member_waker.clone().into();
+        let is_connected = conn.socket.watch(&waker);
+        let is_superseded = conn.state.session.is_superseded(&waker);
+        let wants_all = conn.state.session.wants_all();
+        entry.insert(BroadcastMember { conn, waker: member_waker, wants_all });
+        match missed.as_deref() {
+            _ if !is_connected => drop(self.remove(slot)),
+            // The stream keeps its own position, which may be behind that of the group.
+            _ if is_superseded => self.hand_back(slot, Bytes::new()),
+            None => self.hand_back(slot, Bytes::new()),
+            Some([]) => {}
+            Some(missed) => {
+                let next_heartbeat = Instant::now() + self.broadcasters.heartbeat();
+                let count = self.write_selected(slot, &EncodedBatch::new(missed), next_heartbeat);
+                self.broadcasters.delivery.metrics.delivered(count as u64);
             }
         }
     }
 
     /// Releases the members that a termination applies to.
     async fn apply_terminations(&mut self) {
-        let before = self.terminations;
+        let before = self.checked_terminations;
         let now = self.broadcasters.delivery.moderation.terminations();
         let mut turns = Turns::default();
         for slot in 0..self.members.capacity() {
@@ -403,10 +336,10 @@ impl Broadcaster {
                 turns.count().await;
             }
         }
-        self.terminations = now;
+        self.checked_terminations = now;
     }
 
-    /// Looks at the members that were woken: by their socket, or by a session that has taken their place.
+    /// Handles the members that were woken: by their sockets, or by a newer presence session.
     fn handle_wakeups(&mut self) {
         let woken = std::mem::take(&mut self.inbox.contents().woken);
         for slot in woken {
@@ -420,26 +353,26 @@ impl Broadcaster {
         }
     }
 
-    /// Sends heartbeats that are due, and releases members whose time is over.
+    /// Sends the heartbeats that are due. Releases members whose lifetime is over, or whose position has to be sent.
     async fn handle_deadlines(&mut self) {
         let now = Instant::now();
         if now < self.due {
             return;
         }
-        let soon = now + self.broadcasters.heartbeat() / HEARTBEATS_TOGETHER;
+        let soon = now + self.broadcasters.heartbeat() / HEARTBEAT_FRACTION;
         let next_heartbeat = now + self.broadcasters.heartbeat();
-        let bytes = Bytes::from(chunk(HEARTBEAT.as_bytes()));
+        let bytes = heartbeat_chunk();
         let (mut turns, mut due) = (Turns::default(), next_heartbeat);
         for slot in 0..self.members.capacity() {
             let Some(BroadcastMember { conn, .. }) = self.members.get_mut(slot) else { continue };
             let ends_at = conn.state.session.ends_at();
-            let must_tell_position = conn.heartbeat.has_moved() && conn.heartbeat.due() <= now;
-            if ends_at <= now || must_tell_position {
+            let must_send_position = conn.heartbeat.has_unsent_position() && conn.heartbeat.due() <= now;
+            if ends_at <= now || must_send_position {
                 self.release(slot, Bytes::new());
                 turns.count().await;
                 continue;
             }
-            let is_due = conn.heartbeat.due() <= soon && !conn.heartbeat.has_moved();
+            let is_due = conn.heartbeat.due() <= soon && !conn.heartbeat.has_unsent_position();
             if is_due {
                 conn.heartbeat.sent(next_heartbeat);
             }
@@ -460,15 +393,15 @@ impl Broadcaster {
         }
     }
 
-    /// Gives a member that is at the group's position a task of its own, with what is left of a write.
+    /// Gives a member that is at the group's position a task of its own. `rest` is the rest of a write.
     fn release(&mut self, slot: usize, rest: Bytes) {
         if let Some(member) = self.members.get_mut(slot) {
-            member.conn.state.session.advance_to(self.cursor.position(), self.terminations);
+            member.conn.state.session.advance_to(self.cursor.position(), self.checked_terminations);
             self.hand_back(slot, rest);
         }
     }
 
-    /// Gives a member a task of its own at the position that its session has.
+    /// Gives a member a task of its own, at the position of its session.
     fn hand_back(&mut self, slot: usize, rest: Bytes) {
         if let Some(BroadcastMember { conn, .. }) = self.remove(slot) {
             self.broadcasters.serve_alone(conn, rest);
@@ -492,11 +425,11 @@ mod tests {
     use crate::names::{Data, RoomName};
 
     #[tokio::test]
-    async fn what_came_between_a_streams_place_and_its_group_cursor_is_new() {
+    async fn a_group_cursor_delivers_an_event_that_came_between_the_streams_position_and_its_creation() {
         let app = app();
         let topic = Topic::from(RoomName::new("a").unwrap());
         let subscription = app.live.subscribe(vec![(topic.clone(), Start::Now)]).await.unwrap();
-        let place = subscription.caught_up().expect("the room is quiet");
+        let caught_up = subscription.caught_up().expect("the room is quiet");
         let event = Event {
             name: None,
             data: Data::Text("x".into()),
@@ -509,11 +442,11 @@ mod tests {
         while subscription.caught_up().is_some() {
             yield_now().await;
         }
-        let mut cursor = subscription.group_cursor(place);
-        timeout(Duration::from_secs(30), cursor.changed()).await.expect("it is told at once to look");
-        let GroupPoll::Events(events) = cursor.poll() else { panic!("an event is ahead") };
+        let mut cursor = subscription.group_cursor(caught_up);
+        timeout(Duration::from_secs(30), cursor.changed()).await.expect("a new cursor reports a change at once");
+        let GroupPoll::Events(events) = cursor.poll() else { panic!("the event follows") };
         assert_eq!(events.len(), 1);
-        assert_ne!(cursor.position(), events[0].id(), "nobody has got it yet");
+        assert_ne!(cursor.position(), events[0].id(), "no member has got the event yet");
         cursor.advance(&events);
         assert_eq!(cursor.position(), events[0].id());
     }

@@ -1,4 +1,4 @@
-//! Streams on plain HTTP/1.1 sockets, written to without hyper.
+//! Streams on plain HTTP/1.1 sockets, which are written to without hyper.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,26 +16,28 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::broadcaster::Broadcasters;
 use super::http1::{LAST_CHUNK, chunk};
-use super::session::{Heartbeat, Session};
+use super::session::{Heartbeat, StreamSession};
+use crate::live::CaughtUp;
 
-/// Bytes that a client may send while it reads a stream: requests that it hoped to get answered after it. They are discarded.
+/// Bytes that a client may send while it reads a stream, such as pipelined requests. The gateway discards them, and
+/// treats a client that sends more as disconnected.
 const MAX_DISCARDED: u32 = 64 * 1024;
 
-/// A stream that is about to begin, in the extensions of its response. It is the response's body, unless the server detaches
-/// it and writes to the socket directly. Clones are the same stream.
+/// A stream that has not begun, in the extensions of its response. It serves as the body of the response, unless the
+/// server detaches it and writes to the socket directly. Clones are the same stream.
 #[derive(Clone)]
-pub struct DetachableStream(Arc<Mutex<Option<Session>>>);
+pub struct DetachableStream(Arc<Mutex<Option<StreamSession>>>);
 
-/// What a connection holds for as long as it exists.
+/// What a connection holds as long as it exists.
 pub struct ConnGuard {
-    /// Its place among the connections that there may be.
+    /// Its share of the limit of connections.
     pub permit: OwnedSemaphorePermit,
-    /// Counts the connection for those who wait for all connections to end.
+    /// Counts it among the connections whose end a shutdown waits for.
     pub token: TaskTrackerToken,
 }
 
-/// A stream and its socket. A write of what all subscribers get touches the socket and the heartbeat only, so the rest is apart
-/// in memory.
+/// A stream and its socket. A write of a block that all subscribers get touches only the socket and the heartbeat.
+/// The rest is in memory of its own.
 pub(super) struct StreamConn {
     /// Dropped first: its permits are free before the client can see that the socket is closed.
     pub(super) state: Box<StreamState>,
@@ -43,13 +45,13 @@ pub(super) struct StreamConn {
     pub(super) heartbeat: Heartbeat,
 }
 
-/// What is seldom touched.
+/// The part of a stream that few writes touch.
 pub(super) struct StreamState {
-    pub(super) session: Session,
+    pub(super) session: StreamSession,
     _guard: ConnGuard,
 }
 
-/// A socket that is only written to.
+/// A socket that the gateway only writes to.
 pub(super) struct Socket {
     tcp: TcpStream,
     discarded: u32,
@@ -57,32 +59,26 @@ pub(super) struct Socket {
 
 impl DetachableStream {
     /// A stream that has not begun.
-    pub fn new(session: Session) -> Self {
+    pub fn new(session: StreamSession) -> Self {
         Self(Arc::new(Mutex::new(Some(session))))
     }
 
-    /// No stream, for tests of how one is passed on.
+    /// A placeholder without a stream, for tests of detaching.
     #[cfg(test)]
     pub fn empty() -> Self {
         Self(Arc::new(Mutex::new(None)))
     }
 
-    /// The stream as a body's data: for HTTP/1.0, and whatever else is not a plain socket.
+    /// The stream as the body of its response: for HTTP/1.0, and for every connection that is not a plain socket.
     pub fn body(&self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + use<> {
-        stream::unfold((self.clone(), None), |(stream, running)| async move {
-            let running: Option<(Session, Heartbeat)> = running;
-            let begin = || {
-                let session = stream.take()?;
-                let heartbeat = session.heartbeat();
-                Some((session, heartbeat))
-            };
-            let (mut session, mut heartbeat) = running.or_else(begin)?;
+        stream::unfold((self.clone(), None), |(stream, begun)| async move {
+            let (mut session, mut heartbeat) = begun.or_else(|| stream.begin())?;
             let bytes = session.next(&mut heartbeat).await?;
             Some((Ok(bytes), (stream, Some((session, heartbeat)))))
         })
     }
 
-    /// Serves the stream on a socket on which the head of its response has been sent, chunked.
+    /// Serves the stream on a socket. The head of its response has been sent, with the chunked transfer coding.
     pub fn serve(&self, tcp: TcpStream, guard: ConnGuard, broadcasters: &Arc<Broadcasters>) {
         let Some(mut session) = self.take() else { return };
         let opening = Bytes::from(chunk(&session.open()));
@@ -90,30 +86,36 @@ impl DetachableStream {
         let Ok(written) = socket.try_write(&opening) else { return };
         let heartbeat = session.heartbeat();
         let conn = StreamConn { socket, heartbeat, state: Box::new(StreamState { session, _guard: guard }) };
-        // A task for each stream, only to begin, would cost four kilobytes for each of many that open together.
+        // A task only to send the first block would cost four kilobytes for each of the streams that open together.
         match conn.caught_up().filter(|_| written == opening.len()) {
             Some(caught_up) => broadcasters.join(conn, caught_up),
             None => broadcasters.serve_alone(conn, opening.slice(written..)),
         }
     }
 
-    fn take(&self) -> Option<Session> {
+    fn begin(&self) -> Option<(StreamSession, Heartbeat)> {
+        let session = self.take()?;
+        let heartbeat = session.heartbeat();
+        Some((session, heartbeat))
+    }
+
+    fn take(&self) -> Option<StreamSession> {
         self.0.lock().expect("no holder of the lock panics").take()
     }
 }
 
 impl StreamConn {
-    /// Where the stream is, if a broadcaster can serve it.
-    pub(super) fn caught_up(&self) -> Option<crate::live::CaughtUp> {
+    /// The stream's place, if a broadcaster can serve it.
+    pub(super) fn caught_up(&self) -> Option<CaughtUp> {
         self.state.session.caught_up(&self.heartbeat)
     }
 }
 
 impl Socket {
-    /// Writes what the kernel takes at once. Returns how many bytes that was: 0 if it takes no more now.
+    /// Writes as much as the kernel accepts at once. Returns the number of bytes: 0 if the send buffer is full.
     ///
-    /// The kernel is asked itself: what tokio knows of the socket is in memory of its own, and cold. So tokio may take a full
-    /// socket for ready, which costs the next writer one system call more.
+    /// The call bypasses tokio, whose record of the socket is in memory of its own that is not in the cache. tokio may
+    /// therefore believe that a full socket is ready, which costs the next write one more system call.
     pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match SockRef::from(&self.tcp).send(bytes) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
@@ -121,7 +123,8 @@ impl Socket {
         }
     }
 
-    /// Has the waker woken when the client sends something or disconnects. False if it has disconnected.
+    /// Registers a waker for the moment at which the client sends data or disconnects. Returns false if the client has
+    /// disconnected.
     pub(super) fn watch(&mut self, waker: &Waker) -> bool {
         let mut context = Context::from_waker(waker);
         while self.tcp.poll_read_ready(&mut context).is_ready() {
@@ -149,11 +152,11 @@ impl Socket {
         self.tcp.shutdown().await
     }
 
-    /// Discards what the client has sent. False if it has disconnected.
+    /// Discards the data that the client has sent. Returns false if the client has disconnected.
     fn discard(&mut self) -> bool {
         let mut scratch = [0; 1024];
         match self.tcp.try_read(&mut scratch) {
-            // Half-closed counts as disconnected.
+            // A half-closed connection counts as disconnected.
             Ok(0) => false,
             Ok(count) => {
                 self.discarded = self.discarded.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
@@ -164,9 +167,11 @@ impl Socket {
     }
 }
 
-/// Serves one stream: writes what is left of an earlier write, and then what follows, until the stream ends, is caught up with
-/// its room, or is cut off. (To cancel this from outside would cost its state several times over: a future that is moved into
-/// another one is stored in both.)
+/// Serves one stream: writes the rest of an earlier write, and then what follows, until the stream ends, is caught up
+/// with its room, or is cut off.
+///
+/// The task checks `cut` itself. If the task were cancelled from outside, its state would be stored several times: a
+/// future that is moved into another future occupies memory in both.
 pub(super) async fn serve_alone(
     mut conn: StreamConn,
     mut rest: Bytes,
@@ -186,12 +191,12 @@ pub(super) async fn serve_alone(
             () = cut.cancelled() => return,
         };
         let Some(bytes) = next else { break };
-        // An empty chunk would be the last one.
+        // An empty chunk would end the body.
         rest = if bytes.is_empty() { bytes } else { chunk(&bytes).into() };
     }
     let StreamConn { state, mut socket, .. } = conn;
     let StreamState { session, _guard } = *state;
-    // Its permits are free before the client can see that it has ended.
+    // The session's permits are free before the client can see that the stream has ended.
     drop(session);
     let _ = socket.end(&cut).await;
 }

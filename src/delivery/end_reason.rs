@@ -1,34 +1,34 @@
-//! Why streams end: the names in `stream.end` and in metrics, and whether the client should come back.
+//! Why streams end: the names of the reasons, and whether a client should reconnect.
 
-/// Why the gateway ends a stream, or refuses it for now.
+/// Why the gateway ends a stream, or refuses to open it now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndReason {
-    /// The replica is leaving.
+    /// The replica is shutting down.
     Draining,
-    /// The stream has lived for its lifetime.
+    /// The stream has reached the end of its lifetime.
     Lifetime,
     /// The stream's token has expired.
     TokenExpired,
     /// The stream's token was revoked.
     TokenRevoked,
-    /// The stream was removed, and may be opened again.
+    /// The stream was removed. The client may open it again at once.
     Removed,
-    /// The stream was removed, and may not be opened again for a time.
+    /// The stream was removed. The client may not open it again for a time.
     Banned,
-    /// A later stream of the same subscriber has taken its place.
+    /// A newer stream of the same subscriber has replaced the stream.
     Superseded,
-    /// The caller, its address or all callers together are over a rate limit.
+    /// The caller, its address or all callers together have reached a rate limit.
     TooManyRequests,
-    /// The caller or its address has all the streams that it may have.
+    /// The caller or its address has reached its limit of open streams.
     TooManyStreams,
-    /// The replica has all the connections that it may have.
+    /// The replica has reached its limit of connections.
     TooManyConnections,
-    /// The broker is away, or the keys for tokens are.
+    /// The broker is unavailable, or the keys for tokens are.
     Unavailable,
 }
 
 impl EndReason {
-    /// The reason of a stream that the client has left, in metrics.
+    /// The label in metrics of a stream whose client has disconnected.
     pub const DISCONNECTED: &'static str = "disconnected";
 
     /// The name in `stream.end` and in metrics.

@@ -1,94 +1,115 @@
-//! What streams say, in each format: the one place that writes control events and events. A new format or control event
-//! touches this file only.
+//! What streams say: the one place that writes blocks. A new format or a new control event touches this file only.
+//!
+//! Most blocks of events are the same for all streams. They are encoded once; the event keeps them
+//! ([`LiveEvent::encoding`]).
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::EndReason;
-use super::encoded::{event_block, event_envelope};
+use super::http1::{chunk, chunk_data};
 use super::sse::{Block, HEARTBEAT};
-use crate::live::{LiveEvent, Resume};
+use crate::live::{ENCODINGS, LiveEvent, Resume};
 use crate::log::Gap;
-use crate::names::{Cursor, EventId, RoomName, SubscriberId, Topic};
+use crate::names::{Cursor, EventId, EventName, RoomName, SubscriberId, Topic};
 
-/// What the blocks of a stream look like.
+/// The format of a stream's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamFormat {
-    /// One room: events as published; the `id:` is the event's.
+    /// A stream of one room. It carries events as published; the `id:` is the event's id.
     Single,
-    /// Several rooms: events in an envelope; the `id:` is a cursor of all rooms.
+    /// A stream of several rooms. It carries events in envelopes; the `id:` is a cursor for all rooms.
     Enveloped,
 }
 
 /// The data of `stream.open`.
 #[derive(Serialize)]
 pub(super) struct StreamOpen<'a> {
-    pub(super) subscriber: &'a SubscriberId,
-    pub(super) replica: &'a str,
-    /// When the stream ends with its token, RFC 3339.
+    subscriber: &'a SubscriberId,
+    replica: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) expires_at: Option<String>,
-    pub(super) rooms: BTreeMap<&'a str, OpenedRoom>,
+    expires_at: Option<String>,
+    rooms: BTreeMap<&'a str, OpenedRoom>,
 }
 
 /// A room in `stream.open`.
 #[derive(Serialize)]
-pub(super) struct OpenedRoom {
+struct OpenedRoom {
     position: String,
     resume: &'static str,
 }
 
-impl OpenedRoom {
-    pub(super) fn new(position: EventId, resume: Resume) -> Self {
-        Self { position: position.to_string(), resume: resume.name() }
-    }
-}
-
-/// A gap as clients see it: what may be missing lies after `from`, up to and including `to`.
-#[derive(Serialize)]
-pub struct GapText {
-    /// The last position before which nothing is missing.
-    pub from: String,
-    /// The position from which the stream, or the page, goes on.
-    pub to: String,
-    /// The name of the reason.
-    pub reason: &'static str,
-}
-
-impl From<&Gap> for GapText {
-    fn from(gap: &Gap) -> Self {
-        Self { from: gap.from.to_string(), to: gap.to.to_string(), reason: gap.reason.name() }
-    }
-}
-
+/// The data of `stream.gap`: events after `from`, up to and including `to`, may be missing.
 #[derive(Serialize)]
 struct StreamGap<'a> {
     room: &'a str,
-    #[serde(flatten)]
-    gap: GapText,
+    from: String,
+    to: String,
+    reason: &'static str,
 }
 
+/// The data of `stream.position`.
 #[derive(Serialize)]
 struct StreamPosition<'a> {
     position: &'a str,
 }
 
+/// The data of `stream.end`.
 #[derive(Serialize)]
 struct StreamEnd<'a> {
     reason: &'a str,
     reconnect: &'a str,
 }
 
+/// The data of an event on a stream of several rooms.
+#[derive(Serialize)]
+struct Envelope<'a> {
+    room: &'a RoomName,
+    id: String,
+    event: Option<&'a str>,
+    data: &'a RawValue,
+    published_at: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    publish_id: Option<&'a str>,
+}
+
+/// The encodings that an event keeps: their indices for [`LiveEvent::encoding`].
+#[derive(Clone, Copy)]
+enum Encoding {
+    Chunk,
+    Envelope,
+}
+
+const _: () = assert!(Encoding::Envelope as usize + 1 == ENCODINGS, "an event keeps each of the encodings");
+
+impl<'a> StreamOpen<'a> {
+    /// `expires_at`: when the stream ends because its token expires. `rooms`: each with the position at which the
+    /// stream starts.
+    pub(super) fn new(
+        subscriber: &'a SubscriberId,
+        replica: &'a str,
+        expires_at: Option<SystemTime>,
+        rooms: impl Iterator<Item = (&'a Topic, EventId, Resume)>,
+    ) -> Self {
+        let rooms = rooms.map(|(topic, position, resume)| {
+            (topic.name(), OpenedRoom { position: position.to_string(), resume: resume.name() })
+        });
+        Self { subscriber, replica, expires_at: expires_at.map(rfc3339), rooms: rooms.collect() }
+    }
+}
+
+#[allow(clippy::unused_self, reason = "another format may write its control events in another way")]
 impl StreamFormat {
-    /// Whether an event's block is the same for every subscriber, so that one write serves all.
+    /// Whether an event's block is the same for every stream, so that one encoding serves all.
     pub(super) fn is_shared(self) -> bool {
         self == Self::Single
     }
 
-    /// The `id:` that stands for these positions: the client sends it back when it reconnects.
+    /// The `id:` for these positions. The client sends it back when it reconnects.
     pub(super) fn id<'a>(self, mut positions: impl Iterator<Item = (&'a Topic, EventId)>) -> String {
         match self {
             Self::Single => positions.next().map_or(EventId::start_of(0), |(_, position)| position).to_string(),
@@ -104,7 +125,7 @@ impl StreamFormat {
         Block::new().retry(retry.as_millis()).id(id).event(Some("stream.open")).data(&to_json(open)).finish().into()
     }
 
-    /// Adds an event's block. `id` makes the `id:` of a stream whose ids are not the event's own.
+    /// Adds an event's block to `blocks`. `id` returns the block's `id:` if that is not the event's id.
     pub(super) fn event(
         self,
         blocks: &mut Vec<Bytes>,
@@ -121,27 +142,35 @@ impl StreamFormat {
         }
     }
 
-    /// Says that events may be missing.
+    /// The block that says that events of a topic may be missing.
     pub(super) fn gap(self, id: &str, topic: &Topic, gap: &Gap) -> Bytes {
-        let gap = StreamGap { room: topic.name(), gap: gap.into() };
+        let gap = StreamGap {
+            room: topic.name(),
+            from: gap.from.to_string(),
+            to: gap.to.to_string(),
+            reason: gap.reason.name(),
+        };
         Block::new().id(id).event(Some("stream.gap")).data(&to_json(&gap)).finish().into()
     }
 
-    /// Tells the position where nothing else has: with data, since some clients take over an id only with data.
+    /// The block that gives the position when no other block does. It has data because some clients store an `id:` only
+    /// with data.
     pub(super) fn position(self, id: &str) -> Bytes {
         let data = to_json(&StreamPosition { position: id });
         Block::new().id(id).event(Some("stream.position")).data(&data).finish().into()
     }
 
-    /// Keeps an idle stream alive.
+    /// The comment that keeps an idle stream open.
     pub(super) fn heartbeat(self) -> Bytes {
         Bytes::from_static(HEARTBEAT.as_bytes())
     }
 
-    /// The last block of a stream. `retry:` is jittered: clients that were sent away together do not come back together.
+    /// The last block of a stream. Its `retry:` is random, so that clients whose streams end together do not all
+    /// reconnect together.
     pub(super) fn end(self, retry: Duration, reason: EndReason, last_id: Option<&str>) -> String {
         let mut block = Block::new().retry(retry.mul_f64(1.0 + fastrand::f64()).as_millis());
-        // A block without an id would erase the client's position: the id buffer starts empty on each stream (HTML 9.2.6).
+        // A block without an id would erase the client's position: on each stream, the client's id buffer starts empty
+        // (HTML 9.2.6).
         if let Some(id) = last_id {
             block = block.id(id);
         }
@@ -150,18 +179,52 @@ impl StreamFormat {
     }
 }
 
-/// The rooms of a `stream.open`.
-pub(super) fn opened_rooms<'a>(
-    opening: impl Iterator<Item = (&'a Topic, EventId, Resume)>,
-) -> BTreeMap<&'a str, OpenedRoom> {
-    opening.map(|(topic, position, resume)| (topic.name(), OpenedRoom::new(position, resume))).collect()
+/// The heartbeat as one chunk of an HTTP/1.1 body.
+pub(super) fn heartbeat_chunk() -> Bytes {
+    chunk(HEARTBEAT.as_bytes()).into()
 }
 
-/// Whether a topic is this room.
-pub(super) fn is_room(topic: &Topic, room: &RoomName) -> bool {
-    topic.room() == Some(room)
+/// The block of an event on a stream of one room, as one chunk of an HTTP/1.1 body.
+pub fn event_chunk(event: &LiveEvent) -> &Bytes {
+    event.encoding(Encoding::Chunk as usize, || {
+        let name = event.event().name.as_ref().map(EventName::as_str);
+        let block = Block::new().id(event.id()).event(name).data(event.event().data.as_text());
+        chunk(block.finish().as_bytes()).into()
+    })
+}
+
+/// The same block without the chunk. It shares the chunk's memory.
+fn event_block(event: &LiveEvent) -> Bytes {
+    let chunk = event_chunk(event);
+    chunk.slice_ref(chunk_data(chunk))
+}
+
+/// The block of an event on a stream of several rooms, without its `id:` line, which differs from stream to stream.
+pub fn event_envelope<'a>(event: &'a LiveEvent, room: &RoomName) -> &'a Bytes {
+    event.encoding(Encoding::Envelope as usize, || {
+        let (id, event) = (event.id(), event.event());
+        let name = event.name.as_ref().map(EventName::as_str);
+        let envelope = Envelope {
+            room,
+            id: id.to_string(),
+            event: name,
+            data: &event.data.as_json(),
+            published_at: &event.published_at,
+            publish_id: event.publish_id.as_deref(),
+        };
+        Block::new().event(name).data(&to_json(&envelope)).finish().into()
+    })
 }
 
 fn to_json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("strings and maps of strings always serialise")
+    serde_json::to_string(value).expect("strings, maps of strings and checked JSON always serialise")
 }
+
+/// A time, RFC 3339 in UTC with milliseconds.
+fn rfc3339(time: SystemTime) -> String {
+    let time = jiff::Timestamp::try_from(time).unwrap_or(jiff::Timestamp::MAX);
+    format!("{time:.3}")
+}
+
+#[cfg(test)]
+mod tests;

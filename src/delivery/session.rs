@@ -1,4 +1,5 @@
-//! A stream as text: what is sent to one subscriber, and why it ends. When it is sent is for the task that serves it.
+//! A stream as text: which blocks one subscriber gets, and why its stream ends. The task that serves the stream
+//! decides when they are sent.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -7,26 +8,26 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
-use super::format::{StreamOpen, is_room, opened_rooms};
+use super::format::StreamOpen;
 use super::{Delivery, EndReason, StreamFormat, Subscriber};
 use crate::live::{CaughtUp, GroupCursor, LiveEvent, Subscription, Update};
 use crate::moderation::Termination;
 use crate::names::{EventId, RoomName, Topic};
 
-/// A stream as text. Everything that waits goes out together.
-pub struct Session {
+/// A stream as text. Blocks that are ready at the same time are sent together.
+pub struct StreamSession {
     delivery: Arc<Delivery>,
     subscription: Subscription,
     subscriber: Subscriber,
     format: StreamFormat,
     phase: Phase,
-    /// When the replica leaves, the stream's place among the others that end: 0 to 1.
-    drain_place: f32,
-    /// Terminations that do not apply to it.
-    terminations: u64,
-    /// When the stream has lived long enough.
+    /// When the stream ends while the replica shuts down, as a part of the drain window: 0 to 1.
+    drain_slot: f32,
+    /// How many terminations were checked. None of them applies to this stream.
+    checked_terminations: u64,
+    /// The end of the stream's lifetime.
     ends_at: Instant,
-    /// Whether that is when its token expires.
+    /// Whether the lifetime ends because the token expires.
     ends_with_token: bool,
 }
 
@@ -36,48 +37,51 @@ enum Phase {
     Ended,
 }
 
-/// When a stream's next heartbeat is due, and whether it has to tell the position. The task that serves the stream owns it.
+/// When a stream's next heartbeat is due, and whether it has to give the position. The task that serves the stream
+/// owns it.
 pub(super) struct Heartbeat {
     due: Instant,
-    /// The position has moved on, but nothing that was sent says so.
-    has_moved: bool,
+    has_unsent_position: bool,
 }
 
 impl Heartbeat {
-    pub(super) fn new(due: Instant) -> Self {
-        Self { due, has_moved: false }
+    fn new(due: Instant) -> Self {
+        Self { due, has_unsent_position: false }
     }
 
-    /// Something that tells the position was sent; the next heartbeat is due then.
+    /// A block with the stream's position, or a heartbeat, was sent. The next heartbeat is due at `next`.
     pub(super) fn sent(&mut self, next: Instant) {
         *self = Self::new(next);
     }
 
-    /// The stream has passed an event that its subscriber does not get.
+    /// The stream has passed an event that its subscriber does not get, so its position is ahead of the last block.
     pub(super) fn skipped(&mut self) {
-        self.has_moved = true;
+        self.has_unsent_position = true;
     }
 
-    pub(super) fn has_moved(&self) -> bool {
-        self.has_moved
+    /// Whether the stream's position is ahead of the last block that was sent.
+    pub(super) fn has_unsent_position(&self) -> bool {
+        self.has_unsent_position
     }
 
+    /// When the next heartbeat is due.
     pub(super) fn due(&self) -> Instant {
         self.due
     }
 }
 
-impl Session {
-    /// A stream that ends when its caller's token does, at the latest. `terminations` are those before it was opened.
+impl StreamSession {
+    /// A stream that ends when the caller's token expires, or earlier. `checked_terminations` is the number of
+    /// terminations before the stream was requested.
     pub fn new(
         delivery: Arc<Delivery>,
         subscription: Subscription,
         subscriber: Subscriber,
         format: StreamFormat,
-        terminations: u64,
+        checked_terminations: u64,
     ) -> Self {
         delivery.metrics.stream_opened();
-        // Spread, so that streams that opened together do not end together.
+        // Random, so that streams that opened together do not end together.
         let lifetime = delivery.settings.lifetime.mul_f64(fastrand::f64().mul_add(0.5, 0.75));
         let expires_at = subscriber.identity.expires_at;
         let left = expires_at.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
@@ -89,12 +93,12 @@ impl Session {
             subscriber,
             format,
             phase: Phase::Opening,
-            drain_place: fastrand::f32(),
-            terminations,
+            drain_slot: fastrand::f32(),
+            checked_terminations,
         }
     }
 
-    /// The heartbeat of a stream that has just sent something.
+    /// The heartbeat of a stream that has just sent a block.
     pub(super) fn heartbeat(&self) -> Heartbeat {
         Heartbeat::new(self.next_heartbeat())
     }
@@ -103,7 +107,7 @@ impl Session {
         Instant::now() + self.delivery.settings.heartbeat
     }
 
-    /// The next bytes to send; None after the stream's end.
+    /// The next bytes to send. `None` after the end of the stream.
     pub(super) async fn next(&mut self, heartbeat: &mut Heartbeat) -> Option<Bytes> {
         loop {
             let bytes = self.step(heartbeat).await?;
@@ -113,38 +117,39 @@ impl Session {
         }
     }
 
-    /// The next bytes to send. They are empty if the stream has only moved on: it may be caught up with its room now.
+    /// Like [`Self::next`], but returns empty bytes after a step that sends nothing. Such a step may have moved the
+    /// stream's position: the stream may now be caught up with its room.
     pub(super) async fn step(&mut self, heartbeat: &mut Heartbeat) -> Option<Bytes> {
         match self.phase {
             Phase::Ended => return None,
             Phase::Opening => return Some(self.open()),
             Phase::Open => {}
         }
-        // A client that was slow to take the last write gets nothing more after its time.
-        if self.is_over(Instant::now()) {
-            // With an expired token there would be no other stream.
+        // A client that took its time with the last write gets no events after the end of the lifetime.
+        if self.has_expired(Instant::now()) {
+            // With an expired token, the client can't open another stream.
             return Some(self.end(if self.ends_with_token {
                 EndReason::TokenExpired
             } else {
                 EndReason::Lifetime
             }));
         }
-        let mut seen = self.terminations;
-        let termination = self.termination(&mut seen);
-        self.terminations = seen;
+        let mut checked = self.checked_terminations;
+        let termination = self.termination(&mut checked);
+        self.checked_terminations = checked;
         if let Some(termination) = termination {
             return Some(self.terminate(&termination));
         }
         let delivery = self.delivery.clone();
         let bytes = tokio::select! {
-            // What ends the stream comes before everything else.
+            // Reasons to end the stream come first.
             biased;
-            () = delivery.moderation.terminations_beyond(self.terminations) => return Some(Bytes::new()),
+            () = delivery.moderation.terminations_beyond(self.checked_terminations) => return Some(Bytes::new()),
             () = self.subscriber.superseded() => Some(self.end(EndReason::Superseded)),
-            () = delivery.drain.reaches(self.drain_place) => Some(self.end(EndReason::Draining)),
+            () = delivery.drain.reaches(self.drain_slot) => Some(self.end(EndReason::Draining)),
             () = sleep_until(self.ends_at) => return Some(Bytes::new()),
             update = self.subscription.next() => self.write(&update),
-            () = sleep_until(heartbeat.due()) => Some(self.beat(heartbeat)),
+            () = sleep_until(heartbeat.due()) => Some(self.write_heartbeat(heartbeat)),
         };
         if bytes.is_some() {
             heartbeat.sent(self.next_heartbeat());
@@ -154,63 +159,62 @@ impl Session {
         Some(bytes.unwrap_or_default())
     }
 
-    /// The stream's first block.
+    /// The first block of the stream.
     pub(super) fn open(&mut self) -> Bytes {
         self.phase = Phase::Open;
         let left = self.ends_at.saturating_duration_since(Instant::now());
-        let open = StreamOpen {
-            subscriber: &self.subscriber.id,
-            replica: &self.delivery.replica,
-            expires_at: self.ends_with_token.then(|| rfc3339(SystemTime::now() + left)),
-            rooms: opened_rooms(self.subscription.opening()),
-        };
+        let expires_at = self.ends_with_token.then(|| SystemTime::now() + left);
+        let (subscriber, replica) = (&self.subscriber.id, &self.delivery.replica);
+        let open = StreamOpen::new(subscriber, replica, expires_at, self.subscription.opening());
         self.format.open(self.delivery.settings.retry, &self.last_id(), &open)
     }
 
-    /// Where the stream is, if a broadcaster can serve it: it has nothing to be told now, and its blocks are the room's.
+    /// The stream's place, if a broadcaster can serve it: nothing is due now, and the room's shared blocks fit its
+    /// format.
     pub(super) fn caught_up(&self, heartbeat: &Heartbeat) -> Option<CaughtUp> {
         let is_shared = matches!(self.phase, Phase::Open) && self.format.is_shared();
         let is_due = || {
             heartbeat.due().min(self.ends_at) <= Instant::now()
                 || self.delivery.drain.ends_streams_now()
-                || self.delivery.moderation.terminations() != self.terminations
+                || self.delivery.moderation.terminations() != self.checked_terminations
                 || self.subscriber.is_superseded(Waker::noop())
         };
         (is_shared && !is_due()).then(|| self.subscription.caught_up()).flatten()
     }
 
     /// A cursor for all streams of this room that are at the same place.
-    pub(super) fn group_cursor(&self, place: CaughtUp) -> GroupCursor {
-        self.subscription.group_cursor(place)
+    pub(super) fn group_cursor(&self, caught_up: CaughtUp) -> GroupCursor {
+        self.subscription.group_cursor(caught_up)
     }
 
-    /// The topic of a stream of one.
+    /// The topic of a stream that has only one.
     pub(super) fn topic(&self) -> &Topic {
         self.subscription.topic(0)
     }
 
-    /// A broadcaster has brought the stream to a position, and past terminations that do not apply to it.
-    pub(super) fn advance_to(&mut self, position: EventId, terminations: u64) {
+    /// Takes over what a broadcaster did for the stream: it brought it to `position`, and checked so many
+    /// terminations, of which none applies to the stream.
+    pub(super) fn advance_to(&mut self, position: EventId, checked_terminations: u64) {
         self.subscription.advance_to(position);
-        self.terminations = self.terminations.max(terminations);
+        self.checked_terminations = self.checked_terminations.max(checked_terminations);
     }
 
-    /// Terminations that do not apply to it.
-    pub(super) fn terminations(&self) -> u64 {
-        self.terminations
+    /// How many terminations were checked for this stream.
+    pub(super) fn checked_terminations(&self) -> u64 {
+        self.checked_terminations
     }
 
-    /// Whether one of the terminations after so many applies to it.
-    pub(super) fn is_terminated(&self, mut seen: u64) -> bool {
-        self.termination(&mut seen).is_some()
+    /// Whether a termination after the first `checked` ones applies to the stream.
+    pub(super) fn is_terminated(&self, mut checked: u64) -> bool {
+        self.termination(&mut checked).is_some()
     }
 
-    fn termination(&self, seen: &mut u64) -> Option<Termination> {
-        let is_in = |room: &RoomName| self.subscription.positions().any(|(topic, _)| is_room(topic, room));
-        self.delivery.moderation.termination(seen, is_in, &self.subscriber.stream_identity())
+    fn termination(&self, checked: &mut u64) -> Option<Termination> {
+        let is_in = |room: &RoomName| self.subscription.positions().any(|(topic, _)| topic.room() == Some(room));
+        self.delivery.moderation.termination(checked, is_in, &self.subscriber.stream_identity())
     }
 
-    /// Ends the stream. A ban of its subscriber id is extended to its owner.
+    /// Ends the stream. Extends a ban of its subscriber id to the owner of the id.
     fn terminate(&mut self, termination: &Termination) -> Bytes {
         if let Termination::Banned(removal) = termination {
             self.delivery.moderation.ban_owner(removal, &self.subscriber.stream_identity());
@@ -223,7 +227,7 @@ impl Session {
         })
     }
 
-    /// Whether the subscriber gets every event, but for those that except it.
+    /// Whether the subscriber gets every published event, except those that exclude it by `except`.
     pub(super) fn wants_all(&self) -> bool {
         self.subscriber.wants_all()
     }
@@ -233,33 +237,33 @@ impl Session {
         self.subscriber.wants(event)
     }
 
-    /// When the stream has lived long enough.
+    /// The end of the stream's lifetime.
     pub(super) fn ends_at(&self) -> Instant {
         self.ends_at
     }
 
-    /// Whether the stream has lived long enough.
-    pub(super) fn is_over(&self, now: Instant) -> bool {
+    fn has_expired(&self, now: Instant) -> bool {
         self.ends_at <= now
     }
 
-    /// Whether another session has taken its place. If not, the waker is woken when one does.
+    /// Whether a newer session of the same subscriber has replaced this one. If not, the waker is woken when one does.
     pub(super) fn is_superseded(&self, waker: &Waker) -> bool {
         self.subscriber.is_superseded(waker)
     }
 
-    /// The stream's last block.
+    /// The last block of the stream.
     fn end(&mut self, reason: EndReason) -> Bytes {
         self.phase = Phase::Ended;
         self.delivery.metrics.stream_ended(reason.name());
         self.format.end(self.delivery.settings.retry, reason, Some(&self.last_id())).into()
     }
 
-    /// What the client sends back if its connection breaks now.
+    /// The `id:` for the stream's position, which the client sends back if the connection breaks now.
     fn last_id(&self) -> String {
         self.format.id(self.subscription.positions())
     }
 
+    /// The blocks for an update. `None` if the subscriber gets none of its events.
     fn write(&self, update: &Update) -> Option<Bytes> {
         match update {
             Update::Gap { index, gap } => {
@@ -277,7 +281,7 @@ impl Session {
         for event in events.iter().filter(|event| self.wants(event)) {
             count += 1;
             self.format.event(&mut blocks, topic, event, || {
-                // Where the stream is at this event, not after the last of them.
+                // The position after this event. The subscription is already at the last one.
                 let positions = self.subscription.positions().enumerate();
                 self.format.id(positions.map(|(n, (topic, at))| (topic, if n == index { event.id() } else { at })))
             });
@@ -291,21 +295,19 @@ impl Session {
         }
     }
 
-    fn beat(&self, heartbeat: &Heartbeat) -> Bytes {
-        if heartbeat.has_moved() { self.format.position(&self.last_id()) } else { self.format.heartbeat() }
+    fn write_heartbeat(&self, heartbeat: &Heartbeat) -> Bytes {
+        if heartbeat.has_unsent_position() {
+            self.format.position(&self.last_id())
+        } else {
+            self.format.heartbeat()
+        }
     }
 }
 
-impl Drop for Session {
+impl Drop for StreamSession {
     fn drop(&mut self) {
         if !matches!(self.phase, Phase::Ended) {
             self.delivery.metrics.stream_ended(EndReason::DISCONNECTED);
         }
     }
-}
-
-/// A time, RFC 3339 in UTC with milliseconds.
-fn rfc3339(time: SystemTime) -> String {
-    let time = jiff::Timestamp::try_from(time).unwrap_or(jiff::Timestamp::MAX);
-    format!("{time:.3}")
 }

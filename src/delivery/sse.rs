@@ -1,11 +1,11 @@
-//! Server-Sent Events as text (HTML, section 9.2): only the framing.
+//! The syntax of Server-Sent Events (HTML, section 9.2). What streams say is in [`format`](super::format).
 
 use std::fmt::Write;
 
-/// Keeps an idle connection alive, and is no event: HTML 9.2.7.
+/// A comment that keeps an idle connection open. Clients do not see it as an event (HTML 9.2.7).
 pub const HEARTBEAT: &str = ":\n\n";
 
-/// Builds one block of a stream. Ids and names must have no line breaks; data may.
+/// Builds one block of a stream. Ids and names must not contain line breaks; data may.
 #[derive(Default)]
 pub struct Block {
     text: String,
@@ -17,21 +17,21 @@ impl Block {
         Self::default()
     }
 
-    /// How long a client waits before it reconnects, in milliseconds.
+    /// Adds the time that a client waits before it reconnects, in milliseconds.
     #[must_use]
     pub fn retry(mut self, milliseconds: u128) -> Self {
         let _ = writeln!(self.text, "retry: {milliseconds}");
         self
     }
 
-    /// The position that the client sends back when it reconnects.
+    /// Adds the position that the client sends back when it reconnects.
     #[must_use]
     pub fn id(mut self, id: impl std::fmt::Display) -> Self {
         let _ = writeln!(self.text, "id: {id}");
         self
     }
 
-    /// The event's type; without one it is `message`.
+    /// Adds the event's name. Clients call an event without a name `message`.
     #[must_use]
     pub fn event(mut self, name: Option<&str>) -> Self {
         if let Some(name) = name {
@@ -40,7 +40,8 @@ impl Block {
         self
     }
 
-    /// The data, a `data:` line for each of its lines. CR, LF and CRLF all end a line, so no data can pass for a field.
+    /// Adds the data, one `data:` line for each of its lines. CR, LF and CRLF all end a line, so data can't inject a
+    /// field.
     #[must_use]
     pub fn data(mut self, data: &str) -> Self {
         self.text.reserve(data.len() + 8);
@@ -59,13 +60,13 @@ impl Block {
         }
     }
 
-    /// Ends the block: the client dispatches it.
+    /// Ends the block with the blank line at which clients dispatch the event.
     pub fn finish(mut self) -> String {
         self.text.push('\n');
         self.text
     }
 
-    /// The lines so far, for a block that is put together from parts.
+    /// The lines so far, without a blank line: the first part of a block whose other part follows.
     pub fn into_lines(self) -> String {
         self.text
     }

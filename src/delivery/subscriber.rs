@@ -1,4 +1,4 @@
-//! A subscriber: which client reads a stream, and which of the events it gets.
+//! A subscriber: the client that reads a stream, and the selection of events that it gets.
 
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -15,28 +15,28 @@ use crate::names::{EventName, RoomName, SubscriberId};
 use crate::presence::{Presence, PresenceSession, PresenceWatch};
 use crate::rate_limit::StreamPermit;
 
-/// The subscriber's name belongs to another caller in this room.
+/// The subscriber id belongs to another caller in this room.
 #[derive(Debug)]
 pub struct NameTaken(pub RoomName);
 
-/// Which client reads a stream, and what it gets.
+/// The client that reads a stream, and the selection of events that it gets.
 pub struct Subscriber {
-    /// Its id: chosen by the client, or random.
+    /// The subscriber id: chosen by the client, or random.
     pub id: SubscriberId,
-    /// The caller.
+    /// The caller that opened the stream.
     pub identity: Arc<Identity>,
     /// The client's address; for IPv6 the first address of its /64.
     pub address: Option<IpAddr>,
     wants_presence: bool,
-    /// What only some have.
+    /// What few subscribers have, apart to keep the others small.
     extra: Option<Box<Extra>>,
 }
 
 #[derive(Default)]
 struct Extra {
-    /// Names of the events that it gets; all events if there are none.
+    /// Names of the events that the subscriber gets. Empty: all events.
     selected: Box<[EventName]>,
-    /// How it appears in member lists, if it has chosen its id.
+    /// The subscriber as a member of its rooms, if it has chosen its id.
     member: Option<Member>,
     sessions: Vec<PresenceSession>,
     watches: Vec<PresenceWatch>,
@@ -44,12 +44,12 @@ struct Extra {
 }
 
 impl Subscriber {
-    /// A subscriber that gets every event.
+    /// A subscriber that gets every published event and is not a member of its rooms.
     pub fn new(id: SubscriberId, identity: Arc<Identity>, address: Option<IpAddr>) -> Self {
         Self { id, identity, address, wants_presence: false, extra: None }
     }
 
-    /// Restricts it to events of these names, if there are any.
+    /// Restricts it to events with these names. No names: no restriction.
     #[must_use]
     pub fn with_selected(mut self, selected: Box<[EventName]>) -> Self {
         if !selected.is_empty() {
@@ -58,7 +58,7 @@ impl Subscriber {
         self
     }
 
-    /// Has it appear in the member lists of its rooms.
+    /// Makes it a member of its rooms once it [joins](Self::join) them.
     #[must_use]
     pub fn with_member(mut self, member: Option<Member>) -> Self {
         if member.is_some() {
@@ -67,14 +67,14 @@ impl Subscriber {
         self
     }
 
-    /// Has it receive `presence.join` and `presence.leave`.
+    /// Sets whether it gets `presence.join` and `presence.leave`.
     #[must_use]
     pub fn with_presence(mut self, wants_presence: bool) -> Self {
         self.wants_presence = wants_presence;
         self
     }
 
-    /// Holds one of the streams that its caller may have, for as long as it lives.
+    /// Keeps one of the streams that its caller may open, as long as the subscriber lives.
     pub fn hold(&mut self, permit: StreamPermit) {
         self.extra().permit = Some(permit);
     }
@@ -83,8 +83,8 @@ impl Subscriber {
         self.extra.get_or_insert_default()
     }
 
-    /// Watches its rooms' presence, if it wants that, and takes its place in them, if it has chosen its id. All at once, since
-    /// each may take a moment.
+    /// Starts to watch the presence of its rooms, if it gets presence events, and becomes a member of them, if it has
+    /// chosen its id. All rooms at once, because each may take a moment.
     pub async fn join(&mut self, presence: &Arc<Presence>, rooms: &[RoomName]) -> Result<(), NameTaken> {
         let member = self.extra.as_ref().and_then(|extra| extra.member.clone());
         if member.is_none() && !self.wants_presence {
@@ -112,17 +112,17 @@ impl Subscriber {
         }
     }
 
-    /// Leaves its rooms without a grace time.
+    /// Leaves its rooms without a grace period.
     pub(super) fn leave(&self) {
         self.sessions().for_each(PresenceSession::leave);
     }
 
-    /// Whether another session has taken its place in one of its rooms. If not, the waker is woken when one does.
+    /// Whether a newer session has replaced its own in one of its rooms. If not, the waker is woken when one does.
     pub(super) fn is_superseded(&self, waker: &Waker) -> bool {
         self.sessions().any(|session| session.is_superseded(waker))
     }
 
-    /// Resolves when another session has taken its place.
+    /// Resolves when a newer session has replaced its own in one of its rooms.
     pub(super) async fn superseded(&self) {
         poll_fn(|cx| if self.is_superseded(cx.waker()) { Poll::Ready(()) } else { Poll::Pending }).await;
     }
@@ -131,7 +131,7 @@ impl Subscriber {
         self.extra.iter().flat_map(|extra| &extra.sessions)
     }
 
-    /// Whether it gets every event that publishers send, but for those that except it.
+    /// Whether it gets every published event, except those that exclude it by `except`.
     pub(super) fn wants_all(&self) -> bool {
         self.selected().is_empty()
     }

@@ -1,4 +1,4 @@
-//! The API: a file a resource.
+//! The handlers of the API. Each resource has a file of its own.
 
 pub mod batch;
 pub mod events;

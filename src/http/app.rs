@@ -1,4 +1,4 @@
-//! What handlers work with, and how it is put together on a broker.
+//! What handlers use, and how a replica's parts are built on a broker.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::presence::Presence;
 use crate::rate_limit::RateLimiter;
 use crate::shutdown::{Drain, Tasks};
 
-/// What handlers work with. Clones are the same.
+/// What handlers use. Clones share it.
 #[derive(Clone)]
 pub struct App(Arc<AppParts>);
 
@@ -28,27 +28,27 @@ impl Deref for App {
     }
 }
 
-/// What an [`App`] is made of.
+/// The parts of an [`App`].
 pub struct AppParts {
     /// `embedded` or `redis`.
     pub broker_kind: &'static str,
-    /// The logs.
+    /// Reads and appends to logs.
     pub log: Arc<LogClient>,
     /// The live topics.
     pub live: Arc<Live>,
     /// The members of rooms.
     pub presence: Arc<Presence>,
-    /// Removals.
+    /// The removals.
     pub moderation: Arc<Moderation>,
     /// The shared hashes.
     pub hashes: Arc<dyn HashStore>,
-    /// The replicas.
+    /// The registry of replicas.
     pub registry: Arc<dyn ReplicaRegistry>,
-    /// What streams work with.
+    /// What streams use.
     pub delivery: Arc<Delivery>,
-    /// Which caller may do what.
+    /// Identifies callers.
     pub access: Access,
-    /// How many requests and streams a caller may have. None: no limits.
+    /// The limits of requests and streams for each caller. `None`: no limits.
     pub limits: Option<Arc<RateLimiter>>,
     /// The counters.
     pub metrics: Arc<Metrics>,
@@ -56,17 +56,18 @@ pub struct AppParts {
     pub connections: TaskTracker,
     /// The settings.
     pub settings: Arc<Settings>,
-    /// This replica's name.
+    /// The name of this replica.
     pub replica: Arc<str>,
-    /// Whether the replica is leaving.
+    /// Whether the replica is shutting down.
     pub drain: Drain,
-    /// Whether requests that a web page of another site could make are refused: only this machine is served, without keys.
+    /// Whether to refuse requests that a web page of another site could make. True for a gateway without keys that
+    /// only this machine can reach.
     pub guarded: bool,
 }
 
 impl App {
-    /// Builds a replica's parts on a broker, and starts their tasks and the broker's. `is_local`: only this machine can reach the
-    /// gateway.
+    /// Builds a replica's parts on a broker, and starts their tasks and those of the broker. `is_local`: only this
+    /// machine can reach the gateway.
     pub fn start(
         settings: Settings,
         broker: Arc<dyn Broker>,
@@ -95,7 +96,7 @@ impl App {
             settings: settings.streams.delivery(),
             replica: replica.clone(),
         };
-        // Without keys on this machine's own address there are no limits: a first load test measures the gateway.
+        // Without keys on loopback there are no limits, so that a first load test measures the gateway.
         let has_limits = !access.is_open() || !is_local;
         Self(Arc::new(AppParts {
             broker_kind: broker.kind(),

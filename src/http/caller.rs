@@ -1,4 +1,4 @@
-//! Who a request is from: its token, wherever that may stand, and what it may do.
+//! The caller of a request: its token, its permissions and its rate limits.
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -8,28 +8,28 @@ use axum::http::header::{AUTHORIZATION, COOKIE, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method};
 
-use super::address::address;
+use super::address::client_address;
 use super::problem::{Code, Problem};
 use super::{App, audit};
 use crate::auth::{Identity, Permission, TokenError};
 use crate::rate_limit::{RateError, RateKey, RateStatus};
 
-/// The parameter of the query in which `EventSource`, which can't set headers, brings its token.
+/// The query parameter with the token of an `EventSource`, which can't set headers.
 pub const ACCESS_TOKEN: &str = "access_token";
 
-/// The caller, and what it may do. Every route below `/v1/` takes one before all else.
+/// The caller and its permissions. Every route below `/v1/` extracts it before anything else.
 pub struct Caller {
     identity: Arc<Identity>,
     address: Option<IpAddr>,
 }
 
-/// How the caller of a request stands with its limits, for the fields of the answer. In the request's extensions, where there are
-/// limits; clones are the same.
+/// The state of the caller's rate limits, for the headers of the response. It is in the request's extensions if there
+/// are limits. Clones share the slot.
 #[derive(Clone, Default)]
 pub struct RateStatusSlot(Arc<OnceLock<RateStatus>>);
 
 impl RateStatusSlot {
-    /// What is known of it.
+    /// The state, once the request has been counted.
     pub fn status(&self) -> Option<&RateStatus> {
         self.0.get()
     }
@@ -39,17 +39,17 @@ impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let address = address(&parts.extensions, &parts.headers, &app.settings.limits.trusted_proxy);
+        let address = client_address(&parts.extensions, &parts.headers, &app.settings.limits.trusted_proxy);
         if app.access.is_open() && app.limits.is_none() {
             return Ok(Self { identity: app.access.identify(None).await?, address });
         }
-        // Before the token is looked at, which is work.
+        // Before the token is verified, which costs time.
         let by_address = address.map(RateKey::Address).into_iter().chain([RateKey::All]);
-        let address_status = take(app, by_address, 1, address, None).await?;
+        let address_status = count_requests(app, by_address, 1, address, None).await?;
         let identified = identify(parts, app).await;
         let identity = identified.inspect_err(|problem| audit::refused(problem, None, address))?;
         let by_subject = identity.subject.clone().map(RateKey::Subject);
-        let subject_status = take(app, by_subject, 1, address, identity.subject.as_deref()).await?;
+        let subject_status = count_requests(app, by_subject, 1, address, identity.subject.as_deref()).await?;
         let slot = parts.extensions.get::<RateStatusSlot>();
         if let (Some(status), Some(slot)) = (subject_status.or(address_status), slot) {
             let _ = slot.0.set(status);
@@ -58,47 +58,48 @@ impl FromRequestParts<App> for Caller {
     }
 }
 
-/// Who it is, by its token.
+/// Identifies the caller by its token.
 async fn identify(parts: &Parts, app: &App) -> Result<Arc<Identity>, Problem> {
     let token = token(parts, &app.settings.access.token_cookie)?;
-    // A page of another site can make a browser send a cookie, or a request without a token from where the browser is. Its
-    // Origin then says so.
-    let comes_by_itself = token.as_ref().is_none_or(|token| token.source == TokenSource::Cookie);
+    // A page of another site can make a browser send a cookie, or a request without a token from the browser's
+    // address. The Origin header then names the page's site.
+    let is_automatic = token.as_ref().is_none_or(|token| token.source == TokenSource::Cookie);
     if !app.access.is_open()
-        && comes_by_itself
+        && is_automatic
         && !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS)
     {
         let origin = parts.headers.get(ORIGIN);
         let allowed = origin.is_some_and(|origin| app.settings.access.allows_origin(origin.as_bytes()));
         if !allowed && (token.is_some() || origin.is_some()) {
-            let detail = "a page's write takes a token in Authorization, or an Origin that --cors-origin allows";
+            let detail = "a write from a web page needs a token in the Authorization header, \
+                          or an Origin that --cors-origin lists";
             return Err(Problem::new(Code::OriginNotAllowed, detail));
         }
     }
-    let caller = app.access.identify(token.as_ref().map(|token| token.text.as_str())).await?;
-    if let Some(token) = &caller.token_id
-        && app.moderation.is_revoked(token).await?
+    let identity = app.access.identify(token.as_ref().map(|token| token.text.as_str())).await?;
+    if let Some(token_id) = &identity.token_id
+        && app.moderation.is_revoked(token_id).await?
     {
         return Err(Problem::new(Code::TokenInvalid, "the token was revoked"));
     }
-    Ok(caller)
+    Ok(identity)
 }
 
-/// Counts requests against limits.
-async fn take(
+/// Counts requests against the limits of these keys. `address` and `subject` are for the audit log.
+async fn count_requests(
     app: &App,
-    of: impl IntoIterator<Item = RateKey>,
+    keys: impl IntoIterator<Item = RateKey>,
     count: u64,
     address: Option<IpAddr>,
     subject: Option<&str>,
 ) -> Result<Option<RateStatus>, Problem> {
     let Some(limits) = &app.limits else { return Ok(None) };
-    limits.take(of, count).await.map_err(|refused| {
-        if let RateError::TooMany { status, .. } | RateError::Never { status } = refused {
+    limits.take(keys, count).await.map_err(|error| {
+        if let RateError::TooMany { status, .. } | RateError::AboveQuota { status } = error {
             app.metrics.rejected(status.policy, "request");
         }
-        let is_new = !matches!(refused, RateError::TooMany { is_new: false, .. });
-        let problem = Problem::from(refused);
+        let is_new = !matches!(error, RateError::TooMany { is_new: false, .. });
+        let problem = Problem::from(error);
         if is_new {
             audit::refused(&problem, subject, address);
         }
@@ -107,36 +108,50 @@ async fn take(
 }
 
 impl From<RateError> for Problem {
-    fn from(refused: RateError) -> Self {
-        match refused {
-            RateError::TooMany { status, after, .. } => {
+    fn from(error: RateError) -> Self {
+        match error {
+            RateError::TooMany { status, retry_after, .. } => {
                 let detail = format!(
-                    "more than {} requests in {} s, by the limit for each {}; all there are are spent",
-                    status.quota, status.window, status.policy
+                    "the limit of {} requests in {} s {} is reached; wait for the seconds in Retry-After",
+                    status.quota,
+                    status.window,
+                    scope(status.policy),
                 );
-                Self::later(Code::TooManyRequests, detail, after).with_rate_status(status)
+                Self::later(Code::TooManyRequests, detail, retry_after).with_rate_status(status)
             }
-            RateError::Never { status } => {
+            RateError::AboveQuota { status } => {
                 let detail = format!(
-                    "so many at once never pass the limit for each {}: {} at most",
-                    status.policy, status.quota
+                    "the limit {} never admits so many requests together: {} at most; make the batch smaller",
+                    scope(status.policy),
+                    status.quota,
                 );
                 Self::new(Code::TooManyRequests, detail).with_rate_status(status)
             }
-            RateError::Unknown => {
-                Self::new(Code::Unavailable, "it can't be told now whether the request is within its limits")
-            }
+            RateError::Unavailable => Self::new(
+                Code::Unavailable,
+                "the broker can't say whether the request is within its limits (--rate-failure closed); try again",
+            ),
         }
     }
 }
 
+/// The callers that share a limit, and the setting of the limit.
+fn scope(policy: &str) -> &'static str {
+    match policy {
+        "subject" => "for one subject (--rate-per-subject)",
+        "address" => "for one address (--rate-per-address)",
+        _ => "for all callers together (--rate-total)",
+    }
+}
+
 impl Caller {
-    /// The caller.
+    /// The identity that its token gives it.
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity
     }
 
-    /// Whose request it is, for what belongs to a caller. Those without a subject are one, and those without a token another.
+    /// The owner of what belongs to the caller, such as idempotency keys. All tokens without a subject are one owner,
+    /// and all callers without a token are another.
     pub fn owner(&self) -> String {
         match (&self.identity.subject, self.identity.has_token) {
             (Some(subject), _) => format!("subject {subject}"),
@@ -145,25 +160,25 @@ impl Caller {
         }
     }
 
-    /// Where it comes from; of IPv6, the first address of the network.
+    /// Its address; for IPv6 the first address of its /64.
     pub fn address(&self) -> Option<IpAddr> {
         self.address
     }
 
-    /// Counts more of its requests.
+    /// Counts further requests of the caller against its limits. The request itself is counted already.
     pub async fn spend(&self, app: &App, more: u64) -> Result<(), Problem> {
         let subject = self.identity.subject.clone();
-        let (of_subject, of_address) = (subject.clone().map(RateKey::Subject), self.address.map(RateKey::Address));
-        let of = of_subject.into_iter().chain(of_address).chain([RateKey::All]);
-        take(app, of, more, self.address, subject.as_deref()).await.map(|_| ())
+        let (by_subject, by_address) = (subject.clone().map(RateKey::Subject), self.address.map(RateKey::Address));
+        let keys = by_subject.into_iter().chain(by_address).chain([RateKey::All]);
+        count_requests(app, keys, more, self.address, subject.as_deref()).await.map(|_| ())
     }
 
-    /// Whether something may be done with the room or hash of that name.
+    /// Whether the caller has a permission for the room or hash of that name.
     pub fn may(&self, permission: Permission, name: &str) -> bool {
         self.identity.grants.allow(permission, name)
     }
 
-    /// Refuses unless something may be done with the room or hash of that name.
+    /// Fails unless the caller has a permission for the room or hash of that name. Logs the refusal.
     pub fn require(&self, permission: Permission, name: &str) -> Result<(), Problem> {
         if self.may(permission, name) {
             return Ok(());
@@ -171,12 +186,12 @@ impl Caller {
         Err(self.refused(self.lacks(permission, name)))
     }
 
-    /// That something may not be done with the room or hash of that name.
+    /// The problem of a caller without a permission for the room or hash of that name.
     pub fn lacks(&self, permission: Permission, name: &str) -> Problem {
         self.missing(&format!("{} for {name:?}", permission.name()))
     }
 
-    /// Refuses unless something may be done with some room or hash.
+    /// Fails unless the caller has a permission for some room or hash. Logs the refusal.
     pub fn require_some(&self, permission: Permission) -> Result<(), Problem> {
         if self.identity.grants.allow_some(permission) {
             return Ok(());
@@ -184,7 +199,7 @@ impl Caller {
         Err(self.refused(self.missing(permission.name())))
     }
 
-    /// Refuses unless everything may be done.
+    /// Fails unless the caller is an admin. Logs the refusal.
     pub fn require_admin(&self) -> Result<(), Problem> {
         if self.identity.grants.is_admin() {
             return Ok(());
@@ -192,11 +207,12 @@ impl Caller {
         Err(self.refused(self.missing("admin")))
     }
 
-    fn missing(&self, missing: &str) -> Problem {
+    fn missing(&self, permission: &str) -> Problem {
         if self.identity.has_token {
-            Problem::new(Code::Forbidden, format!("the token does not grant {missing}"))
+            Problem::new(Code::Forbidden, format!("the token does not grant {permission}"))
         } else {
-            let detail = format!("it takes a token that grants {missing}: in Authorization, as Bearer");
+            let detail =
+                format!("a token that grants {permission} is required, as \"Authorization: Bearer <token>\"");
             Problem::new(Code::TokenMissing, detail)
         }
     }
@@ -206,20 +222,20 @@ impl Caller {
         problem
     }
 
-    /// Writes a line of the audit log: the caller was refused.
+    /// Writes a refusal of the caller to the audit log.
     pub fn audit(&self, problem: &Problem) {
         audit::refused(problem, self.identity.subject.as_deref(), self.address);
     }
 }
 
 impl From<TokenError> for Problem {
-    fn from(refusal: TokenError) -> Self {
-        let code = match refusal {
+    fn from(error: TokenError) -> Self {
+        let code = match error {
             TokenError::Expired => Code::TokenExpired,
             TokenError::KeysUnavailable => Code::KeysUnavailable,
             _ => Code::TokenInvalid,
         };
-        Self::new(code, refusal.to_string())
+        Self::new(code, error.to_string())
     }
 }
 
@@ -235,7 +251,8 @@ struct BearerToken {
     source: TokenSource,
 }
 
-/// The request's token. The header wins over the query, and either over a cookie, which comes along by itself.
+/// The token of a request. The header wins over the query. Both win over the cookie, which browsers send without
+/// being asked.
 fn token(parts: &Parts, cookie: &str) -> Result<Option<BearerToken>, Problem> {
     if let Some(text) = bearer(&parts.headers)? {
         return Ok(Some(BearerToken { text, source: TokenSource::Header }));
@@ -245,10 +262,11 @@ fn token(parts: &Parts, cookie: &str) -> Result<Option<BearerToken>, Problem> {
     if let Some((_, text)) = in_query {
         return Ok(Some(BearerToken { text: text.into_owned(), source: TokenSource::Query }));
     }
-    Ok(cookie_of(&parts.headers, cookie).map(|text| BearerToken { text, source: TokenSource::Cookie }))
+    Ok(cookie_value(&parts.headers, cookie).map(|text| BearerToken { text, source: TokenSource::Cookie }))
 }
 
-/// `Authorization: Bearer` (RFC 6750, 2.1). Another scheme is not taken for none: its sender means to be someone.
+/// The token in `Authorization: Bearer` (RFC 6750, section 2.1). Another scheme is an error, not the lack of a token:
+/// the client expects to be identified.
 fn bearer(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get(AUTHORIZATION) else { return Ok(None) };
     let parts = value.to_str().ok().and_then(|value| value.split_once(' '));
@@ -256,15 +274,15 @@ fn bearer(headers: &HeaderMap) -> Result<Option<String>, Problem> {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() => {
             Ok(Some(token.trim().to_owned()))
         }
-        _ => Err(Problem::new(Code::TokenInvalid, "Authorization has to be: Bearer, a space, and the token")),
+        _ => Err(Problem::new(Code::TokenInvalid, "the Authorization header must be: Bearer <token>")),
     }
 }
 
-/// A cookie's value (RFC 6265, 4.2.1); cookies come in one header or in several.
-fn cookie_of(headers: &HeaderMap, name: &str) -> Option<String> {
+/// The value of a cookie (RFC 6265, section 4.2.1). Cookies come in one header or in several.
+fn cookie_value(headers: &HeaderMap, name: &str) -> Option<String> {
     let cookies = headers.get_all(COOKIE).into_iter().filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    let (_, value) = pairs.find(|(of, value)| *of == name && !value.is_empty())?;
+    let (_, value) = pairs.find(|(cookie, value)| *cookie == name && !value.is_empty())?;
     Some(value.trim_matches('"').to_owned())
 }
 
@@ -290,18 +308,19 @@ mod tests {
         let query = "?event=a&access_token=from.the.query";
         assert!(found("", &[]).is_none());
         assert!(found("?access_token=", &[(COOKIE, "__Host-roomcast=; x__Host-roomcast=y")]).is_none());
-        let is = |found: Option<(String, TokenSource)>, text: &str, place| {
-            let (got, at) = found.unwrap();
-            assert!(got == text && at == place, "{got}");
+        let check = |found: Option<(String, TokenSource)>, text: &str, source| {
+            let (found_text, found_source) = found.unwrap();
+            assert!(found_text == text && found_source == source, "{found_text}");
         };
-        is(found("", std::slice::from_ref(&cookie)), "from.a.cookie", TokenSource::Cookie);
-        is(found(query, std::slice::from_ref(&cookie)), "from.the.query", TokenSource::Query);
-        is(found(query, &[header, cookie]), "from.the.header", TokenSource::Header);
-        is(found("", &[(COOKIE, "a=b"), (COOKIE, "__Host-roomcast=second")]), "second", TokenSource::Cookie);
+        check(found("", std::slice::from_ref(&cookie)), "from.a.cookie", TokenSource::Cookie);
+        check(found(query, std::slice::from_ref(&cookie)), "from.the.query", TokenSource::Query);
+        check(found(query, &[header, cookie]), "from.the.header", TokenSource::Header);
+        let second = [(COOKIE, "a=b"), (COOKIE, "__Host-roomcast=second")];
+        check(found("", &second), "second", TokenSource::Cookie);
     }
 
     #[test]
-    fn what_is_no_bearer_token_is_not_taken_for_none() {
+    fn an_authorization_header_without_a_bearer_token_is_refused() {
         for wrong in ["", "Bearer", "Bearer ", "Basic YTpi", "token"] {
             let headers = [(AUTHORIZATION, wrong.parse().unwrap())].into_iter().collect();
             assert!(bearer(&headers).is_err(), "{wrong}");

@@ -1,4 +1,4 @@
-//! What handlers take from requests, with our own words for what can't be taken.
+//! What handlers extract from requests. Each extractor fails with a problem that names what is wrong.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -25,12 +25,18 @@ pub struct HashPath(pub HashName);
 /// The hash and the field in the path.
 pub struct FieldPath(pub HashName, pub FieldName);
 
-/// Checks a name, wherever it stood.
-pub fn name<T>(what: &str, text: &str, new: impl FnOnce(&str) -> Result<T, NameError>) -> Result<T, Problem> {
-    new(text).map_err(|why| Problem::new(Code::InvalidName, format!("{what} {text:?} is not a name: {why}")))
+/// Parses a name from any part of a request. `what` stands before it in the problem's text, as in "the room".
+pub fn parse_name<T>(what: &str, text: &str, new: impl FnOnce(&str) -> Result<T, NameError>) -> Result<T, Problem> {
+    new(text).map_err(|why| Problem::new(Code::InvalidName, format!("{what} {text:?} is not a valid name: {why}")))
 }
 
-pub async fn path<T: DeserializeOwned + Send>(parts: &mut Parts, app: &App) -> Result<T, Problem> {
+/// Parses the name of an event.
+pub fn parse_event_name(text: &str) -> Result<EventName, Problem> {
+    parse_name("the event", text, EventName::new)
+}
+
+/// The parameters of the path, decoded.
+pub async fn path_params<T: DeserializeOwned + Send>(parts: &mut Parts, app: &App) -> Result<T, Problem> {
     let path = Path::<T>::from_request_parts(parts, app).await;
     path.map(|Path(path)| path).map_err(|rejection| Problem::new(Code::InvalidName, rejection.body_text()))
 }
@@ -39,8 +45,8 @@ impl FromRequestParts<App> for RoomPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let room: String = path(parts, app).await?;
-        Ok(Self(name("the room", &room, RoomName::new)?))
+        let room: String = path_params(parts, app).await?;
+        Ok(Self(parse_name("the room", &room, RoomName::new)?))
     }
 }
 
@@ -48,8 +54,8 @@ impl FromRequestParts<App> for HashPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let hash: String = path(parts, app).await?;
-        Ok(Self(name("the hash", &hash, HashName::new)?))
+        let hash: String = path_params(parts, app).await?;
+        Ok(Self(parse_name("the hash", &hash, HashName::new)?))
     }
 }
 
@@ -57,15 +63,17 @@ impl FromRequestParts<App> for FieldPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let (hash, field): (String, String) = path(parts, app).await?;
-        Ok(Self(name("the hash", &hash, HashName::new)?, name("the field", &field, FieldName::new)?))
+        let (hash, field): (String, String) = path_params(parts, app).await?;
+        let hash = parse_name("the hash", &hash, HashName::new)?;
+        Ok(Self(hash, parse_name("the field", &field, FieldName::new)?))
     }
 }
 
-/// The query; names may be repeated, and unknown ones are refused, so that a slip of the pen does not pass unseen.
-pub struct Query<T>(pub T);
+/// The parameters of the query. A parameter that is a list may be repeated. Unknown parameters are refused, so that a
+/// typo does not go unnoticed.
+pub struct QueryParams<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
+impl<T: DeserializeOwned> FromRequestParts<App> for QueryParams<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
@@ -73,15 +81,15 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
         let query = form_urlencoded::parse(query.as_bytes());
         let query = serde_html_form::Deserializer::new(query);
         serde_path_to_error::deserialize(query).map(Self).map_err(|error| {
-            let place = error.path().to_string();
+            let parameter = error.path().to_string();
             let why = error.into_inner().to_string();
-            let detail = if place == "." || why.contains('`') { why } else { format!("{place}: {why}") };
-            Problem::new(Code::InvalidQuery, detail)
+            let names_parameter = parameter == "." || why.contains('`');
+            Problem::new(Code::InvalidQuery, if names_parameter { why } else { format!("{parameter}: {why}") })
         })
     }
 }
 
-/// A query without its token, which is for [`Caller`](super::caller::Caller) alone.
+/// A query without its token. Only [`Caller`](super::caller::Caller) reads the token.
 fn without_token(query: &str) -> Cow<'_, str> {
     let is_token = |pair: &str| form_urlencoded::parse(pair.as_bytes()).any(|(name, _)| name == ACCESS_TOKEN);
     if query.split('&').any(is_token) {
@@ -91,19 +99,14 @@ fn without_token(query: &str) -> Cow<'_, str> {
     }
 }
 
-/// Checks the name of an event that came in a query.
-pub fn event_name(text: &str) -> Result<EventName, Problem> {
-    name("the event", text, EventName::new)
-}
-
-/// A JSON object. Serde alone would take an array of an object's values for it.
+/// A JSON object. serde alone would also accept an array of the object's values.
 #[derive(Debug)]
-pub struct Object<T>(pub T);
+pub struct JsonObject<T>(pub T);
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for JsonObject<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+        struct ObjectVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
             type Value = T;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -114,11 +117,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
                 T::deserialize(MapAccessDeserializer::new(members))
             }
         }
-        deserializer.deserialize_map(Members(PhantomData)).map(Self)
+        deserializer.deserialize_map(ObjectVisitor(PhantomData)).map(Self)
     }
 }
 
-/// A body of JSON.
+/// A JSON body.
 pub struct JsonBody<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
@@ -126,75 +129,81 @@ impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
         let headers = request.headers().clone();
-        match media(&headers)? {
-            Media::Json => json(&body(request, app).await?).map(Self),
-            Media::Text | Media::Bytes => {
-                Err(Problem::new(Code::UnsupportedMediaType, "the body has to be application/json"))
+        match BodyType::from_headers(&headers)? {
+            BodyType::Json => parse_json(&read_body(request, app).await?).map(Self),
+            BodyType::Text | BodyType::Bytes => {
+                Err(Problem::new(Code::UnsupportedMediaType, "the Content-Type must be application/json"))
             }
         }
     }
 }
 
-/// What a body is.
+/// The type of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Media {
-    /// `application/json` and types that end in `+json`.
+pub enum BodyType {
+    /// `application/json`, and types that end in `+json`.
     Json,
-    /// `text/…`, no type at all, and what `curl -d` says of its text.
+    /// `text/…`, no type, and `application/x-www-form-urlencoded`, the type that `curl -d` gives to any text.
     Text,
     /// `application/octet-stream`.
     Bytes,
 }
 
-/// Reads `Content-Type`.
-pub fn media(headers: &HeaderMap) -> Result<Media, Problem> {
-    let Some(value) = header_text(headers, &header::CONTENT_TYPE)? else { return Ok(Media::Text) };
-    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    match essence.as_str() {
-        "" | "application/x-www-form-urlencoded" => Ok(Media::Text),
-        "application/octet-stream" => Ok(Media::Bytes),
-        "application/json" => Ok(Media::Json),
-        text if text.starts_with("text/") => Ok(Media::Text),
-        json if json.starts_with("application/") && json.ends_with("+json") => Ok(Media::Json),
-        other => Err(Problem::new(
-            Code::UnsupportedMediaType,
-            format!("{other:?} is not taken here; application/json and text/plain are"),
-        )),
+impl BodyType {
+    /// Reads `Content-Type`.
+    pub fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
+        let Some(value) = header_text(headers, &header::CONTENT_TYPE)? else { return Ok(Self::Text) };
+        let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        match essence.as_str() {
+            "" | "application/x-www-form-urlencoded" => Ok(Self::Text),
+            "application/octet-stream" => Ok(Self::Bytes),
+            "application/json" => Ok(Self::Json),
+            text if text.starts_with("text/") => Ok(Self::Text),
+            json if json.starts_with("application/") && json.ends_with("+json") => Ok(Self::Json),
+            other => Err(Problem::new(
+                Code::UnsupportedMediaType,
+                format!("the Content-Type {other:?} is not supported; use application/json or text/plain"),
+            )),
+        }
     }
 }
 
-/// A header's text, if there is such a header.
+/// The text of a header. `None` if the request does not have it.
 pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
     let Some(value) = headers.get(name) else { return Ok(None) };
     let text = value.to_str();
     text.map(Some)
-        .map_err(|_| Problem::new(Code::InvalidHeader, format!("{name} has characters that are not ASCII")))
+        .map_err(|_| Problem::new(Code::InvalidHeader, format!("{name} has characters that are not visible ASCII")))
 }
 
-/// The whole body, within the limit.
-pub async fn body(request: Request, app: &App) -> Result<Bytes, Problem> {
-    let (limit, most) = (app.settings.requests.request_timeout, app.settings.requests.max_body_bytes);
-    // Only the body's arrival is bounded here: the broker's calls have limits of their own, and cutting one short would
-    // hide whether it was done.
-    let arrival = tokio::time::timeout(limit, Limited::new(request.into_body(), most).collect()).await;
-    let arrival = arrival
-        .map_err(|_| Problem::new(Code::RequestTimeout, format!("the body was not complete within {limit:?}")))?;
+/// Reads the whole body, up to `--max-body-bytes` and within `--request-timeout`.
+pub async fn read_body(request: Request, app: &App) -> Result<Bytes, Problem> {
+    let (limit, max) = (app.settings.requests.request_timeout, app.settings.requests.max_body_bytes);
+    // The timeout covers only the arrival of the body. Calls to the broker have limits of their own: a call that is
+    // cut short would hide whether the write was done.
+    let arrival = tokio::time::timeout(limit, Limited::new(request.into_body(), max).collect()).await;
+    let arrival = arrival.map_err(|_| {
+        let detail = format!("the body did not arrive within {limit:?} (--request-timeout)");
+        Problem::new(Code::RequestTimeout, detail)
+    })?;
     arrival.map(Collected::to_bytes).map_err(|error| {
         if error.is::<LengthLimitError>() {
-            Problem::new(Code::BodyTooLarge, format!("bodies are at most {most} bytes"))
+            Problem::new(Code::BodyTooLarge, format!("the body has more than {max} bytes (--max-body-bytes)"))
         } else {
-            Problem::new(Code::InvalidBody, "the body did not arrive whole")
+            Problem::new(Code::InvalidBody, "the connection broke before the whole body had arrived")
         }
     })
 }
 
-/// A body's text.
-pub fn text(body: &[u8]) -> Result<&str, Problem> {
+/// The text of a body.
+pub fn body_text(body: &[u8]) -> Result<&str, Problem> {
     std::str::from_utf8(body).map_err(|_| Problem::new(Code::InvalidBody, "the body is not UTF-8"))
 }
 
-/// A body's JSON.
-pub fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    let refuse = |why: serde_json::Error| Problem::new(Code::InvalidBody, format!("not the JSON expected: {why}"));
-    serde_json::from_str(text(body)?).map_err(refuse)
+/// Parses a body as JSON.
+pub fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let refuse = |why: serde_json::Error| {
+        Problem::new(Code::InvalidBody, format!("the body is not the expected JSON: {why}"))
+    };
+    serde_json::from_str(body_text(body)?).map_err(refuse)
 }

@@ -1,4 +1,4 @@
-//! Fuzz targets: batches, and whole requests through every layer but the socket.
+//! Fuzz targets: batches, and whole requests through every layer except the socket.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use tower::ServiceExt;
 
 use super::App;
 use super::api::batch::Batch;
-use super::extract::{Object, json};
+use super::extract::{JsonObject, parse_json};
 use super::problem::Code;
 use crate::auth::Access;
 use crate::broker::entity_tag;
@@ -31,14 +31,14 @@ const BATCHES: [&str; 2] = [
     r#"{"events":[]}"#,
 ];
 
+/// Every accepted batch is a list of objects with data and without unknown members.
 #[test]
 fn fuzz_batch_bodies() {
     bolero::check!().for_each(|bytes: &[u8]| {
         let body = shaped(&BATCHES, bytes);
-        match json::<Object<Batch>>(&body) {
+        match parse_json::<JsonObject<Batch>>(&body) {
             Ok(_) => {
-                type Members = BTreeMap<String, Box<RawValue>>;
-                let batch: BTreeMap<String, Vec<Members>> =
+                let batch: BTreeMap<String, Vec<BTreeMap<String, Box<RawValue>>>> =
                     serde_json::from_slice(&body).expect("lists of objects");
                 let known = ["room", "rooms", "event", "data", "except", "idempotency_key"];
                 assert!(batch.keys().eq(["events"]));
@@ -56,7 +56,8 @@ thread_local! {
     static GATEWAY: RefCell<Option<(Runtime, Router)>> = const { RefCell::new(None) };
 }
 
-/// Sends a request through the whole router; the answer, and its body unless it is a stream.
+/// Sends a request through the whole router. Returns the head and the body of the response; of a stream, the first
+/// bytes.
 fn answer(request: Request<Body>) -> (Response<()>, Option<Bytes>) {
     GATEWAY.with_borrow_mut(|gateway| {
         let (runtime, router) = gateway.get_or_insert_with(start);
@@ -64,7 +65,7 @@ fn answer(request: Request<Body>) -> (Response<()>, Option<Bytes>) {
             let Ok(response) = router.clone().oneshot(request).await;
             let (head, body) = response.into_parts();
             let is_stream = head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream");
-            // A stream does not end, so only its first bytes are waited for.
+            // A stream does not end.
             let body = if is_stream {
                 let mut body = body;
                 body.frame().await.map(|frame| frame.unwrap().into_data().unwrap())
@@ -88,7 +89,7 @@ fn start() -> (Runtime, Router) {
 pub fn app() -> App {
     let mut settings = Settings::defaults();
     settings.streams.room_idle_ttl = Duration::ZERO;
-    // Full at some time: that is an answer too.
+    // Small, so that the broker becomes full, which is an answer too.
     settings.embedded.max_bytes = 16 * 1024 * 1024;
     let tasks = Tasks::default();
     let broker = Arc::new(MemoryBroker::new(MemorySettings {
@@ -100,7 +101,7 @@ pub fn app() -> App {
     App::start(settings, broker, Access::open(), "fuzzed".into(), true, &tasks)
 }
 
-/// What holds for every answer: a success, or a document that says what is wrong; and never a failure of the gateway's own.
+/// Checks what holds for every answer: it is a success or a complete problem document, and never an internal error.
 fn check((head, body): &(Response<()>, Option<Bytes>)) {
     let status = head.status();
     assert!(status != StatusCode::INTERNAL_SERVER_ERROR, "{head:?}");
@@ -154,11 +155,11 @@ const BODIES: [&str; 6] = [
     "some text",
 ];
 
-/// Any method, target, headers and body: answered, and in words if refused.
+/// Every method, target, headers and body get a valid answer.
 #[test]
 fn fuzz_requests() {
-    type AppParts = (u8, Vec<u8>, Vec<(u8, Vec<u8>)>, Vec<u8>);
-    bolero::check!().with_type::<AppParts>().for_each(|(method, target, headers, body): &AppParts| {
+    type RequestInput = (u8, Vec<u8>, Vec<(u8, Vec<u8>)>, Vec<u8>);
+    bolero::check!().with_type::<RequestInput>().for_each(|(method, target, headers, body): &RequestInput| {
         let method = METHODS[usize::from(*method) % METHODS.len()].clone();
         let mut request = Request::builder().method(method).uri(shaped_text(&TARGETS, target));
         request = request.header("host", "localhost");
@@ -166,16 +167,17 @@ fn fuzz_requests() {
             let (name, sample) = HEADERS[usize::from(*which) % HEADERS.len()];
             request = request.header(name, shaped(&[sample], value));
         }
-        // What can't be made into a request at all does not get through hyper either.
+        // An input that is not a request at all does not get through hyper either.
         let Ok(request) = request.body(Body::from(shaped(&BODIES, body))) else { return };
         let is_head = request.method() == Method::HEAD;
         let answered = answer(request);
-        // The answer to HEAD has a head only.
+        // The answer to HEAD has no body to check.
         if is_head { assert!(answered.0.status().as_u16() != 500) } else { check(&answered) }
     });
 }
 
-/// `If-Match` holds if it is `*` or names the value's tag; anything else either does not hold or is refused in words.
+/// `If-Match` holds if it is `*` or has the value's entity tag. Any other header does not hold, or is refused as
+/// invalid.
 #[test]
 fn fuzz_conditions() {
     let value = "green";
@@ -198,11 +200,11 @@ fn fuzz_conditions() {
     });
 }
 
-/// A key is taken only if it is short and visible; then the same request has the same answer.
+/// A key is accepted if it is short, visible ASCII. Then the same request gets the same answer.
 #[test]
 fn fuzz_idempotency_keys() {
     let publish = |key: &[u8]| {
-        let request = Request::post("/v1/rooms/idempotency_key/events").header("host", "localhost");
+        let request = Request::post("/v1/rooms/keys/events").header("host", "localhost");
         request.header("idempotency-key", key).body(Body::from("x")).ok()
     };
     bolero::check!().for_each(|bytes: &[u8]| {
@@ -210,15 +212,15 @@ fn fuzz_idempotency_keys() {
         let Some(first) = publish(&key) else { return };
         let (first, second) = (answer(first), answer(publish(&key).unwrap()));
         check(&first);
-        let fine = (1..=255).contains(&key.len()) && key.iter().all(u8::is_ascii_graphic);
+        let is_valid = (1..=255).contains(&key.len()) && key.iter().all(u8::is_ascii_graphic);
         match first.0.status() {
             StatusCode::CREATED => {
-                assert!(fine);
+                assert!(is_valid);
                 assert_eq!(first.1, second.1);
                 assert_eq!(second.0.headers()["idempotency-replayed"], "true");
             }
-            StatusCode::SERVICE_UNAVAILABLE => assert!(fine),
-            status => assert!(status == StatusCode::BAD_REQUEST && !fine, "{status}"),
+            StatusCode::SERVICE_UNAVAILABLE => assert!(is_valid),
+            status => assert!(status == StatusCode::BAD_REQUEST && !is_valid, "{status}"),
         }
     });
 }

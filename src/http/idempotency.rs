@@ -1,33 +1,35 @@
-//! `Idempotency-Key`: a publish that is repeated with the same key has the same answer, and no second effect.
+//! `Idempotency-Key`: a publish that is repeated with the same key gets the same answer and stores nothing again.
 
 use axum::http::{HeaderMap, HeaderName};
 
 use super::extract::header_text;
 use super::problem::{Code, Problem};
-use crate::broker::{IdempotencyKey, sha1_hex};
+use crate::broker::IdempotencyKey;
+use crate::digest::sha1_hex;
 use crate::names::{Data, Event, EventName, SubscriberId};
 
-/// The request's header.
+/// The request header with the key.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// The answer's header, where an earlier request with the same key did the work.
+/// The response header that says that an earlier request with the same key stored the event.
 pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// Longest key. A UUID takes 36.
+/// Longest key. A UUID has 36 bytes.
 const MAX_KEY_BYTES: usize = 255;
 
-/// The key that the request carries.
-pub fn key_of(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+/// The key in a request's headers.
+pub fn key_from_headers(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let Some(key) = header_text(headers, &IDEMPOTENCY_KEY)? else { return Ok(None) };
     check(key).map(Some).map_err(|why| Problem::new(Code::InvalidHeader, format!("Idempotency-Key {why}")))
 }
 
-/// Checks a key, wherever it stood.
+/// Checks a key from a header or a body.
 pub fn check(key: &str) -> Result<&str, &'static str> {
-    let fine = (1..=MAX_KEY_BYTES).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
-    if fine { Ok(key) } else { Err("is 1 to 255 visible ASCII characters without spaces") }
+    let is_valid = (1..=MAX_KEY_BYTES).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_valid { Ok(key) } else { Err("must be 1 to 255 visible ASCII characters without spaces") }
 }
 
-/// What the broker has to know of a key and of what is published with it. A key is its caller's own: another may use the same.
+/// The digests that the broker stores of a key and of the event that is published with it. Keys of different callers
+/// are different keys.
 pub fn idempotency_key(caller: &str, key: &str, event: &Event) -> IdempotencyKey {
     let kind = match event.data {
         Data::Json(_) => "json",
@@ -39,12 +41,12 @@ pub fn idempotency_key(caller: &str, key: &str, event: &Event) -> IdempotencyKey
     IdempotencyKey { key: digest(&[caller, key]), content: digest(&content) }
 }
 
-/// The same for the same key, so that a repeated batch has the same answer.
+/// The publish id for a key. It is the same each time, so that a repeated batch gets the same answer.
 pub fn publish_id(caller: &str, key: &str) -> String {
     digest(&[caller, key, "publish_id"])
 }
 
-/// Each part goes in with its length, so that no two lists of parts look alike.
+/// Hashes each part with its length before it, so that different lists of parts never look alike.
 fn digest(parts: &[&str]) -> String {
     let mut bytes = Vec::new();
     for part in parts {

@@ -1,4 +1,5 @@
-//! What surrounds every response: request ids, CORS, security headers, panics, metrics, and what is refused on any route.
+//! What surrounds every response: request ids, CORS, security headers, panics, metrics, and refusals that apply to
+//! every route.
 
 mod guard;
 pub(super) mod request_context;
@@ -25,18 +26,20 @@ use super::{App, audit, idempotency};
 use crate::config::Origin;
 use crate::trace;
 
-/// Names a request in its response, in problem documents and in the log.
+/// Identifies a request in its response, in problem documents and in the log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Longest request id that is taken over from a caller.
+/// Longest request id of a caller that is kept.
 const MAX_REQUEST_ID_BYTES: usize = 128;
-/// Values and events come from others: a browser must not run, sniff or frame any of them. A person may still call the gateway
-/// from the browser's console beside one.
+/// Values and events come from other people: a browser must not run, sniff or frame them. `connect-src 'self'` lets a
+/// person call the gateway from the console of a browser that shows a value.
 const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::CONTENT_SECURITY_POLICY, "default-src 'none'; connect-src 'self'; frame-ancestors 'none'"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
-/// How long browsers remember that a page's requests are allowed.
+/// Other headers that every response gets: its length, its request id, its cache policy.
+const MORE_HEADERS: usize = 3;
+/// How long browsers remember that a page may send requests.
 const PREFLIGHT_LIFETIME: Duration = Duration::from_mins(10);
 
 /// Surrounds routes with the middleware.
@@ -53,7 +56,7 @@ pub(super) fn with_middleware(routes: Router, app: &App) -> Router {
     }
 }
 
-/// Lets pages of these origins use the gateway from another site, with cookies too.
+/// Allows pages of these origins to use the gateway from another site, with cookies.
 fn cors(origins: &[Origin]) -> Option<CorsLayer> {
     let allowed: Vec<_> = origins.iter().filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok()).collect();
     let layer = CorsLayer::new()
@@ -83,23 +86,26 @@ fn cors(origins: &[Origin]) -> Option<CorsLayer> {
     (!origins.is_empty()).then_some(layer)
 }
 
-/// What surrounds every answer. One layer, since each further one costs a publish as much as a delivery.
+/// All the middleware is one layer: each further layer would cost a publish about as much as a delivery does.
 async fn middleware(app: App, mut request: Request, route: Route) -> Result<Response, Infallible> {
     let id = request_id(request.headers());
     let began = Instant::now();
     let method = method_name(request.method());
     let path = request.extensions().get::<MatchedPath>().cloned();
-    let span = trace::is_enabled().then(|| traced(&id, method, &request));
-    let request_context = RequestContext { id: id.clone(), method, uri: request.uri().clone() };
+    let span = trace::is_enabled().then(|| trace_span(&id, method, &request));
+    let context = RequestContext { id: id.clone(), method, uri: request.uri().clone() };
     let rate_status = app.limits.as_ref().map(|_| RateStatusSlot::default());
     if let Some(rate_status) = &rate_status {
         request.extensions_mut().insert(rate_status.clone());
     }
     let answer = async move {
-        let response = match admit(&app, &request) {
+        let response = match check_request(&app, &request) {
             Ok(()) => match AssertUnwindSafe(route.oneshot(request)).catch_unwind().await {
                 Ok(Ok(response)) => response,
-                Err(_) => Problem::new(Code::Internal, "a handler panicked").into_response(),
+                Err(_) => {
+                    let detail = "the handler panicked; the gateway's standard error has the details";
+                    Problem::new(Code::Internal, detail).into_response()
+                }
             },
             Err(problem) => problem.into_response(),
         };
@@ -108,8 +114,7 @@ async fn middleware(app: App, mut request: Request, route: Route) -> Result<Resp
         app.metrics.answered(method, path, response.status().as_u16());
         tracing::debug!(status = response.status().as_u16(), after = ?began.elapsed(), "answered");
         let headers = response.headers_mut();
-        // With the length, and what the id and caches are told.
-        headers.reserve(SECURITY_HEADERS.len() + 3);
+        headers.reserve(SECURITY_HEADERS.len() + MORE_HEADERS);
         for (name, value) in SECURITY_HEADERS {
             headers.insert(name, HeaderValue::from_static(value));
         }
@@ -120,33 +125,33 @@ async fn middleware(app: App, mut request: Request, route: Route) -> Result<Resp
         {
             problem::add_rate_status(headers, status);
         }
-        // What one caller is told is nothing that a cache may tell another.
+        // A cache must not give one caller's answer to another.
         headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-        headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("visible ASCII is a header's"));
+        headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("a request id is visible ASCII"));
         if app.drain.is_leaving() {
-            // A leaving replica lets go of kept-alive connections with their next answer.
+            // While the replica shuts down, each kept-alive connection is closed with its next response.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
     };
-    request_context.answer(span, answer).await
+    context.run(span, answer).await
 }
 
-/// A span for those who read traces; it may be a part of its caller's. No query in it: that may hold a token.
-fn traced(id: &str, method: &str, request: &Request) -> Span {
+/// The span of a request in traces; a child of the caller's span, if the request names one. It has no query, which
+/// may contain a token.
+fn trace_span(id: &str, method: &str, request: &Request) -> Span {
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
     let name = format!("{method} {route}");
     let path = request.uri().path();
     let span = info_span!("request", request_id = id, %method, path, otel.name = name, otel.kind = "server");
-    let request_context =
-        request.headers().get(trace::TRACEPARENT).and_then(|request_context| request_context.to_str().ok());
-    if let Some(request_context) = request_context {
-        trace::set_parent(&span, request_context);
+    let parent = request.headers().get(trace::TRACEPARENT).and_then(|parent| parent.to_str().ok());
+    if let Some(parent) = parent {
+        trace::set_parent(&span, parent);
     }
     span
 }
 
-/// Of those that routes have; whatever else comes is one.
+/// The method as a label of metrics. Methods that no route has share one label, so that clients can't create labels.
 fn method_name(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -160,21 +165,22 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
-/// The caller's id, if it is short and visible: it goes into logs and answers. A new one otherwise.
+/// The caller's request id, if it is short and visible ASCII: it goes into the log and into responses. Otherwise a
+/// new one.
 fn request_id(headers: &HeaderMap) -> String {
     let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
-    let fine = |id: &&str| {
+    let is_harmless = |id: &&str| {
         (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
     };
-    given.filter(fine).map_or_else(
-        // It has to differ from others, not to be unguessable, so the kernel need not be asked for it.
+    given.filter(is_harmless).map_or_else(
+        // An id must be unique, but may be guessable, so no random bytes of the kernel are needed.
         || uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid().to_string(),
         str::to_owned,
     )
 }
 
-/// What is refused whatever the route.
-fn admit(app: &App, request: &Request) -> Result<(), Problem> {
+/// Refusals that apply to every route.
+fn check_request(app: &App, request: &Request) -> Result<(), Problem> {
     if app.guarded {
         let allowed = |origin: &[u8]| app.settings.access.allows_origin(origin);
         let guarded = guard::refuse_foreign(request.uri(), request.headers(), allowed);
@@ -183,11 +189,12 @@ fn admit(app: &App, request: &Request) -> Result<(), Problem> {
     refuse_idempotency_key(request)
 }
 
-/// Better refused than taken for granted: a caller that sends a key means to be safe when it repeats the request.
+/// Hashes do not support idempotency keys. The header is refused rather than ignored, because its sender relies on it
+/// when it repeats the request.
 fn refuse_idempotency_key(request: &Request) -> Result<(), Problem> {
-    let of_hashes = request.uri().path().starts_with("/v1/hashes");
-    if of_hashes && request.headers().contains_key(idempotency::IDEMPOTENCY_KEY) {
-        let detail = "writes to hashes take no Idempotency-Key; If-Match makes one safe to repeat";
+    let is_hash_route = request.uri().path().starts_with("/v1/hashes");
+    if is_hash_route && request.headers().contains_key(idempotency::IDEMPOTENCY_KEY) {
+        let detail = "hashes do not support Idempotency-Key; If-Match makes a PUT safe to repeat";
         return Err(Problem::new(Code::InvalidHeader, detail));
     }
     Ok(())
@@ -204,7 +211,7 @@ mod tests {
     use crate::http::fuzz;
 
     #[tokio::test]
-    async fn a_handler_that_panics_is_a_failure_of_the_gateway() {
+    async fn a_panic_in_a_handler_is_answered_with_500() {
         async fn panics() {
             panic!("as the test wants it");
         }

@@ -1,4 +1,5 @@
-//! The OpenAPI document, in two versions made from one: generators refuse `itemSchema` in 3.1, and some refuse 3.2.
+//! The OpenAPI document in two versions, both made from one value. Generators refuse `itemSchema` in 3.1, and some
+//! refuse 3.2.
 
 use std::sync::LazyLock;
 
@@ -6,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 
-use super::problem::{Document, MEDIA_TYPE};
+use super::problem::{MEDIA_TYPE, ProblemDocument};
 use super::streams::ServerEvent;
 use crate::config::OpenApiVersion;
 
@@ -14,17 +15,18 @@ use crate::config::OpenApiVersion;
 #[openapi(
     info(
         title = "Roomcast",
-        description = "HTTP gateway for realtime rooms and shared values: publish with POST, read as Server-Sent Events.",
+        description = "HTTP gateway for realtime rooms and shared values: publish with POST, receive as Server-Sent \
+Events.",
         license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT")
     ),
     servers((url = "/", description = "This gateway")),
-    components(schemas(Document, ServerEvent)),
+    components(schemas(ProblemDocument, ServerEvent)),
     tags(
-        (name = "Rooms", description = "Publish events to rooms, and read their logs"),
-        (name = "Streams", description = "Rooms as Server-Sent Events"),
-        (name = "Hashes", description = "Shared values, by hash and field"),
-        (name = "Presence", description = "Who is where, and who may not be"),
-        (name = "Health", description = "For monitors, balancers and containers"),
+        (name = "Rooms", description = "Publish events to rooms, and read the logs of rooms"),
+        (name = "Streams", description = "Receive the events of rooms as Server-Sent Events"),
+        (name = "Hashes", description = "Read and write shared values, by hash and field"),
+        (name = "Presence", description = "List members and replicas; remove subscribers, users and tokens"),
+        (name = "Health", description = "For monitors, load balancers and containers"),
         (name = "Document", description = "This document"),
     )
 )]
@@ -35,31 +37,41 @@ pub(super) fn base() -> utoipa::openapi::OpenApi {
     Base::openapi()
 }
 
-/// Failures that any route can meet.
-const COMMON: [(&str, &str); 4] = [
-    ("400", "The request can't be read: a name, the query, a header or the body"),
-    ("403", "The token does not grant it; or, without keys, not from this machine, or from a page of another site"),
-    ("408", "The request was not complete in time"),
+/// A status, and its description.
+type Failure = (&'static str, &'static str);
+
+/// Failures of every route.
+const COMMON: [Failure; 4] = [
+    ("400", "The request is invalid: a name, the query, a header or the body"),
+    (
+        "403",
+        "The token lacks a permission; or, on a gateway without keys, the request is not from this machine, or it is \
+         from a page of another site",
+    ),
+    ("408", "The request did not arrive in time"),
     ("500", "The gateway failed"),
 ];
-/// Failures of routes that need the broker.
-const OF_BROKER: [(&str, &str); 2] = [
-    ("409", "The key on Redis holds something else; or, of a stream, the subscriber is another caller's"),
-    ("503", "The broker is away or ill, or the replica is full; try again"),
+/// Failures of routes that use the broker.
+const BROKER: [Failure; 2] = [
+    ("409", "The key in Redis has another type; or, for a stream, the subscriber name belongs to another caller"),
+    (
+        "503",
+        "The broker is unavailable or degraded, or the replica has reached its limit of connections; try again",
+    ),
 ];
-/// The failure of routes on which requests are counted.
-const OF_LIMIT: (&str, &str) = ("429", "Too many requests of the caller, or in all; try again");
-/// The failure of routes that take a token.
-const OF_TOKEN: (&str, &str) = ("401", "It takes a token, or the token is not taken");
-/// The failure of routes that take a body.
-const OF_BODY: (&str, &str) = ("413", "The body is too large");
-/// What any other route can still meet.
-const OF_REPLICA: (&str, &str) = ("503", "The replica has all the connections it takes; try again");
+/// The failure of routes that count requests.
+const RATE_LIMIT: Failure = ("429", "Too many requests by the caller, or by all callers together; try again");
+/// The failure of routes that need a token.
+const TOKEN: Failure = ("401", "A token is required, or the token is not valid");
+/// The failure of routes with a body.
+const BODY: Failure = ("413", "The body is too large");
+/// The failure of routes that do not use the broker.
+const REPLICA: Failure = ("503", "The replica has reached its limit of connections; try again");
 
 static V31: LazyLock<String> = LazyLock::new(|| document(OpenApiVersion::V31));
 static V32: LazyLock<String> = LazyLock::new(|| document(OpenApiVersion::V32));
 
-/// The document's text.
+/// The text of the document.
 pub fn text(version: OpenApiVersion) -> &'static str {
     match version {
         OpenApiVersion::V31 => &V31,
@@ -74,19 +86,20 @@ fn document(version: OpenApiVersion) -> String {
         OpenApiVersion::V31 => "3.1.0".into(),
         OpenApiVersion::V32 => "3.2.0".into(),
     };
-    document["components"]["securitySchemes"] = token_places();
+    document["components"]["securitySchemes"] = security_schemes();
     let paths = document["paths"].as_object_mut().expect("a document has paths");
     for (path, item) in paths {
         for operation in item.as_object_mut().into_iter().flat_map(|item| item.values_mut()) {
             let has_body = operation.get("requestBody").is_some();
             add_common_failures(path, has_body, &mut operation["responses"]);
+            add_problem_documents(&mut operation["responses"]);
             add_headers(&mut operation["responses"]);
-            if takes_token(path) {
+            if needs_token(path) {
                 operation["security"] = json!([{ "bearer": [] }, { "cookie": [] }, { "query": [] }, {}]);
             }
-            plain_parameters(operation);
+            remove_null_types(operation);
             if version == OpenApiVersion::V31 {
-                strip_items(&mut operation["responses"]);
+                remove_item_schemas(&mut operation["responses"]);
             }
         }
     }
@@ -95,54 +108,60 @@ fn document(version: OpenApiVersion) -> String {
     text
 }
 
-/// Whether a route is about rooms or hashes.
-fn takes_token(path: &str) -> bool {
+/// Whether a route needs a token if the gateway has keys.
+fn needs_token(path: &str) -> bool {
     path.starts_with("/v1/") || path == "/metrics"
 }
 
-/// The places in which a token may stand. An open gateway takes none.
-fn token_places() -> Value {
+/// The ways to send a token. A gateway without keys needs none.
+fn security_schemes() -> Value {
     json!({
         "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT" },
         "cookie": { "type": "apiKey", "in": "cookie", "name": "__Host-roomcast",
-            "description": "Its name is a setting; writes need an Origin that the gateway allows" },
+            "description": "The cookie's name is a setting. Writes with it need an Origin that the gateway allows." },
         "query": { "type": "apiKey", "in": "query", "name": "access_token",
-            "description": "For EventSource, which can't set headers" },
+            "description": "For EventSource, which can't set headers." },
     })
 }
 
 fn add_common_failures(path: &str, has_body: bool, responses: &mut Value) {
-    let of_broker = if path.starts_with("/v1/") { &OF_BROKER[..] } else { &[OF_REPLICA] };
-    let (of_body, of_token) = (has_body.then_some(OF_BODY), takes_token(path).then_some([OF_TOKEN, OF_LIMIT]));
-    let common =
-        COMMON.into_iter().chain(of_token.into_iter().flatten()).chain(of_broker.iter().copied()).chain(of_body);
-    for (status, description) in common {
+    let broker = if path.starts_with("/v1/") { &BROKER[..] } else { &[REPLICA] };
+    let (body, token) = (has_body.then_some(BODY), needs_token(path).then_some([TOKEN, RATE_LIMIT]));
+    let failures = COMMON.into_iter().chain(token.into_iter().flatten()).chain(broker.iter().copied()).chain(body);
+    for (status, description) in failures {
         if responses.get(status).is_none() {
-            responses[status] = json!({
-                "description": description,
-                "content": { MEDIA_TYPE: { "schema": { "$ref": "#/components/schemas/Problem" } } },
-            });
+            responses[status] = json!({ "description": description });
         }
     }
 }
 
-/// Headers that every answer has, and those of a kind.
+/// Gives a problem document to every failure that has no content of its own.
+fn add_problem_documents(responses: &mut Value) {
+    for (status, response) in responses.as_object_mut().into_iter().flatten() {
+        if status.as_str() >= "400" && response.get("content").is_none() {
+            response["content"] = json!({ MEDIA_TYPE: { "schema": { "$ref": "#/components/schemas/Problem" } } });
+        }
+    }
+}
+
+/// Adds the headers of every response, and those of some statuses.
 fn add_headers(responses: &mut Value) {
     let header = |description: &str| json!({ "description": description, "schema": { "type": "string" } });
     for (status, response) in responses.as_object_mut().into_iter().flatten() {
-        response["headers"]["x-request-id"] = header("Names the request in the gateway's log");
+        response["headers"]["x-request-id"] = header("Identifies the request in the gateway's log");
         if status == "503" || status == "429" {
             response["headers"]["Retry-After"] = header("Seconds after which to try again");
         }
         if status == "401" {
             response["headers"]["WWW-Authenticate"] =
-                header("That a token is wanted, and what is wrong with the one that came");
+                header("Says that a token is required, and what is wrong with the token of the request");
         }
     }
 }
 
-/// A header that may be left out is not one that may be null.
-fn plain_parameters(operation: &mut Value) {
+/// Makes a parameter that is optional, and therefore nullable for utoipa, a plain one: a parameter is missing, never
+/// null.
+fn remove_null_types(operation: &mut Value) {
     for parameter in operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten() {
         let kind = &mut parameter["schema"]["type"];
         if let Some(first) = kind.as_array().and_then(|kinds| kinds.first()).cloned() {
@@ -151,7 +170,7 @@ fn plain_parameters(operation: &mut Value) {
     }
 }
 
-fn strip_items(responses: &mut Value) {
+fn remove_item_schemas(responses: &mut Value) {
     for response in responses.as_object_mut().into_iter().flat_map(|responses| responses.values_mut()) {
         let content = response.get_mut("content").and_then(Value::as_object_mut);
         for media in content.into_iter().flat_map(|content| content.values_mut()) {
@@ -179,7 +198,7 @@ pub async fn get_openapi() -> Response {
 
 /// Get the OpenAPI document in version 3.2
 ///
-/// It also describes the items of streams.
+/// This version also describes the items of streams.
 #[utoipa::path(
     get, path = "/openapi-3.2.json", operation_id = "getOpenapi32", tag = "Document",
     responses((status = 200, description = "The document", body = serde_json::Value))

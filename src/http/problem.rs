@@ -1,5 +1,5 @@
-//! Every failure's answer: `application/problem+json` (RFC 9457). The only file that knows which failure has which
-//! status.
+//! Problem documents: every failure is an `application/problem+json` response (RFC 9457). Only this file assigns
+//! statuses to failures.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::rate_limit::RateStatus;
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
 /// Kinds of failures, each with a stable name and a status.
-#[allow(missing_docs, reason = "the table in `parts` says of each what it is")]
+#[allow(missing_docs, reason = "`parts` has the title of each")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
     InvalidName,
@@ -62,67 +62,71 @@ pub enum Code {
 }
 
 impl Code {
-    /// Name, status and title: the whole table.
+    /// Name, status and title.
     pub const fn parts(self) -> (&'static str, StatusCode, &'static str) {
         match self {
-            Self::InvalidName => ("invalid_name", StatusCode::BAD_REQUEST, "A name is not allowed"),
-            Self::InvalidQuery => ("invalid_query", StatusCode::BAD_REQUEST, "The query can't be read"),
-            Self::InvalidBody => ("invalid_body", StatusCode::BAD_REQUEST, "The body can't be read"),
-            Self::InvalidPosition => ("invalid_position", StatusCode::BAD_REQUEST, "The position can't be read"),
-            Self::InvalidHeader => ("invalid_header", StatusCode::BAD_REQUEST, "A header can't be read"),
-            Self::TooManyRooms => ("too_many_rooms", StatusCode::BAD_REQUEST, "Too many rooms on one stream"),
-            Self::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, "The request can't be read"),
-            Self::ForeignHost => ("foreign_host", StatusCode::FORBIDDEN, "Not addressed as this machine"),
-            Self::CrossSite => ("cross_site", StatusCode::FORBIDDEN, "Sent by a page of another site"),
-            Self::TokenMissing => ("token_missing", StatusCode::UNAUTHORIZED, "It takes a token"),
-            Self::TokenInvalid => ("token_invalid", StatusCode::UNAUTHORIZED, "The token is not taken"),
+            Self::InvalidName => ("invalid_name", StatusCode::BAD_REQUEST, "Invalid name"),
+            Self::InvalidQuery => ("invalid_query", StatusCode::BAD_REQUEST, "Invalid query parameter"),
+            Self::InvalidBody => ("invalid_body", StatusCode::BAD_REQUEST, "Invalid request body"),
+            Self::InvalidPosition => ("invalid_position", StatusCode::BAD_REQUEST, "Invalid position or cursor"),
+            Self::InvalidHeader => ("invalid_header", StatusCode::BAD_REQUEST, "Invalid or unsupported header"),
+            Self::TooManyRooms => ("too_many_rooms", StatusCode::BAD_REQUEST, "Too many rooms for one stream"),
+            Self::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, "Malformed request"),
+            Self::ForeignHost => ("foreign_host", StatusCode::FORBIDDEN, "The Host header is not this machine"),
+            Self::CrossSite => ("cross_site", StatusCode::FORBIDDEN, "A page of another site sent the request"),
+            Self::TokenMissing => ("token_missing", StatusCode::UNAUTHORIZED, "A token is required"),
+            Self::TokenInvalid => ("token_invalid", StatusCode::UNAUTHORIZED, "The token is not valid"),
             Self::TokenExpired => ("token_expired", StatusCode::UNAUTHORIZED, "The token has expired"),
-            Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "The token does not grant it"),
+            Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "The token lacks a permission"),
             Self::OriginNotAllowed => {
-                ("origin_not_allowed", StatusCode::FORBIDDEN, "Sent by a page that may not use the gateway")
+                ("origin_not_allowed", StatusCode::FORBIDDEN, "The page's origin is not allowed")
             }
             Self::KeysUnavailable => {
-                ("keys_unavailable", StatusCode::SERVICE_UNAVAILABLE, "Tokens can't be checked yet")
+                ("keys_unavailable", StatusCode::SERVICE_UNAVAILABLE, "Tokens can't be verified yet")
             }
             Self::RouteNotFound => ("route_not_found", StatusCode::NOT_FOUND, "No such route"),
             Self::HashNotFound => ("hash_not_found", StatusCode::NOT_FOUND, "No such hash"),
             Self::FieldNotFound => ("field_not_found", StatusCode::NOT_FOUND, "No such field"),
             Self::MethodNotAllowed => {
-                ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED, "The route has no such method")
+                ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED, "The route does not support this method")
             }
-            Self::RequestTimeout => ("request_timeout", StatusCode::REQUEST_TIMEOUT, "The request took too long"),
-            Self::WrongType => ("wrong_type", StatusCode::CONFLICT, "The key holds something else"),
-            Self::NotANumber => ("not_a_number", StatusCode::CONFLICT, "The value is not a whole number"),
+            Self::RequestTimeout => {
+                ("request_timeout", StatusCode::REQUEST_TIMEOUT, "The request did not arrive in time")
+            }
+            Self::WrongType => ("wrong_type", StatusCode::CONFLICT, "The key in Redis has another type"),
+            Self::NotANumber => ("not_a_number", StatusCode::CONFLICT, "Not a 64-bit whole number"),
             Self::PreconditionFailed => {
-                ("precondition_failed", StatusCode::PRECONDITION_FAILED, "The value is not what was expected")
+                ("precondition_failed", StatusCode::PRECONDITION_FAILED, "The value does not match the condition")
             }
-            Self::IdempotencyKeyReused => {
-                ("idempotency_key_reused", StatusCode::UNPROCESSABLE_ENTITY, "The key was used for something else")
-            }
+            Self::IdempotencyKeyReused => (
+                "idempotency_key_reused",
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "The idempotency key was used for other content",
+            ),
             Self::BodyTooLarge => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
             Self::UnsupportedMediaType => {
-                ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body's type is not taken here")
+                ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Content-Type")
             }
             Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "The gateway failed"),
-            Self::Unavailable => ("unavailable", StatusCode::SERVICE_UNAVAILABLE, "The broker is away"),
+            Self::Unavailable => ("unavailable", StatusCode::SERVICE_UNAVAILABLE, "The broker is unavailable"),
             Self::OutcomeUnknown => {
                 ("outcome_unknown", StatusCode::SERVICE_UNAVAILABLE, "The broker's answer was lost")
             }
             Self::OutOfMemory => ("out_of_memory", StatusCode::SERVICE_UNAVAILABLE, "The broker's memory is full"),
-            Self::ReadOnly => ("read_only", StatusCode::SERVICE_UNAVAILABLE, "The broker takes no writes"),
-            Self::NoReplicas => ("no_replicas", StatusCode::SERVICE_UNAVAILABLE, "The broker lacks replicas"),
-            Self::Misconfigured => ("misconfigured", StatusCode::SERVICE_UNAVAILABLE, "The broker can't save"),
+            Self::ReadOnly => ("read_only", StatusCode::SERVICE_UNAVAILABLE, "Redis is a read-only replica"),
+            Self::NoReplicas => ("no_replicas", StatusCode::SERVICE_UNAVAILABLE, "Redis has too few replicas"),
+            Self::Misconfigured => ("misconfigured", StatusCode::SERVICE_UNAVAILABLE, "Redis can't save its data"),
             Self::DiskFull => ("disk_full", StatusCode::SERVICE_UNAVAILABLE, "The disk is full"),
             Self::DiskFailed => ("disk_failed", StatusCode::SERVICE_UNAVAILABLE, "The disk fails"),
             Self::Busy => ("busy", StatusCode::SERVICE_UNAVAILABLE, "The broker is busy"),
             Self::SubscriberTaken => {
-                ("subscriber_taken", StatusCode::CONFLICT, "The subscriber is another caller's")
+                ("subscriber_taken", StatusCode::CONFLICT, "The subscriber name belongs to another caller")
             }
             Self::TooManyRequests => ("too_many_requests", StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
             Self::TooManyConnections => (
                 "too_many_connections",
                 StatusCode::SERVICE_UNAVAILABLE,
-                "The replica has all the connections it takes",
+                "The replica has reached its limit of connections",
             ),
         }
     }
@@ -136,10 +140,8 @@ impl Code {
     pub const fn status(self) -> StatusCode {
         self.parts().1
     }
-}
 
-impl Code {
-    /// What a caller that has to show a token, or another one, is told (RFC 6750, 3).
+    /// The `WWW-Authenticate` header (RFC 6750, section 3) for a caller that needs a token, or another token.
     const fn challenge(self) -> Option<&'static str> {
         match self {
             Self::TokenMissing => Some("Bearer realm=\"roomcast\""),
@@ -153,93 +155,93 @@ impl Code {
     }
 }
 
-/// A caller's limit.
+/// A caller's rate limit.
 pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-/// What is left of it.
+/// What is left of the rate limit.
 pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
-/// Seconds after which a 503 may be tried again.
+/// Seconds after which a request that got 503 may be repeated.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 
-/// A failure. It becomes a document in [`finish`], where the request's id is known.
+/// A failure. [`finish`] makes a document of it, with the request's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     code: Code,
     detail: String,
     present: Option<CurrentValue>,
-    /// Seconds after which it may be tried again, where that is not the same for all.
+    /// Seconds after which the request may be repeated, if that depends on the caller.
     retry_after: Option<u64>,
-    /// How the caller stands with the limit that refused it.
+    /// The state of the rate limit that refused the request.
     rate_status: Option<Box<RateStatus>>,
 }
 
-/// The value that a condition met.
+/// The present value of a field whose condition failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CurrentValue {
-    /// The value; absent where the field is, or where it is not UTF-8.
+    /// The value. Missing if the field has no value, or if the value is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// The value in Base64 where it is not UTF-8.
+    /// The value in Base64, if it is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value_base64: Option<String>,
 }
 
-/// A problem document, RFC 9457.
+/// A problem document (RFC 9457).
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem, example = json!({
     "type": "urn:roomcast:problem:field_not_found", "title": "No such field", "status": 404,
-    "detail": "hash \"lamp\" has no field \"colour\"", "code": "field_not_found",
+    "detail": "the hash \"lamp\" has no field \"colour\"", "code": "field_not_found",
     "request_id": "0195f7a4-64a0-7c35-b0a5-2f6f0c3c9c52"
 }))]
-pub struct Document {
-    /// Names the kind of problem.
+pub struct ProblemDocument {
+    /// The kind of problem: `urn:roomcast:problem:` and the code.
     #[serde(rename = "type")]
     kind: String,
-    /// The kind in words.
+    /// The kind of problem, in words.
     title: String,
     /// The HTTP status.
     status: u16,
-    /// What was wrong this time, and what to do.
+    /// The cause in this case, for people.
     detail: String,
-    /// The kind's stable name, for programs.
+    /// The stable name of the kind of problem, for programs.
     code: String,
-    /// The request's id, as in the response's `x-request-id` and in the log.
+    /// The request's id, as in the header `X-Request-Id` and in the gateway's log.
     request_id: String,
-    /// With a 412: the present value of the field.
+    /// With status 412 only: the field's present value.
     #[serde(skip_serializing_if = "Option::is_none")]
     present: Option<CurrentValue>,
 }
 
 impl Problem {
-    /// A failure, and in `detail` what was wrong this time.
+    /// A failure. `detail` is the cause in this case.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         Self { code, detail: detail.into(), present: None, retry_after: None, rate_status: None }
     }
 
-    /// A failure that will be none after a time.
+    /// A failure of a request that may be repeated after some time.
     pub fn later(code: Code, detail: impl Into<String>, after: Duration) -> Self {
-        // Whole seconds, not before that time (RFC 9110, 10.2.3).
+        // Whole seconds, rounded up (RFC 9110, section 10.2.3).
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         Self { retry_after: Some(seconds.max(1)), ..Self::new(code, detail) }
     }
 
-    /// The same, of a caller with a limit.
+    /// Adds the state of the rate limit that refused the request.
     #[must_use]
     pub fn with_rate_status(self, rate_status: RateStatus) -> Self {
         Self { rate_status: Some(Box::new(rate_status)), ..self }
     }
 
-    /// The failed condition of a write, with the value that it met.
+    /// The failed condition of a write, with the present value.
     pub fn precondition(detail: impl Into<String>, present: CurrentValue) -> Self {
         Self { present: Some(present), ..Self::new(Code::PreconditionFailed, detail) }
     }
 
-    /// Its kind.
+    /// The kind of failure.
     pub fn code(&self) -> Code {
         self.code
     }
 
-    /// What was wrong.
+    /// The cause in this case.
     pub fn detail(&self) -> &str {
         &self.detail
     }
@@ -247,43 +249,63 @@ impl Problem {
 
 impl From<BrokerError> for Problem {
     fn from(error: BrokerError) -> Self {
-        match &error {
-            BrokerError::WrongType => Self::new(Code::WrongType, error.to_string()),
-            BrokerError::NotANumber => Self::new(Code::NotANumber, error.to_string()),
+        match error {
+            BrokerError::WrongType => Self::new(
+                Code::WrongType,
+                "another program has stored a value of another type under this key in Redis; \
+                 --redis-prefix keeps the gateway's keys apart",
+            ),
+            BrokerError::NotANumber => {
+                Self::new(Code::NotANumber, "the field's value, or the sum, is not a 64-bit whole number")
+            }
             BrokerError::KeyReused => Self::new(
                 Code::IdempotencyKeyReused,
-                "this Idempotency-Key was used for other content in this room; take a new key",
+                "this Idempotency-Key was used for other content in this room; use a new key",
             ),
-            BrokerError::UnknownPage => Self::new(Code::InvalidQuery, error.to_string()),
-            // The fault's detail may name servers: it goes to the log, the caller gets the kind.
+            BrokerError::UnknownPage => Self::new(
+                Code::InvalidQuery,
+                "after: no page starts here; follow the Link header of the page before",
+            ),
+            // The fault's detail may name servers. It goes to the log; the caller gets the kind only.
             BrokerError::Unavailable(fault) => {
-                request_context::log(|| tracing::warn!(%fault, "not done: the broker is degraded"));
-                Self::new(code_of(fault), format!("not stored or read ({}); try again", fault.kind.name()))
+                request_context::log(|| tracing::warn!(%fault, "a request failed: the broker is degraded"));
+                let (code, cause) = cause(&fault);
+                let detail = format!("nothing was stored or read: {cause} ({}); try again", fault.kind.name());
+                Self::new(code, detail)
             }
             BrokerError::OutcomeUnknown(fault) => {
                 request_context::log(|| tracing::warn!(%fault, "outcome unknown: the broker's answer was lost"));
-                let detail = format!("it may or may not have been stored ({})", fault.kind.name());
+                let detail = format!(
+                    "the write may or may not be stored ({}); with the same Idempotency-Key or with If-Match, \
+                     it can be repeated safely",
+                    fault.kind.name()
+                );
                 Self::new(Code::OutcomeUnknown, detail)
             }
         }
     }
 }
 
-fn code_of(fault: &Fault) -> Code {
+/// The code for a fault of the broker, and the cause in words.
+fn cause(fault: &Fault) -> (Code, &'static str) {
     match fault.kind {
-        FaultKind::OutOfMemory => Code::OutOfMemory,
-        FaultKind::ReadOnly => Code::ReadOnly,
-        FaultKind::NoReplicas => Code::NoReplicas,
-        FaultKind::Misconfigured => Code::Misconfigured,
-        FaultKind::DiskFull => Code::DiskFull,
-        FaultKind::DiskFailed => Code::DiskFailed,
-        FaultKind::Busy => Code::Busy,
+        FaultKind::OutOfMemory => {
+            (Code::OutOfMemory, "the broker's memory is full: maxmemory of Redis, or --embedded-max-bytes")
+        }
+        FaultKind::ReadOnly => {
+            (Code::ReadOnly, "the Redis server is a replica and refuses writes; see --redis-url")
+        }
+        FaultKind::NoReplicas => (Code::NoReplicas, "Redis has fewer replicas than min-replicas-to-write"),
+        FaultKind::Misconfigured => (Code::Misconfigured, "Redis can't save its data to its disk"),
+        FaultKind::DiskFull => (Code::DiskFull, "the disk of --data-dir is full"),
+        FaultKind::DiskFailed => (Code::DiskFailed, "the disk of --data-dir fails"),
+        FaultKind::Busy => (Code::Busy, "a script blocks Redis, or too many writes wait for the disk"),
         FaultKind::Unreachable
         | FaultKind::TimedOut
         | FaultKind::NotReceiving
         | FaultKind::Loading
         | FaultKind::NotPermitted
-        | FaultKind::Failed => Code::Unavailable,
+        | FaultKind::Failed => (Code::Unavailable, "the broker is unavailable"),
     }
 }
 
@@ -295,20 +317,21 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Turns every failure into its document: ours, and whatever a framework has raised without one.
+/// Makes a document of every failure: of a [`Problem`], and of an error status that the framework set. Calls `count`
+/// with its code.
 pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)) -> Response {
     let status = response.status();
-    // A report that a handler made itself, such as that of /healthz, stays as it is.
-    let reported = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    // An error response with a JSON body of its own, such as that of /healthz, is not replaced.
+    let has_own_body = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     let problem = response.extensions_mut().remove::<Problem>();
-    let problem = problem.or_else(|| if reported { None } else { raised_elsewhere(status) });
+    let problem = problem.or_else(|| if has_own_body { None } else { framework_problem(status) });
     let Some(problem) = problem else { return response };
     count(problem.code);
     let (code, status, title) = problem.code.parts();
     if status == StatusCode::INTERNAL_SERVER_ERROR {
         request_context::log(|| tracing::error!(detail = problem.detail, "the gateway failed"));
     }
-    let document = Document {
+    let document = ProblemDocument {
         kind: format!("urn:roomcast:problem:{code}"),
         title: title.into(),
         status: status.as_u16(),
@@ -318,7 +341,7 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
         present: problem.present,
     };
     let mut answer = (status, Json(document)).into_response();
-    // Such as `Allow` and `ETag`; what described the replaced body goes.
+    // Keep headers such as `Allow` and `ETag`. Drop those that describe the replaced body.
     for (name, value) in response.headers() {
         if *name != header::CONTENT_LENGTH && *name != header::CONTENT_TYPE {
             answer.headers_mut().append(name, value.clone());
@@ -342,7 +365,7 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
     answer
 }
 
-/// The fields of draft-ietf-httpapi-ratelimit-headers: a limit, and what is left of it.
+/// Adds the headers of draft-ietf-httpapi-ratelimit-headers: a limit, and what is left of it.
 pub fn add_rate_status(headers: &mut HeaderMap, rate_status: &RateStatus) {
     let RateStatus { policy, quota, window, remaining } = rate_status;
     let texts = [
@@ -350,11 +373,12 @@ pub fn add_rate_status(headers: &mut HeaderMap, rate_status: &RateStatus) {
         (RATE_LIMIT, format!("\"{policy}\";r={remaining}")),
     ];
     for (name, text) in texts {
-        headers.insert(name, HeaderValue::from_str(&text).expect("a name of ours and numbers are visible ASCII"));
+        headers.insert(name, HeaderValue::from_str(&text).expect("policy names and numbers are visible ASCII"));
     }
 }
 
-fn raised_elsewhere(status: StatusCode) -> Option<Problem> {
+/// The problem for an error status that the framework set without one.
+fn framework_problem(status: StatusCode) -> Option<Problem> {
     let code = match status {
         StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
         StatusCode::NOT_FOUND => Code::RouteNotFound,
@@ -366,7 +390,7 @@ fn raised_elsewhere(status: StatusCode) -> Option<Problem> {
         _ => return None,
     };
     let detail = match code {
-        Code::MethodNotAllowed => "see the Allow header for the methods that it has",
+        Code::MethodNotAllowed => "the Allow header lists the methods of this route",
         other => other.parts().2,
     };
     Some(Problem::new(code, detail))
@@ -377,7 +401,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_fault_has_its_status() {
+    fn every_broker_fault_has_its_code_and_its_status() {
         let unavailable = |kind| Problem::from(BrokerError::Unavailable(Fault::new(kind, "redis-7.internal:6379")));
         for (kind, name) in [
             (FaultKind::Unreachable, "unavailable"),

@@ -1,4 +1,4 @@
-//! An event of a live topic, shared by all subscribers of it on this replica.
+//! An event of a live topic, shared by all its subscribers on this replica.
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,10 +8,11 @@ use crate::broker::LogEntry;
 use crate::cache::CachedEvent;
 use crate::names::{Event, EventId, MalformedEvent};
 
-/// Encodings that an event keeps.
+/// How many encodings an event can keep.
 pub const ENCODINGS: usize = 2;
 
-/// An entry of a log, decoded, with room for what the delivery layer makes of it: that is made once and then shared.
+/// A decoded entry of a log. It keeps the encodings that the delivery layer makes of it, so that each is made once and
+/// then shared by all streams.
 #[derive(Debug)]
 pub struct LiveEvent {
     id: EventId,
@@ -21,13 +22,13 @@ pub struct LiveEvent {
 }
 
 impl LiveEvent {
-    /// Decodes an entry of a log.
+    /// Decodes an entry of a log. Fails if the entry is not an event.
     pub fn new(entry: &LogEntry) -> Result<Self, MalformedEvent> {
         let event = Event::decode(&entry.stored)?;
         Ok(Self { id: entry.id, event, stored_bytes: entry.stored.len(), encodings: Default::default() })
     }
 
-    /// Its position in the log.
+    /// Its id in the log.
     pub fn id(&self) -> EventId {
         self.id
     }
@@ -37,12 +38,12 @@ impl LiveEvent {
         &self.event
     }
 
-    /// The encoding with this index, below [`ENCODINGS`]; encodes it at the first call.
+    /// The encoding with this index, which is below [`ENCODINGS`]. The first call encodes it.
     pub fn encoding(&self, index: usize, encode: impl FnOnce() -> Bytes) -> &Bytes {
         self.encodings[index].get_or_init(encode)
     }
 
-    /// Decodes entries. Entries that are not events are left out; subscribers are told of them as of trimmed ones.
+    /// Decodes entries. Those that are not events are left out; for subscribers, they are like trimmed ones.
     pub(super) fn decode_all(entries: &[LogEntry]) -> Vec<Arc<Self>> {
         entries.iter().filter_map(|entry| Self::new(entry).ok().map(Arc::new)).collect()
     }
@@ -54,7 +55,7 @@ impl CachedEvent for LiveEvent {
     }
 
     fn bytes(&self) -> usize {
-        // Decoded, and about as much again once it is encoded.
+        // The decoded event, and about as much again for its encoding.
         2 * self.stored_bytes
     }
 

@@ -1,4 +1,5 @@
-//! What follows in one room for many subscribers who are all at the same position: asked once, given to all.
+//! A cursor that many subscribers of one topic share while they are all at the same position: what follows is asked
+//! once and delivered to all of them.
 
 use std::sync::Arc;
 
@@ -10,10 +11,10 @@ use super::topic::{FIRST_PAGE_EVENTS, LiveTopic, LogReply};
 use crate::cache::Lookup;
 use crate::names::EventId;
 
-/// Leads subscribers who are level: at one position, with nothing of their own to be told.
+/// The cursor of a group of subscribers that have all caught up to one position of a topic.
 ///
-/// It never tells a gap. Where there may be one, each subscriber has to read_log for itself, since it depends on what that one
-/// was told before.
+/// It never yields a gap. If there may be one, every subscriber has to poll for itself, since a gap depends on what was
+/// reported to that subscriber before.
 pub struct GroupCursor {
     topic: Arc<LiveTopic>,
     changes: watch::Receiver<u64>,
@@ -22,52 +23,53 @@ pub struct GroupCursor {
     page: u16,
 }
 
-/// What follows for all.
+/// What follows the position of a group.
 #[derive(Debug)]
 pub enum GroupPoll {
-    /// These events, in order. IdempotencyKey they are [gone past](GroupCursor::advance), all are to get them.
+    /// These events, in order. The caller delivers them to every member of the group, and then calls
+    /// [`GroupCursor::advance`].
     Events(Vec<Arc<LiveEvent>>),
     /// Nothing yet.
     Nothing,
-    /// The log has to be asked.
+    /// Only the log can tell: [`GroupCursor::read_log`] asks it.
     NeedsLog,
-    /// The log can't be asked before that.
+    /// The log could not be read, and is not to be read again before this time.
     RetryAt(Instant),
-    /// Each has to read_log for itself.
+    /// Every subscriber has to poll for itself.
     Diverged,
 }
 
 impl GroupCursor {
     pub(super) fn new(topic: Arc<LiveTopic>, position: EventId, retractions: u64) -> Self {
         let mut changes = topic.changes();
-        // What came between the position and now is news, too.
+        // The topic may have changed after the position was determined.
         changes.mark_changed();
         Self { topic, changes, position, retractions, page: FIRST_PAGE_EVENTS }
     }
 
-    /// Where all of them are.
+    /// The position of the group.
     pub fn position(&self) -> EventId {
         self.position
     }
 
-    /// Whether a subscriber has been told more than those who are led.
-    pub fn is_behind(&self, place: &CaughtUp) -> bool {
-        self.position < place.position || self.retractions < place.retractions
+    /// Whether a subscriber has received more than the group.
+    pub fn is_behind(&self, subscriber: &CaughtUp) -> bool {
+        self.position < subscriber.position || self.retractions < subscriber.retractions
     }
 
-    /// Returns when there may be something new.
+    /// Returns when the topic may have changed.
     pub async fn changed(&mut self) {
-        // The sender is the room's own, so the channel can't close.
+        // The topic owns the sender, so the channel can't close.
         let _ = self.changes.changed().await;
     }
 
-    /// What follows, as far as this replica can say at once.
+    /// What follows, as far as the cache can tell.
     pub fn poll(&mut self) -> GroupPoll {
         self.changes.mark_unchanged();
         if self.topic.retractions() != self.retractions {
             return GroupPoll::Diverged;
         }
-        // With nothing reported, events and nothing are the same for everybody.
+        // Whether an event or nothing follows does not depend on what was reported to a subscriber.
         match self.topic.after(self.position, None) {
             Lookup::Events(events) => GroupPoll::from_events(events),
             Lookup::Nothing => GroupPoll::Nothing,
@@ -75,7 +77,7 @@ impl GroupCursor {
         }
     }
 
-    /// What follows, from the log: one read for all.
+    /// What follows, by one read of the log for the whole group.
     pub async fn read_log(&mut self) -> GroupPoll {
         match self.topic.read_log(self.position, None, &mut self.page).await {
             Ok(LogReply::Events(events)) => GroupPoll::from_events(events),
@@ -85,19 +87,20 @@ impl GroupCursor {
         }
     }
 
-    /// The events between a subscriber's position and that of all, if they are at hand.
-    pub fn catch_up(&self, place: &CaughtUp) -> Option<Vec<Arc<LiveEvent>>> {
-        let mut position = place.position;
+    /// The events between a subscriber's position and the group's. `None` if the cache lacks some of them, if the
+    /// subscriber is ahead of the group, or if the two have handled different retractions.
+    pub fn catch_up(&self, subscriber: &CaughtUp) -> Option<Vec<Arc<LiveEvent>>> {
+        let mut position = subscriber.position;
         let mut missed = Vec::new();
-        while place.retractions == self.retractions && position < self.position {
+        while subscriber.retractions == self.retractions && position < self.position {
             let Lookup::Events(events) = self.topic.after(position, None) else { return None };
             missed.extend(events.into_iter().take_while(|event| event.id() <= self.position));
             position = missed.last().filter(|event| event.id() > position)?.id();
         }
-        (place.retractions == self.retractions && position == self.position).then_some(missed)
+        (subscriber.retractions == self.retractions && position == self.position).then_some(missed)
     }
 
-    /// Moves behind the events that are ahead.
+    /// Moves to the position after these events.
     pub fn advance(&mut self, events: &[Arc<LiveEvent>]) {
         self.position = events.last().map_or(self.position, |last| last.id());
     }
@@ -109,7 +112,8 @@ impl GroupPoll {
     }
 }
 
-/// The place of a subscriber that is level with its room, as far as this replica has read.
+/// The state of a subscriber of one topic that has received all there is, as far as this replica has read the log.
+/// Equal states can share a group cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CaughtUp {
     pub(super) position: EventId,

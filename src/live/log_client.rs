@@ -1,4 +1,5 @@
-//! How a replica uses logs: every step carries the watermarks, has a deadline, and reads take turns.
+//! A replica's access to logs. Every call carries the topic's watermarks and has a deadline, and the number of reads at
+//! one time is limited.
 
 use std::sync::Arc;
 
@@ -14,11 +15,11 @@ use crate::log::EpochHistory;
 use crate::names::{Event, EventId, Topic};
 use crate::trace;
 
-/// Reads of logs at one time; more wait, so that many readers at once do not crowd out publishes.
+/// Most reads at one time. More have to wait, so that many readers do not crowd out publishes.
 const LOG_READERS: usize = 64;
-/// Entries that one read of a page asks for, so that no single reply keeps others waiting for long.
+/// Most entries of one read for a page, so that no reply keeps other calls waiting for long.
 const READ_EVENTS: usize = 50;
-/// A page that has so many bytes gets no more entries.
+/// Bytes from which on a page gets no more entries.
 const READ_BYTES: usize = 4 * 1024 * 1024;
 
 /// Appends to logs and reads them.
@@ -31,9 +32,9 @@ pub struct LogClient {
 /// A page of a log.
 #[derive(Debug)]
 pub struct LogPage {
-    /// The part of the log.
+    /// The entries, with the history of the log.
     pub slice: LogSlice,
-    /// Whether it has fewer entries than were asked for because of their size.
+    /// Whether the page has fewer entries than requested because of their size.
     pub is_cut_short: bool,
 }
 
@@ -48,12 +49,12 @@ impl LogClient {
         &self.watermarks
     }
 
-    /// What the broker knows of its own state.
+    /// The health of the broker, as it last noticed it itself.
     pub fn health(&self) -> Health {
         self.broker.health()
     }
 
-    /// Appends an event to a topic's log. Subscribers get it when the broker announces it.
+    /// Appends an event to a topic's log. Subscribers receive it when the broker announces it.
     pub async fn append(
         &self,
         topic: &Topic,
@@ -64,51 +65,52 @@ impl LogClient {
         let span = if trace::is_enabled() { info_span!("append", room = topic.name()) } else { Span::none() };
         let append = self.broker.append(topic, &watermarks, event.encode(), key).instrument(span);
         let appended = with_deadline("an append", append).await?;
-        // An event that an earlier call appended may be lost by now; only one that was appended now is known to exist.
+        // An event that an earlier call appended may be lost by now. Only an event of this call surely existed just
+        // now.
         if !appended.replayed {
             self.watermarks.add(topic, appended.id);
         }
         Ok(appended)
     }
 
-    /// Empties a topic's log. Returns the position up to which it was emptied.
+    /// Clears a topic's log. Returns the position up to which it was cleared.
     pub async fn clear(&self, topic: &Topic) -> Result<EventId, BrokerError> {
         let watermarks = self.watermarks.get(topic);
-        with_deadline("emptying a log", self.broker.clear(topic, &watermarks)).await
+        with_deadline("a request to clear a log", self.broker.clear(topic, &watermarks)).await
     }
 
-    /// Reads a part of a topic's log.
+    /// Reads at most `limit` entries of a topic's log.
     pub async fn read(&self, topic: &Topic, range: ReadRange, limit: usize) -> Result<LogSlice, BrokerError> {
         let read = async {
-            let _turn = self.readers.acquire().await.expect("the semaphore is never closed");
+            let _permit = self.readers.acquire().await.expect("the semaphore is never closed");
             self.broker.read(topic, &self.watermarks.get(topic), range, limit).await
         };
-        let late = || Err(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "no answer to a read")));
-        let slice = timeout(CALL_LIMIT, read).await.unwrap_or_else(|_| late())?;
-        // A client may come back to this position: the replica has to remember that it was given out.
+        let timed_out = || Err(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "no answer to a read")));
+        let slice = timeout(CALL_LIMIT, read).await.unwrap_or_else(|_| timed_out())?;
+        // A client may resume at this position: the replica has to remember that it was given out.
         self.watermarks.add(topic, slice.history.end());
         Ok(slice)
     }
 
-    /// Reads up to `limit` entries: in several reads if they are many, and fewer if they are large.
+    /// Reads a page of at most `limit` entries, or of fewer if they are large. Many entries take several reads.
     pub async fn read_page(&self, topic: &Topic, range: ReadRange, limit: usize) -> Result<LogPage, BrokerError> {
         let backwards = matches!(range, ReadRange::Before(_) | ReadRange::Newest);
-        let mut asked = limit.min(READ_EVENTS);
-        let mut page = self.read(topic, range, asked).await?;
-        let mut got = page.entries.len();
+        let mut requested = limit.min(READ_EVENTS);
+        let mut page = self.read(topic, range, requested).await?;
+        let mut received = page.entries.len();
         loop {
             let left = limit.saturating_sub(page.entries.len());
             let (Some(first), Some(last)) = (page.entries.first(), page.entries.last()) else { break };
-            if left == 0 || got < asked {
+            if left == 0 || received < requested {
                 break;
             }
             if page.entries.iter().map(|entry| entry.stored.len()).sum::<usize>() >= READ_BYTES {
                 return Ok(LogPage { slice: page, is_cut_short: true });
             }
             let range = if backwards { ReadRange::Before(first.id) } else { ReadRange::After(last.id) };
-            asked = left.min(READ_EVENTS);
-            let mut more = self.read(topic, range, asked).await?.entries;
-            got = more.len();
+            requested = left.min(READ_EVENTS);
+            let mut more = self.read(topic, range, requested).await?.entries;
+            received = more.len();
             if backwards {
                 more.append(&mut page.entries);
                 page.entries = more;
@@ -119,7 +121,8 @@ impl LogClient {
         Ok(LogPage { slice: page, is_cut_short: false })
     }
 
-    /// The epoch histories of some logs, and keeps their heads alive. None if the broker can't be asked now.
+    /// Reads the epoch histories of some logs, and keeps their heads and watermarks alive. `None` if the broker does
+    /// not answer.
     pub(super) async fn histories(&self, topics: &[Topic]) -> Option<Vec<Option<EpochHistory>>> {
         for topic in topics {
             self.watermarks.keep(topic);
@@ -127,23 +130,24 @@ impl LogClient {
         timeout(CALL_LIMIT, self.broker.histories(topics)).await.ok()?.ok()
     }
 
-    /// Subscribes to a topic's announcements. Waits while the broker is away.
+    /// Subscribes to a topic's announcements. Waits while the broker is unavailable.
     pub(super) async fn subscribe(&self, topic: &Topic) {
         self.broker.subscribe(topic).await;
     }
 
-    /// Ends the subscription.
+    /// Ends the subscription to a topic's announcements.
     pub(super) fn unsubscribe(&self, topic: &Topic) {
         self.broker.unsubscribe(topic);
     }
 }
 
-/// The outcome of a step that changes something, within [`CALL_LIMIT`]. If no answer comes in time, the step may have been done.
+/// Waits for a call that changes something, at most [`CALL_LIMIT`]. After that the outcome is unknown: the broker may
+/// have done it. `name` is the call's name in the error.
 pub async fn with_deadline<T>(
-    step: &str,
-    outcome: impl Future<Output = Result<T, BrokerError>>,
+    name: &str,
+    call: impl Future<Output = Result<T, BrokerError>>,
 ) -> Result<T, BrokerError> {
-    timeout(CALL_LIMIT, outcome).await.unwrap_or_else(|_| {
-        Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, format!("no answer to {step}"))))
+    timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| {
+        Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, format!("no answer to {name}"))))
     })
 }

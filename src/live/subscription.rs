@@ -1,5 +1,5 @@
-//! A subscriber: a position in each of its rooms, and the question what follows. Live delivery, resume and catching up
-//! are this one question; it is answered from the ring if that can be, else from the log.
+//! A subscription: a position in each of its topics, and the question what follows it. Live delivery, resuming and
+//! catching up are all this one question. The cache answers it if it can, otherwise the log.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,30 +16,30 @@ use crate::cache::Lookup;
 use crate::log::{Gap, GapReason, ReportedLoss};
 use crate::names::{EventId, Topic};
 
-/// How long an announcement may be on its way after its event was appended.
-const ON_THE_WAY: Duration = Duration::from_secs(1);
+/// Longest time between an append and the arrival of its announcement.
+const ANNOUNCEMENT_DELAY: Duration = Duration::from_secs(1);
 
-/// Where a stream of a room starts.
+/// The position at which a subscription to a topic starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// At the log's end.
+    /// The end of the log.
     Now,
-    /// Where an earlier stream ended.
+    /// The position at which an earlier stream ended.
     After(EventId),
-    /// At the oldest retained event.
+    /// Before the oldest retained event.
     Earliest,
-    /// At the last so many events.
+    /// Before the newest events, this many.
     Recent(u64),
 }
 
-/// How a stream began.
+/// Whether a subscription continues an earlier stream, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {
-    /// It does not continue an earlier one.
+    /// It does not continue an earlier stream.
     Fresh,
-    /// Nothing is missing since the earlier one ended.
+    /// It continues an earlier stream, and no event between is missing.
     Complete,
-    /// Something may be missing; a gap follows.
+    /// It continues an earlier stream, and events between may be missing; a gap follows.
     Gap,
 }
 
@@ -54,51 +54,51 @@ impl Resume {
     }
 }
 
-/// What a subscriber is given next. `room` counts in the order in which the rooms were asked for.
+/// What a subscription yields next.
 #[derive(Debug)]
 pub enum Update {
-    /// Events, in order.
+    /// Events of one topic, in order.
     Events {
-        /// Of which room.
+        /// The index of the topic, in the order in which the topics were requested.
         index: usize,
-        /// At least one.
+        /// The events; at least one.
         events: Vec<Arc<LiveEvent>>,
     },
-    /// Events may be missing.
+    /// Events of one topic may be missing.
     Gap {
-        /// In which room.
+        /// The index of the topic, in the order in which the topics were requested.
         index: usize,
-        /// What may be missing.
+        /// The gap.
         gap: Gap,
     },
 }
 
-/// A subscriber's cursors.
+/// A subscription to some topics. It holds a cursor for each.
 pub struct Subscription {
     live: Arc<Live>,
     cursors: Box<[TopicCursor]>,
-    /// The cursor that is asked first, so that one busy room does not starve the others.
-    turn: usize,
+    /// The index of the cursor to poll first. It moves on, so that one busy topic does not starve the others.
+    first: usize,
 }
 
 struct TopicCursor {
     guard: TopicGuard,
     changes: watch::Receiver<u64>,
-    /// Where it began.
+    /// The position at which it began.
     start: EventId,
     position: EventId,
-    /// The room's retractions that are dealt with.
+    /// How many of the topic's retractions it has handled.
     retractions: u64,
-    /// Which losses this stream need not be told of.
+    /// The losses for which it needs no gap.
     reported: Option<ReportedLoss>,
     resume: Resume,
-    /// What opening the stream found out already.
-    found: Option<Box<LogReply>>,
-    /// When the log may be asked again.
+    /// The reply of the log from when the subscription was opened, until it is yielded.
+    opening_reply: Option<Box<LogReply>>,
+    /// The log must not be read before this time.
     retry_at: Option<Instant>,
-    /// Events to ask the log for.
+    /// How many events the next read of the log asks for.
     page: u16,
-    /// The log had nothing more here although there are events: their announcements may be on the way.
+    /// The log has events after the position but no longer retains them. Their announcements may still arrive.
     awaits_announcement: bool,
 }
 
@@ -108,29 +108,29 @@ impl Subscription {
         let opening = guards.into_iter().map(|(guard, start)| TopicCursor::open(&live.log, guard, start));
         let cursors = futures_util::future::try_join_all(opening).await?;
         live.subscriptions.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { live: live.clone(), cursors: cursors.into(), turn: 0 })
+        Ok(Self { live: live.clone(), cursors: cursors.into(), first: 0 })
     }
 
-    /// Where the stream starts in each room, in the order in which they were asked for.
+    /// The topics in the order in which they were requested, with the position of each and how it resumes.
     pub fn opening(&self) -> impl Iterator<Item = (&Topic, EventId, Resume)> {
         self.cursors.iter().map(|cursor| (cursor.guard.live().topic(), cursor.position, cursor.resume))
     }
 
-    /// Where the stream is in each room, behind everything that it has been given.
+    /// The topics in the order in which they were requested, with the position of each after all that was yielded.
     pub fn positions(&self) -> impl Iterator<Item = (&Topic, EventId)> {
         self.cursors.iter().map(|cursor| (cursor.guard.live().topic(), cursor.position))
     }
 
-    /// The name of one of the rooms, as they were asked for.
+    /// The topic of an index.
     pub fn topic(&self, index: usize) -> &Topic {
         self.cursors[index].guard.live().topic()
     }
 
-    /// Waits for what follows. Loses nothing when it is dropped before it is ready.
+    /// Waits for the next update. Cancel-safe: nothing is lost if the future is dropped before it is ready.
     pub async fn next(&mut self) -> Update {
         loop {
-            if let Some(delivery) = self.poll().await {
-                return delivery;
+            if let Some(update) = self.poll().await {
+                return update;
             }
             let retry_at = self.cursors.iter().filter_map(|cursor| cursor.retry_at).min();
             let changes = self.cursors.iter_mut().map(|cursor| Box::pin(cursor.changes.changed()));
@@ -141,22 +141,23 @@ impl Subscription {
         }
     }
 
-    /// The place of a subscriber of one room that has nothing to be told now, and could be led.
+    /// The state of a subscription that could share a group cursor: it has one topic, and there is nothing to yield
+    /// now. `None` if that is not so.
     pub fn caught_up(&self) -> Option<CaughtUp> {
         let [cursor] = &*self.cursors else { return None };
-        let room = cursor.guard.live();
-        let is_caught_up = cursor.found.is_none()
-            && cursor.retractions == room.retractions()
-            && matches!(room.after(cursor.position, cursor.reported), Lookup::Nothing);
+        let topic = cursor.guard.live();
+        let is_caught_up = cursor.opening_reply.is_none()
+            && cursor.retractions == topic.retractions()
+            && matches!(topic.after(cursor.position, cursor.reported), Lookup::Nothing);
         is_caught_up.then_some(CaughtUp { position: cursor.position, retractions: cursor.retractions })
     }
 
-    /// Leads those who are at a place; the subscription is of one room.
-    pub fn group_cursor(&self, place: CaughtUp) -> GroupCursor {
-        GroupCursor::new(self.cursors[0].guard.live().clone(), place.position, place.retractions)
+    /// A cursor for all subscribers in this state. The subscription has to be one to a single topic.
+    pub fn group_cursor(&self, state: CaughtUp) -> GroupCursor {
+        GroupCursor::new(self.cursors[0].guard.live().clone(), state.position, state.retractions)
     }
 
-    /// The subscriber has been led to a position.
+    /// Sets the position, after a group cursor has advanced for this subscription.
     pub fn advance_to(&mut self, position: EventId) {
         let cursor = &mut self.cursors[0];
         cursor.awaits_announcement &= cursor.position == position;
@@ -166,14 +167,14 @@ impl Subscription {
     async fn poll(&mut self) -> Option<Update> {
         let count = self.cursors.len();
         for step in 0..count {
-            let index = (self.turn + step) % count;
-            let delivery = match self.cursors[index].poll().await {
+            let index = (self.first + step) % count;
+            let update = match self.cursors[index].poll().await {
                 LogReply::Events(events) => Update::Events { index, events },
                 LogReply::Gap(gap) => Update::Gap { index, gap },
                 LogReply::Nothing => continue,
             };
-            self.turn = index + 1;
-            return Some(delivery);
+            self.first = index + 1;
+            return Some(update);
         }
         None
     }
@@ -189,7 +190,7 @@ impl TopicCursor {
     async fn open(log: &LogClient, guard: TopicGuard, start: Start) -> Result<Self, BrokerError> {
         let mut changes = guard.live().changes();
         tokio::select! {
-            // The room's task outlives every guard in it, so the channel can't close meanwhile.
+            // The topic owns the sender, so the channel can't close.
             _ = changes.wait_for(|count| *count > 0) => {}
             error = guard.live().refusal() => return Err(error),
         }
@@ -215,10 +216,10 @@ impl TopicCursor {
             start: position,
             position,
             retractions,
-            // A stream that does not continue another one is owed nothing of what came before it.
+            // A stream that does not continue another one needs no gap for what was before it.
             reported: Some(ReportedLoss { from: EventId::start_of(0), to: position }),
             resume: Resume::Fresh,
-            found: None,
+            opening_reply: None,
             retry_at: None,
             page: FIRST_PAGE_EVENTS,
             awaits_announcement: false,
@@ -227,33 +228,34 @@ impl TopicCursor {
             cursor.resume = Resume::Complete;
             cursor.reported = None;
             if matches!(cursor.guard.live().after(position, None), Lookup::Unknown) {
-                let found = cursor.read_log().await?;
-                if matches!(found, LogReply::Gap(_)) {
+                let reply = cursor.read_log().await?;
+                if matches!(reply, LogReply::Gap(_)) {
                     cursor.resume = Resume::Gap;
                 }
-                cursor.found = Some(Box::new(found));
+                cursor.opening_reply = Some(Box::new(reply));
             }
         }
         Ok(cursor)
     }
 
-    /// What follows now; the position moves on with it.
+    /// What follows now. The position moves on accordingly.
     async fn poll(&mut self) -> LogReply {
         self.changes.mark_unchanged();
-        let found = match self.found.take().map(|found| *found).or_else(|| self.retraction()) {
-            Some(found) => found,
+        let reply = match self.opening_reply.take().map(|reply| *reply).or_else(|| self.retraction()) {
+            Some(reply) => reply,
             None => match self.guard.live().after(self.position, self.reported) {
                 Lookup::Events(events) => LogReply::Events(events),
                 Lookup::Nothing => LogReply::Nothing,
                 Lookup::Unknown if self.retry_at.is_some_and(|at| at > Instant::now()) => return LogReply::Nothing,
                 Lookup::Unknown => match self.read_log().await {
-                    // A log that keeps nothing can't tell an event that was missed from one that is on its way.
+                    // If the log retains nothing, an event that was missed looks like one whose announcement has not
+                    // arrived yet. So there is some time for the announcement before the gap.
                     Ok(LogReply::Gap(Gap { reason: GapReason::Expired, .. })) if !self.awaits_announcement => {
                         self.awaits_announcement = true;
-                        self.retry_at = Some(Instant::now() + ON_THE_WAY);
+                        self.retry_at = Some(Instant::now() + ANNOUNCEMENT_DELAY);
                         return LogReply::Nothing;
                     }
-                    Ok(found) => found,
+                    Ok(reply) => reply,
                     Err(error) => {
                         self.retry_at = Some(self.guard.live().retry_at(&error));
                         return LogReply::Nothing;
@@ -262,7 +264,7 @@ impl TopicCursor {
             },
         };
         self.retry_at = None;
-        match &found {
+        match &reply {
             LogReply::Events(events) => {
                 self.awaits_announcement = false;
                 self.position = events.last().map_or(self.position, |event| event.id());
@@ -270,18 +272,18 @@ impl TopicCursor {
             LogReply::Gap(gap) => {
                 self.awaits_announcement = false;
                 self.position = gap.to;
-                self.reported = Some(ReportedLoss::with(self.reported, *gap));
+                self.reported = Some(ReportedLoss::after_gap(self.reported, *gap));
             }
             LogReply::Nothing => {}
         }
-        found
+        reply
     }
 
     async fn read_log(&mut self) -> Result<LogReply, BrokerError> {
         self.guard.live().read_log(self.position, self.reported, &mut self.page).await
     }
 
-    /// A gap, if something was given out here that turned out not to be the log's.
+    /// A gap, if an event that this cursor may have yielded was retracted.
     fn retraction(&mut self) -> Option<LogReply> {
         let retracted = self.guard.live().retracted_since(&mut self.retractions, self.start);
         let id = retracted.filter(|id| *id <= self.position)?;

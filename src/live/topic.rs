@@ -1,4 +1,4 @@
-//! A live topic: this replica's copy of its log, and the task that keeps the copy true.
+//! A live topic: this replica's cache of its log, and the task that keeps the cache correct.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,21 +14,23 @@ use crate::cache::{AnnouncementOutcome, LogCache, Lookup, Ring, RingLimits};
 use crate::log::{EpochHistory, Gap, Next, ReportedLoss};
 use crate::names::{EventId, Topic};
 
-/// Most bytes that a subscriber is given at one time: a write's worth.
+/// Most bytes of events that a subscriber gets at one time: about one write to its connection.
 pub(super) const BATCH_BYTES: usize = 64 * 1024;
-/// Most events fetched in one read.
+/// Most events of one read.
 const PAGE_EVENTS: u16 = 100;
-/// Events in a reader's first page from the log. Later pages are as many as make up a few batches, whatever the events'
-/// size, so that slow readers of large events cost little memory.
+/// Events of a subscriber's first page from the log. Later pages have as many events as make up [`PAGE_BYTES`], so that
+/// slow subscribers of large events cost little memory.
 pub(super) const FIRST_PAGE_EVENTS: u16 = 8;
 /// Bytes that a page should have.
 const PAGE_BYTES: usize = 4 * BATCH_BYTES;
-/// Pause before a subscriber asks the log again after it could not answer; jittered up to twice as long.
-const READ_AGAIN: Duration = Duration::from_millis(500);
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_MOST: Duration = Duration::from_secs(1);
+/// Pause before a subscriber reads the log again after a read has failed; jittered up to twice as long.
+const SUBSCRIBER_RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// First pause before the topic's task reads the log again after a read has failed.
+const MIN_RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause of the same kind.
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the log said.
+/// What follows a position, by a read of the log.
 pub(super) enum LogReply {
     Events(Vec<Arc<LiveEvent>>),
     Gap(Gap),
@@ -39,16 +41,19 @@ pub(super) struct LiveTopic {
     topic: Topic,
     log: Arc<LogClient>,
     idle_ttl: Duration,
+    /// Entries of one read of the topic's task.
     read_events: usize,
     cache: Mutex<LogCache<Arc<LiveEvent>>>,
-    /// Counts changes of the copy; 0 until it has been read first.
+    /// Counts changes of the cache; 0 until the first read is done.
     changes: watch::Sender<u64>,
-    invalidate: Notify,
-    /// The copy's, so that who looks each time needs no lock.
+    /// Notified when the log has to be read again.
+    invalidated: Notify,
+    /// The cache's number of retractions, to be read without its lock.
     retractions: AtomicU64,
     subscriber_count: AtomicU64,
+    /// Notified when the last subscriber leaves.
     vacated: Notify,
-    /// What keeps the room from being read, if time alone will not mend it.
+    /// Why the log can't be read, if waiting alone will not change that.
     refusal: watch::Sender<Option<BrokerError>>,
 }
 
@@ -62,7 +67,7 @@ impl LiveTopic {
             read_events: limits.events.min(PAGE_EVENTS.into()),
             cache: Mutex::new(LogCache::new(limits)),
             changes: watch::channel(0).0,
-            invalidate: Notify::new(),
+            invalidated: Notify::new(),
             retractions: AtomicU64::new(0),
             subscriber_count: AtomicU64::new(0),
             vacated: Notify::new(),
@@ -78,49 +83,49 @@ impl LiveTopic {
         self.subscriber_count.load(Ordering::SeqCst)
     }
 
-    /// Wakes with every change. The value is 0 until the room can be read.
+    /// Changes with every change of the cache. The value is 0 until the first read is done.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Has the log read again.
+    /// Has the topic's task read the log again.
     pub(super) fn invalidate(&self) {
-        self.invalidate.notify_one();
+        self.invalidated.notify_one();
     }
 
-    /// Resolves if the room can't be read and time alone will not mend that.
+    /// Resolves if the log can't be read and waiting alone will not change that.
     pub(super) async fn refusal(&self) -> BrokerError {
         let mut refusal = self.refusal.subscribe();
         match refusal.wait_for(Option::is_some).await.map(|refusal| refusal.clone()) {
             Ok(Some(error)) => error,
-            // The sender is the room's own, so neither can be.
+            // The topic owns the sender, so the channel can't close, and the value is `Some`.
             _ => std::future::pending().await,
         }
     }
 
-    /// Where the room's log ends, as far as this replica has read.
+    /// The end of the log, as far as the cache knows. `None` before the first read.
     pub(super) fn end(&self) -> Option<EventId> {
         self.cache().end()
     }
 
-    /// Whether this is the log's history as far as this replica has read.
+    /// Whether the cache has this history.
     pub(super) fn has_history(&self, history: &EpochHistory) -> bool {
         self.cache().history() == Some(history)
     }
 
-    /// The log was emptied.
-    pub(super) fn clear(&self, position: EventId) {
-        self.cache().empty(position);
+    /// The log was cleared up to a position.
+    pub(super) fn clear_to(&self, position: EventId) {
+        self.cache().clear_to(position);
         self.invalidate();
     }
 
-    /// What follows a position, as far as this replica's copy of the log can say.
+    /// What follows a position, as far as the cache can tell.
     pub(super) fn after(&self, position: EventId, reported: Option<ReportedLoss>) -> Lookup<Arc<LiveEvent>> {
         self.cache().after(position, reported, BATCH_BYTES)
     }
 
-    /// What follows a position, from a fresh read of about `page` events: the only way in which a gap is told, but for
-    /// retractions.
+    /// What follows a position, by a read of about `page` events from the log; adapts `page` to their size. Apart from
+    /// retractions, this is the only source of gaps.
     pub(super) async fn read_log(
         &self,
         position: EventId,
@@ -143,39 +148,41 @@ impl LiveTopic {
         })
     }
 
-    /// When to ask again after the log could not answer.
+    /// When a subscriber may read the log again after a read has failed.
     pub(super) fn retry_at(&self, error: &BrokerError) -> Instant {
-        tracing::debug!(topic = %self.topic, %error, "the log can't be read");
-        Instant::now() + READ_AGAIN.mul_f64(1.0 + fastrand::f64())
+        tracing::debug!(topic = %self.topic, %error, "a subscriber's read of the log failed; it is repeated");
+        Instant::now() + SUBSCRIBER_RETRY_PAUSE.mul_f64(1.0 + fastrand::f64())
     }
 
-    /// How many ids were retracted so far.
+    /// How many ids have been retracted so far.
     pub(super) fn retractions(&self) -> u64 {
         self.retractions.load(Ordering::SeqCst)
     }
 
-    /// The lowest id above a position that was retracted since there were so many; counts on.
-    pub(super) fn retracted_since(&self, seen: &mut u64, position: EventId) -> Option<EventId> {
+    /// The lowest id at or above `start` among those retracted after the first `seen` ones. Sets `seen` to their
+    /// number.
+    pub(super) fn retracted_since(&self, seen: &mut u64, start: EventId) -> Option<EventId> {
         if *seen == self.retractions() {
             return None;
         }
         let cache = self.cache();
         let before = std::mem::replace(seen, cache.retractions());
-        cache.retracted_after(before, position)
+        cache.retracted_after(before, start)
     }
 
-    /// An announcement.
-    pub(super) fn announce(&self, event: Arc<LiveEvent>) -> AnnouncementOutcome {
-        let taken = self.cache().announce(event);
-        match taken {
+    /// Receives an announcement.
+    pub(super) fn receive(&self, event: Arc<LiveEvent>) -> AnnouncementOutcome {
+        let outcome = self.cache().receive(event);
+        match outcome {
             AnnouncementOutcome::Added => self.wake(),
             AnnouncementOutcome::Duplicate | AnnouncementOutcome::Deferred => {}
             AnnouncementOutcome::Unexpected | AnnouncementOutcome::Conflict => self.invalidate(),
         }
-        taken
+        outcome
     }
 
-    /// Keeps the room subscribed and read until it has been empty for a while. Owns its place in the hub.
+    /// The topic's task: it subscribes to the topic's announcements, and reads the log whenever the cache may be
+    /// incomplete. It ends, and drops the topic from `live`, when the topic has had no subscribers for the idle TTL.
     pub(super) async fn run(topic: Arc<Self>, live: Arc<Live>) {
         loop {
             tokio::select! {
@@ -190,14 +197,14 @@ impl LiveTopic {
             }
             let unverified = topic.log.watermarks().unverified_wait(&topic.topic);
             tokio::select! {
-                () = topic.invalidate.notified() => {}
+                () = topic.invalidated.notified() => {}
                 () = sleep(unverified.unwrap_or_default()), if unverified.is_some() => {}
                 () = topic.idle() => if live.close(&topic) { return },
             }
         }
     }
 
-    /// Resolves when nobody has been in the room for the idle_ttl time.
+    /// Resolves when the topic has had no subscribers for the idle TTL.
     async fn idle(&self) {
         loop {
             while self.subscriber_count() > 0 {
@@ -212,24 +219,25 @@ impl LiveTopic {
 
     async fn read_until_done(&self) {
         let schedule = ExponentialBuilder::new()
-            .with_min_delay(RETRY_FIRST)
-            .with_max_delay(RETRY_MOST)
+            .with_min_delay(MIN_RETRY_PAUSE)
+            .with_max_delay(MAX_RETRY_PAUSE)
             .without_max_times()
             .with_jitter();
         let mut delays = schedule.build();
         while let Err(error) = self.read().await {
             self.refusal.send_replace(matches!(error, BrokerError::WrongType).then(|| error.clone()));
-            tracing::debug!(topic = %self.topic, %error, "the room's log can't be read; trying again");
-            sleep(delays.next().unwrap_or(RETRY_MOST)).await;
+            tracing::debug!(topic = %self.topic, %error, "reading the log into the cache failed; it is repeated");
+            sleep(delays.next().unwrap_or(MAX_RETRY_PAUSE)).await;
         }
         self.refusal.send_replace(None);
     }
 
-    /// Reads forward from the ring's last event, or the newest events where there is none to go on from.
+    /// Reads the log into the cache: one page forward from [`LogCache::read_from`], or the newest page if the cache is
+    /// empty or if the first page does not reach the end of the log.
     async fn read(&self) -> Result<(), BrokerError> {
-        /// Announcements wait until the read is done, however it ends.
-        struct Reading<'a>(&'a LiveTopic);
-        impl Drop for Reading<'_> {
+        /// Ends the read of the cache, however this function ends: announcements are deferred until then.
+        struct ReadGuard<'a>(&'a LiveTopic);
+        impl Drop for ReadGuard<'_> {
             fn drop(&mut self) {
                 let mut cache = self.0.cache();
                 let (again, is_read) = (cache.give_up_read(), cache.end().is_some());
@@ -248,7 +256,7 @@ impl LiveTopic {
             cache.read_from()
         };
         let page = self.read_events;
-        let reading = Reading(self);
+        let guard = ReadGuard(self);
         let range = from.map_or(ReadRange::Newest, ReadRange::After);
         let mut slice = self.log.read(&self.topic, range, page).await?;
         let mut events = LiveEvent::decode_all(&slice.entries);
@@ -260,7 +268,7 @@ impl LiveTopic {
         if self.cache().end_read(&slice.history, events) {
             self.invalidate();
         }
-        drop(reading);
+        drop(guard);
         Ok(())
     }
 
@@ -270,7 +278,7 @@ impl LiveTopic {
         cache.compare(history, events);
         if cache.retractions() > before {
             self.retractions.store(cache.retractions(), Ordering::SeqCst);
-            tracing::warn!(topic = %self.topic, "an announced event was not the log's: its subscribers are told of a gap");
+            tracing::warn!(topic = %self.topic, "an announced event is not in the log; subscribers that may have it get a gap");
         }
     }
 
@@ -283,11 +291,11 @@ impl LiveTopic {
     }
 }
 
-/// A subscriber's place in a room; leaves it when dropped.
+/// Counts as a subscriber of a topic until it is dropped.
 pub(super) struct TopicGuard(Arc<LiveTopic>);
 
 impl TopicGuard {
-    /// Under the lock of the hub's rooms, so that the room is not let go meanwhile.
+    /// The caller holds the lock of the live topics, so that the topic is not dropped meanwhile.
     pub(super) fn new(topic: &Arc<LiveTopic>) -> Self {
         topic.subscriber_count.fetch_add(1, Ordering::SeqCst);
         Self(topic.clone())

@@ -1,5 +1,5 @@
-//! The highest ids, by epoch, that this replica has appended, seen or told in each recent topic. They go with every step, so
-//! that a server which has lost one of them is found out in that very step.
+//! Watermarks: the highest ids, by epoch, that this replica has appended, seen or given out in each recent topic. Every
+//! call about a log carries them, so that a server that has lost one of them notices it in that call.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
@@ -7,18 +7,19 @@ use std::time::{Duration, Instant};
 
 use crate::names::{EventId, Topic};
 
-/// Rooms in a generation; two are kept.
+/// Most topics of a generation. Two generations are kept.
 const GENERATION_TOPICS: usize = 50_000;
-/// A generation's age. A topic is remembered for one to two of them after it was last touched.
+/// Longest time until the next generation begins. A topic is kept for one to two of these after its last use.
 const GENERATION_AGE: Duration = Duration::from_mins(5);
-/// Epochs remembered of a topic, the newest.
+/// Most epochs that are kept of a topic: the newest.
 const KEPT_EPOCHS: usize = 8;
 
-/// Pause between unverified ids of one topic that are passed on: each may begin an epoch. While commands and announcements
-/// come from different servers, every announcement is unverified.
+/// Shortest time between two calls about a topic that carry unverified ids: each of them may begin an epoch. While
+/// commands and announcements come from different servers, every announcement is unverified.
 const UNVERIFIED_PAUSE: Duration = Duration::from_secs(1);
 
-/// Ids by topic, in two generations: the older one is dropped as a whole, and what is touched moves to the younger.
+/// The watermarks of all recent topics. They are kept in two generations: a topic that is used moves to the younger
+/// one, and the older one is dropped as a whole.
 #[derive(Default)]
 pub struct Watermarks(Mutex<Generations>);
 
@@ -30,17 +31,17 @@ struct Generations {
 
 #[derive(Default)]
 struct TopicWatermarks {
-    /// The highest of each epoch, in rising order.
+    /// The highest id of each epoch, in rising order.
     ids: Vec<EventId>,
-    /// Heard, and not what was expected; they wait until they may be passed on.
+    /// Ids of announcements that were not expected; they join `ids` when they may be sent.
     unverified: Vec<EventId>,
-    /// When unverified ids were passed on last.
-    passed_on: Option<Instant>,
+    /// When unverified ids were sent last.
+    unverified_sent: Option<Instant>,
 }
 
 impl TopicWatermarks {
-    fn wait(&self) -> Duration {
-        self.passed_on.map_or(Duration::ZERO, |at| UNVERIFIED_PAUSE.saturating_sub(at.elapsed()))
+    fn unverified_wait(&self) -> Duration {
+        self.unverified_sent.map_or(Duration::ZERO, |at| UNVERIFIED_PAUSE.saturating_sub(at.elapsed()))
     }
 }
 
@@ -62,13 +63,13 @@ impl Generations {
 }
 
 impl Watermarks {
-    /// What a step has to carry.
+    /// The watermarks for a call about a topic. They include unverified ids if their pause is over.
     pub fn get(&self, topic: &Topic) -> Vec<EventId> {
         let mut generations = self.generations();
         let Generations { young, old, .. } = &mut *generations;
         let Some(watermarks) = young.get_mut(topic).or_else(|| old.get_mut(topic)) else { return Vec::new() };
-        if !watermarks.unverified.is_empty() && watermarks.wait().is_zero() {
-            watermarks.passed_on = Some(Instant::now());
+        if !watermarks.unverified.is_empty() && watermarks.unverified_wait().is_zero() {
+            watermarks.unverified_sent = Some(Instant::now());
             for id in std::mem::take(&mut watermarks.unverified) {
                 raise(&mut watermarks.ids, id);
             }
@@ -76,24 +77,24 @@ impl Watermarks {
         watermarks.ids.clone()
     }
 
-    /// An id that was appended, told, or expected.
+    /// Adds an id that was appended, read, or announced as expected.
     pub fn add(&self, topic: &Topic, id: EventId) {
         raise(&mut self.generations().touch(topic).ids, id);
     }
 
-    /// An id that was announced, and is not what was expected.
+    /// Adds an id of an announcement that was not expected, and that may be forged or from another server.
     pub fn add_unverified(&self, topic: &Topic, id: EventId) {
         raise(&mut self.generations().touch(topic).unverified, id);
     }
 
-    /// How long unverified ids of the topic still have to wait; nothing if there are none.
+    /// How long the unverified ids of a topic have to wait. `None` if there are none.
     pub fn unverified_wait(&self, topic: &Topic) -> Option<Duration> {
         let generations = self.generations();
         let watermarks = generations.young.get(topic).or_else(|| generations.old.get(topic))?;
-        (!watermarks.unverified.is_empty()).then(|| watermarks.wait())
+        (!watermarks.unverified.is_empty()).then(|| watermarks.unverified_wait())
     }
 
-    /// Remembers the topic for longer, if it is known.
+    /// Counts as a use of a topic, if the topic has watermarks.
     pub fn keep(&self, topic: &Topic) {
         let mut generations = self.generations();
         if generations.young.contains_key(topic) || generations.old.contains_key(topic) {
@@ -101,6 +102,7 @@ impl Watermarks {
         }
     }
 
+    /// The topics that have watermarks.
     pub fn topics(&self) -> Vec<Topic> {
         let generations = self.generations();
         generations.young.keys().chain(generations.old.keys()).cloned().collect()
@@ -111,12 +113,12 @@ impl Watermarks {
     }
 }
 
-/// Keeps the highest id of each epoch, and the newest epochs.
+/// Raises the highest id of an epoch, or adds the epoch. Only the newest epochs stay.
 fn raise(ids: &mut Vec<EventId>, id: EventId) {
-    match ids.binary_search_by_key(&id.epoch, |watermarks| watermarks.epoch) {
-        Ok(at) => ids[at] = ids[at].max(id),
-        Err(at) => {
-            ids.insert(at, id);
+    match ids.binary_search_by_key(&id.epoch, |highest| highest.epoch) {
+        Ok(index) => ids[index] = ids[index].max(id),
+        Err(index) => {
+            ids.insert(index, id);
             if ids.len() > KEPT_EPOCHS {
                 ids.remove(0);
             }
@@ -134,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_id_of_each_epoch_is_known_and_the_oldest_epochs_are_forgotten() {
+    fn the_highest_id_of_each_epoch_is_kept_and_the_oldest_epochs_are_dropped() {
         let (watermarks, topic) = (Watermarks::default(), topic("a"));
         watermarks.add(&topic, EventId::new(1, 2));
         watermarks.add(&topic, EventId::new(1, 1));
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_what_was_touched_last_stays() {
+    fn the_number_of_topics_is_limited_and_the_last_used_stay() {
         let watermarks = Watermarks::default();
         let name = |n: usize| topic(&n.to_string());
         for n in 0..3 * GENERATION_TOPICS {
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_ids_are_passed_on_at_once_and_then_not_for_a_while() {
+    fn unverified_ids_are_sent_at_once_and_then_not_for_a_while() {
         let (watermarks, topic) = (Watermarks::default(), topic("a"));
         watermarks.add_unverified(&topic, EventId::new(1, 1));
         assert_eq!(watermarks.unverified_wait(&topic), Some(Duration::ZERO));

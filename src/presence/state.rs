@@ -1,5 +1,5 @@
-//! The state of one room's presence on this replica: what has to be told to the broker, and what follows from its answers.
-//! Pure: it does no I/O and is given the time, so that every rule has a unit test.
+//! The presence of one room on this replica, as a state machine: which changes to send to the broker, and the effects
+//! of its answers. Pure: it does no I/O and is given the time, so that every rule has a unit test.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,53 +8,53 @@ use std::time::{Duration, Instant};
 use crate::broker::{Generation, Member, MemberChange, MemberOutcome, MemberView, PresenceSummary, PresenceUpdate};
 use crate::names::SubscriberId;
 
-/// Changes of one step.
+/// Most joins of one update, and most leaves.
 const MAX_CHANGES: usize = 500;
 
-/// One room's members on this replica. `S` stands for a stream's session; two that are equal are the same session.
+/// The members of one room on this replica. `S` is the session of a stream; equal values are the same session.
 pub(super) struct RoomState<S> {
-    /// How long a member that has left may take to come back.
+    /// How long a member whose stream has ended may take to come back.
     grace: Duration,
     members: HashMap<SubscriberId, LocalMember<S>>,
-    /// Sessions that wait for their place.
+    /// Sessions that wait for an update to join with.
     joins: Vec<Join<S>>,
-    /// Sessions whose place the present step asks the broker for.
+    /// Sessions that join with the update under way.
     joining: Vec<Join<S>>,
-    /// Members that have to be told to the broker again.
-    retell: VecDeque<SubscriberId>,
-    /// Members that the broker counts for this replica, and that are not here.
+    /// Members that have to be reported to the broker again.
+    unreported: VecDeque<SubscriberId>,
+    /// Members that the broker counts for this replica and that it does not have.
     orphans: Vec<(SubscriberId, Generation)>,
-    /// At the last comparison the broker counted more members than there are.
+    /// At the last comparison, the broker counted more members for this replica than it has.
     has_surplus: bool,
-    /// The broker has members of dead replicas, which the next step removes.
+    /// The broker has members of dead replicas, which the next update removes.
     has_stale: bool,
 }
 
-/// A member with a stream here, or with one a moment ago.
+/// A member whose stream is on this replica, or was until a moment ago.
 struct LocalMember<S> {
     member: Arc<Member>,
     session: S,
-    /// None until the broker has answered.
+    /// `None` until the broker has answered.
     generation: Option<Generation>,
-    /// When it leaves: its stream has ended.
+    /// When the member leaves, if its stream has ended.
     leaves_at: Option<Instant>,
 }
 
 struct Join<S> {
     member: Arc<Member>,
     session: S,
-    /// The stream has ended before the broker has answered.
+    /// The stream ended before the broker answered.
     has_left: bool,
 }
 
-/// What the caller has to do after a step.
+/// The effects of an update, for the caller to carry out.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Effects<S> {
     /// Sessions whose streams have to end.
     pub(super) ended: Vec<S>,
-    /// Answers to sessions that waited for their place.
+    /// Answers to sessions that joined with the update.
     pub(super) answers: Vec<(S, MemberOutcome)>,
-    /// Whether a member came or left, so that others were told.
+    /// Whether a member joined or left for other subscribers, too.
     pub(super) is_visible: bool,
 }
 
@@ -71,37 +71,40 @@ impl<S: Clone + PartialEq> RoomState<S> {
             members: HashMap::new(),
             joins: Vec::new(),
             joining: Vec::new(),
-            retell: VecDeque::new(),
+            unreported: VecDeque::new(),
             orphans: Vec::new(),
             has_surplus: false,
             has_stale: false,
         }
     }
 
-    /// Members here, those that have just left included.
+    /// How many members there are, including those in their grace time.
     pub(super) fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// Whether there is nothing to keep.
+    /// Whether there are no members and no sessions that wait to join.
     pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty() && self.joins.is_empty()
     }
 
-    /// A session wants a place.
+    /// A session joins with the next update.
     pub(super) fn join(&mut self, member: Arc<Member>, session: S) {
         self.joins.push(Join { member, session, has_left: false });
     }
 
-    /// A session's stream has ended: its member leaves after the grace time.
+    /// The stream of a session has ended: its member leaves after the grace time.
     pub(super) fn end_session(&mut self, subscriber: &SubscriberId, session: &S, now: Instant) {
-        for join in self.joins.iter_mut().chain(&mut self.joining).filter(|join| join.session == *session) {
-            join.has_left = true;
+        // Unless it is the session of a member, it may still wait to join.
+        if self.members.get(subscriber).is_none_or(|local| local.session != *session) {
+            for join in self.joins.iter_mut().chain(&mut self.joining).filter(|join| join.session == *session) {
+                join.has_left = true;
+            }
         }
         self.leave_at(subscriber, now + self.grace, |member| member.session == *session);
     }
 
-    /// A session leaves without a grace time.
+    /// The member of a session leaves without a grace time.
     pub(super) fn leave(&mut self, subscriber: &SubscriberId, session: &S, now: Instant) {
         self.leave_at(subscriber, now, |member| member.session == *session);
     }
@@ -111,43 +114,44 @@ impl<S: Clone + PartialEq> RoomState<S> {
         self.leave_at(subscriber, now, |_| true);
     }
 
-    /// A later session of this subscriber has begun on another replica. Returns the session that it ends here, if any.
+    /// A later session of this subscriber has begun on another replica. Returns the session on this replica that ends.
     pub(super) fn supersede(&mut self, subscriber: &SubscriberId, generation: Generation) -> Option<S> {
-        let member = self.members.get(subscriber)?;
-        let is_earlier = member.generation.is_some_and(|own| own < generation);
-        is_earlier.then(|| self.members.remove(subscriber)).flatten().map(|member| member.session)
+        let local = self.members.get(subscriber)?;
+        let is_earlier = local.generation.is_some_and(|own| own < generation);
+        is_earlier.then(|| self.members.remove(subscriber)).flatten().map(|local| local.session)
     }
 
+    /// Has a member leave at this time, if it is meant and does not leave earlier.
     fn leave_at(&mut self, subscriber: &SubscriberId, at: Instant, is_meant: impl Fn(&LocalMember<S>) -> bool) {
-        if let Some(member) = self.members.get_mut(subscriber).filter(|member| is_meant(member)) {
-            member.leaves_at = Some(member.leaves_at.map_or(at, |before| before.min(at)));
+        if let Some(local) = self.members.get_mut(subscriber).filter(|local| is_meant(local)) {
+            local.leaves_at = Some(local.leaves_at.map_or(at, |before| before.min(at)));
         }
     }
 
-    /// The changes of the next step: sessions that wait, members that the broker may not have, members that leave. None if
-    /// there is nothing to do now.
-    pub(super) fn begin_step(&mut self, now: Instant) -> Option<Vec<MemberChange>> {
+    /// Begins the next update. Returns its changes: sessions that join, members that the broker may lack, members that
+    /// leave. `None` if no update is needed now.
+    pub(super) fn begin_update(&mut self, now: Instant) -> Option<Vec<MemberChange>> {
         let count = self.joins.len().min(MAX_CHANGES);
         self.joining = self.joins.drain(..count).collect();
         let join = |member: &Arc<Member>, generation| MemberChange::Join { member: member.clone(), generation };
-        let mut changes: Vec<_> = self.joining.iter().map(|asked| join(&asked.member, None)).collect();
+        let mut changes: Vec<_> = self.joining.iter().map(|joining| join(&joining.member, None)).collect();
         while changes.len() < MAX_CHANGES
-            && let Some(subscriber) = self.retell.pop_front()
+            && let Some(subscriber) = self.unreported.pop_front()
         {
-            // A member with a new session is told by that one.
+            // The join of a new session reports the member as well.
             let is_joining = self.joining.iter().any(|join| join.member.subscriber == subscriber);
             let member = self.members.get(&subscriber).filter(|member| member.leaves_at.is_none() && !is_joining);
             changes.extend(member.map(|local| join(&local.member, local.generation)));
         }
         let orphans = std::mem::take(&mut self.orphans);
-        // An orphan whose session has been answered meanwhile is none.
+        // It is no orphan if the broker's answer to its join has arrived meanwhile.
         let orphans = orphans.into_iter().filter(|(subscriber, generation)| {
             self.members.get(subscriber).is_none_or(|member| member.generation != Some(*generation))
         });
         let orphans: Vec<_> = orphans.collect();
         let leaving = self.members.values().filter(|local| {
-            // Without a generation the broker may have the member all the same. If it is about to join again, a leave without
-            // a generation would end that session.
+            // A member without a generation has to leave, too: the broker may have it although the answer was lost. But
+            // if the subscriber is about to join again, a leave without a generation would end that new session.
             let joins_again = || {
                 let mut joins = self.joining.iter().chain(&self.joins);
                 joins.any(|join| join.member.subscriber == local.member.subscriber)
@@ -166,8 +170,8 @@ impl<S: Clone + PartialEq> RoomState<S> {
         (!changes.is_empty() || self.has_stale).then_some(changes)
     }
 
-    /// The broker has done the step with these changes.
-    pub(super) fn complete_step(
+    /// Completes the update of these changes with the broker's answer.
+    pub(super) fn complete_update(
         &mut self,
         changes: &[MemberChange],
         update: PresenceUpdate,
@@ -188,7 +192,7 @@ impl<S: Clone + PartialEq> RoomState<S> {
                             }
                             continue;
                         }
-                        // The stream may not have waited for the answer.
+                        // The stream may have opened without waiting for the answer.
                         MemberOutcome::NameTaken => effects.ended.push(join.session.clone()),
                         MemberOutcome::Absent | MemberOutcome::Superseded => {}
                     }
@@ -200,7 +204,7 @@ impl<S: Clone + PartialEq> RoomState<S> {
                         local.generation = Some(generation);
                         continue;
                     }
-                    // The name belongs to another session by now.
+                    // The subscriber id belongs to another session by now.
                     let local = self.members.remove(&member.subscriber);
                     effects.ended.extend(local.map(|local| local.session));
                 }
@@ -216,9 +220,9 @@ impl<S: Clone + PartialEq> RoomState<S> {
         effects
     }
 
-    /// The step with these changes failed, or its answer was lost: all of it is told again. Sessions get their places when the
-    /// broker can give them.
-    pub(super) fn fail_step(&mut self, changes: &[MemberChange], now: Instant) -> Effects<S> {
+    /// The update of these changes failed, or its answer was lost. Its sessions become members here at once, unless
+    /// their subscriber id belongs to another caller here, and are reported again.
+    pub(super) fn fail_update(&mut self, changes: &[MemberChange], now: Instant) -> Effects<S> {
         let mut effects = Effects::default();
         for join in std::mem::take(&mut self.joining) {
             let present = self.members.get(&join.member.subscriber);
@@ -231,13 +235,13 @@ impl<S: Clone + PartialEq> RoomState<S> {
         }
         for change in changes {
             if let MemberChange::Join { member, .. } = change {
-                self.retell.push_back(member.subscriber.clone());
+                self.unreported.push_back(member.subscriber.clone());
             }
         }
         effects
     }
 
-    /// Returns the earlier session of the same member, which has to end.
+    /// Adds the member of a session. Returns the earlier session of the same member, which has to end.
     fn insert(&mut self, join: Join<S>, generation: Option<Generation>, now: Instant) -> Option<S> {
         let leaves_at = join.has_left.then(|| now + self.grace);
         let subscriber = join.member.subscriber.clone();
@@ -245,24 +249,25 @@ impl<S: Clone + PartialEq> RoomState<S> {
         self.members.insert(subscriber, local).map(|earlier| earlier.session)
     }
 
-    /// When the next member leaves.
+    /// The time at which the next member leaves.
     pub(super) fn next_leave(&self) -> Option<Instant> {
         self.members.values().filter_map(|local| local.leaves_at).min()
     }
 
-    /// Compares with what the broker knows. Returns whether the broker has counted members for this replica that are not here,
-    /// twice in a row: what is under way looks like that for a moment.
+    /// Compares the members with the broker's summary. If the counts differ, all members are reported again. Returns
+    /// whether the broker has counted too many twice in a row; once may be due to an update under way.
     pub(super) fn compare(&mut self, summary: PresenceSummary) -> bool {
-        let told = self.members.values().filter(|local| local.generation.is_some()).count() as u64;
+        let reported = self.members.values().filter(|local| local.generation.is_some()).count() as u64;
         self.has_stale |= summary.has_stale;
-        if summary.own != told {
-            self.retell = self.members.keys().cloned().collect();
+        if summary.own != reported {
+            self.unreported = self.members.keys().cloned().collect();
         }
-        let has_surplus = summary.own > told;
+        let has_surplus = summary.own > reported;
         std::mem::replace(&mut self.has_surplus, has_surplus) && has_surplus
     }
 
-    /// Notes a member that the broker counts for this replica; it leaves if it is not here.
+    /// Checks a member that the broker counts for this replica. It leaves with the next update if this replica lacks
+    /// it.
     pub(super) fn check_orphan(&mut self, view: MemberView) {
         let is_joining =
             self.joins.iter().chain(&self.joining).any(|join| join.member.subscriber == view.subscriber);

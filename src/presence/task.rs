@@ -1,4 +1,5 @@
-//! The tasks of presence: one a room, which tells the broker of its members, and one that compares all of them.
+//! The tasks of presence: one per room, which reports its members to the broker, and one that compares all member
+//! lists.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -7,20 +8,20 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::state::{Effects, RoomState};
-use super::{Presence, Session};
+use super::{Presence, SessionHandle};
 use crate::broker::{BrokerError, CALL_LIMIT, Member};
 use crate::names::RoomName;
 
-/// Pause between two steps of a room.
-const STEP_PAUSE: Duration = Duration::from_millis(100);
-/// Pause after a step that failed.
+/// Pause between two updates of a room.
+const UPDATE_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after an update that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Longest sleep of a room's task.
 const MAX_SLEEP: Duration = Duration::from_hours(1);
-/// Members that one page of a room's list has when it is searched for orphans.
+/// Members per page when a room's list is searched for orphans.
 const PAGE_MEMBERS: usize = 500;
 
-/// This replica's members of one room, and what wakes the room's task.
+/// The presence of one room on this replica, shared by its task and its sessions.
 pub(super) struct RoomPresence {
     room: RoomName,
     state: Mutex<GuardedState>,
@@ -28,13 +29,13 @@ pub(super) struct RoomPresence {
 }
 
 pub(super) struct GuardedState {
-    state: RoomState<Session>,
-    /// The task has ended, and the room is no longer among the presence's rooms.
+    state: RoomState<SessionHandle>,
+    /// The task has ended, and `Presence` no longer has this room.
     is_closed: bool,
 }
 
 impl std::ops::Deref for GuardedState {
-    type Target = RoomState<Session>;
+    type Target = RoomState<SessionHandle>;
 
     fn deref(&self) -> &Self::Target {
         &self.state
@@ -52,15 +53,15 @@ impl RoomPresence {
         self.state.lock().expect("no holder of the lock panics")
     }
 
-    /// Has the room's task look at the state.
+    /// Has the room's task check the state.
     pub(super) fn wake(&self) {
         self.changed.notify_one();
     }
 
-    /// Tells the broker of the room's members, for as long as there are any.
+    /// Reports the room's members to the broker, as long as there are any.
     async fn run(self: Arc<Self>, presence: Arc<Presence>) {
         loop {
-            let changes = self.state().begin_step(Instant::now());
+            let changes = self.state().begin_update(Instant::now());
             let Some(changes) = changes else {
                 let Some(next) = self.next_due(&presence) else { return };
                 tokio::select! {
@@ -71,16 +72,19 @@ impl RoomPresence {
             };
             let pause = match presence.update(&self.room, &changes).await {
                 Ok(update) => {
-                    let effects = self.state().complete_step(&changes, update, Instant::now());
-                    // A step that nobody sees, such as a client's return, need not wait to be put together with others.
-                    let pause = effects.is_visible.then_some(STEP_PAUSE);
+                    let effects = self.state().complete_update(&changes, update, Instant::now());
+                    let is_visible = effects.is_visible;
                     apply(effects);
-                    let Some(pause) = pause else { continue };
-                    pause
+                    // An update that no other subscriber sees, such as the return of a client, adds nothing to the log,
+                    // so there is no reason to collect more changes before the next one.
+                    if !is_visible {
+                        continue;
+                    }
+                    UPDATE_PAUSE
                 }
                 Err(error) => {
-                    tracing::debug!(room = %self.room, %error, "the broker could not be told of the room's members");
-                    apply(self.state().fail_step(&changes, Instant::now()));
+                    tracing::debug!(room = %self.room, %error, "a presence update failed; it is repeated");
+                    apply(self.state().fail_update(&changes, Instant::now()));
                     RETRY_PAUSE
                 }
             };
@@ -88,7 +92,7 @@ impl RoomPresence {
         }
     }
 
-    /// When the next member leaves. None if there are no members: the room is closed then.
+    /// When the next member leaves. `None` if there are no members: the room is closed then.
     fn next_due(&self, presence: &Presence) -> Option<Instant> {
         let mut rooms = presence.rooms();
         let mut state = self.state();
@@ -102,7 +106,7 @@ impl RoomPresence {
     }
 }
 
-fn apply(effects: Effects<Session>) {
+fn apply(effects: Effects<SessionHandle>) {
     for session in effects.ended {
         session.end();
     }
@@ -112,38 +116,39 @@ fn apply(effects: Effects<Session>) {
 }
 
 impl Presence {
-    /// Asks for a place in a room; starts the room's task if there is none.
-    pub(super) fn request_place(
+    /// Has a session join a room. Starts the room's task if there is none.
+    pub(super) fn request_join(
         self: &Arc<Self>,
         room: &RoomName,
         member: Arc<Member>,
-        session: &Session,
+        session: &SessionHandle,
     ) -> Arc<RoomPresence> {
         loop {
-            let open = self.open_room(room);
-            let mut state = open.state();
+            let room = self.open_room(room);
+            let mut state = room.state();
+            // It may have been closed since; then there is another one by now.
             if !state.is_closed {
                 state.join(member, session.clone());
                 drop(state);
-                return open;
+                return room;
             }
         }
     }
 
     fn open_room(self: &Arc<Self>, room: &RoomName) -> Arc<RoomPresence> {
         let mut rooms = self.rooms();
-        let open = rooms.entry(room.clone()).or_insert_with(|| {
+        let presence = rooms.entry(room.clone()).or_insert_with(|| {
             let state = GuardedState { state: RoomState::new(self.settings.grace), is_closed: false };
-            let open =
+            let presence =
                 Arc::new(RoomPresence { room: room.clone(), state: Mutex::new(state), changed: Notify::new() });
-            self.tasks.spawn(open.clone().run(self.clone()));
-            open
+            self.tasks.spawn(presence.clone().run(self.clone()));
+            presence
         });
-        open.clone()
+        presence.clone()
     }
 
-    /// Compares the broker's member lists with this replica's members: it tells the broker again what that has lost, and has
-    /// members of dead replicas leave.
+    /// Compares the broker's member lists with this replica's members, again and again. Members that the broker has
+    /// lost are reported again, orphans and members of dead replicas leave.
     pub(super) async fn compare_for_ever(&self) {
         let mut ticks = interval(self.settings.compare_every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -152,7 +157,7 @@ impl Presence {
             let mut names: Vec<_> = self.rooms().keys().cloned().collect();
             let watched: Vec<_> = self.watched().keys().cloned().collect();
             names.extend(watched.into_iter().filter(|room| self.room(room).is_none()));
-            // All together, since which replicas are dead is asked once for all.
+            // One call for all rooms, since the broker determines once per call which replicas are dead.
             let summaries = timeout(CALL_LIMIT, self.store.presence_summaries(&names)).await;
             let Ok(Ok(summaries)) = summaries else { continue };
             for (name, summary) in names.iter().zip(summaries) {
@@ -171,7 +176,7 @@ impl Presence {
         }
     }
 
-    /// Has members leave that the broker counts for this replica and that are not here.
+    /// Has members leave that the broker counts for this replica and that it does not have.
     async fn find_orphans(&self, room: &RoomPresence) -> Result<(), BrokerError> {
         let mut from = None;
         loop {

@@ -1,4 +1,4 @@
-//! Connections that are half-hearted, silent, many, or too many.
+//! Connections that are incomplete, silent, many, or too many.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::metrics::{text, value};
-use crate::support::{Gateway, Replica, within};
+use crate::support::{Gateway, Replica, eventually, within};
 
 async fn send(gateway: &Gateway, text: &str) -> TcpStream {
     let mut socket = TcpStream::connect(gateway.address()).await.unwrap();
@@ -16,14 +16,15 @@ async fn send(gateway: &Gateway, text: &str) -> TcpStream {
     socket
 }
 
-/// Everything until the gateway closes.
-async fn all(mut socket: TcpStream) -> String {
+/// Everything that the gateway sends until it closes the connection.
+async fn read_to_end(mut socket: TcpStream) -> String {
     let mut text = Vec::new();
-    // A reset is a close too.
+    // A reset closes the connection too.
     let _ = within("the gateway closes", socket.read_to_end(&mut text)).await;
     String::from_utf8(text).unwrap()
 }
 
+/// A gateway with short timeouts.
 async fn impatient() -> Gateway {
     Gateway::start(|settings| {
         settings.requests.header_timeout = Duration::from_millis(200);
@@ -33,18 +34,18 @@ async fn impatient() -> Gateway {
 }
 
 #[tokio::test]
-async fn a_silent_connection_and_half_a_head_are_closed() {
+async fn a_silent_connection_and_an_incomplete_head_are_closed() {
     let gateway = impatient().await;
-    assert_eq!(all(send(&gateway, "").await).await, "");
-    all(send(&gateway, "GET /livez HTTP/1.1\r\nhost: localhost\r\nx-half").await).await;
+    assert_eq!(read_to_end(send(&gateway, "").await).await, "");
+    read_to_end(send(&gateway, "GET /livez HTTP/1.1\r\nhost: localhost\r\nx-half").await).await;
     assert_eq!(gateway.get("/livez").await.0, 200);
 }
 
 #[tokio::test]
-async fn half_a_body_gets_its_answer_in_time_and_stores_nothing() {
+async fn an_incomplete_body_is_answered_in_time_and_stores_nothing() {
     let gateway = impatient().await;
     let head = "POST /v1/rooms/half/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n";
-    let answer = all(send(&gateway, &format!("{head}half")).await).await;
+    let answer = read_to_end(send(&gateway, &format!("{head}half")).await).await;
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     let body: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
     assert_eq!(body["code"], "request_timeout");
@@ -52,23 +53,23 @@ async fn half_a_body_gets_its_answer_in_time_and_stores_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_closed_and_harms_nobody() {
+async fn a_connection_that_does_not_speak_http_is_closed() {
     let gateway = impatient().await;
-    for junk in ["\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET /livez HTTP/9.9\r\n\r\n", "\u{16}\u{3}\u{1}\u{2}"] {
-        let answer = all(send(&gateway, junk).await).await;
+    for malformed in ["\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET /livez HTTP/9.9\r\n\r\n", "\u{16}\u{3}\u{1}\u{2}"] {
+        let answer = read_to_end(send(&gateway, malformed).await).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
     let head = format!("GET /livez HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "x".repeat(100_000));
     let socket = TcpStream::connect(gateway.address()).await.unwrap();
     let (reader, mut writer) = socket.into_split();
     let _ = writer.write_all(head.as_bytes()).await;
-    let answer = all(reader.reunite(writer).unwrap()).await;
+    let answer = read_to_end(reader.reunite(writer).unwrap()).await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
     assert_eq!(gateway.get("/livez").await.0, 200);
 }
 
 #[tokio::test]
-async fn connections_above_the_limit_are_told_to_come_back() {
+async fn requests_on_connections_above_the_limit_are_refused_for_now() {
     let gateway = Gateway::start(|settings| settings.requests.max_connections = 2).await;
     let streams = [gateway.room("full").await, gateway.room("full").await];
     let refused = gateway.stream("/v1/rooms/full/stream?after=7-7").await;
@@ -80,10 +81,7 @@ async fn connections_above_the_limit_are_told_to_come_back() {
     let answer = gateway.answer(gateway.request(Method::GET, "/v1/rooms")).await;
     assert_eq!(answer.headers()["retry-after"], "2");
     drop(streams);
-    crate::support::eventually("there is a place again", async || {
-        (gateway.get("/livez").await.0 == 200).then_some(())
-    })
-    .await;
+    eventually("a connection is free again", async || (gateway.get("/livez").await.0 == 200).then_some(())).await;
 }
 
 #[tokio::test]
@@ -91,7 +89,7 @@ async fn each_connection_is_counted_once() {
     let gateway = Gateway::start(|_| {}).await;
     let count = async || value(&text(&gateway).await, "roomcast_connections");
     let before = count().await;
-    // Accepted in this order, so both are there when the stream is.
+    // Connections are accepted in order, so both are counted once the stream is open.
     let silent = send(&gateway, "").await;
     let half = send(&gateway, "GET /livez HTTP/1.1\r\n").await;
     let stream = gateway.room("counted").await;
@@ -100,77 +98,75 @@ async fn each_connection_is_counted_once() {
 }
 
 #[tokio::test]
-async fn a_subscriber_that_goes_leaves_its_room() {
+async fn a_disconnected_subscriber_is_no_longer_counted() {
     let gateway = Gateway::start(|_| {}).await;
     let stream = gateway.room("left").await;
-    crate::support::eventually("it is counted", async || {
-        (gateway.get("/v1/rooms/left").await.1["subscribers"] == 1).then_some(())
-    })
-    .await;
+    eventually("it is counted", async || (gateway.get("/v1/rooms/left").await.1["subscribers"] == 1).then_some(()))
+        .await;
     drop(stream);
-    crate::support::eventually("it is gone", async || {
+    eventually("it is no longer counted", async || {
         (gateway.get("/v1/rooms/left").await.1["subscribers"] == 0).then_some(())
     })
     .await;
 }
 
-/// Hears more of a socket, until it has brought `end`.
-async fn hear(socket: &mut TcpStream, heard: &mut Vec<u8>, end: &str) {
-    let hear = async {
-        while !String::from_utf8_lossy(heard).contains(end) {
-            assert!(socket.read_buf(heard).await.unwrap() > 0, "closed before {end}");
+/// Reads from a socket until the received bytes contain `end`.
+async fn read_until(socket: &mut TcpStream, received: &mut Vec<u8>, end: &str) {
+    let reading = async {
+        while !String::from_utf8_lossy(received).contains(end) {
+            assert!(socket.read_buf(received).await.unwrap() > 0, "closed before {end}");
         }
     };
-    within(end, hear).await;
+    within(end, reading).await;
 }
 
 #[tokio::test]
-async fn p11_thousands_of_streams_of_a_room_cost_little_memory_each_and_all_hear() {
-    // More than one fan leads, if there may be so many open files, here and in the gateway, which is a process of its own.
-    let many = if rlimit::Resource::NOFILE.get_soft().unwrap() > 8_000 { 4_500 } else { 500 };
-    for (path, most_bytes) in [("/v1/rooms/lobby/stream", 3 * 1024), ("/v1/stream?room=lobby&room=hall", 9 * 1024)]
-    {
+async fn p11_thousands_of_streams_of_a_room_cost_little_memory_each_and_get_every_event() {
+    // More than one broadcaster serves, if so many files may be open. The limit applies to this process and to the
+    // gateway, which is a process of its own.
+    let count = if rlimit::Resource::NOFILE.get_soft().unwrap() > 8_000 { 4_500 } else { 500 };
+    for (path, max_bytes) in [("/v1/rooms/lobby/stream", 3 * 1024), ("/v1/stream?room=lobby&room=hall", 9 * 1024)] {
         let gateway = Replica::start_with(&[]);
         let address = gateway.url().strip_prefix("http://").unwrap();
         let open = async || {
-            let (mut socket, mut heard) = (TcpStream::connect(address).await.unwrap(), Vec::new());
+            let (mut socket, mut received) = (TcpStream::connect(address).await.unwrap(), Vec::new());
             let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n");
             socket.write_all(request.as_bytes()).await.unwrap();
-            hear(&mut socket, &mut heard, "stream.open").await;
-            (socket, heard)
+            read_until(&mut socket, &mut received, "stream.open").await;
+            (socket, received)
         };
         let publish = async |text: &'static str| {
             let events = format!("{}/v1/rooms/lobby/events", gateway.url());
             let answer = reqwest::Client::new().post(events).body(text).send().await.unwrap();
             assert_eq!(answer.status(), 201);
         };
-        // What it takes once, whoever comes.
+        // The first stream and the first event allocate memory that all streams share.
         let mut first = open().await;
         publish("before").await;
-        hear(&mut first.0, &mut first.1, "before").await;
+        read_until(&mut first.0, &mut first.1, "before").await;
         let resident = gateway.resident_kib();
-        let mut streams = Vec::with_capacity(many);
-        for _ in 0..many {
+        let mut streams = Vec::with_capacity(count);
+        for _ in 0..count {
             streams.push(open().await);
         }
-        let each = (gateway.resident_kib() - resident) * 1024 / many as u64;
-        assert!(each < most_bytes, "{path}: {each} bytes each");
+        let each = (gateway.resident_kib() - resident) * 1024 / count as u64;
+        assert!(each < max_bytes, "{path}: {each} bytes each");
         for text in ["the first", "the second", "the last"] {
             publish(text).await;
         }
-        for (socket, heard) in &mut streams {
-            hear(socket, heard, "the last").await;
-            let heard = String::from_utf8_lossy(heard);
+        for (socket, received) in &mut streams {
+            read_until(socket, received, "the last").await;
+            let received = String::from_utf8_lossy(received);
             let events: Vec<_> = ["before", "stream.gap", "the first", "the second", "the last"]
                 .iter()
-                .map(|text| heard.matches(text).count())
+                .map(|text| received.matches(text).count())
                 .collect();
-            assert_eq!(events, [0, 0, 1, 1, 1], "{heard}");
+            assert_eq!(events, [0, 0, 1, 1, 1], "{received}");
         }
-        let left = gateway.terminate();
-        let (code, ()) = tokio::join!(left, async {
-            for (socket, heard) in &mut streams {
-                hear(socket, heard, "stream.end").await;
+        let exit = gateway.terminate();
+        let (code, ()) = tokio::join!(exit, async {
+            for (socket, received) in &mut streams {
+                read_until(socket, received, "stream.end").await;
             }
         });
         assert_eq!(code, Some(0));

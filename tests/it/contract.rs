@@ -88,7 +88,7 @@ on_both_brokers! {
         }
     }
 
-    async fn p4_events_that_the_log_no_longer_holds_are_told_by_one_gap(world) {
+    async fn p4_events_that_the_log_no_longer_holds_are_reported_by_one_gap(world) {
         let gateway = world.gateway_with(|settings| {
             settings.retention.events = 10;
             settings.streams.ring_events = 10;
@@ -128,11 +128,11 @@ on_both_brokers! {
         let gateway = world.gateway().await;
         let id = gateway.publish("p4", "first").await;
         let epoch: u64 = id.split_once('-').unwrap().0.parse().unwrap();
-        let foreign = "1700000000000000-7".to_owned();
+        let unknown = "1700000000000000-7".to_owned();
         let future = format!("{}-3", epoch + 1_000_000);
         let beyond = format!("{epoch}-9");
         for (position, reason, from, to) in [
-            (&foreign, "unknown_position", &foreign, &format!("{epoch}-0")),
+            (&unknown, "unknown_position", &unknown, &format!("{epoch}-0")),
             (&future, "unknown_position", &future, &id),
             (&beyond, "diverged", &id, &id),
         ] {
@@ -174,7 +174,7 @@ on_both_brokers! {
         }).await;
         let mut slow = gateway.room("p7").await;
         let mut quick = gateway.room("p7").await;
-        // More than the kernel and the gateway hold for a reader that takes nothing.
+        // More bytes than the kernel and the gateway buffer for a reader that stalls.
         let large = "x".repeat(60_000);
         for count in 0..100 {
             gateway.publish("p7", &format!("{count} {large}")).await;
@@ -193,24 +193,24 @@ on_both_brokers! {
         let large = "x".repeat(60_000);
         let mut count = 0;
         crate::support::eventually("the reader is cut off", async || {
-            // More than the kernel holds for it, and more again, until the kernel gives it up.
+            // More than the kernel buffers, then more again, until the kernel drops the connection.
             gateway.publish("stalled", &format!("{count} {large}")).await;
             count += 1;
             (count > 100 && gateway.get("/v1/rooms/stalled").await.1["subscribers"] == 0).then_some(())
         }).await;
-        let mut got = 0;
+        let mut received = 0;
         while let Some(event) = stalled.next().await {
-            assert!(event.data.starts_with(&format!("{got} ")));
-            got += 1;
+            assert!(event.data.starts_with(&format!("{received} ")));
+            received += 1;
         }
-        assert!(got < count);
+        assert!(received < count);
         let mut resumed = gateway.resume("/v1/rooms/stalled/stream", Some(&stalled.last_event_id)).await;
-        for expected in got..count {
+        for expected in received..count {
             assert!(resumed.data().await.starts_with(&format!("{expected} ")));
         }
     }
 
-    async fn p8_what_was_acknowledged_is_in_the_log(world) {
+    async fn p8_acknowledged_events_are_in_the_log(world) {
         let gateway = world.gateway().await;
         let mut ids = Vec::new();
         for count in 0..20 {
@@ -224,7 +224,7 @@ on_both_brokers! {
         assert_eq!(log["head"], Value::from(ids[19].as_str()));
     }
 
-    async fn p12_a_leaving_gateway_ends_its_streams_with_a_word_and_a_position(world) {
+    async fn p12_a_stopping_gateway_ends_its_streams_with_a_reason_and_a_position(world) {
         let gateway = world.gateway().await;
         let mut stream = gateway.room("p12").await;
         gateway.publish("p12", "seen").await;
@@ -238,7 +238,8 @@ on_both_brokers! {
         assert_eq!(end.id, position);
         assert!((2000..=4000).contains(&stream.retry.unwrap()), "{:?}", stream.retry);
         assert_eq!(stream.next().await, None);
-        // Elsewhere it goes on. The embedded broker is gone with its process; another is another history.
+        // The stream resumes on another gateway. An embedded broker ends with its process, so there the history is
+        // another.
         let other = world.gateway().await;
         let mut stream = Stream::open(&url.replace(url.split("/v1").next().unwrap(), &other.url), Some(&position)).await;
         if world.redis.is_some() {

@@ -23,7 +23,7 @@ on_both_brokers! {
         assert_eq!(gateway.get(path).await.0, 404);
     }
 
-    async fn raw_bytes_go_in_and_come_out(world) {
+    async fn raw_bytes_are_stored_and_returned_unchanged(world) {
         let gateway = world.gateway().await;
         let path = "/v1/hashes/raw/fields/bytes";
         let bytes = b"\xff\x00\r\n raw".to_vec();
@@ -35,7 +35,7 @@ on_both_brokers! {
         let answer = gateway.answer(request).await;
         assert_eq!(answer.headers()["content-type"], "application/octet-stream");
         assert_eq!(answer.bytes().await.unwrap(), bytes);
-        // What `curl -T` and `curl -d` send, and an empty value.
+        // The bodies that `curl -T` and `curl -d` send, and an empty one.
         for (body, expected) in [("a=b", "a=b"), ("", "")] {
             assert_eq!(gateway.send(gateway.request(Method::PUT, path).body(body)).await.0, 200);
             let request = gateway.request(Method::GET, path).header("accept", "text/plain");
@@ -83,7 +83,7 @@ on_both_brokers! {
         assert_eq!((status.as_u16(), &problem["present"]), (412, &json!({})));
     }
 
-    async fn all_fields_are_listed_or_those_that_are_named(world) {
+    async fn all_fields_or_only_the_named_ones_are_listed(world) {
         let gateway = world.gateway().await;
         let (status, list) = gateway.get("/v1/hashes/empty").await;
         assert_eq!((status.as_u16(), list), (200, json!({"hash": "empty", "fields": {}, "next": null})));

@@ -1,4 +1,4 @@
-//! Publish once (P6): a publish that is repeated with the same key has the same answer and no second effect.
+//! Publish once (P6): repeating a publish with the same key gives the same answer and has no second effect.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Gateway, eventually};
 
-/// Publishes with a key; status, body, and whether it was a replay.
+/// Publishes with a key. Returns the status, the body, and whether the answer was a replay.
 async fn publish(gateway: &Gateway, room: &str, key: &str, body: &Value) -> (StatusCode, Value, bool) {
     let request = gateway.request(Method::POST, &format!("/v1/rooms/{room}/events")).header("idempotency-key", key);
     let answer = gateway.answer(request.json(body)).await;
@@ -55,7 +55,7 @@ on_both_brokers! {
         assert_eq!(gateway.get("/v1/rooms/a").await.1["retained"], 2);
     }
 
-    async fn p6_requests_with_one_key_that_meet_store_one_event(world) {
+    async fn p6_simultaneous_requests_with_one_key_store_one_event(world) {
         let gateway = world.gateway().await;
         let body = json!({"data": "met"});
         let together = (0..30).map(|_| publish(&gateway, "met", "key", &body));
@@ -76,7 +76,7 @@ on_both_brokers! {
         }).await;
     }
 
-    async fn p6_a_batch_is_stored_once_whatever_part_of_it_is_repeated(world) {
+    async fn p6_repeating_any_part_of_a_batch_stores_nothing_twice(world) {
         let gateway = world.gateway().await;
         let batch = json!({"events": [
             {"room": "a", "data": 1},
@@ -95,7 +95,7 @@ on_both_brokers! {
             assert_eq!((&first["replayed"], &second["replayed"]), (&json!(false), &json!(true)));
             assert_eq!((&first["published"], &first["publish_id"]), (&second["published"], &second["publish_id"]));
         }
-        // An item's own key holds in another batch, too, and without a header.
+        // An item's own key also holds in another batch, and without the header.
         let again = json!({"events": [{"room": "b", "data": 3, "idempotency_key": "own"}]});
         assert_eq!(gateway.post("/v1/events", &again).await.1["results"][0]["replayed"], true);
         let other = json!({"events": [{"room": "a", "data": 1}, {"room": "a", "data": "other"}]});
@@ -108,7 +108,7 @@ on_both_brokers! {
         assert_eq!(gateway.get("/v1/rooms/b").await.1["retained"], 2);
     }
 
-    async fn p6_keys_that_can_not_be_are_refused(world) {
+    async fn p6_invalid_keys_are_refused(world) {
         let gateway = world.gateway().await;
         for key in ["", "a b", &"x".repeat(256)] {
             let (status, problem, _) = publish(&gateway, "bad", key, &json!({"data": 1})).await;
@@ -132,6 +132,6 @@ async fn p6_a_key_holds_on_another_replica_and_is_stored_hashed() {
     let keys = world.redis.as_ref().unwrap().cli(&["KEYS", "*"]);
     assert!(keys.contains("roomcast:{shared}:once:") && !keys.contains("my-secret-key"), "{keys}");
     let stored = keys.lines().find(|key| key.contains(":once:")).unwrap();
-    let left: i64 = world.redis.as_ref().unwrap().cli(&["PTTL", stored]).parse().unwrap();
-    assert!((1..=300_000).contains(&left), "{left}");
+    let lifetime: i64 = world.redis.as_ref().unwrap().cli(&["PTTL", stored]).parse().unwrap();
+    assert!((1..=300_000).contains(&lifetime), "{lifetime}");
 }

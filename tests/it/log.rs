@@ -3,7 +3,8 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-fn datas(log: &Value) -> Vec<&str> {
+/// The data of a page's events.
+fn data_texts(log: &Value) -> Vec<&str> {
     log["events"].as_array().unwrap().iter().map(|event| event["data"].as_str().unwrap()).collect()
 }
 
@@ -18,19 +19,19 @@ on_both_brokers! {
         let next = format!("</v1/rooms/log/events?limit=2&after={}>; rel=\"next\"", ids[1]);
         assert_eq!(answer.headers()["link"], next.as_str());
         let (_, log) = gateway.get("/v1/rooms/log/events?limit=2").await;
-        assert_eq!(datas(&log), ["0", "1"]);
+        assert_eq!(data_texts(&log), ["0", "1"]);
         let (_, log) = gateway.get(&format!("/v1/rooms/log/events?limit=3&after={}", ids[1])).await;
-        assert_eq!(datas(&log), ["2", "3", "4"]);
+        assert_eq!(data_texts(&log), ["2", "3", "4"]);
         assert_eq!(log["gap"], Value::Null);
         let (_, log) = gateway.get(&format!("/v1/rooms/log/events?limit=2&before={}", ids[4])).await;
-        assert_eq!(datas(&log), ["2", "3"]);
+        assert_eq!(data_texts(&log), ["2", "3"]);
         let (_, log) = gateway.get(&format!("/v1/rooms/log/events?after={}&before={}", ids[0], ids[3])).await;
-        assert_eq!(datas(&log), ["1", "2"]);
+        assert_eq!(data_texts(&log), ["1", "2"]);
         let answer = gateway.answer(gateway.request(Method::GET, "/v1/rooms/log/events?limit=5")).await;
         assert_eq!(answer.headers().get("link"), None);
     }
 
-    async fn a_page_of_large_events_has_fewer_and_leads_on(world) {
+    async fn a_page_of_large_events_has_fewer_events_and_links_to_the_next(world) {
         let gateway = world.gateway_with(|settings| settings.retention.bytes = 100_000_000).await;
         for count in 0..150 {
             gateway.publish("large", &format!("{count:03} {}", "x".repeat(60_000))).await;
@@ -42,7 +43,7 @@ on_both_brokers! {
                 let link = answer.headers().get("link").map(|link| link.to_str().unwrap().to_owned());
                 path = link.map(|link| link[1..link.find('>').unwrap()].to_owned());
                 let log: Value = answer.json().await.unwrap();
-                got.extend(datas(&log).iter().map(|data| data[..3].to_owned()));
+                got.extend(data_texts(&log).iter().map(|data| data[..3].to_owned()));
                 pages += 1;
             }
             got.sort();
@@ -61,7 +62,7 @@ on_both_brokers! {
         for count in 0..3 {
             gateway.publish("cursor.7", &count.to_string()).await;
         }
-        // Nothing is kept, and those who listen get everything.
+        // The log keeps nothing, and open streams get every event.
         assert_eq!(stream.datas(3).await, ["0", "1", "2"]);
         assert_eq!(gateway.get("/v1/rooms/cursor.7").await.1["retained"], 0);
         let other = world.gateway_with(|settings| settings.retention.rules = vec!["*=none".parse().unwrap()]).await;
@@ -74,8 +75,8 @@ on_both_brokers! {
         }
         assert_eq!(gateway.get("/v1/rooms/all.kept").await.1["retained"], 200);
         gateway.publish("short.1", "x").await;
-        // Reading does not keep it.
-        crate::support::eventually("it has aged out", async || {
+        // Reads do not extend its life.
+        crate::support::eventually("the event has aged out", async || {
             (gateway.get("/v1/rooms/short.1").await.1["retained"] == 0).then_some(())
         }).await;
     }
@@ -91,11 +92,11 @@ on_both_brokers! {
         }
         let retained = gateway.get("/v1/rooms/small.1").await.1["retained"].as_u64().unwrap();
         assert!((5..=16).contains(&retained), "{retained}");
-        // One that is too large by itself is kept, and alone.
+        // The newest event is kept, even if it leaves no room for others.
         gateway.publish("small.1", &"y".repeat(60_000)).await;
         let large = gateway.publish("small.1", &"z".repeat(60_000)).await;
         assert!(gateway.get("/v1/rooms/small.1").await.1["retained"].as_u64().unwrap() <= 5);
-        // One gap covers what was dropped, and the rest follows.
+        // One gap covers the dropped events, and the others follow.
         let mut stream = gateway.resume("/v1/rooms/small.1/stream", Some(&start)).await;
         let gap = stream.event().await.json();
         assert_eq!((&gap["reason"], &gap["from"]), (&json!("trimmed"), &json!(start)));
@@ -114,7 +115,7 @@ on_both_brokers! {
         let start = format!("{}-0", first.split_once('-').unwrap().0);
         let mut stream = gateway.resume("/v1/rooms/ageing/stream", Some(&start)).await;
         assert_eq!(stream.event().await.event, "stream.gap");
-        // On a slow machine more of them age out meanwhile, which is told too.
+        // On a slow machine more events age out meanwhile, which is a gap too.
         gateway.publish("ageing", "last").await;
         loop {
             let event = stream.event().await;
@@ -126,7 +127,7 @@ on_both_brokers! {
         }
     }
 
-    async fn p4_a_log_that_is_emptied_is_told_to_those_who_lack_something_and_to_nobody_else(world) {
+    async fn p4_clearing_a_log_causes_a_gap_only_for_streams_that_lack_events(world) {
         let gateway = world.gateway().await;
         let (mut quick, mut slow) = (gateway.room("emptied").await, gateway.room("emptied").await);
         let start = quick.last_event_id.clone();
@@ -136,13 +137,13 @@ on_both_brokers! {
         assert_eq!(quick.datas(3).await, ["0", "1", "2"]);
         let head = quick.last_event_id.clone();
         let other = world.gateway().await;
-        let emptying = if world.redis.is_some() { &other } else { &gateway };
-        let answer = emptying.answer(emptying.request(Method::DELETE, "/v1/rooms/emptied/events")).await;
+        let clearing = if world.redis.is_some() { &other } else { &gateway };
+        let answer = clearing.answer(clearing.request(Method::DELETE, "/v1/rooms/emptied/events")).await;
         assert_eq!(answer.status(), 204);
         let (_, log) = gateway.get("/v1/rooms/emptied/events").await;
-        assert_eq!((&log["head"], &log["oldest"], datas(&log).len()), (&json!(head), &Value::Null, 0));
-        // What this replica still had at hand is given out no more, as soon as it has heard.
-        crate::support::eventually("who comes back is told", async || {
+        assert_eq!((&log["head"], &log["oldest"], data_texts(&log).len()), (&json!(head), &Value::Null, 0));
+        // As soon as this replica has heard of the clear, it delivers no cached event any more.
+        crate::support::eventually("a resumed stream gets a gap", async || {
             let mut late = gateway.resume("/v1/rooms/emptied/stream", Some(&start)).await;
             let event = late.event().await;
             (event.event == "stream.gap").then(|| {
@@ -152,7 +153,7 @@ on_both_brokers! {
         }).await;
         let resumed = gateway.resume("/v1/rooms/emptied/stream", Some(&head)).await;
         assert_eq!(resumed.opened["rooms"]["emptied"]["resume"], "complete");
-        // Those who were connected had been given everything.
+        // The open streams had got every event.
         let next = gateway.publish("emptied", "3").await;
         assert_eq!(next.split('-').next(), head.split('-').next());
         for mut stream in [quick, resumed] {
@@ -161,13 +162,13 @@ on_both_brokers! {
         assert_eq!(slow.datas(4).await, ["0", "1", "2", "3"]);
     }
 
-    async fn p4_a_log_is_emptied_for_everyone_though_who_asked_for_it_has_gone(world) {
+    async fn p4_a_log_is_cleared_for_all_streams_even_if_the_client_that_asked_has_disconnected(world) {
         use tokio::io::AsyncWriteExt;
         let gateway = world.gateway().await;
-        let mut emptied = 0;
+        let mut cleared = 0;
         for n in 0..40 {
             let room = format!("emptied.{n}");
-            // Who is in the room keeps its events at hand.
+            // While the room has a subscriber, the replica caches its events.
             let mut present = gateway.room(&room).await;
             let start = present.last_event_id.clone();
             gateway.publish(&room, "secret").await;
@@ -177,21 +178,21 @@ on_both_brokers! {
             socket.write_all(request.as_bytes()).await.unwrap();
             tokio::time::sleep(std::time::Duration::from_micros(50 * n)).await;
             drop(socket);
-            // By then whatever has reached the broker is done.
+            // A clear that has reached the broker is done after this publish.
             gateway.publish(&format!("other.{n}"), "x").await;
             if gateway.get(&format!("/v1/rooms/{room}")).await.1["retained"] != 0 {
                 continue;
             }
-            emptied += 1;
-            crate::support::eventually("who comes back is told", async || {
+            cleared += 1;
+            crate::support::eventually("a resumed stream gets a gap", async || {
                 let path = format!("/v1/rooms/{room}/stream");
                 (gateway.resume(&path, Some(&start)).await.event().await.event == "stream.gap").then_some(())
             }).await;
         }
-        assert!(emptied > 5, "{emptied}");
+        assert!(cleared > 5, "{cleared}");
     }
 
-    async fn p4_once_a_log_is_emptied_this_replica_gives_nothing_of_it_to_anybody(world) {
+    async fn p4_once_a_log_is_cleared_this_replica_delivers_none_of_its_events(world) {
         let gateway = world.gateway().await;
         for n in 0..30 {
             let room = format!("secret.{n}");
@@ -206,7 +207,7 @@ on_both_brokers! {
         }
     }
 
-    async fn p2_who_joins_a_busy_room_that_keeps_nothing_misses_nothing(world) {
+    async fn p2_a_stream_that_joins_a_busy_room_without_retention_misses_nothing(world) {
         let gateway = world.gateway_with(|settings| settings.retention.events = 0).await;
         let elsewhere = world.gateway_with(|settings| settings.retention.events = 0).await;
         let publishing = if world.redis.is_some() { &elsewhere } else { &gateway };
@@ -233,7 +234,7 @@ on_both_brokers! {
         }
     }
 
-    async fn a_room_that_keeps_nothing_delivers_everything_to_those_who_listen(world) {
+    async fn a_room_without_retention_delivers_every_event_to_open_streams(world) {
         let gateway = world.gateway_with(|settings| settings.retention.events = 0).await;
         let mut streams = [gateway.room("live").await, gateway.room("live").await];
         let publishers = (0..3).map(|_| {
@@ -260,7 +261,7 @@ on_both_brokers! {
         }
     }
 
-    async fn the_log_tells_what_an_event_was(world) {
+    async fn the_log_returns_the_name_the_data_and_the_time_of_each_event(world) {
         let gateway = world.gateway().await;
         gateway.publish_json("log", "chat", json!({"a": [1]})).await;
         gateway.publish("log", "a \"text\"").await;
@@ -272,17 +273,17 @@ on_both_brokers! {
         assert!(log["events"][1]["published_at"].as_str().unwrap().ends_with('Z'));
     }
 
-    async fn the_log_says_when_after_is_already_gone(world) {
+    async fn a_page_after_an_unknown_position_reports_a_gap(world) {
         let gateway = world.gateway().await;
         let id = gateway.publish("log", "first").await;
         let (_, log) = gateway.get("/v1/rooms/log/events?after=1700000000000000-5").await;
         assert_eq!(log["gap"]["reason"], "unknown_position");
-        assert_eq!(datas(&log), ["first"]);
+        assert_eq!(data_texts(&log), ["first"]);
         let (_, log) = gateway.get(&format!("/v1/rooms/log/events?after={id}")).await;
         assert_eq!((&log["gap"], log["events"].as_array().unwrap().len()), (&Value::Null, 0));
     }
 
-    async fn the_head_of_the_log_is_where_a_stream_can_go_on(world) {
+    async fn a_stream_can_resume_from_the_head_of_the_log(world) {
         let gateway = world.gateway().await;
         let (_, log) = gateway.get("/v1/rooms/unused/events").await;
         assert_eq!((&log["oldest"], log["events"].as_array().unwrap().len()), (&Value::Null, 0));

@@ -1,4 +1,5 @@
-//! The `OpenAPI` documents are what the code says; `UPDATE_OPENAPI=1 cargo test openapi` rewrites them.
+//! The OpenAPI documents in `openapi/` equal those that the code generates. `UPDATE_OPENAPI=1 cargo test openapi`
+//! rewrites them.
 
 use std::path::Path;
 
@@ -9,14 +10,14 @@ use serde_json::Value;
 use crate::support::Gateway;
 
 #[allow(clippy::disallowed_methods, reason = "a switch of the test, not of the gateway")]
-fn is_locked(file: &str, version: OpenApiVersion) {
+fn assert_up_to_date(file: &str, version: OpenApiVersion) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi").join(file);
     if std::env::var_os("UPDATE_OPENAPI").is_some() {
         std::fs::write(&path, text(version)).unwrap();
     }
-    let locked = std::fs::read_to_string(&path).unwrap();
+    let stored = std::fs::read_to_string(&path).unwrap();
     assert!(
-        locked == text(version),
+        stored == text(version),
         "{file} differs from the code; UPDATE_OPENAPI=1 cargo test openapi rewrites it"
     );
 }
@@ -25,7 +26,7 @@ fn document(version: OpenApiVersion) -> Value {
     serde_json::from_str(text(version)).unwrap()
 }
 
-/// Each operation, with its method and path.
+/// Every operation, with its method and path.
 fn operations(document: &Value) -> Vec<(String, &Value)> {
     let paths = document["paths"].as_object().unwrap();
     let each = paths.iter().flat_map(|(path, item)| {
@@ -35,9 +36,9 @@ fn operations(document: &Value) -> Vec<(String, &Value)> {
 }
 
 #[test]
-fn the_documents_are_locked() {
-    is_locked("openapi.json", OpenApiVersion::V31);
-    is_locked("openapi-3.2.json", OpenApiVersion::V32);
+fn the_stored_documents_are_up_to_date() {
+    assert_up_to_date("openapi.json", OpenApiVersion::V31);
+    assert_up_to_date("openapi-3.2.json", OpenApiVersion::V32);
 }
 
 #[test]
@@ -54,15 +55,15 @@ fn every_operation_is_described_with_an_id_a_tag_and_its_failures() {
     let mut ids = std::collections::BTreeSet::new();
     for (name, operation) in operations(&document) {
         let id = operation["operationId"].as_str().unwrap();
-        assert!(ids.insert(id), "{id} is there twice");
+        assert!(ids.insert(id), "the id {id} occurs twice");
         assert!(
             ["get", "list", "publish", "stream", "set", "delete", "patch", "increment", "remove", "revoke"]
                 .iter()
-                .any(|v| id.starts_with(v)),
+                .any(|verb| id.starts_with(verb)),
             "{id}"
         );
-        for words in ["summary", "description"] {
-            assert!(operation[words].as_str().is_some_and(|text| !text.is_empty()), "{name} has no {words}");
+        for text in ["summary", "description"] {
+            assert!(operation[text].as_str().is_some_and(|text| !text.is_empty()), "{name} has no {text}");
         }
         assert!(!operation["tags"].as_array().unwrap().is_empty(), "{name}");
         for parameter in operation["parameters"].as_array().into_iter().flatten() {
@@ -73,9 +74,9 @@ fn every_operation_is_described_with_an_id_a_tag_and_its_failures() {
             assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{name} {status}");
             if status.as_str() >= "400" {
                 let content = response["content"].as_object().unwrap();
-                let report = matches!(id, "getReadiness" | "getHealth") && status == "503";
-                let kind = if report { "application/json" } else { "application/problem+json" };
-                assert!(content.contains_key(kind), "{name} {status}");
+                let is_report = matches!(id, "getReadiness" | "getHealth") && status == "503";
+                let content_type = if is_report { "application/json" } else { "application/problem+json" };
+                assert!(content.contains_key(content_type), "{name} {status}");
             }
         }
         for status in ["400", "403", "408", "500"] {
@@ -86,7 +87,7 @@ fn every_operation_is_described_with_an_id_a_tag_and_its_failures() {
 }
 
 #[test]
-fn every_reference_leads_somewhere() {
+fn every_reference_has_a_target() {
     fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
         match value {
             Value::Object(members) => {

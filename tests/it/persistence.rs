@@ -1,4 +1,4 @@
-//! The embedded broker with a data folder: what was acknowledged outlives the process.
+//! The embedded broker with a data folder: acknowledged data survives the process.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use crate::support::{
     Balancer, Evidence, Load, Place, ROOMS, Replica, Stream, content, eventually, random, spawn, within,
 };
 
+/// Fields that are written under load.
 const FIELDS: usize = 4;
 
 async fn send(request: RequestBuilder) -> (StatusCode, Value) {
@@ -40,14 +41,14 @@ async fn put(replica: &Replica, field: &str, value: &str) -> StatusCode {
     send(Client::new().put(url).body(value.to_owned())).await.0
 }
 
-/// The data of the events that the room's log holds.
+/// The data of the events in the room's log.
 async fn log(replica: &Replica, room: &str) -> Vec<String> {
     let (status, page) = get(replica, &format!("/v1/rooms/{room}/events")).await;
     assert_eq!(status, 200, "{page}");
     page["events"].as_array().unwrap().iter().map(|event| event["data"].as_str().unwrap().to_owned()).collect()
 }
 
-/// To a place where nothing is yet.
+/// Copies a folder to a path that does not exist yet.
 fn copy_folder(from: &Path, to: &Path) {
     let copied = std::process::Command::new("cp").arg("-r").arg(from).arg(to).status();
     assert!(copied.unwrap().success());
@@ -61,7 +62,7 @@ async fn until_health(replica: &Replica, status: u16) -> Value {
     .await
 }
 
-/// Writers of a hash: each counts up in a field of its own, and remembers what was acknowledged.
+/// Writers of a hash. Each counts upwards in a field of its own, and remembers the last acknowledged number.
 struct Counters {
     acknowledged: Arc<Mutex<[u64; FIELDS]>>,
     stop: CancellationToken,
@@ -98,18 +99,18 @@ impl Counters {
         self.acknowledged.lock().unwrap().iter().sum()
     }
 
-    /// What is there is what was acknowledged before, or newer.
-    async fn check(&self, replica: &Replica, before: [u64; FIELDS]) {
-        for (field, least) in before.iter().enumerate().filter(|(_, least)| **least > 0) {
+    /// Checks that each field holds its acknowledged number, or a later one.
+    async fn check(&self, replica: &Replica, acknowledged: [u64; FIELDS]) {
+        for (field, least) in acknowledged.iter().enumerate().filter(|(_, least)| **least > 0) {
             let (status, body) = get(replica, &format!("/v1/hashes/h/fields/{field}")).await;
-            assert_eq!(status, 200, "field {field} with {least} was lost");
+            assert_eq!(status, 200, "field {field} was lost; {least} was acknowledged");
             let value: u64 = body["value"].as_str().unwrap().parse().unwrap();
-            assert!(value >= *least, "field {field} has {value}, and {least} was acknowledged");
+            assert!(value >= *least, "field {field} holds {value}, but {least} was acknowledged");
         }
     }
 }
 
-/// What the log of a room has, from the first page to the last.
+/// The events of a room's whole log, page by page.
 async fn whole_log(replica: &Replica, room: &str) -> Vec<(Place, String)> {
     let (mut all, mut after) = (Vec::new(), String::new());
     loop {
@@ -123,7 +124,7 @@ async fn whole_log(replica: &Replica, room: &str) -> Vec<(Place, String)> {
     }
 }
 
-/// Kills the process under load, again and again, and starts it on the same folder.
+/// Kills the process several times under load, and restarts it on the same folder each time.
 async fn survives_kills(seed: u64, kills: u32, arguments: &[&str]) {
     let mut random = random(seed);
     let unlimited = ["--retention-events", "1000000", "--retention-bytes", "1000000000"];
@@ -139,9 +140,9 @@ async fn survives_kills(seed: u64, kills: u32, arguments: &[&str]) {
         let until = counters.total() + random.u64(1..400);
         eventually("the hash is written to", async || (counters.total() >= until).then_some(())).await;
         replica.kill();
-        let before = *counters.acknowledged.lock().unwrap();
+        let acknowledged = *counters.acknowledged.lock().unwrap();
         replica = Replica::start_on(folder.path(), arguments);
-        counters.check(&replica, before).await;
+        counters.check(&replica, acknowledged).await;
         balancer.set([replica.url()]);
     }
     counters.stop.cancel();
@@ -172,9 +173,9 @@ async fn p8_under_load_kills_cost_nothing_with_everysec_either() {
 #[tokio::test]
 async fn p4_a_restart_with_a_data_folder_costs_no_gap_and_one_without_costs_one() {
     let folder = tempfile::tempdir().unwrap();
-    let durable: fn(&Path) -> Replica = |folder| Replica::start_on(folder, &[]);
-    let forgetful: fn(&Path) -> Replica = |_| Replica::start_with(&[]);
-    for (start, keeps) in [(durable, true), (forgetful, false)] {
+    let with_folder: fn(&Path) -> Replica = |folder| Replica::start_on(folder, &[]);
+    let without_folder: fn(&Path) -> Replica = |_| Replica::start_with(&[]);
+    for (start, is_durable) in [(with_folder, true), (without_folder, false)] {
         let replica = start(folder.path());
         publish_all(&replica, "a", &["one", "two"]).await;
         put(&replica, "f", "v").await;
@@ -184,14 +185,14 @@ async fn p4_a_restart_with_a_data_folder_costs_no_gap_and_one_without_costs_one(
         assert_eq!(replica.terminate().await, Some(0));
 
         let replica = start(folder.path());
-        let expected: &[&str] = if keeps { &["one", "two", "three"] } else { &[] };
+        let expected: &[&str] = if is_durable { &["one", "two", "three"] } else { &[] };
         assert_eq!(log(&replica, "a").await, expected);
-        let kept = get(&replica, "/v1/hashes/h/fields/f").await.0;
-        assert_eq!(kept, if keeps { 200 } else { 404 });
+        let status = get(&replica, "/v1/hashes/h/fields/f").await.0;
+        assert_eq!(status, if is_durable { 200 } else { 404 });
         let mut stream = Stream::open(&format!("{}/v1/rooms/a/stream", replica.url()), Some(&position)).await;
         publish_all(&replica, "a", &["four"]).await;
         let next = stream.event().await;
-        if keeps {
+        if is_durable {
             assert_eq!(next.data, "three");
         } else {
             assert_eq!(next.event, "stream.gap");
@@ -201,7 +202,7 @@ async fn p4_a_restart_with_a_data_folder_costs_no_gap_and_one_without_costs_one(
 }
 
 #[tokio::test]
-async fn p8_a_full_disk_is_named_and_all_goes_on_by_itself_when_there_is_space() {
+async fn p8_a_full_disk_is_reported_and_writes_work_again_once_there_is_space() {
     let folder = tempfile::tempdir().unwrap();
     let replica = Replica::start_on(folder.path(), &[]);
     publish_all(&replica, "a", &["before"]).await;
@@ -209,7 +210,7 @@ async fn p8_a_full_disk_is_named_and_all_goes_on_by_itself_when_there_is_space()
     let mut stream = Stream::open(&format!("{}/v1/rooms/a/stream", replica.url()), None).await;
     replica.fill_disk();
 
-    // The first is on its way when the disk refuses it.
+    // The first publish has already changed the memory when the disk refuses it.
     let (status, problem) = publish(&replica, "a", "unknown").await;
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("outcome_unknown")), "{problem}");
     assert!(problem["detail"].as_str().unwrap().contains("disk_full"), "{problem}");
@@ -217,7 +218,7 @@ async fn p8_a_full_disk_is_named_and_all_goes_on_by_itself_when_there_is_space()
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("disk_full")), "{problem}");
     assert_eq!(put(&replica, "f", "refused").await, 503);
     assert_eq!(until_health(&replica, 503).await["commands"], "disk_full");
-    // What is kept is still told; what is not yet kept is told to nobody.
+    // Stored data is still served. Data that is not yet stored is served to no client.
     assert_eq!(get(&replica, "/v1/hashes/h/fields/f").await.1["value"], "before");
     assert_eq!(get(&replica, "/v1/rooms/a/events").await.0, 503);
     stream.comments(2).await;
@@ -232,7 +233,7 @@ async fn p8_a_full_disk_is_named_and_all_goes_on_by_itself_when_there_is_space()
     assert_eq!(log(&replica, "a").await, ["before", "unknown", "after"]);
 }
 
-/// Starts on a folder that must be refused; what it says.
+/// Starts a gateway on a folder that it must refuse. Returns what it prints.
 fn refusal(folder: &Path) -> String {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_roomcast"));
     command.args(["--listen", "127.0.0.1:0", "--log", "off", "--data-dir"]).arg(folder);
@@ -254,7 +255,7 @@ async fn one_folder_has_one_process() {
 }
 
 #[tokio::test]
-async fn a_folder_is_made_for_its_user_alone_and_one_that_can_not_be_made_is_one_clear_line() {
+async fn a_folder_is_created_for_its_user_alone_and_a_failure_to_create_it_is_one_line() {
     use std::os::unix::fs::PermissionsExt;
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("some/data");
@@ -266,7 +267,7 @@ async fn a_folder_is_made_for_its_user_alone_and_one_that_can_not_be_made_is_one
     assert_eq!(refusal(&file).lines().count(), 1);
 }
 
-/// The store's newest journal.
+/// The newest journal of the store's library.
 fn newest_journal(folder: &Path) -> PathBuf {
     let files = std::fs::read_dir(folder.join("store")).unwrap().map(|entry| entry.unwrap().path());
     let journals = files.filter(|path| path.extension().is_some_and(|kind| kind == "jnl"));
@@ -275,10 +276,10 @@ fn newest_journal(folder: &Path) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_torn_end_costs_what_was_torn_and_junk_behind_it_costs_nothing() {
+async fn a_torn_end_loses_only_the_torn_part_and_garbage_behind_the_end_loses_nothing() {
     let texts: Vec<_> = (0..20).map(|count| count.to_string()).collect();
     let texts: Vec<_> = texts.iter().map(String::as_str).collect();
-    for (cut, junk) in
+    for (cut, garbage) in
         [(1, &b""[..]), (200, b""), (2000, b""), (0, b"\x01\x02junk"), (0, &[0xff; 5000]), (7, b"\x03junk")]
     {
         let folder = tempfile::tempdir().unwrap();
@@ -287,15 +288,15 @@ async fn a_torn_end_costs_what_was_torn_and_junk_behind_it_costs_nothing() {
         replica.kill();
         let path = newest_journal(folder.path());
         let mut bytes = std::fs::read(&path).unwrap();
-        // The library fills the file up with zeros in advance.
+        // The library fills the rest of the file with zeros in advance.
         bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1 - cut);
-        bytes.extend_from_slice(junk);
+        bytes.extend_from_slice(garbage);
         std::fs::write(&path, bytes).unwrap();
 
         let replica = Replica::start_on(folder.path(), &[]);
         let kept = log(&replica, "a").await;
         assert!(texts.starts_with(&kept.iter().map(String::as_str).collect::<Vec<_>>()), "{cut}: {kept:?}");
-        assert_eq!(kept.len() == texts.len(), cut == 0, "{cut} {junk:?}: {kept:?}");
+        assert_eq!(kept.len() == texts.len(), cut == 0, "{cut} {garbage:?}: {kept:?}");
         publish_all(&replica, "a", &["after"]).await;
         drop(replica);
         let replica = Replica::start_on(folder.path(), &[]);
@@ -304,24 +305,24 @@ async fn a_torn_end_costs_what_was_torn_and_junk_behind_it_costs_nothing() {
 }
 
 #[tokio::test]
-async fn damage_is_one_clear_line_or_costs_the_end_and_is_never_served_as_data() {
+async fn damage_is_reported_in_one_line_or_loses_the_end_and_is_never_served() {
     let texts: Vec<_> = (0..20).map(|count| format!("{count} {}", "x".repeat(100))).collect();
     let texts: Vec<_> = texts.iter().map(String::as_str).collect();
-    let sound = tempfile::tempdir().unwrap();
-    let mut replica = Replica::start_on(sound.path(), &[]);
+    let original = tempfile::tempdir().unwrap();
+    let mut replica = Replica::start_on(original.path(), &[]);
     publish_all(&replica, "a", &texts).await;
     replica.kill();
-    let bytes = std::fs::read(newest_journal(sound.path())).unwrap();
+    let bytes = std::fs::read(newest_journal(original.path())).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
     for part in 1..10 {
         let mut damaged = bytes.clone();
         for byte in &mut damaged[end * part / 10..][..3] {
             *byte ^= 0x55;
         }
-        std::fs::write(newest_journal(sound.path()), damaged).unwrap();
+        std::fs::write(newest_journal(original.path()), damaged).unwrap();
         let copy = tempfile::tempdir().unwrap();
         let folder = copy.path().join("d");
-        copy_folder(sound.path(), &folder);
+        copy_folder(original.path(), &folder);
         let replica = Replica::start_on(&folder, &[]);
         if replica.serves() {
             let kept = log(&replica, "a").await;
@@ -344,7 +345,7 @@ async fn retention_holds_over_a_restart() {
     publish_all(&replica, "a", &["8"]).await;
     drop(replica);
     let replica = Replica::start_on(folder.path(), &["--retention-events", "2"]);
-    // Before anything is published too.
+    // The new limit applies before the next publish, too.
     eventually("the log is shorter", async || (log(&replica, "a").await == ["7", "8"]).then_some(())).await;
     publish_all(&replica, "a", &["9"]).await;
     assert_eq!(log(&replica, "a").await, ["8", "9"]);
@@ -374,7 +375,7 @@ async fn p6_a_key_is_remembered_over_a_restart() {
 }
 
 #[tokio::test]
-async fn what_was_removed_stays_removed() {
+async fn removed_fields_and_hashes_stay_removed() {
     let folder = tempfile::tempdir().unwrap();
     let replica = Replica::start_on(folder.path(), &[]);
     let delete =
@@ -395,7 +396,7 @@ async fn what_was_removed_stays_removed() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_served_and_nothing_is_added() {
+async fn a_folder_that_is_larger_than_the_limit_is_served_and_writes_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let replica = Replica::start_on(folder.path(), &[]);
     publish_all(&replica, "a", &["one", "two", "three", "four", "five"]).await;
@@ -406,7 +407,7 @@ async fn what_does_not_fit_is_served_and_nothing_is_added() {
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("out_of_memory")));
 }
 
-/// A quiet room has the same history, however often the process was started since.
+/// A quiet room keeps its epoch history, however often the process restarts.
 #[tokio::test]
 async fn p4_no_number_of_restarts_costs_the_client_of_a_quiet_room_a_gap() {
     let folder = tempfile::tempdir().unwrap();
@@ -415,14 +416,14 @@ async fn p4_no_number_of_restarts_costs_the_client_of_a_quiet_room_a_gap() {
     publish_all(&replica, "quiet", &["1", "2"]).await;
     let (_, page) = get(&replica, "/v1/rooms/quiet/events").await;
     let seen = page["head"].as_str().unwrap().to_owned();
-    let emptied = Client::new().delete(format!("{}/v1/rooms/quiet/events", replica.url()));
-    assert_eq!(send(emptied).await.0, 204);
+    let clear = Client::new().delete(format!("{}/v1/rooms/quiet/events", replica.url()));
+    assert_eq!(send(clear).await.0, 204);
     drop(replica);
     for _ in 0..40 {
         let replica = Replica::start_on(folder.path(), &[]);
         let stream = Stream::open(&format!("{}{path}", replica.url()), Some(&seen)).await;
         assert_eq!(stream.opened["rooms"]["quiet"]["resume"], "complete");
-        // Another one changes each time.
+        // Another room changes each time.
         publish_all(&replica, "busy", &["x"]).await;
     }
     let replica = Replica::start_on(folder.path(), &[]);
@@ -430,19 +431,19 @@ async fn p4_no_number_of_restarts_costs_the_client_of_a_quiet_room_a_gap() {
     publish_all(&replica, "quiet", &["3"]).await;
     let event = stream.event().await;
     assert_eq!(event.data, "3");
-    assert_ne!(event.id.split('-').next(), seen.split('-').next(), "no process gives out another one's ids");
+    assert_ne!(event.id.split('-').next(), seen.split('-').next(), "no process reuses the ids of another");
 }
 
-/// What a power cut takes away with `everysec`, or a back-up that is put back.
+/// A power cut with `everysec`, or a restored backup, loses the last events.
 #[tokio::test]
-async fn p4_a_folder_that_lacks_the_last_events_is_told_and_leads_nobody_back() {
+async fn p4_a_folder_that_lacks_the_last_events_causes_a_gap_that_leads_forward() {
     let folder = tempfile::tempdir().unwrap();
     let (now, backup) = (folder.path().join("now"), folder.path().join("backup"));
     let mut replica = Replica::start_on(&now, &[]);
     publish_all(&replica, "a", &["1", "2", "3"]).await;
     replica.kill();
     copy_folder(&now, &backup);
-    // Within the epoch that the back-up has, and beyond it.
+    // The lost events are in the epoch that the backup has, then in a later one.
     for lost in [&["4", "5"][..], &["6", "7"]] {
         let mut replica = Replica::start_on(&now, &[]);
         publish_all(&replica, "a", lost).await;

@@ -1,4 +1,4 @@
-//! Streams: what they look like, where they start, what they leave out.
+//! Streams: their format, where they start, and which events they skip.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use reqwest::Method;
 use serde_json::json;
 
 on_both_brokers! {
-    async fn events_come_as_they_were_published(world) {
+    async fn events_arrive_as_they_were_published(world) {
         let gateway = world.gateway().await;
         let mut stream = gateway.room("raw").await;
-        let publish = |kind: &str, body: &str| {
+        let publish = |content_type: &str, body: &str| {
             let request = gateway.request(Method::POST, "/v1/rooms/raw/events");
-            gateway.send(request.header("content-type", kind).body(body.to_owned()))
+            gateway.send(request.header("content-type", content_type).body(body.to_owned()))
         };
-        for (kind, body, event, data) in [
+        for (content_type, body, event, data) in [
             ("application/json", r#"{"event":"chat","data":{"n": 12345678901234567890.10}}"#, "chat", r#"{"n": 12345678901234567890.10}"#),
             ("application/json", r#"{"data":"quoted"}"#, "message", r#""quoted""#),
             ("application/json", r#"{"data":null}"#, "message", "null"),
@@ -25,11 +25,11 @@ on_both_brokers! {
             ("text/plain", "id: 9-9\nevent: stream.end\ndata: x\nretry: 1\n\n: hm", "message", "id: 9-9\nevent: stream.end\ndata: x\nretry: 1\n\n: hm"),
             ("text/plain", "\0", "message", "\0"),
         ] {
-            let (status, answer) = publish(kind, body).await;
+            let (status, answer) = publish(content_type, body).await;
             assert_eq!(status, 201, "{answer}");
-            let got = stream.event().await;
-            assert_eq!((got.event.as_str(), got.data.as_str()), (event, data));
-            assert_eq!(got.id, answer["id"].as_str().unwrap());
+            let received = stream.event().await;
+            assert_eq!((received.event.as_str(), received.data.as_str()), (event, data));
+            assert_eq!(received.id, answer["id"].as_str().unwrap());
             assert_eq!(stream.retry, Some(2000));
         }
     }
@@ -42,7 +42,7 @@ on_both_brokers! {
         assert_eq!(stream.event().await.event, "note");
     }
 
-    async fn the_headers_keep_caches_and_balancers_from_holding_a_stream_back(world) {
+    async fn the_headers_keep_caches_and_balancers_from_delaying_a_stream(world) {
         let gateway = world.gateway().await;
         let request = gateway.request(Method::GET, "/v1/rooms/a/stream").header("accept-encoding", "gzip");
         let response = gateway.answer(request).await;
@@ -71,7 +71,7 @@ on_both_brokers! {
         assert_eq!(stream.data().await, "new");
     }
 
-    async fn the_header_wins_over_its_twin_and_a_position_over_a_start(world) {
+    async fn last_event_id_wins_over_after_and_both_win_over_a_start(world) {
         let gateway = world.gateway().await;
         let mut ids = Vec::new();
         for count in 0..4 {
@@ -80,7 +80,7 @@ on_both_brokers! {
         let path = format!("/v1/rooms/wins/stream?from=earliest&after={}", ids[0]);
         assert_eq!(gateway.stream(&path).await.data().await, "1");
         assert_eq!(gateway.resume(&path, Some(&ids[1])).await.data().await, "2");
-        // What a browser sends that has no position yet.
+        // A browser without a position sends an empty header.
         assert_eq!(gateway.resume(&path, Some("")).await.data().await, "1");
         let recent = "/v1/rooms/wins/stream?recent=4";
         assert_eq!(gateway.resume(recent, Some(&ids[2])).await.data().await, "3");
@@ -97,7 +97,7 @@ on_both_brokers! {
         assert_eq!(stream.datas(4).await, [r#""a""#, r#""b""#, r#""a""#, r#""last""#]);
     }
 
-    async fn an_event_can_leave_out_its_sender(world) {
+    async fn an_event_can_exclude_its_sender(world) {
         let gateway = world.gateway().await;
         let mut own = gateway.stream("/v1/rooms/except/stream?subscriber=me").await;
         let mut other = gateway.room("except").await;
@@ -109,7 +109,7 @@ on_both_brokers! {
         assert_eq!(other.datas(2).await, ["1", "to all"]);
     }
 
-    async fn what_was_left_out_moves_the_position_on_with_the_heartbeat(world) {
+    async fn skipped_events_move_the_position_with_the_next_heartbeat(world) {
         let gateway = world.gateway_with(|settings| settings.streams.heartbeat = Duration::from_millis(100)).await;
         let mut stream = gateway.stream("/v1/rooms/moved/stream?event=wanted").await;
         let id = gateway.publish("moved", "not wanted").await;
@@ -125,7 +125,7 @@ on_both_brokers! {
         stream.comments(3).await;
     }
 
-    async fn a_stream_that_has_lived_long_enough_ends_and_its_client_goes_on(world) {
+    async fn a_stream_ends_after_its_lifetime_and_its_client_resumes(world) {
         let gateway = world.gateway_with(|settings| settings.streams.lifetime = Duration::from_secs(1)).await;
         let mut stream = gateway.room("old").await;
         gateway.publish("old", "1").await;
@@ -157,12 +157,12 @@ on_both_brokers! {
         gateway.publish("a", "a meanwhile").await;
         let mut stream = gateway.resume("/v1/stream?room=a&room=b", Some(&cursor)).await;
         assert_eq!(stream.opened["rooms"]["b"]["resume"], "complete");
-        let mut got = [stream.event().await.json(), stream.event().await.json()].map(|e| e["data"].to_string());
-        got.sort();
-        assert_eq!(got, [r#""a meanwhile""#, r#""b meanwhile""#]);
+        let mut missed = [stream.event().await.json(), stream.event().await.json()].map(|e| e["data"].to_string());
+        missed.sort();
+        assert_eq!(missed, [r#""a meanwhile""#, r#""b meanwhile""#]);
     }
 
-    async fn a_changed_list_of_rooms_resumes_those_that_were_there(world) {
+    async fn a_stream_with_a_changed_list_of_rooms_resumes_the_rooms_in_its_cursor(world) {
         let gateway = world.gateway().await;
         let cursor = gateway.stream("/v1/stream?room=a&room=b").await.last_event_id.clone();
         gateway.publish("b", "b").await;

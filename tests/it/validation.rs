@@ -1,20 +1,20 @@
-//! Bad input is harmless (P11): each malformed, oversized or hostile request gets a clear problem document.
+//! Bad input is harmless (P11): every malformed, oversized or hostile request gets a problem document.
 
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::Gateway;
 
-/// Sends a request that has to be refused, and checks the document.
+/// Sends a request that must be refused. Checks the problem document, and returns it.
 async fn refused(gateway: &Gateway, request: RequestBuilder, status: u16, code: &str) -> Value {
     let answer = gateway.answer(request).await;
-    let told = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
+    let request_id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
     assert_eq!(answer.headers()["content-type"], "application/problem+json");
-    let got = answer.status();
+    let answered = answer.status();
     let problem: Value = answer.json().await.unwrap();
-    assert_eq!((got.as_u16(), problem["code"].as_str()), (status, Some(code)), "{problem}");
+    assert_eq!((answered.as_u16(), problem["code"].as_str()), (status, Some(code)), "{problem}");
     assert_eq!(problem["status"], status);
-    assert_eq!(problem["request_id"], told);
+    assert_eq!(problem["request_id"], request_id);
     assert_eq!(problem["type"], format!("urn:roomcast:problem:{code}"));
     for member in ["title", "detail"] {
         assert!(!problem[member].as_str().unwrap().is_empty(), "{problem}");
@@ -44,7 +44,7 @@ on_both_brokers! {
         for path in ["/v1/rooms//events", "/v1/hashes//fields/f"] {
             refused(&gateway, gateway.request(Method::GET, path), 400, "invalid_name").await;
         }
-        // Without a last segment it is another route.
+        // Without its last segment, the path is another route.
         for path in ["/v1/rooms/", "/v1/hashes/h/fields/"] {
             refused(&gateway, gateway.request(Method::GET, path), 404, "route_not_found").await;
         }
@@ -61,7 +61,7 @@ on_both_brokers! {
         let large = format!(r#"{{"data":"{}"}}"#, "x".repeat(6_000));
         let huge = "x".repeat(10_001);
         let json_type = "application/json";
-        for (kind, body, status, code) in [
+        for (content_type, body, status, code) in [
             (json_type, "", 400, "invalid_body"),
             (json_type, "{", 400, "invalid_body"),
             (json_type, "null", 400, "invalid_body"),
@@ -91,11 +91,11 @@ on_both_brokers! {
             ("image/png", "x", 415, "unsupported_media_type"),
             ("application/xml", "<x/>", 415, "unsupported_media_type"),
         ] {
-            let request = gateway.request(Method::POST, "/v1/rooms/bad/events").header("content-type", kind);
+            let request = gateway.request(Method::POST, "/v1/rooms/bad/events").header("content-type", content_type);
             refused(&gateway, request.body(body.to_owned()), status, code).await;
         }
-        for kind in ["text/plain", json_type] {
-            let request = gateway.request(Method::POST, "/v1/rooms/bad/events").header("content-type", kind);
+        for content_type in ["text/plain", json_type] {
+            let request = gateway.request(Method::POST, "/v1/rooms/bad/events").header("content-type", content_type);
             refused(&gateway, request.body(b"{\"data\":\"\xff\xfe\"}".to_vec()), 400, "invalid_body").await;
         }
         for name in ["stream.x", "a%0Ab", "a%20b", ""] {
@@ -105,14 +105,14 @@ on_both_brokers! {
         let request = gateway.request(Method::POST, "/v1/rooms/bad/events?event=a").json(&json!({"data": 1}));
         refused(&gateway, request, 400, "invalid_query").await;
         assert_eq!(gateway.get("/v1/rooms/bad").await.1["retained"], 0);
-        // After all that it works as before.
+        // The gateway still works.
         gateway.publish("bad", "good").await;
     }
 
     async fn p11_bodies_that_are_not_values_are_refused(world) {
         let gateway = world.gateway_with(|settings| settings.requests.max_value_bytes = 1000).await;
         let path = "/v1/hashes/h/fields/f";
-        for (kind, body, status, code) in [
+        for (content_type, body, status, code) in [
             ("application/json", "", 400, "invalid_body"),
             ("application/json", r#"{"value":1}"#, 400, "invalid_body"),
             ("application/json", r#"{"value":null}"#, 400, "invalid_body"),
@@ -122,7 +122,7 @@ on_both_brokers! {
             ("text/plain", &"x".repeat(1001), 413, "body_too_large"),
             ("image/png", "x", 415, "unsupported_media_type"),
         ] {
-            let request = gateway.request(Method::PUT, path).header("content-type", kind).body(body.to_owned());
+            let request = gateway.request(Method::PUT, path).header("content-type", content_type).body(body.to_owned());
             refused(&gateway, request, status, code).await;
         }
         for (name, value) in [("if-match", "x"), ("if-match", "\"a"), ("if-none-match", "\"a\""), ("if-match", "")] {
@@ -134,7 +134,7 @@ on_both_brokers! {
         assert_eq!(gateway.get(path).await.0, StatusCode::NOT_FOUND);
     }
 
-    async fn p11_headers_that_would_be_passed_over_in_silence_are_refused(world) {
+    async fn p11_headers_that_a_route_would_ignore_are_refused(world) {
         let gateway = world.gateway().await;
         let path = "/v1/hashes/h";
         gateway.send(gateway.request(Method::PATCH, path).json(&json!({"n": "1"}))).await;
@@ -163,13 +163,13 @@ on_both_brokers! {
             let path = "/v1/rooms/a/stream";
             let header = gateway.request(Method::GET, path).header("last-event-id", bad);
             refused(&gateway, header, 400, "invalid_position").await;
-            let twin = gateway.request(Method::GET, &format!("{path}?after={bad}"));
-            refused(&gateway, twin, 400, "invalid_position").await;
+            let query = gateway.request(Method::GET, &format!("{path}?after={bad}"));
+            refused(&gateway, query, 400, "invalid_position").await;
             let log = gateway.request(Method::GET, &format!("/v1/rooms/a/events?after={bad}"));
             refused(&gateway, log, 400, "invalid_position").await;
         }
         for bad in ["x", "1790000000000000-1", "c1.", "c1.A", "c1.!!!!", "c2.AAAA", &format!("c1.{}", "A".repeat(9000))] {
-            // The first cursor of no rooms is one, if of little use.
+            // A cursor without rooms is valid.
             let status = if bad == "c1." { continue } else { 400 };
             let header = gateway.request(Method::GET, "/v1/stream?room=a").header("last-event-id", bad);
             refused(&gateway, header, status, "invalid_position").await;
@@ -249,22 +249,22 @@ async fn an_open_gateway_on_loopback_answers_no_foreign_page() {
     assert_eq!(gateway.get("/v1/rooms/guarded").await.1["retained"], 0);
     let own = publish().header("sec-fetch-site", "same-origin").header("origin", &gateway.url);
     assert_eq!(gateway.send(own).await.0, 201);
-    // Where the operator has said so, anyone is answered.
+    // With --insecure-allow-anonymous, every request is answered.
     let open = Gateway::start(|settings| settings.access.insecure_allow_anonymous = true).await;
     let request = open.request(Method::GET, "/v1/rooms").header("host", "roomcast.example");
     assert_eq!(open.send(request.header("origin", "https://app.example")).await.0, 200);
 }
 
 #[tokio::test]
-async fn a_request_id_is_taken_over_if_it_is_harmless() {
+async fn a_callers_request_id_is_kept_if_it_is_harmless() {
     let gateway = Gateway::start(|_| {}).await;
-    let ask = async |id: &str| {
+    let answered_id = async |id: &str| {
         let request = gateway.request(Method::GET, "/livez").header("x-request-id", id);
         gateway.answer(request).await.headers()["x-request-id"].to_str().unwrap().to_owned()
     };
-    assert_eq!(ask("trace-7").await, "trace-7");
+    assert_eq!(answered_id("trace-7").await, "trace-7");
     for hostile in [" ", "a b", &"x".repeat(129)] {
-        let given = ask(hostile).await;
-        assert!(given != hostile && given.len() == 36, "{given}");
+        let id = answered_id(hostile).await;
+        assert!(id != hostile && id.len() == 36, "{id}");
     }
 }

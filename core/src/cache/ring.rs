@@ -1,12 +1,12 @@
-//! The recent events of a room, shared by all who read it there.
+//! The recent events of a log, shared by all its readers on a replica.
 
 use std::collections::VecDeque;
 
 use super::CachedEvent;
-use crate::log::{EpochHistory, Next, ReportedLoss, Retained, next};
+use crate::log::{EpochHistory, Next, ReportedLoss, Retained};
 use crate::names::EventId;
 
-/// How much a ring holds.
+/// The most that a ring holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RingLimits {
     /// Most events; at least one.
@@ -15,7 +15,7 @@ pub struct RingLimits {
     pub bytes: usize,
 }
 
-/// Events in the order of their ids, without holes, bounded in number and in bytes.
+/// Events in the order of their ids, without holes, limited in number and in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ring<E> {
     events: VecDeque<E>,
@@ -25,66 +25,72 @@ pub struct Ring<E> {
 
 impl<E: CachedEvent> Retained for Ring<E> {
     fn first_after(&self, position: EventId) -> Option<EventId> {
-        let at = self.events.partition_point(|event| event.id() <= position);
-        self.events.get(at).map(CachedEvent::id)
+        let index = self.events.partition_point(|event| event.id() <= position);
+        self.events.get(index).map(CachedEvent::id)
     }
 }
 
 impl<E: CachedEvent + Clone> Ring<E> {
+    /// An empty ring.
     pub fn new(limits: RingLimits) -> Self {
         Self { events: VecDeque::new(), bytes: 0, limits }
     }
 
-    pub fn limits(&self) -> RingLimits {
-        self.limits
-    }
-
-    /// Events that were read together, all of them.
+    /// A ring without limits that holds the events of one read.
     pub fn from_events(events: Vec<E>) -> Self {
         let bytes = events.iter().map(CachedEvent::bytes).sum();
         let limits = RingLimits { events: usize::MAX, bytes: usize::MAX };
         Self { events: events.into(), bytes, limits }
     }
 
-    /// The events that after a position, up to about so many bytes; if there are none, what else follows.
+    /// The limits.
+    pub fn limits(&self) -> RingLimits {
+        self.limits
+    }
+
+    /// The events that follow a position, of about `max_bytes` in all and at least one. If the first one is not in the
+    /// ring, or another thing than an event follows, that is the error.
     pub fn after(
         &self,
         history: &EpochHistory,
         mut position: EventId,
         reported: Option<ReportedLoss>,
-        most_bytes: usize,
+        max_bytes: usize,
     ) -> Result<Vec<E>, Next> {
         let (mut events, mut bytes) = (Vec::new(), 0);
         loop {
-            let verdict = next(history, self, position, reported);
-            match verdict {
-                Next::Event(id) if bytes < most_bytes => {
-                    let Some(event) = self.event(id) else { return Err(verdict) };
+            let next = history.next_after(position, self, reported);
+            match next {
+                Next::Event(id) if bytes < max_bytes => {
+                    let Some(event) = self.event(id) else { return Err(next) };
                     bytes += event.bytes();
                     events.push(event.clone());
                     position = id;
                 }
-                _ if events.is_empty() => return Err(verdict),
-                // Past its last event the ring can't tell what the log still holds.
+                _ if events.is_empty() => return Err(next),
+                // Beyond its last event the ring can't tell what the log retains.
                 _ => return Ok(events),
             }
         }
     }
 
-    pub fn back(&self) -> Option<&E> {
+    /// The last event.
+    pub fn last(&self) -> Option<&E> {
         self.events.back()
     }
 
-    pub fn last(&self) -> Option<EventId> {
-        self.back().map(CachedEvent::id)
+    /// The id of the last event.
+    pub fn last_id(&self) -> Option<EventId> {
+        self.last().map(CachedEvent::id)
     }
 
+    /// The event with this id.
     pub fn event(&self, id: EventId) -> Option<&E> {
-        let at = self.events.partition_point(|event| event.id() < id);
-        self.events.get(at).filter(|event| event.id() == id)
+        let index = self.events.partition_point(|event| event.id() < id);
+        self.events.get(index).filter(|event| event.id() == id)
     }
 
-    /// Adds the event that follows the last one.
+    /// Adds the event that follows the last one; drops the oldest events that exceed the limits.
     pub fn push(&mut self, event: E) {
         self.bytes += event.bytes();
         self.events.push_back(event);
@@ -93,22 +99,23 @@ impl<E: CachedEvent + Clone> Ring<E> {
         }
     }
 
-    /// Drops what a history does not have, or not any more.
+    /// Drops the events that a history lacks, and those up to which its log was cleared.
     pub fn keep_only(&mut self, history: &EpochHistory) {
         self.events.retain(|event| history.holds(event.id()) && event.id() > history.cleared());
-        self.count();
+        self.recount_bytes();
     }
 
-    /// Drops what lies at or below a position.
+    /// Drops the events at and below a position.
     pub fn keep_above(&mut self, position: EventId) {
         self.events.retain(|event| event.id() > position);
-        self.count();
+        self.recount_bytes();
     }
 
-    fn count(&mut self) {
+    fn recount_bytes(&mut self) {
         self.bytes = self.events.iter().map(CachedEvent::bytes).sum();
     }
 
+    /// Drops all events.
     pub fn clear(&mut self) {
         self.events.clear();
         self.bytes = 0;

@@ -1,69 +1,72 @@
-//! A log's head: its history, and the replication_id of the server whose history that history belongs to.
+//! The head of a log: its epoch history, and the replication id of the server to which that history belongs.
 
 use super::EpochHistory;
 use crate::names::EventId;
 
-/// How many epochs a history keeps at least. With two, quiet rooms get false gaps and losses go untold.
+/// The fewest epochs that a history keeps. With two, quiet rooms would get false gaps, and some losses no gap.
 pub const KEPT_EPOCHS: usize = 32;
 
-/// A log's head.
+/// The head of a log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Head {
-    /// Which server's history this is (on Redis `master_replid`).
+    /// The replication id of the server whose history this is (on Redis `master_replid`).
     pub replication_id: String,
-    /// That history.
+    /// The history.
     pub history: EpochHistory,
 }
 
-/// What one atomic step finds, given to it so that it needs no clock and no dice.
+/// What one atomic step reads from its server. It is passed in, so that the rules need no clock and no random numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct StepContext<'a> {
-    /// The replication_id of the server that runs the step.
+    /// The replication id of the server that runs the step.
     pub replication_id: &'a str,
-    /// Its time, microseconds since 1970.
+    /// The server's time, in microseconds since 1970.
     pub time: u64,
-    /// Added to a new epoch that can't be the time, so that two servers don't give out the same one.
+    /// Added to the number of a new epoch that can't be the time, so that two servers do not choose the same number.
     pub random: u64,
-    /// The oldest retained entry.
+    /// The id of the oldest retained entry.
     pub oldest: Option<EventId>,
 }
 
 impl Head {
-    /// Begins every step that reads or writes a head: one that can't be vouched for gets a new epoch, and ids that
-    /// the replica has `watermarks` to exist and that are not on the history are marked as lost.
+    /// Begins every step that reads or writes a head: checks that the head belongs to this server's history and agrees
+    /// with the replica's `watermarks`, and begins a new epoch if it does not.
+    ///
+    /// Watermarks are the highest ids, by epoch, that the replica has appended or seen. Events among them that the
+    /// history lacks are recorded as lost.
     ///
     /// Returns the head, and whether it has changed.
-    pub fn ensure_epoch(head: Option<Self>, watermarks: &[EventId], moment: StepContext<'_>) -> (Self, bool) {
+    pub fn ensure_epoch(head: Option<Self>, watermarks: &[EventId], context: StepContext<'_>) -> (Self, bool) {
         let epoch_above = |last: u64| {
             let last = watermarks.iter().map(|id| id.epoch).fold(last, u64::max);
-            if moment.time > last { moment.time } else { last + 1 + moment.random }
+            if context.time > last { context.time } else { last + 1 + context.random }
         };
-        let (mut head, mut begun) = match head {
-            None => (
-                Self { replication_id: moment.replication_id.into(), history: EpochHistory::new(epoch_above(0)) },
-                true,
-            ),
+        let (mut head, mut has_begun) = match head {
+            None => {
+                let history = EpochHistory::new(epoch_above(0));
+                (Self { replication_id: context.replication_id.into(), history }, true)
+            }
             Some(mut head) => {
-                let foreign = head.replication_id != moment.replication_id;
-                if foreign {
-                    head.begin(epoch_above(head.history.newest().epoch), moment);
+                let is_another_servers = head.replication_id != context.replication_id;
+                if is_another_servers {
+                    head.begin_epoch(epoch_above(head.history.newest().epoch), context);
                 }
-                (head, foreign)
+                (head, is_another_servers)
             }
         };
         let lost: Vec<_> = watermarks.iter().copied().filter(|id| head.history.is_unrecorded_loss(*id)).collect();
-        if !begun && watermarks.iter().any(|id| head.history.conflicts_with(*id)) {
-            head.begin(epoch_above(head.history.newest().epoch), moment);
-            begun = true;
+        if !has_begun && watermarks.iter().any(|id| head.history.conflicts_with(*id)) {
+            head.begin_epoch(epoch_above(head.history.newest().epoch), context);
+            has_begun = true;
         }
         for id in &lost {
-            head.history.record(*id);
+            head.history.record_loss(*id);
         }
-        (head, begun)
+        (head, has_begun)
     }
 
-    fn begin(&mut self, epoch: u64, moment: StepContext<'_>) {
-        self.replication_id = moment.replication_id.into();
-        self.history.begin(epoch, KEPT_EPOCHS, moment.oldest);
+    fn begin_epoch(&mut self, epoch: u64, context: StepContext<'_>) {
+        self.replication_id = context.replication_id.into();
+        self.history.begin(epoch, KEPT_EPOCHS, context.oldest);
     }
 }

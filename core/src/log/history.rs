@@ -1,5 +1,6 @@
-//! The history: a log's epochs in order, and where events are watermarks to have been lost.
+//! The epoch history of a log: its epochs in order, and the recorded losses.
 
+use super::ReportedLoss;
 use crate::names::EventId;
 
 /// One epoch of a log.
@@ -9,28 +10,20 @@ pub struct Epoch {
     pub epoch: u64,
     /// Its last offset; 0 while it has no events.
     pub end: u64,
-    /// Whoever enters this epoch from below may have missed what came after this position.
+    /// A stream that enters this epoch from below may have missed the events after this position.
     pub lost_since: Option<EventId>,
-    /// A loss below an older epoch that was found out only now.
+    /// A loss below an older epoch that was discovered when this epoch was the newest.
     pub late: Option<LateLoss>,
 }
 
-/// A loss that was found out late: some had entered the epoch above it by then, and had not been told.
+/// A loss that was discovered late: by then, streams had passed the epoch above it without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LateLoss {
-    /// What came after this position may be missing.
+    /// Events after this position may be missing.
     pub since: EventId,
-    /// Whoever enters this epoch from now on is told there, and need not be told again.
+    /// The number of the epoch above the loss, which has it in `lost_since` by now. A stream that enters that epoch
+    /// from now on gets its gap there, and needs no second one.
     pub entered: u64,
-}
-
-/// A stretch of the past of which a stream needs to be told nothing more: it has been, or it began after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ReportedLoss {
-    /// Where it begins.
-    pub from: EventId,
-    /// Where it ends.
-    pub to: EventId,
 }
 
 impl ReportedLoss {
@@ -40,22 +33,23 @@ impl ReportedLoss {
 }
 
 impl Epoch {
-    /// An epoch that is being entered without a loss.
+    /// An epoch without a recorded loss.
     pub fn new(epoch: u64, end: u64) -> Self {
         Self { epoch, end, lost_since: None, late: None }
     }
 
-    /// Since when something may be missing to a stream that enters it from below.
+    /// The position after which a stream that enters this epoch from below may miss events. `None` if it misses none,
+    /// or only what was reported.
     pub(super) fn missing_since(&self, reported: Option<ReportedLoss>) -> Option<EventId> {
         let late = self.late.filter(|late| !reported.is_some_and(|reported| reported.covers(*late)));
         let since = self.lost_since.into_iter().chain(late.map(|late| late.since)).min()?;
-        // A new loss is not told from where an older one began of which the stream has been told.
-        let told = reported.filter(|reported| reported.from <= since && since < reported.to);
-        Some(told.map_or(since, |told| told.to))
+        // If the loss begins in the reported part, only the rest is news to the stream.
+        let overlap = reported.filter(|reported| reported.from <= since && since < reported.to);
+        Some(overlap.map_or(since, |overlap| overlap.to))
     }
 }
 
-/// A log's epochs, oldest first, never empty.
+/// The epochs of a log, oldest first. There is always at least one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EpochHistory {
     epochs: Vec<Epoch>,
@@ -69,10 +63,10 @@ impl EpochHistory {
         Self::from_parts(vec![Epoch::new(epoch, 0)], 0, EventId::start_of(0)).expect("one epoch is a history")
     }
 
-    /// Puts together what a broker stored. `None` if the epochs are none or not in rising order.
+    /// A history of the parts that a broker stored. `None` if there are no epochs, or they are not in rising order.
     ///
-    /// `dropped` is the newest epoch that was cut from the history, or 0; `cleared` the position up to which the log was
-    /// emptied on purpose, or 0-0.
+    /// `dropped` is the newest epoch that was dropped from the history, or 0. `cleared` is the position up to which the
+    /// log was cleared on request, or 0-0.
     pub fn from_parts(epochs: Vec<Epoch>, dropped: u64, cleared: EventId) -> Option<Self> {
         let rising = epochs.is_sorted_by(|a, b| a.epoch < b.epoch);
         (rising && !epochs.is_empty()).then_some(Self { epochs, dropped, cleared })
@@ -83,89 +77,93 @@ impl EpochHistory {
         &self.epochs
     }
 
-    /// The newest epoch that was cut from the history, or 0.
+    /// The number of the newest epoch that was dropped from the history, or 0.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// Up to where the log was emptied on purpose: no copy may give out what lies there.
+    /// The position up to which the log was cleared on request. No cache may deliver events up to there.
     pub fn cleared(&self) -> EventId {
         self.cleared
     }
 
-    /// Notes that the log is being emptied.
+    /// Records that the log is cleared up to its end.
     pub fn clear(&mut self) {
         self.cleared = self.end();
     }
 
-    /// The epoch that is being written.
+    /// The newest epoch, to which events are appended.
     pub fn newest(&self) -> &Epoch {
         self.epochs.last().expect("a history is never empty")
     }
 
-    /// The last position of the log, `<epoch>-0` where its newest epoch has no events.
+    /// The last position of the log: `<epoch>-0` if its newest epoch has no events.
     pub fn end(&self) -> EventId {
         EventId::new(self.newest().epoch, self.newest().end)
     }
 
-    /// Whether the log's history has this position.
+    /// Whether this position is part of the history.
     pub fn holds(&self, id: EventId) -> bool {
         self.epoch(id.epoch).is_some_and(|epoch| id.offset <= epoch.end)
     }
 
-    /// The id that the next event gets if no new epoch begins.
+    /// The id of the next event, unless a new epoch begins before it.
     pub fn next_id(&self) -> EventId {
         EventId::new(self.newest().epoch, self.newest().end + 1)
     }
 
-    /// Counts the event that was just appended.
+    /// Adds one event to the newest epoch. Returns its id.
     pub fn extend(&mut self) -> EventId {
         let newest = self.epochs.last_mut().expect("a history is never empty");
         newest.end += 1;
         EventId::new(newest.epoch, newest.end)
     }
 
-    /// Whether an id that a replica knows to have been given out, as an event's or as a position, calls for a new epoch:
-    /// it is a loss that is not marked yet, or lies above the history, on which no stream could go on from it.
-    pub fn conflicts_with(&self, watermarks: EventId) -> bool {
-        watermarks.epoch > self.newest().epoch || self.is_unrecorded_loss(watermarks)
+    /// Whether a watermark, the id of an event or a position that a server gave out, requires a new epoch. It does if
+    /// it is a loss that is not recorded yet, or if its epoch is above the history: a stream at such a position could
+    /// never continue on this history.
+    pub fn conflicts_with(&self, watermark: EventId) -> bool {
+        watermark.epoch > self.newest().epoch || self.is_unrecorded_loss(watermark)
     }
 
-    /// Whether an event that existed was lost, and those who come past it are not told so yet.
+    /// Whether an event that once existed is lost, and the epoch above it has no record of that loss.
     pub(super) fn is_unrecorded_loss(&self, id: EventId) -> bool {
-        let is_told = || {
-            let above = self.above(id.epoch).first().and_then(|epoch| epoch.lost_since);
-            above.is_some_and(|since| since <= self.lost_from(id))
+        let is_recorded = || {
+            let lost_since = self.above(id.epoch).first().and_then(|epoch| epoch.lost_since);
+            lost_since.is_some_and(|since| since <= self.held_before(id))
         };
-        id.offset > 0 && id.epoch > self.dropped && !self.holds(id) && !is_told()
+        id.offset > 0 && id.epoch > self.dropped && !self.holds(id) && !is_recorded()
     }
 
-    /// The last position before a lost id that is not lost.
-    fn lost_from(&self, lost: EventId) -> EventId {
+    /// The last position of a lost event's epoch that is not lost.
+    fn held_before(&self, lost: EventId) -> EventId {
         EventId::new(lost.epoch, self.epoch(lost.epoch).map_or(0, |epoch| epoch.end))
     }
 
+    /// The epoch of this number.
     pub(super) fn epoch(&self, number: u64) -> Option<&Epoch> {
         self.epochs.binary_search_by_key(&number, |epoch| epoch.epoch).ok().map(|index| &self.epochs[index])
     }
 
+    /// The epochs above this number.
     pub(super) fn above(&self, number: u64) -> &[Epoch] {
         &self.epochs[self.epochs.partition_point(|epoch| epoch.epoch <= number)..]
     }
 
-    /// Where a stream goes on that enters an epoch of this number or above: before its first event. Epochs without
-    /// events are passed over; the log's end, if there is nothing else.
+    /// The position from which a stream reads epochs of this number and above: the start of the first one that has
+    /// events, or the end of the log if none has.
     pub(super) fn start_from(&self, number: u64) -> EventId {
         let mut entered = self.epochs[self.epochs.partition_point(|epoch| epoch.epoch < number)..].iter();
         entered.find(|epoch| epoch.end > 0).map_or(self.end(), |epoch| EventId::start_of(epoch.epoch))
     }
 
-    /// Marks a loss on the first epoch above it, and, for those who have entered that one already, on the newest.
-    pub(super) fn record(&mut self, lost: EventId) {
-        let since = self.lost_from(lost);
+    /// Records a loss on the first epoch above it. Streams may have entered that epoch already; for them, the loss is
+    /// recorded on the newest epoch, too.
+    pub(super) fn record_loss(&mut self, lost: EventId) {
+        let since = self.held_before(lost);
         let above = self.epochs.partition_point(|epoch| epoch.epoch <= lost.epoch);
         let Some(first) = self.epochs.get_mut(above) else { return };
-        first.lost_since = Some(first.lost_since.map_or(since, |marked| marked.min(since)));
+        first.lost_since = Some(first.lost_since.map_or(since, |recorded| recorded.min(since)));
         let entered = first.epoch;
         let newest = self.epochs.last_mut().expect("a history is never empty");
         if newest.epoch != entered {
@@ -174,13 +172,14 @@ impl EpochHistory {
         }
     }
 
-    /// Adds an epoch, and cuts old ones off: at least `keep` stay, and those from `oldest`'s epoch on.
+    /// Adds an epoch, and drops old ones. At least `keep` epochs stay, and all from the epoch of the oldest retained
+    /// entry on.
     pub(super) fn begin(&mut self, epoch: u64, keep: usize, oldest: Option<EventId>) {
         self.epochs.push(Epoch::new(epoch, 0));
         let retained = oldest.map_or(u64::MAX, |id| id.epoch);
-        let spare = self.epochs.len().saturating_sub(keep);
-        let cut = self.epochs[..spare].iter().take_while(|epoch| epoch.epoch < retained).count();
-        if let Some(last) = self.epochs.drain(..cut).next_back() {
+        let surplus = self.epochs.len().saturating_sub(keep);
+        let count = self.epochs[..surplus].iter().take_while(|epoch| epoch.epoch < retained).count();
+        if let Some(last) = self.epochs.drain(..count).next_back() {
             self.dropped = last.epoch;
         }
     }

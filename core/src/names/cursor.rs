@@ -1,7 +1,7 @@
 //! The position of a stream that reads several rooms: one opaque text, short enough for a header.
 //!
-//! It binds each position to its room, so a client that comes back with a changed list of rooms resumes those
-//! that it had and joins the others afresh.
+//! Each position is bound to its room. A client that reconnects with another list of rooms resumes the rooms that it
+//! had before and starts the others at their end.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,15 +9,15 @@ use sha1::{Digest, Sha1};
 
 use super::{EventId, MAX_NUMBER, RoomName};
 
-/// Most bytes of a cursor that is read: far above what the most rooms of one stream need.
+/// Most bytes of a cursor that is accepted: far more than a stream with the most rooms needs.
 pub const MAX_CURSOR_BYTES: usize = 8192;
 
-/// Marks the format, so that a later one can be told from it.
+/// The prefix that names the format and its version.
 const FORMAT: &str = "c1.";
-/// Bytes of a room's digest. Eight make it hopeless to find two names that share one.
+/// Bytes of a room's digest. With eight, two rooms of one stream do not share a digest by chance.
 const DIGEST_BYTES: usize = 8;
 
-/// The positions of a multi-room stream, by room. It can't name the rooms, only recognise them.
+/// The positions of a multi-room stream, by room. It holds digests of the rooms' names, not the names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
     positions: Vec<([u8; DIGEST_BYTES], EventId)>,
@@ -29,18 +29,18 @@ pub struct Cursor {
 pub struct CursorError;
 
 impl Cursor {
-    /// The cursor that holds these positions.
+    /// A cursor of these positions.
     pub fn from_positions<'a>(positions: impl IntoIterator<Item = (&'a RoomName, EventId)>) -> Self {
         Self { positions: positions.into_iter().map(|(room, id)| (digest(room), id)).collect() }
     }
 
-    /// Where the stream stood in a room, if it read that room.
+    /// The stream's position in a room; `None` if it did not read that room.
     pub fn position(&self, room: &RoomName) -> Option<EventId> {
         let wanted = digest(room);
         self.positions.iter().find(|(room, _)| *room == wanted).map(|(_, id)| *id)
     }
 
-    /// The text for an SSE `id:`. It has no colon, no space, and nothing that a URL escapes.
+    /// The text for an SSE `id:`. It has no colon, no space, and no character that a URL would escape.
     pub fn encode(&self) -> String {
         let mut bytes = Vec::with_capacity(self.positions.len() * (DIGEST_BYTES + 12));
         for (room, id) in &self.positions {
@@ -53,7 +53,7 @@ impl Cursor {
         text
     }
 
-    /// Reads what [`Cursor::encode`] wrote.
+    /// Parses the text that [`Cursor::encode`] writes.
     pub fn decode(text: &str) -> Result<Self, CursorError> {
         let body = text.strip_prefix(FORMAT).filter(|_| text.len() <= MAX_CURSOR_BYTES);
         let bytes = URL_SAFE_NO_PAD.decode(body.ok_or(CursorError)?).map_err(|_| CursorError)?;
@@ -77,7 +77,7 @@ fn digest(room: &RoomName) -> [u8; DIGEST_BYTES] {
     short
 }
 
-/// LEB128: seven bits a byte, least significant first.
+/// Appends a number in LEB128: seven bits per byte, least significant first.
 fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
     loop {
         let low = (number & 0x7f).to_le_bytes()[0];
@@ -89,6 +89,7 @@ fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
     }
 }
 
+/// Removes a LEB128 number from the front. An error if it is cut off or above [`MAX_NUMBER`].
 fn take_number(bytes: &mut &[u8]) -> Result<u64, CursorError> {
     let mut number = 0u64;
     for shift in (0..56).step_by(7) {
@@ -122,7 +123,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_encoded_is_read_back(
+        fn an_encoded_cursor_decodes_to_the_same_cursor(
             positions in proptest::collection::vec(("[a-z]{1,20}", 0..=MAX_NUMBER, 0..=MAX_NUMBER), 0..30)
         ) {
             let positions: Vec<_> = positions.into_iter().map(|(n, e, o)| (room(&n), EventId::new(e, o))).collect();
@@ -136,7 +137,7 @@ mod tests {
         }
 
         #[test]
-        fn any_other_text_is_refused_and_never_panics(text in ".{0,200}") {
+        fn decoding_any_text_never_panics(text in ".{0,200}") {
             let _ = Cursor::decode(&text);
             let _ = Cursor::decode(&format!("c1.{text}"));
         }

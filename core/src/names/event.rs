@@ -1,4 +1,4 @@
-//! An event: what a publisher sent, and the one form in which logs and announcements carry it.
+//! An event: what a publisher sent, and the form in which logs store it and announcements carry it.
 
 use std::borrow::Cow;
 
@@ -8,15 +8,15 @@ use serde_json::value::RawValue;
 
 use super::{EventName, SubscriberId};
 
-/// Deepest nesting of arrays and objects in an event's JSON: readers with a recursive parser must survive it.
+/// Deepest nesting of arrays and objects in an event's JSON. A client with a recursive parser has to survive it.
 pub const MAX_JSON_DEPTH: usize = 64;
 
 /// The data of an event.
 #[derive(Clone, Debug)]
 pub enum Data {
-    /// JSON text exactly as it came: numbers keep their digits, a string keeps its quotes.
+    /// JSON text exactly as the publisher sent it: numbers keep their digits, a string keeps its quotes.
     Json(Box<RawValue>),
-    /// A text body, as it came.
+    /// The text of a body that is not JSON.
     Text(Box<str>),
 }
 
@@ -29,7 +29,7 @@ pub enum DataError {
 }
 
 impl Data {
-    /// JSON that a parser has accepted already; only its depth is checked here.
+    /// Data of JSON that a parser has accepted. Fails if it is nested too deeply.
     pub fn json(raw: &RawValue) -> Result<Self, DataError> {
         if nesting(raw.get()) > MAX_JSON_DEPTH {
             return Err(DataError::TooDeep);
@@ -37,7 +37,7 @@ impl Data {
         Ok(Self::Json(raw.to_owned()))
     }
 
-    /// What a single-room stream sends.
+    /// The text that a single-room stream sends.
     pub fn as_text(&self) -> &str {
         match self {
             Self::Json(raw) => raw.get(),
@@ -45,7 +45,7 @@ impl Data {
         }
     }
 
-    /// The data as JSON text: a text body becomes a JSON string.
+    /// The data as JSON; a text body becomes a JSON string.
     pub fn as_json(&self) -> Cow<'_, RawValue> {
         match self {
             Self::Json(raw) => Cow::Borrowed(raw),
@@ -67,7 +67,7 @@ impl PartialEq for Data {
 
 impl Eq for Data {}
 
-/// How deep arrays and objects are nested in valid JSON text.
+/// The depth of nested arrays and objects in valid JSON text; 0 for a scalar.
 pub fn nesting(text: &str) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
     for byte in text.bytes() {
@@ -86,33 +86,33 @@ pub fn nesting(text: &str) -> usize {
     deepest
 }
 
-/// An event as published, or as the gateway wrote it.
+/// An event that a publisher sent, or that the gateway itself wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The publisher's name for this kind of event; without one browsers call it `message`.
+    /// The publisher's name for this kind of event. Browsers call an event without a name `message`.
     pub name: Option<EventName>,
-    /// What it says.
+    /// The data.
     pub data: Data,
-    /// When the gateway took it, RFC 3339 in UTC.
+    /// When the gateway accepted it, RFC 3339 in UTC.
     pub published_at: String,
-    /// Subscribers that do not get it.
+    /// Subscribers that do not receive it.
     pub except: Vec<SubscriberId>,
-    /// Shared by the copies of one publish into several rooms.
+    /// The id that the copies of one publish into several rooms share.
     pub publish_id: Option<String>,
-    /// The span that stored it, as W3C Trace Context names it, where traces are sent.
+    /// The W3C Trace Context of the span that stored it, if traces are sent.
     pub traceparent: Option<String>,
 }
 
-/// The bytes are not an event: truncated, damaged, or not ours.
+/// The bytes are not an event: they are truncated, damaged, or written by another program.
 #[derive(Debug, thiserror::Error)]
 #[error("not an event in the stored form")]
 pub struct MalformedEvent;
 
-/// The stored form: JSON, so any Redis client can read it. `data` holds the publisher's JSON unchanged; `text` stands
-/// in its place for a text body.
+/// The stored form. It is JSON, so that any Redis client can read it. `data` holds the publisher's JSON unchanged; a
+/// text body is in `text` instead.
 #[derive(Serialize, Deserialize)]
-struct Stored<'a> {
-    // First, so that a script finds it without reading the rest.
+struct StoredEvent<'a> {
+    // First, so that a script finds it without parsing the rest.
     #[serde(borrow)]
     published_at: Cow<'a, str>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
@@ -129,13 +129,13 @@ struct Stored<'a> {
     traceparent: Option<Cow<'a, str>>,
 }
 
-/// `null` is data too, not the lack of it.
+/// Reads `"data":null` as the value `null`; serde would read it as a missing field.
 fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 impl Event {
-    /// Whether it says who came or has gone.
+    /// Whether it is a `presence.join` or a `presence.leave`.
     pub fn is_presence(&self) -> bool {
         self.name.as_ref().is_some_and(EventName::is_presence)
     }
@@ -146,7 +146,7 @@ impl Event {
             Data::Json(raw) => (Some(&**raw), None),
             Data::Text(text) => (None, Some(Cow::Borrowed(&**text))),
         };
-        let stored = Stored {
+        let stored = StoredEvent {
             published_at: Cow::Borrowed(&self.published_at),
             event: self.name.as_ref().map(|name| Cow::Borrowed(name.as_str())),
             data,
@@ -158,9 +158,9 @@ impl Event {
         serde_json::to_vec(&stored).expect("strings and checked JSON always serialise").into()
     }
 
-    /// Reads the stored form. It is JSON, so a truncated one never passes as a shorter event.
+    /// Parses the stored form. Since it is JSON, a truncated one is never taken for a shorter event.
     pub fn decode(bytes: &[u8]) -> Result<Self, MalformedEvent> {
-        let stored: Stored<'_> = serde_json::from_slice(bytes).map_err(|_| MalformedEvent)?;
+        let stored: StoredEvent<'_> = serde_json::from_slice(bytes).map_err(|_| MalformedEvent)?;
         let data = match (stored.data, stored.text) {
             (Some(raw), None) => Data::json(raw).map_err(|_| MalformedEvent)?,
             (None, Some(text)) => Data::Text(text.into()),
@@ -218,7 +218,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_stored_is_read_back_and_no_prefix_of_it_is(text in ".*", cut in any::<proptest::sample::Index>()) {
+        fn an_encoded_event_decodes_to_the_same_event_and_no_prefix_of_it_decodes(
+            text in ".*", cut in any::<proptest::sample::Index>()
+        ) {
             let event = event(Data::Text(text.into()));
             let stored = event.encode();
             prop_assert_eq!(&Event::decode(&stored).unwrap(), &event);

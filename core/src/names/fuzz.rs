@@ -9,8 +9,8 @@ use crate::fuzz::{shaped, shaped_text};
 
 const NAMES: [&str; 6] = ["lobby", "größe", "房间.7", "a:b@c+d=e-f~g_h", "stream.open", "a b/{c}"];
 
-/// Checks what holds for every kind of name: one that is taken stays as it is, in JSON too; one that is not is refused in
-/// words, in JSON too.
+/// Checks what holds for every kind of name, in plain text and in JSON: an accepted name keeps its text, and a refused
+/// one has an error text.
 macro_rules! check_names {
     ($text:expr, $limit:expr, $($name:ident),*) => {$(
         let json = serde_json::to_string($text).unwrap();
@@ -36,9 +36,9 @@ fn fuzz_names() {
         check_names!(text, MAX_NAME_BYTES, RoomName, HashName, EventName, SubscriberId);
         check_names!(text, MAX_FIELD_BYTES, FieldName);
         if RoomName::new(text).is_ok() {
-            // What keys, channels, paths, queries and lists are made with.
+            // These characters separate the parts of keys, channels, paths, queries and lists.
             assert!(!text.contains(|c: char| c.is_whitespace() || "{}[]*?/\\#%&,;<>\"'`|^$!()".contains(c)));
-            let reserved = ["stream.", "presence.", "hash."].iter().any(|own| text.starts_with(own));
+            let reserved = ["stream.", "presence.", "hash."].iter().any(|prefix| text.starts_with(prefix));
             assert_eq!(EventName::new(text).is_err(), reserved);
         }
     });
@@ -62,9 +62,9 @@ fn fuzz_event_ids() {
 #[test]
 fn fuzz_cursors() {
     let rooms = ["a", "b"].map(|name| RoomName::new(name).unwrap());
-    let whole =
+    let complete =
         Cursor::from_positions(rooms.iter().map(|room| (room, EventId::new(1_790_000_000_000_000, 300)))).encode();
-    let samples = [whole.as_str(), "c1.", "c1.AAAA"];
+    let samples = [complete.as_str(), "c1.", "c1.AAAA"];
     bolero::check!().for_each(|bytes: &[u8]| {
         let text = shaped_text(&samples, bytes);
         match Cursor::decode(&text) {
@@ -93,8 +93,8 @@ fn fuzz_stored_events() {
         let stored = shaped(&samples, bytes);
         let Ok(event) = Event::decode(&stored) else { return };
         let again = event.encode();
-        assert_eq!(Event::decode(&again).unwrap(), event, "what decodes encodes to the same");
-        assert!(Event::decode(&again[..again.len() - 1]).is_err(), "a truncated one is none");
+        assert_eq!(Event::decode(&again).unwrap(), event, "a decoded event encodes to the same event");
+        assert!(Event::decode(&again[..again.len() - 1]).is_err(), "a truncated event does not decode");
         serde_json::from_str::<serde::de::IgnoredAny>(event.data.as_json().get()).expect("the data is JSON");
     });
 }

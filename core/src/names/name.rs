@@ -1,4 +1,4 @@
-//! Names of rooms, hashes, events, fields and subscribers: what they may be made of.
+//! Names of rooms, hashes, events, fields and subscribers: their allowed characters and lengths.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -8,29 +8,29 @@ use std::sync::Arc;
 pub const MAX_NAME_BYTES: usize = 128;
 /// Most bytes in the name of a hash's field.
 pub const MAX_FIELD_BYTES: usize = 256;
-/// Event names that begin with one of these are the gateway's own.
+/// Event names with one of these prefixes belong to the gateway.
 const RESERVED: [&str; 3] = ["stream.", "presence.", "hash."];
 
-/// Why a text is not a name.
+/// Why a text is not a valid name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// No bytes at all.
+    /// The text is empty.
     #[error("it is empty")]
     Empty,
-    /// Over the limit.
+    /// The text is longer than the limit.
     #[error("it is longer than {limit} bytes")]
     TooLong {
         /// Most bytes allowed.
         limit: usize,
     },
-    /// A character that names may not have.
+    /// A character that is not allowed in names.
     #[error("{0:?} is not allowed; letters, digits and . _ ~ : @ + = - are")]
     Character(char),
-    /// A control character, in a field's name.
+    /// A control character in the name of a field.
     #[error("control characters are not allowed")]
     Control,
-    /// An event name that only the gateway itself uses.
-    #[error("names that begin with stream., presence. or hash. are the gateway's own")]
+    /// An event name with a prefix that only the gateway may use.
+    #[error("names that begin with stream., presence. or hash. are reserved for the gateway")]
     Reserved,
 }
 
@@ -38,7 +38,7 @@ fn check_name(text: &str) -> Result<(), NameError> {
     check_length(text, MAX_NAME_BYTES)?;
     let allowed = |c: char| c.is_alphanumeric() || "._~:@+=-".contains(c);
     match text.chars().find(|c| !allowed(*c)) {
-        Some(wrong) => Err(NameError::Character(wrong)),
+        Some(forbidden) => Err(NameError::Character(forbidden)),
         None => Ok(()),
     }
 }
@@ -71,7 +71,7 @@ macro_rules! names {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Checks the text and makes it a name.
+            /// A name of this text, if the text is valid.
             pub fn new(text: &str) -> Result<Self, NameError> {
                 $check(text)?;
                 Ok(Self(text.into()))
@@ -121,28 +121,28 @@ macro_rules! names {
 names! {
     /// A room's name: 1 to 128 bytes of letters and digits of any script and `. _ ~ : @ + = -`.
     RoomName by check_name;
-    /// A shared hash's name, made like a room's.
+    /// The name of a shared hash, with the same rules as a room's name.
     HashName by check_name;
-    /// A publisher's name for a kind of event, made like a room's, and none of the gateway's own.
+    /// A publisher's name for a kind of event, with the same rules as a room's name and without the gateway's prefixes.
     EventName by check_event_name;
-    /// The name of a field of a shared hash: 1 to 256 bytes of anything but control characters.
+    /// The name of a field of a shared hash: 1 to 256 bytes without control characters.
     FieldName by check_field_name;
-    /// The id that a subscriber chose or was given, made like a room's name.
+    /// The id of a subscriber, chosen by the client or by the gateway, with the same rules as a room's name.
     SubscriberId by check_name;
 }
 
 impl EventName {
-    /// Of an event that says who came.
+    /// The name of the event for a member that joined a room.
     pub const JOIN: &str = "presence.join";
-    /// Of an event that says who has gone.
+    /// The name of the event for a member that left a room.
     pub const LEAVE: &str = "presence.leave";
 
-    /// A name that stands in a log, where the gateway's own may be.
+    /// The name of an event in a log: a publisher's, or one that the gateway writes to logs.
     pub fn from_log(text: &str) -> Result<Self, NameError> {
         if matches!(text, Self::JOIN | Self::LEAVE) { Ok(Self(text.into())) } else { Self::new(text) }
     }
 
-    /// Whether the event says who came or has gone.
+    /// Whether it is `presence.join` or `presence.leave`.
     pub fn is_presence(&self) -> bool {
         matches!(self.as_str(), Self::JOIN | Self::LEAVE)
     }
@@ -153,30 +153,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_any_script_are_allowed_and_what_could_mislead_is_not() {
-        for good in ["a", "chat.42", "größe", "房间", "a:b@c+d=e-f~g_h", &"x".repeat(128)] {
-            assert!(RoomName::new(good).is_ok(), "{good}");
+    fn names_of_any_script_are_allowed_and_separators_are_not() {
+        for valid in ["a", "chat.42", "größe", "房间", "a:b@c+d=e-f~g_h", &"x".repeat(128)] {
+            assert!(RoomName::new(valid).is_ok(), "{valid}");
         }
-        for bad in ["", "a b", "a/b", "{a}", "a\n", "a\0", "a?b", "a%2Fb", "a*", &"x".repeat(129), &"ß".repeat(65)]
+        for invalid in
+            ["", "a b", "a/b", "{a}", "a\n", "a\0", "a?b", "a%2Fb", "a*", &"x".repeat(129), &"ß".repeat(65)]
         {
-            assert!(RoomName::new(bad).is_err(), "{bad:?}");
+            assert!(RoomName::new(invalid).is_err(), "{invalid:?}");
         }
     }
 
     #[test]
-    fn event_names_leave_the_gateways_own_alone() {
+    fn event_names_with_the_gateways_prefixes_are_refused() {
         assert!(EventName::new("chat").is_ok());
         assert!(EventName::new("streaming").is_ok());
-        for bad in ["stream.open", "presence.join", "hash.set", "a\nb", "a\rb"] {
-            assert!(EventName::new(bad).is_err(), "{bad:?}");
+        for invalid in ["stream.open", "presence.join", "hash.set", "a\nb", "a\rb"] {
+            assert!(EventName::new(invalid).is_err(), "{invalid:?}");
         }
     }
 
     #[test]
     fn field_names_may_hold_anything_but_control_characters() {
         assert!(FieldName::new("a b/c{d}?").is_ok());
-        for bad in ["", "a\tb", "a\u{85}b", &"x".repeat(257)] {
-            assert!(FieldName::new(bad).is_err(), "{bad:?}");
+        for invalid in ["", "a\tb", "a\u{85}b", &"x".repeat(257)] {
+            assert!(FieldName::new(invalid).is_err(), "{invalid:?}");
         }
     }
 }

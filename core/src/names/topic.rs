@@ -1,20 +1,20 @@
-//! What a log belongs to.
+//! The owner of a log: a room or a shared hash.
 
 use std::fmt;
 
 use super::{HashName, RoomName};
 
-/// What a log belongs to: the key of logs, of what replicas keep of them, and of announcements.
+/// The owner of a log. Topics are the keys of logs, of their caches and watermarks on a replica, and of announcements.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Topic {
-    /// A room: its log holds the events that were published to it.
+    /// A room. Its log holds the events that were published to it.
     Room(RoomName),
-    /// A shared hash: its log holds the changes of its fields.
+    /// A shared hash. Its log holds the changes of its fields.
     Hash(HashName),
 }
 
 impl Topic {
-    /// The name of the room or of the hash.
+    /// The name of the room or hash.
     pub fn name(&self) -> &str {
         match self {
             Self::Room(room) => room.as_str(),
@@ -22,7 +22,7 @@ impl Topic {
         }
     }
 
-    /// The room, if this is one.
+    /// The room, unless the topic is a hash.
     pub fn room(&self) -> Option<&RoomName> {
         match self {
             Self::Room(room) => Some(room),

@@ -1,4 +1,4 @@
-//! Shared hashes in memory.
+//! The contract for shared hashes, in memory.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -6,9 +6,12 @@ use std::ops::Bound;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::record::RecordChange;
-use super::{DurableAt, MemoryBroker, OVERHEAD_BYTES, State};
-use crate::broker::{BrokerError, Condition, FieldPage, HashStore, Patched, Removed, Written, entity_tag};
+use super::MemoryBroker;
+use super::journal::DurableAt;
+use super::state::{MemoryState, Transaction, field_bytes};
+use crate::broker::{
+    BrokerError, Condition, FieldPage, HashStore, PatchOutcome, RemoveOutcome, SetOutcome, entity_tag,
+};
 use crate::names::{FieldName, HashName};
 
 impl Condition {
@@ -22,74 +25,49 @@ impl Condition {
     }
 }
 
-impl State {
-    fn value(&self, hash: &HashName, field: &str) -> Option<&Bytes> {
-        self.hashes.get(hash)?.get(field)
+impl MemoryState {
+    fn value(&self, hash: &HashName, field: &FieldName) -> Option<&Bytes> {
+        self.fields(hash)?.get(field.as_str())
     }
-
-    pub(super) fn insert(&mut self, hash: &HashName, field: &FieldName, value: Bytes) -> Option<Bytes> {
-        self.bytes += cost(field.as_str(), &value);
-        self.notes.add(|| RecordChange::field(hash, field.as_str(), Some(value.clone())));
-        let fields = self.hashes.entry(hash.clone()).or_default();
-        let before = fields.insert(field.as_str().into(), value);
-        self.bytes -= before.as_ref().map_or(0, |before| cost(field.as_str(), before));
-        before
-    }
-
-    /// A hash without fields does not exist, as on Redis.
-    fn take(&mut self, hash: &HashName, field: &FieldName) -> Option<Bytes> {
-        let fields = self.hashes.get_mut(hash)?;
-        let before = fields.remove(field.as_str())?;
-        self.bytes -= cost(field.as_str(), &before);
-        self.notes.add(|| RecordChange::field(hash, field.as_str(), None));
-        if fields.is_empty() {
-            self.hashes.remove(hash);
-        }
-        Some(before)
-    }
-}
-
-fn cost(field: &str, value: &Bytes) -> usize {
-    field.len() + value.len() + OVERHEAD_BYTES
 }
 
 impl MemoryBroker {
-    fn with_hashes<T>(
+    /// Runs a step that changes hashes.
+    fn step_on_hashes<T>(
         &self,
-        step: impl FnOnce(&mut State) -> Result<T, BrokerError>,
+        step: impl FnOnce(&mut Transaction<'_>) -> Result<T, BrokerError>,
     ) -> Result<(T, DurableAt), BrokerError> {
         let mut state = self.state();
         self.check_journal()?;
-        let outcome = step(&mut state);
-        let own = self.finish(&mut state);
-        state.hashes_lsn = own.unwrap_or(state.hashes_lsn);
-        Ok((outcome?, own.map_or(DurableAt::Others(state.hashes_lsn), DurableAt::Own)))
+        let (outcome, own) = self.run(&mut state, step);
+        let durable_at = DurableAt::new(own, state.hashes_lsn_mut());
+        Ok((outcome?, durable_at))
     }
 
-    fn read_hashes<T>(&self, read: impl FnOnce(&State) -> T) -> (T, DurableAt) {
+    fn read_hashes<T>(&self, read: impl FnOnce(&MemoryState) -> T) -> (T, DurableAt) {
         let state = self.state();
-        (read(&state), DurableAt::Others(state.hashes_lsn))
+        (read(&state), DurableAt::Earlier(state.hashes_lsn()))
     }
 }
 
 #[async_trait]
 impl HashStore for MemoryBroker {
     async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError> {
-        let (value, awaited) = self.read_hashes(|state| state.value(hash, field.as_str()).cloned());
-        self.wait_read(awaited).await?;
+        let (value, durable_at) = self.read_hashes(|state| state.value(hash, field).cloned());
+        self.wait_read(durable_at).await?;
         Ok(value)
     }
 
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError> {
-        let (values, awaited) = self
-            .read_hashes(|state| fields.iter().map(|field| state.value(hash, field.as_str()).cloned()).collect());
-        self.wait_read(awaited).await?;
+        let (values, durable_at) =
+            self.read_hashes(|state| fields.iter().map(|field| state.value(hash, field).cloned()).collect());
+        self.wait_read(durable_at).await?;
         Ok(values)
     }
 
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError> {
-        let (page, awaited) = self.read_hashes(|state| {
-            let Some(all) = state.hashes.get(hash) else { return FieldPage::default() };
+        let (page, durable_at) = self.read_hashes(|state| {
+            let Some(all) = state.fields(hash) else { return FieldPage::default() };
             let start = from.map_or(Bound::Unbounded, Bound::Excluded);
             let mut rest = all.range::<str, _>((start, Bound::Unbounded));
             let fields: Vec<_> =
@@ -97,7 +75,7 @@ impl HashStore for MemoryBroker {
             let next = rest.next().and(fields.last()).map(|(field, _)| field.clone());
             FieldPage { fields, next }
         });
-        self.wait_read(awaited).await?;
+        self.wait_read(durable_at).await?;
         Ok(page)
     }
 
@@ -107,17 +85,18 @@ impl HashStore for MemoryBroker {
         field: &FieldName,
         value: Bytes,
         condition: &Condition,
-    ) -> Result<Written, BrokerError> {
-        let (written, awaited) = self.with_hashes(|state| {
-            let present = state.value(hash, field.as_str());
+    ) -> Result<SetOutcome, BrokerError> {
+        let (outcome, durable_at) = self.step_on_hashes(|transaction| {
+            let present = transaction.state().value(hash, field);
             if !condition.holds(present) {
-                return Ok(Written::Refused(present.cloned()));
+                return Ok(SetOutcome::Refused(present.cloned()));
             }
-            self.check_room_for(state.bytes, cost(field.as_str(), &value))?;
-            Ok(state.insert(hash, field, value).map_or(Written::Created, |_| Written::Replaced))
+            transaction.require(field_bytes(field.as_str(), &value))?;
+            let before = transaction.set_field(hash, field, value);
+            Ok(before.map_or(SetOutcome::Created, |_| SetOutcome::Replaced))
         })?;
-        self.wait_write(awaited).await?;
-        Ok(written)
+        self.wait_write(durable_at).await?;
+        Ok(outcome)
     }
 
     async fn remove(
@@ -125,75 +104,68 @@ impl HashStore for MemoryBroker {
         hash: &HashName,
         field: &FieldName,
         condition: &Condition,
-    ) -> Result<Removed, BrokerError> {
-        let (removed, awaited) = self.with_hashes(|state| {
-            let present = state.value(hash, field.as_str());
+    ) -> Result<RemoveOutcome, BrokerError> {
+        let (outcome, durable_at) = self.step_on_hashes(|transaction| {
+            let present = transaction.state().value(hash, field);
             if !condition.holds(present) {
-                return Ok(Removed::Refused(present.cloned()));
+                return Ok(RemoveOutcome::Refused(present.cloned()));
             }
-            Ok(state.take(hash, field).map_or(Removed::Absent, |_| Removed::Gone))
+            let before = transaction.remove_field(hash, field);
+            Ok(before.map_or(RemoveOutcome::Absent, |_| RemoveOutcome::Removed))
         })?;
-        self.wait_write(awaited).await?;
-        Ok(removed)
+        self.wait_write(durable_at).await?;
+        Ok(outcome)
     }
 
     async fn patch(
         &self,
         hash: &HashName,
         changes: &BTreeMap<FieldName, Option<Bytes>>,
-    ) -> Result<Patched, BrokerError> {
-        let (patched, awaited) = self.with_hashes(|state| {
-            let values = changes.iter().filter_map(|(field, value)| Some((field, value.as_ref()?)));
-            let more = values.map(|(field, value)| cost(field.as_str(), value)).sum();
-            self.check_room_for(state.bytes, more)?;
-            let mut patched = Patched::default();
+    ) -> Result<PatchOutcome, BrokerError> {
+        let (outcome, durable_at) = self.step_on_hashes(|transaction| {
+            let set = changes.iter().filter_map(|(field, value)| Some((field, value.as_ref()?)));
+            transaction.require(set.map(|(field, value)| field_bytes(field.as_str(), value)).sum())?;
+            let mut outcome = PatchOutcome::default();
             for (field, value) in changes {
                 match value {
-                    Some(value) => match state.insert(hash, field, value.clone()) {
-                        None => patched.created += 1,
-                        Some(_) => patched.replaced += 1,
+                    Some(value) => match transaction.set_field(hash, field, value.clone()) {
+                        None => outcome.created += 1,
+                        Some(_) => outcome.replaced += 1,
                     },
-                    None => patched.removed += u64::from(state.take(hash, field).is_some()),
+                    None => outcome.removed += u64::from(transaction.remove_field(hash, field).is_some()),
                 }
             }
-            Ok(patched)
+            Ok(outcome)
         })?;
-        self.wait_write(awaited).await?;
-        Ok(patched)
+        self.wait_write(durable_at).await?;
+        Ok(outcome)
     }
 
     async fn delete(&self, hash: &HashName) -> Result<bool, BrokerError> {
-        let (cleared, awaited) = self.with_hashes(|state| {
-            let Some(fields) = state.hashes.remove(hash) else { return Ok(false) };
-            for (field, value) in &fields {
-                state.bytes -= cost(field, value);
-                state.notes.add(|| RecordChange::field(hash, field, None));
-            }
-            Ok(true)
-        })?;
-        self.wait_write(awaited).await?;
-        Ok(cleared)
+        let (existed, durable_at) = self.step_on_hashes(|transaction| Ok(transaction.remove_hash(hash)))?;
+        self.wait_write(durable_at).await?;
+        Ok(existed)
     }
 
     async fn increment(&self, hash: &HashName, field: &FieldName, by: i64) -> Result<i64, BrokerError> {
-        let (sum, awaited) = self.with_hashes(|state| {
-            let present = match state.value(hash, field.as_str()) {
+        let (sum, durable_at) = self.step_on_hashes(|transaction| {
+            let present = match transaction.state().value(hash, field) {
                 None => 0,
-                Some(value) => whole_number(value).ok_or(BrokerError::NotANumber)?,
+                Some(value) => integer(value).ok_or(BrokerError::NotANumber)?,
             };
             let sum = present.checked_add(by).ok_or(BrokerError::NotANumber)?;
             let value = Bytes::from(sum.to_string());
-            self.check_room_for(state.bytes, cost(field.as_str(), &value))?;
-            state.insert(hash, field, value);
+            transaction.require(field_bytes(field.as_str(), &value))?;
+            transaction.set_field(hash, field, value);
             Ok(sum)
         })?;
-        self.wait_write(awaited).await?;
+        self.wait_write(durable_at).await?;
         Ok(sum)
     }
 }
 
-/// Only the spelling that Redis takes for a number: no sign but `-`, no zeros in front, no spaces.
-fn whole_number(value: &[u8]) -> Option<i64> {
+/// Reads an integer as Redis does: no sign but `-`, no leading zeros, no spaces.
+fn integer(value: &[u8]) -> Option<i64> {
     let number: i64 = std::str::from_utf8(value).ok()?.parse().ok()?;
     (number.to_string().as_bytes() == value).then_some(number)
 }

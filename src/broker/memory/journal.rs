@@ -1,11 +1,11 @@
-//! The order in which changes become durable, and what is told once they are.
+//! The journal of a data folder: the order in which changes become durable, and when clients may learn of them.
 //!
-//! Whoever changes the memory pushes what changed, under the memory's lock, and gets a lsn. One thread takes all that
-//! waits, commits it as one batch, announces its events, and then says up to which lsn everything is durable. Nothing
-//! is told to anyone before.
+//! A step that changes the memory pushes its changes under the memory's lock, and gets an LSN (log sequence number).
+//! One thread takes all steps that wait, commits their changes as one batch, sends their announcements, and then
+//! publishes up to which LSN everything is durable. Until then, no client learns of a change.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,81 +13,77 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::DataFolder;
+use super::announcement::{Announcement, ListenerSlot};
 use super::record::RecordChange;
-use super::store::{Changes, Store, StoreError};
-use crate::broker::{BrokerError, Fault, FaultKind, Listeners, LogEntry};
-use crate::names::{EventId, Topic};
+use super::store::{ChangeSet, Store, StoreError};
+use crate::broker::{BrokerError, Fault, FaultKind};
 use crate::shutdown::Tasks;
 
-/// Changes that wait for the disk; beyond this, writes are refused.
-const WAITING_BYTES: usize = 64 << 20;
-/// How long a call waits for its change to be durable; below `CALL_LIMIT`, so that its answer can say what is wrong.
-const DURABLE_LIMIT: Duration = Duration::from_secs(4);
-/// A disk that takes longer for one commit counts as ill.
-const COMMIT_LIMIT: Duration = Duration::from_secs(3);
-/// Pauses before a failed commit is tried again.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MOST: Duration = Duration::from_secs(1);
-/// With `everysec`, what a power cut can cost.
+/// The size of the changes that may wait for the disk. Beyond it, writes are refused.
+const MAX_WAITING_BYTES: usize = 64 << 20;
+/// How long a call waits until its change is durable. Shorter than `CALL_LIMIT`, so that the answer can say what is
+/// wrong.
+const DURABLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// A disk that takes longer than this for one commit is reported as failing.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The pause before a failed commit is tried again. It doubles with each attempt, up to the longest pause.
+const FIRST_RETRY_PAUSE: Duration = Duration::from_millis(100);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// With `everysec`, the time between two flushes to the disk, which is what a power cut can cost.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
-/// When changes are forced to the disk.
+/// When changes are flushed to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SyncPolicy {
-    /// Before anything is told.
+    /// Before a client learns of the change.
     Always,
-    /// Each second; before anything is told, they are with the system.
+    /// Once a second. Before a client learns of the change, it is with the operating system.
     Everysec,
 }
 
-/// A place in the order of changes. Everything up to it is durable, or nothing is told of it.
+/// A log sequence number: a position in the order of changes.
 pub(super) type Lsn = u64;
 
-/// What one step changed, and what the listeners hears of it.
+/// What has to be durable before a client learns the outcome of a step.
+#[derive(Clone, Copy)]
+pub(super) enum DurableAt {
+    /// A change that the step itself has made.
+    Own(Lsn),
+    /// An earlier change, which the step has read.
+    Earlier(Lsn),
+}
+
+impl DurableAt {
+    /// For a step that has changed something as `own`, if it has, or else read what was changed `last`. Updates `last`.
+    pub(super) fn new(own: Option<Lsn>, last: &mut Lsn) -> Self {
+        *last = own.unwrap_or(*last);
+        own.map_or(Self::Earlier(*last), Self::Own)
+    }
+}
+
+/// What one step has changed, and has to announce.
 pub(super) struct JournalStep {
     pub(super) changes: Vec<RecordChange>,
     pub(super) announcements: Vec<Announcement>,
 }
 
-/// What a step has done that has to be heard of.
-pub(super) enum Announcement {
-    /// It appended an event.
-    Appended(Topic, LogEntry),
-    /// It emptied the log.
-    Cleared(Topic, EventId),
-    /// It stored a removal.
-    Removed,
-}
-
-impl Announcement {
-    pub(super) fn send(self, listeners: &Listeners) {
-        match self {
-            Self::Appended(topic, entry) => listeners.log.announced(&topic, entry),
-            Self::Cleared(topic, position) => listeners.log.cleared(&topic, position),
-            Self::Removed => listeners.moderation.removals_changed(),
-        }
-    }
-}
-
-/// Who hears announcements.
-pub(super) type ListenerSlot = Arc<OnceLock<Listeners>>;
-
-/// The near end: takes steps, and tells when they are durable.
+/// Takes the changes of steps, and says when they are durable.
 pub(super) struct Journal {
     queue: Mutex<Queue>,
-    filled: Condvar,
+    /// Signals the thread that the queue has a step, or is closed.
+    wake: Condvar,
     progress: watch::Sender<Progress>,
 }
 
 #[derive(Default)]
 struct Queue {
     steps: Vec<JournalStep>,
-    /// Of the steps that wait, and of those that are being committed.
+    /// The size of the steps that wait and of those that are being committed.
     bytes: usize,
     newest: Lsn,
-    /// When the commit began that is under way.
-    busy_since: Option<Instant>,
-    closed: bool,
+    /// When the present commit began.
+    committing_since: Option<Instant>,
+    is_closed: bool,
 }
 
 #[derive(Clone, Default)]
@@ -96,13 +92,13 @@ struct Progress {
     fault: Option<Fault>,
 }
 
-/// Everything that waits, and its last lsn.
+/// All steps that waited, and the LSN of the last one.
 struct JournalBatch {
     steps: Vec<JournalStep>,
     last: Lsn,
 }
 
-/// Starts the journal's thread, which opens the folder, loads what is there, and then writes until the gateway stops.
+/// Starts the journal's thread. It opens the folder, loads it with `load`, and then writes until the gateway stops.
 pub(super) async fn open<T: Send + 'static>(
     folder: DataFolder,
     listeners: ListenerSlot,
@@ -110,12 +106,12 @@ pub(super) async fn open<T: Send + 'static>(
     load: impl FnOnce(&mut Store) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<(Arc<Journal>, T), StoreError> {
     let progress = watch::channel(Progress::default()).0;
-    let journal = Arc::new(Journal { queue: Mutex::default(), filled: Condvar::new(), progress });
+    let journal = Arc::new(Journal { queue: Mutex::default(), wake: Condvar::new(), progress });
     let (opened, answer) = oneshot::channel();
     let (ending, mut ended) = oneshot::channel::<()>();
     let writer = journal.clone();
     let run = move || {
-        // Dropped however the thread ends, by a panic too.
+        // Dropped at the end of the thread, also if it panics.
         let _ending = ending;
         let loaded = Store::open(&folder.path).and_then(|mut store| Ok((load(&mut store)?, store)));
         match loaded {
@@ -128,38 +124,41 @@ pub(super) async fn open<T: Send + 'static>(
         }
     };
     thread::Builder::new().name("journal".into()).spawn(run)?;
-    // The library panics at some kinds of damage.
+    // The store's library panics at some kinds of damage.
     let loaded =
         answer.await.unwrap_or_else(|_| Err(StoreError::Damaged("it could not be read to its end".into())))?;
-    let closing = Closing(journal.clone());
+    let close_on_drop = CloseOnDrop(journal.clone());
     tasks.supervise_to_end("journal", async |stop| {
         tokio::select! {
             _ = &mut ended => return,
             () = stop.cancelled() => {}
         }
-        drop(closing);
+        drop(close_on_drop);
         let _ = ended.await;
     });
     Ok((journal, loaded))
 }
 
-/// Closes the journal when its task ends, however it ends.
-struct Closing(Arc<Journal>);
+/// Closes the journal when its task ends, for whatever reason.
+struct CloseOnDrop(Arc<Journal>);
 
-impl Drop for Closing {
+impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
 impl Journal {
-    /// Why nothing can be changed now.
+    /// Why nothing may be changed now.
     pub(super) fn refusal(&self) -> Option<Fault> {
         let queue = self.queue();
-        let full = || Fault::new(FaultKind::Busy, format!("{WAITING_BYTES} bytes wait for the disk"));
         let closed = || Fault::new(FaultKind::Failed, "the gateway is stopping, and the data folder is closed");
-        let fault = self.fault(&queue).or_else(|| queue.closed.then(closed));
-        fault.or_else(|| (queue.bytes > WAITING_BYTES).then(full))
+        let full = || {
+            let detail = format!("more than {MAX_WAITING_BYTES} bytes of changes wait for the disk");
+            Fault::new(FaultKind::Busy, detail)
+        };
+        let fault = self.fault(&queue).or_else(|| queue.is_closed.then(closed));
+        fault.or_else(|| (queue.bytes > MAX_WAITING_BYTES).then(full))
     }
 
     /// What is wrong with the disk.
@@ -168,127 +167,131 @@ impl Journal {
     }
 
     fn fault(&self, queue: &Queue) -> Option<Fault> {
-        let slow = queue.busy_since.is_some_and(|since| since.elapsed() > COMMIT_LIMIT);
-        let hangs = || Fault::new(FaultKind::TimedOut, "the disk does not finish a commit");
-        self.progress.borrow().fault.clone().or_else(|| slow.then(hangs))
+        let is_slow = queue.committing_since.is_some_and(|since| since.elapsed() > COMMIT_TIMEOUT);
+        let slow = || {
+            let detail = format!("a write to the data folder takes longer than {COMMIT_TIMEOUT:?}");
+            Fault::new(FaultKind::TimedOut, detail)
+        };
+        self.progress.borrow().fault.clone().or_else(|| is_slow.then(slow))
     }
 
-    /// Puts a step in order. Called under the memory's lock, which makes this the order of what was changed.
+    /// Adds a step. Called under the memory's lock, so that the journal has the order in which the memory was changed.
     pub(super) fn push(&self, step: JournalStep) -> Lsn {
         let mut queue = self.queue();
         queue.bytes += step.changes.iter().map(RecordChange::bytes).sum::<usize>();
         queue.newest += 1;
         queue.steps.push(step);
-        self.filled.notify_one();
+        self.wake.notify_one();
         queue.newest
     }
 
-    /// Returns when a change of the caller's own is durable.
+    /// Waits until a change of the caller's own is durable.
     pub(super) async fn wait_write(&self, lsn: Lsn) -> Result<(), BrokerError> {
         let durable = async |progress: &mut watch::Receiver<Progress>| {
             progress.wait_for(|progress| progress.durable >= lsn).await.is_ok()
         };
-        match timeout(DURABLE_LIMIT, durable(&mut self.progress.subscribe())).await {
+        match timeout(DURABLE_TIMEOUT, durable(&mut self.progress.subscribe())).await {
             Ok(true) => Ok(()),
-            _ => Err(BrokerError::OutcomeUnknown(self.health().unwrap_or_else(late))),
+            _ => Err(BrokerError::OutcomeUnknown(self.health().unwrap_or_else(not_durable))),
         }
     }
 
-    /// Returns when what is to be told is durable. Does not wait for an ill disk.
+    /// Waits until a change that the caller has read is durable. Does not wait for a disk that fails.
     pub(super) async fn wait_read(&self, lsn: Lsn) -> Result<(), BrokerError> {
         if self.progress.borrow().durable >= lsn {
             return Ok(());
         }
         let mut progress = self.progress.subscribe();
-        let settled = progress.wait_for(|progress| progress.durable >= lsn || progress.fault.is_some());
-        let settled = match timeout(DURABLE_LIMIT, settled).await {
+        let is_decided = progress.wait_for(|progress| progress.durable >= lsn || progress.fault.is_some());
+        let fault = match timeout(DURABLE_TIMEOUT, is_decided).await {
             Ok(Ok(progress)) if progress.durable >= lsn => return Ok(()),
             Ok(Ok(progress)) => progress.fault.clone(),
             _ => None,
         };
-        Err(BrokerError::Unavailable(settled.or_else(|| self.health()).unwrap_or_else(late)))
+        Err(BrokerError::Unavailable(fault.or_else(|| self.health()).unwrap_or_else(not_durable)))
     }
 
-    /// Has the thread keep what still waits, and end.
+    /// Lets the thread commit what still waits, and end.
     fn close(&self) {
-        self.queue().closed = true;
-        self.filled.notify_all();
+        self.queue().is_closed = true;
+        self.wake.notify_all();
     }
 
-    /// Commits and announces until the journal is closed.
+    /// Commits steps and sends their announcements, until the journal is closed.
     fn write(&self, store: &mut Store, policy: SyncPolicy, listeners: &ListenerSlot) {
-        let mut unsynced: Option<Instant> = None;
+        let mut unsynced_since: Option<Instant> = None;
         loop {
-            let batch = self.next(unsynced.map(|since| since + SYNC_EVERY));
-            let closing = batch.is_none();
+            let batch = self.next_batch(unsynced_since.map(|since| since + SYNC_EVERY));
+            let is_closing = batch.is_none();
             if let Some(JournalBatch { steps, last }) = batch.filter(|batch| !batch.steps.is_empty()) {
                 let changes = merge(&steps);
                 let sync = policy == SyncPolicy::Always;
-                if !self.until_done(|| store.commit(&changes, sync)) {
+                if !self.retry(|| store.commit(&changes, sync)) {
                     return;
                 }
                 if !sync {
-                    unsynced.get_or_insert_with(Instant::now);
+                    unsynced_since.get_or_insert_with(Instant::now);
                 }
-                self.tell(steps, last, listeners);
+                self.complete(steps, last, listeners);
             }
-            let due = unsynced.is_some_and(|since| closing || since.elapsed() >= SYNC_EVERY);
-            if due && !self.until_done(|| store.sync()) {
+            let is_due = unsynced_since.is_some_and(|since| is_closing || since.elapsed() >= SYNC_EVERY);
+            if is_due && !self.retry(|| store.sync()) {
                 return;
             }
-            if due {
-                unsynced = None;
+            if is_due {
+                unsynced_since = None;
             }
-            if closing {
+            if is_closing {
                 return;
             }
         }
     }
 
-    /// What waits; nothing of it at the deadline; none once the journal is closed and empty.
-    fn next(&self, deadline: Option<Instant>) -> Option<JournalBatch> {
+    /// Waits for steps. Returns an empty batch at the deadline, and none once the journal is closed and empty.
+    fn next_batch(&self, deadline: Option<Instant>) -> Option<JournalBatch> {
         let mut queue = self.queue();
-        while queue.steps.is_empty() && !queue.closed {
+        while queue.steps.is_empty() && !queue.is_closed {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             queue = match left {
                 Some(Duration::ZERO) => return Some(JournalBatch { steps: Vec::new(), last: queue.newest }),
-                Some(left) => self.filled.wait_timeout(queue, left).expect("no holder of the lock panics").0,
-                None => self.filled.wait(queue).expect("no holder of the lock panics"),
+                Some(left) => self.wake.wait_timeout(queue, left).expect("no holder of the lock panics").0,
+                None => self.wake.wait(queue).expect("no holder of the lock panics"),
             };
         }
         let steps = std::mem::take(&mut queue.steps);
         (!steps.is_empty()).then_some(JournalBatch { steps, last: queue.newest })
     }
 
-    /// Tries until it succeeds; false if the journal was closed before that.
-    fn until_done(&self, mut work: impl FnMut() -> Result<(), StoreError>) -> bool {
-        let mut pause = RETRY_FIRST;
+    /// Repeats `work` until it succeeds. Returns false if the journal was closed before that.
+    fn retry(&self, mut work: impl FnMut() -> Result<(), StoreError>) -> bool {
+        let mut pause = FIRST_RETRY_PAUSE;
         loop {
-            self.queue().busy_since = Some(Instant::now());
-            let done = work();
-            self.queue().busy_since = None;
-            let Err(error) = done else {
+            self.queue().committing_since = Some(Instant::now());
+            let result = work();
+            self.queue().committing_since = None;
+            let Err(error) = result else {
                 if self.progress.send_if_modified(|progress| progress.fault.take().is_some()) {
-                    tracing::info!("the data folder takes changes again");
+                    tracing::info!("the data folder can be written again");
                 }
                 return true;
             };
             let fault = error.fault();
             if self.progress.borrow().fault.as_ref() != Some(&fault) {
-                tracing::error!(%fault, "what was changed can't be kept; writes are refused until it can");
+                tracing::error!(%fault, "the data folder can't be written; writes are refused until it can");
             }
             self.progress.send_modify(|progress| progress.fault = Some(fault));
             let queue = self.queue();
-            let waited = self.filled.wait_timeout_while(queue, pause, |queue| !queue.closed);
-            if waited.expect("no holder of the lock panics").0.closed {
-                tracing::error!("leaving, and the last changes are not kept");
+            let waited = self.wake.wait_timeout_while(queue, pause, |queue| !queue.is_closed);
+            if waited.expect("no holder of the lock panics").0.is_closed {
+                tracing::error!("the gateway stops, and its last changes could not be written to the data folder");
                 return false;
             }
-            pause = (pause * 2).min(RETRY_MOST);
+            pause = (pause * 2).min(MAX_RETRY_PAUSE);
         }
     }
 
-    fn tell(&self, steps: Vec<JournalStep>, last: Lsn, listeners: &ListenerSlot) {
+    /// Sends the announcements of a batch that is durable, and releases the calls that wait for it.
+    fn complete(&self, steps: Vec<JournalStep>, last: Lsn, listeners: &ListenerSlot) {
         let bytes = steps.iter().flat_map(|step| &step.changes).map(RecordChange::bytes).sum::<usize>();
         self.queue().bytes -= bytes;
         if let Some(listeners) = listeners.get() {
@@ -305,8 +308,8 @@ impl Journal {
     }
 }
 
-/// The last change of each key, which is all that is left of a batch.
-fn merge(steps: &[JournalStep]) -> Changes {
+/// The last change of each key in a batch. Earlier ones need not be written.
+fn merge(steps: &[JournalStep]) -> ChangeSet {
     let mut changes = BTreeMap::new();
     for change in steps.iter().flat_map(|step| &step.changes) {
         changes.insert(change.key.clone(), change.value.clone());
@@ -314,6 +317,6 @@ fn merge(steps: &[JournalStep]) -> Changes {
     changes
 }
 
-fn late() -> Fault {
-    Fault::new(FaultKind::TimedOut, "the disk has not kept it in time")
+fn not_durable() -> Fault {
+    Fault::new(FaultKind::TimedOut, format!("the data folder did not store the change within {DURABLE_TIMEOUT:?}"))
 }

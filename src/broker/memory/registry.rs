@@ -1,4 +1,4 @@
-//! The registry of replicas, which has one: this process.
+//! The contract for the registry of replicas, in memory: this process is the only replica.
 
 use async_trait::async_trait;
 

@@ -8,7 +8,7 @@ use redis::{FromRedisValue, RedisResult, Script, Value};
 
 use super::RedisBroker;
 use super::error::{read_error, write_error};
-use crate::broker::{BrokerError, Condition, FieldPage, HashStore, Patched, Removed, Written};
+use crate::broker::{BrokerError, Condition, FieldPage, HashStore, PatchOutcome, RemoveOutcome, SetOutcome};
 use crate::names::{FieldName, HashName};
 
 impl Condition {
@@ -118,12 +118,12 @@ impl HashStore for RedisBroker {
         field: &FieldName,
         value: Bytes,
         condition: &Condition,
-    ) -> Result<Written, BrokerError> {
+    ) -> Result<SetOutcome, BrokerError> {
         let script = &self.scripts.hash_set;
         Ok(match self.write_conditionally(script, hash, field, &value, condition).await? {
-            Conditional::Done(true) => Written::Created,
-            Conditional::Done(false) => Written::Replaced,
-            Conditional::Refused(present) => Written::Refused(present),
+            Conditional::Done(true) => SetOutcome::Created,
+            Conditional::Done(false) => SetOutcome::Replaced,
+            Conditional::Refused(present) => SetOutcome::Refused(present),
         })
     }
 
@@ -132,12 +132,12 @@ impl HashStore for RedisBroker {
         hash: &HashName,
         field: &FieldName,
         condition: &Condition,
-    ) -> Result<Removed, BrokerError> {
+    ) -> Result<RemoveOutcome, BrokerError> {
         let script = &self.scripts.hash_remove;
         Ok(match self.write_conditionally(script, hash, field, b"", condition).await? {
-            Conditional::Done(true) => Removed::Gone,
-            Conditional::Done(false) => Removed::Absent,
-            Conditional::Refused(present) => Removed::Refused(present),
+            Conditional::Done(true) => RemoveOutcome::Removed,
+            Conditional::Done(false) => RemoveOutcome::Absent,
+            Conditional::Refused(present) => RemoveOutcome::Refused(present),
         })
     }
 
@@ -145,7 +145,7 @@ impl HashStore for RedisBroker {
         &self,
         hash: &HashName,
         changes: &BTreeMap<FieldName, Option<Bytes>>,
-    ) -> Result<Patched, BrokerError> {
+    ) -> Result<PatchOutcome, BrokerError> {
         let mut conn = self.connections.for_write().await?;
         let mut call = self.scripts.hash_patch.key(self.keys.hash(hash));
         for (field, value) in changes {
@@ -154,7 +154,7 @@ impl HashStore for RedisBroker {
         }
         let result = call.invoke_async(conn.connection()).await;
         let (created, replaced, removed) = conn.check(result, write_error)?;
-        Ok(Patched { created, replaced, removed })
+        Ok(PatchOutcome { created, replaced, removed })
     }
 
     async fn delete(&self, hash: &HashName) -> Result<bool, BrokerError> {

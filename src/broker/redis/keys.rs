@@ -1,6 +1,6 @@
 //! Names of keys and channels. The README documents them.
 
-use crate::broker::sha1_hex;
+use crate::digest::sha1_hex;
 use crate::names::{HashName, RoomName, Topic};
 
 /// Where this deployment's keys begin, and how its hashes are named.

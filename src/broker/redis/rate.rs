@@ -17,6 +17,6 @@ impl RateStore for RedisBroker {
         call.arg(1_000_000 / limit.per_second.max(1)).arg(limit.burst).arg(least).arg(most);
         let result: RedisResult<(u64, u64, u64)> = call.invoke_async(conn.connection()).await;
         let (granted, remaining, after) = conn.check(result, write_error)?;
-        Ok(RateGrant { granted, remaining, after: Duration::from_micros(after) })
+        Ok(RateGrant { granted, remaining, retry_after: Duration::from_micros(after) })
     }
 }

@@ -1,19 +1,20 @@
-//! Framing against an independent parser, written line by line after HTML 9.2.5 and 9.2.6.
+//! The syntax, checked with an independent parser that follows HTML 9.2.5 and 9.2.6 line by line.
 
 use proptest::prelude::*;
 
 use super::{Block, HEARTBEAT};
 
-/// What a client is told, and what it keeps.
+/// What a client makes of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Parsed {
     pub events: Vec<Dispatched>,
-    /// The last event id that a reconnect would send.
+    /// The last event id, which the client would send when it reconnects.
     pub last_event_id: String,
-    /// The last `retry:`.
+    /// The last `retry:`, in milliseconds.
     pub retry: Option<u64>,
 }
 
+/// An event that a client dispatches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dispatched {
     pub kind: String,
@@ -27,7 +28,7 @@ impl Dispatched {
     }
 }
 
-/// Reads a whole stream. A block that the stream's end cuts off is not dispatched.
+/// Parses a whole stream. A block without its blank line is not dispatched.
 pub(crate) fn parse(stream: &str) -> Parsed {
     let (mut parsed, mut kind, mut data, mut id) = (Parsed::default(), String::new(), String::new(), String::new());
     for line in lines(stream.strip_prefix('\u{feff}').unwrap_or(stream)) {
@@ -63,9 +64,9 @@ pub(crate) fn parse(stream: &str) -> Parsed {
     parsed
 }
 
-/// The whole lines: CRLF, LF and CR end one.
+/// The complete lines. CRLF, LF and CR end a line.
 fn lines(text: &str) -> Vec<&str> {
-    let (mut lines, mut begin, bytes) = (Vec::new(), 0, text.as_bytes());
+    let (mut lines, mut start, bytes) = (Vec::new(), 0, text.as_bytes());
     let mut at = 0;
     while at < bytes.len() {
         let ending = match &bytes[at..] {
@@ -74,20 +75,20 @@ fn lines(text: &str) -> Vec<&str> {
             _ => 0,
         };
         if ending > 0 {
-            lines.push(&text[begin..at]);
-            begin = at + ending;
+            lines.push(&text[start..at]);
+            start = at + ending;
         }
         at += ending.max(1);
     }
     lines
 }
 
-/// What becomes of data on its way: every line end is LF.
+/// Data as a client gets it: every line ending is LF.
 pub(crate) fn with_line_feeds(data: &str) -> String {
     data.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// The examples of HTML 9.2.6, and what its rules say of the rest.
+/// The examples of HTML 9.2.6, and cases for its other rules.
 #[test]
 fn the_parser_reads_the_standards_own_examples() {
     let message = |data, id| Dispatched::new("message", data, id);
@@ -102,7 +103,7 @@ fn the_parser_reads_the_standards_own_examples() {
         let parsed = parse(&stream);
         assert_eq!((parsed.events, parsed.retry), (vec![Dispatched::new("e", "a", "7")], Some(12)), "{end:?}");
     }
-    // An id with NUL is left out, a retry with anything but digits too; an id without data is kept.
+    // An id with NUL and a retry with anything but digits are ignored. An id without data is kept.
     let parsed = parse("id: 1\nid: 2\0\nretry: 1x\nretry: +1\ndata: a\n\nid: 3\n\nid: 4\n");
     assert_eq!(parsed.events, [message("a", "1")]);
     assert_eq!((parsed.last_event_id.as_str(), parsed.retry), ("3", None));
@@ -114,7 +115,7 @@ fn a_block_has_its_fields_in_order() {
     assert_eq!(block, "retry: 2000\nid: 7-0\nevent: stream.open\ndata: {}\n\n");
 }
 
-/// Text that would like to be something else.
+/// Text that looks like fields, line endings and comments.
 pub(crate) fn hostile_text() -> impl Strategy<Value = String> {
     prop_oneof![
         "(data: |data|id: x|id|event: e|event|retry: 1|:|\r\n|[\r\n\0\u{feff}\u{2028}\u{85} a]){0,20}",
@@ -124,7 +125,7 @@ pub(crate) fn hostile_text() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn blocks_come_out_as_they_went_in_and_no_data_can_inject_a_field(
+    fn a_client_gets_blocks_as_they_were_built_and_no_data_can_inject_a_field(
         blocks in proptest::collection::vec(
             (hostile_text(), proptest::option::of("[A-Za-z0-9ß._~:@+=-]{1,12}"), 0..100u64, any::<Option<u32>>()), 0..5
         )
@@ -136,7 +137,7 @@ proptest! {
                 block = block.retry(u128::from(*retry));
                 expected.retry = Some(u64::from(*retry));
             }
-            // A block that is put together from parts, as in streams of several rooms.
+            // A block of two parts, as on streams of several rooms.
             stream.push_str(&block.id(id).into_lines());
             stream.push_str(&Block::new().event(name.as_deref()).data(data).finish());
             stream.push_str(HEARTBEAT);

@@ -1,4 +1,7 @@
-//! Publishing many events, to many rooms, with one request.
+//! Publishing many events, to one room or several, with one request.
+//!
+//! A batch passes four steps: [`parse`] checks all events before anything is stored, [`plan`] sorts their copies by
+//! room, [`publish`] stores the copies, and [`collect`] makes the answer.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
@@ -11,19 +14,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::events::{Published, event, json_data, store};
+use super::events::{Published, json_data, new_event, store};
 use crate::auth::Permission;
 use crate::broker::{Appended, IdempotencyKey};
 use crate::http::caller::Caller;
-use crate::http::extract::{JsonBody, Object};
-use crate::http::problem::{Code, Document, Problem};
+use crate::http::extract::{JsonBody, JsonObject};
+use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
 use crate::names::{Event, EventName, RoomName, SubscriberId};
 
-/// Rooms that one batch publishes to at one time.
-const ROOMS_AT_ONCE: usize = 16;
+/// Rooms to which one batch publishes at the same time.
+const CONCURRENT_ROOMS: usize = 16;
 
-/// Events for one or several rooms.
+/// Events to publish to one room or several.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"events": [
@@ -31,86 +34,87 @@ const ROOMS_AT_ONCE: usize = 16;
     {"rooms": ["lobby", "news"], "data": 42}
 ]}))]
 pub struct Batch {
-    /// In the order in which each room gets them.
+    /// The events. Each room gets its events in this order.
     #[schema(value_type = Vec<BatchItem>)]
-    events: Vec<Object<BatchItem>>,
+    events: Vec<JsonObject<BatchItem>>,
 }
 
-/// One event of a batch.
+/// An event of a batch.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BatchItem {
-    /// The room, or else `rooms`.
+    /// The room to publish to. An event has either `room` or `rooms`.
     #[schema(value_type = Option<String>, max_length = 128)]
     room: Option<RoomName>,
-    /// Several rooms; each gets a copy, with a `publish_id` that they share.
+    /// The rooms to publish to. Each room gets a copy of the event, and the copies share a `publish_id`.
     #[schema(value_type = Option<Vec<String>>)]
     rooms: Option<Vec<RoomName>>,
-    /// Names the kind of event.
+    /// The event's name.
     #[schema(value_type = Option<String>, max_length = 128)]
     event: Option<EventName>,
-    /// Any JSON.
+    /// The event's data: any JSON.
     #[schema(value_type = serde_json::Value)]
     data: Box<RawValue>,
-    /// Subscribers that do not get it.
+    /// The subscribers that do not get the event.
     #[serde(default)]
     #[schema(value_type = Vec<String>, max_items = 100)]
     except: Vec<SubscriberId>,
-    /// Makes it safe to send this event again. Without it, the request's `Idempotency-Key` and the event's place in the
-    /// batch stand for one.
+    /// Makes this event safe to publish again. By default, the request's `Idempotency-Key` and the event's index in
+    /// the batch stand for it.
     #[schema(max_length = 255)]
     idempotency_key: Option<String>,
 }
 
-/// What became of a batch.
+/// The results of a batch.
 #[derive(Serialize, ToSchema)]
 pub struct BatchAnswer {
-    /// In the order of the batch's events.
+    /// The results, in the order of the batch's events.
     results: Vec<BatchResult>,
 }
 
-/// What became of one event of a batch.
+/// The result of one event of a batch.
 #[derive(Serialize, ToSchema)]
 pub struct BatchResult {
-    /// 201 if every copy is stored; else the status of the first that is not.
+    /// 201 if every copy is stored. Otherwise the status of the first copy that is not stored.
     status: u16,
     /// The copies that are stored.
     published: Vec<Published>,
-    /// Shared by the copies in several rooms.
+    /// The id that the copies in several rooms share.
     #[serde(skip_serializing_if = "Option::is_none")]
     publish_id: Option<String>,
-    /// Every copy had been stored by an earlier request with the same key.
+    /// Whether an earlier request with the same key has stored every copy.
     replayed: bool,
-    /// Why a copy is not stored.
+    /// The problem, if a copy is not stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<BatchProblem>,
 }
 
-/// Why one event of a batch is not stored, or not everywhere.
+/// The reason why an event of a batch is not stored in all its rooms.
 #[derive(Clone, Default, Serialize, ToSchema)]
 pub struct BatchProblem {
-    /// The kind's stable name; `outcome_unknown` if the event may be stored in one of the rooms.
+    /// The stable name of the kind of problem. It is `outcome_unknown` if the event may be stored in one of `rooms`.
     code: String,
-    /// What was wrong.
+    /// The cause in this case, for people.
     detail: String,
-    /// Rooms in which it is not stored, or may not be.
+    /// The rooms in which the event is not stored, or may not be stored.
     rooms: Vec<String>,
 }
 
 /// Publish a batch of events
 ///
-/// Order is kept in each room. Once an event can't be stored in a room, that room's later events are not tried, so none
-/// overtakes it.
+/// The batch is validated as a whole before anything is stored. Each room gets its events in the order of the batch.
+/// If an event can't be stored in a room, the batch's later events for that room are not tried, so that no event
+/// overtakes another.
 #[utoipa::path(
     post, path = "/v1/events", operation_id = "publishEvents", tag = "Rooms",
     params(("Idempotency-Key" = Option<String>, Header, max_length = 255,
-        description = "Makes it safe to repeat the request: of the same batch, no event is stored twice")),
+        description = "Makes the request safe to repeat: the same key with the same batch stores no event twice")),
     request_body(content = Batch, content_type = "application/json"),
     responses(
         (status = 200, description = "Every event is stored", body = BatchAnswer),
-        (status = 207, description = "Some are not; each result says", body = BatchAnswer),
-        (status = 413, description = "The body or an event is too large", body = Document, content_type = "application/problem+json"),
-        (status = 415, description = "Not JSON", body = Document, content_type = "application/problem+json"),
+        (status = 207, description = "Some events are not stored; each result has its status", body = BatchAnswer),
+        (status = 413, description = "The body or an event's data is too large"),
+        (status = 415, description = "The body is not JSON"),
     )
 )]
 pub async fn publish_events(
@@ -119,94 +123,203 @@ pub async fn publish_events(
     request: Request,
 ) -> Result<(StatusCode, Json<BatchAnswer>), Problem> {
     caller.require_some(Permission::Publish)?;
-    let batch_key = idempotency::key_of(request.headers())?.map(str::to_owned);
-    let JsonBody(Object(batch)) = JsonBody::<Object<Batch>>::from_request(request, &app).await?;
-    let limit = app.settings.requests.max_batch_items;
+    let batch_key = idempotency::key_from_headers(request.headers())?.map(str::to_owned);
+    let JsonBody(JsonObject(batch)) = JsonBody::<JsonObject<Batch>>::from_request(request, &app).await?;
+    let items = parse(&app, &caller, batch, batch_key.as_deref())?;
+    // The request itself is counted already, as the first copy.
+    caller.spend(&app, copy_count(&items).saturating_sub(1) as u64).await?;
+    let BatchPlan { rooms, forbidden } = plan(&caller, &items);
+    let published = publish(&app, &items, rooms).await;
+    Ok(collect(items, forbidden.into_iter().chain(published)))
+}
+
+/// A checked event of a batch, and the rooms to publish it to.
+struct ParsedItem {
+    rooms: Vec<RoomName>,
+    event: Event,
+    idempotency_key: Option<IdempotencyKey>,
+}
+
+/// Which items to store in which rooms.
+struct BatchPlan {
+    rooms: Vec<RoomPlan>,
+    /// Copies for rooms to which the caller may not publish. All of them are failures.
+    forbidden: Vec<CopyOutcome>,
+}
+
+/// The items to store in one room: their indices, in order.
+struct RoomPlan {
+    room: RoomName,
+    items: Vec<usize>,
+}
+
+/// The outcome of one copy of an item.
+struct CopyOutcome {
+    /// The item's index.
+    item: usize,
+    room: RoomName,
+    result: Result<Appended, Problem>,
+}
+
+/// Checks all events of a batch. `batch_key` is the request's idempotency key.
+fn parse(app: &App, caller: &Caller, batch: Batch, batch_key: Option<&str>) -> Result<Vec<ParsedItem>, Problem> {
     if batch.events.is_empty() {
-        return Err(Problem::new(Code::InvalidBody, "the batch is empty"));
+        return Err(Problem::new(Code::InvalidBody, "the batch has no events"));
     }
-    let mut results = Vec::with_capacity(batch.events.len());
-    let mut by_room: Vec<(RoomName, Vec<Item>)> = Vec::new();
-    let mut places: HashMap<RoomName, usize> = HashMap::new();
+    let limit = app.settings.requests.max_batch_items;
+    let mut items = Vec::with_capacity(batch.events.len());
     let mut copies = 0;
-    for (index, Object(item)) in batch.events.into_iter().enumerate() {
-        let key = match (item.idempotency_key, &batch_key) {
-            (Some(key), _) => {
-                let refuse =
-                    |why| Problem::new(Code::InvalidBody, format!("event {index}: its idempotency_key {why}"));
-                Some(idempotency::check(&key).map(str::to_owned).map_err(refuse)?)
-            }
-            // No key of a caller has a space in it.
-            (None, Some(key)) => Some(format!("{key} {index}")),
-            (None, None) => None,
-        };
-        let (rooms, publish_id) = match (item.room, item.rooms) {
-            (Some(room), None) => (vec![room], None),
-            (None, Some(rooms))
-                if !rooms.is_empty() && rooms.iter().collect::<HashSet<_>>().len() == rooms.len() =>
-            {
-                (
-                    rooms,
-                    Some(key.as_deref().map_or_else(
-                        || uuid::Uuid::now_v7().to_string(),
-                        |key| idempotency::publish_id(&caller.owner(), key),
-                    )),
-                )
-            }
-            _ => {
-                let detail = format!("event {index}: name one \"room\", or several \"rooms\", none twice");
-                return Err(Problem::new(Code::InvalidBody, detail));
-            }
-        };
+    for (index, JsonObject(item)) in batch.events.into_iter().enumerate() {
+        let key = parse_key(index, item.idempotency_key, batch_key)?;
+        let (rooms, shares_publish_id) = parse_rooms(index, item.room, item.rooms)?;
         copies += rooms.len();
         if copies > limit {
-            let detail = format!("a batch stores {limit} events at most, copies included");
+            let detail = format!("the batch has more than {limit} events, copies included (--max-batch-items)");
             return Err(Problem::new(Code::InvalidBody, detail));
         }
-        let event = event(&app, item.event, json_data(&item.data)?, item.except, publish_id.clone())?;
+        let publish_id = shares_publish_id.then(|| match &key {
+            Some(key) => idempotency::publish_id(&caller.owner(), key),
+            None => uuid::Uuid::now_v7().to_string(),
+        });
+        let event = new_event(app, item.event, json_data(&item.data)?, item.except, publish_id)?;
         let idempotency_key = key.map(|key| idempotency::idempotency_key(&caller.owner(), &key, &event));
-        let mut result =
-            BatchResult { status: 201, published: Vec::new(), publish_id, replayed: true, problem: None };
-        for room in rooms {
+        items.push(ParsedItem { rooms, event, idempotency_key });
+    }
+    Ok(items)
+}
+
+/// The idempotency key of an event: its own, or one that the batch's key and the event's index make.
+fn parse_key(index: usize, key: Option<String>, batch_key: Option<&str>) -> Result<Option<String>, Problem> {
+    match (key, batch_key) {
+        (Some(key), _) => match idempotency::check(&key) {
+            Ok(_) => Ok(Some(key)),
+            Err(why) => Err(Problem::new(Code::InvalidBody, format!("event {index}: its idempotency_key {why}"))),
+        },
+        // A caller's key has no space, so this one never equals it.
+        (None, Some(batch_key)) => Ok(Some(format!("{batch_key} {index}"))),
+        (None, None) => Ok(None),
+    }
+}
+
+/// The rooms of an event, and whether it names them as `rooms`, so that its copies share a publish id.
+fn parse_rooms(
+    index: usize,
+    room: Option<RoomName>,
+    rooms: Option<Vec<RoomName>>,
+) -> Result<(Vec<RoomName>, bool), Problem> {
+    let is_distinct = |rooms: &[RoomName]| rooms.iter().collect::<HashSet<_>>().len() == rooms.len();
+    match (room, rooms) {
+        (Some(room), None) => Ok((vec![room], false)),
+        (None, Some(rooms)) if !rooms.is_empty() && is_distinct(&rooms) => Ok((rooms, true)),
+        _ => {
+            let detail = format!("event {index}: it must have either \"room\", or \"rooms\" with different rooms");
+            Err(Problem::new(Code::InvalidBody, detail))
+        }
+    }
+}
+
+fn copy_count(items: &[ParsedItem]) -> usize {
+    items.iter().map(|item| item.rooms.len()).sum()
+}
+
+/// Sorts the copies of all items by room. Each room keeps the order of the batch.
+fn plan(caller: &Caller, items: &[ParsedItem]) -> BatchPlan {
+    let mut plan = BatchPlan { rooms: Vec::new(), forbidden: Vec::new() };
+    let mut plan_of_room: HashMap<&RoomName, usize> = HashMap::new();
+    for (index, item) in items.iter().enumerate() {
+        for room in &item.rooms {
             if !caller.may(Permission::Publish, room.as_str()) {
-                result.fail(&caller.lacks(Permission::Publish, room.as_str()), &room);
+                let result = Err(caller.lacks(Permission::Publish, room.as_str()));
+                plan.forbidden.push(CopyOutcome { item: index, room: room.clone(), result });
                 continue;
             }
-            let place = *places.entry(room.clone()).or_insert_with(|| {
-                by_room.push((room, Vec::new()));
-                by_room.len() - 1
+            let at = *plan_of_room.entry(room).or_insert_with(|| {
+                plan.rooms.push(RoomPlan { room: room.clone(), items: Vec::new() });
+                plan.rooms.len() - 1
             });
-            by_room[place].1.push((index, event.clone(), idempotency_key.clone()));
+            plan.rooms[at].items.push(index);
         }
-        results.push(result);
     }
-    caller.spend(&app, copies.saturating_sub(1) as u64).await?;
-    let away = OnceLock::new();
-    let publishing = by_room.into_iter().map(|(room, events)| publish_in_order(&app, room, events, &away));
-    let stored: Vec<_> = futures_util::stream::iter(publishing).buffered(ROOMS_AT_ONCE).collect().await;
-    for (index, room, outcome) in stored.into_iter().flatten() {
-        let result = &mut results[index];
-        match outcome {
-            Ok(appended) => {
-                result.replayed &= appended.replayed;
-                result.published.push(Published { room: room.to_string(), id: appended.id.to_string() });
+    plan
+}
+
+/// Stores the copies, several rooms at a time.
+async fn publish(app: &App, items: &[ParsedItem], rooms: Vec<RoomPlan>) -> Vec<CopyOutcome> {
+    let unavailable = OnceLock::new();
+    let publishing = rooms.into_iter().map(|plan| publish_to_room(app, items, plan, &unavailable));
+    let outcomes: Vec<_> = futures_util::stream::iter(publishing).buffered(CONCURRENT_ROOMS).collect().await;
+    outcomes.into_iter().flatten().collect()
+}
+
+/// Stores the copies for one room, in order.
+///
+/// After a copy that was not stored, later ones are not tried, so that none overtakes it. Once the broker was
+/// `unavailable`, no room asks it again, so that a batch is answered as fast as a single event.
+async fn publish_to_room(
+    app: &App,
+    items: &[ParsedItem],
+    RoomPlan { room, items: indices }: RoomPlan,
+    unavailable: &OnceLock<Code>,
+) -> Vec<CopyOutcome> {
+    let mut outcomes = Vec::with_capacity(indices.len());
+    let mut failed = None;
+    for index in indices {
+        let ParsedItem { event, idempotency_key, .. } = &items[index];
+        let result = if let Some(code) = failed.or_else(|| unavailable.get().copied()) {
+            Err(Problem::new(code, "not tried, because an earlier event of the batch was not stored"))
+        } else {
+            store(app, &room, event, idempotency_key.as_ref()).await
+        };
+        if let Err(problem) = &result {
+            // A copy that is not tried is certainly not stored, even if the outcome of the copy before it is unknown.
+            let code = if problem.code() == Code::OutcomeUnknown { Code::Unavailable } else { problem.code() };
+            failed = Some(code);
+            if code.status() == StatusCode::SERVICE_UNAVAILABLE {
+                unavailable.get_or_init(|| code);
             }
-            Err(problem) => {
-                result.fail(&problem, &room);
-            }
+        }
+        outcomes.push(CopyOutcome { item: index, room: room.clone(), result });
+    }
+    outcomes
+}
+
+/// The answer to a batch: a result for each item.
+fn collect(items: Vec<ParsedItem>, outcomes: impl Iterator<Item = CopyOutcome>) -> (StatusCode, Json<BatchAnswer>) {
+    let mut results: Vec<_> = items.into_iter().map(|item| BatchResult::new(item.event.publish_id)).collect();
+    for CopyOutcome { item, room, result } in outcomes {
+        match result {
+            Ok(appended) => results[item].add(&appended, &room),
+            Err(problem) => results[item].fail(&problem, &room),
         }
     }
     for result in &mut results {
         result.replayed &= !result.published.is_empty();
     }
-    let all = results.iter().all(|result| result.problem.is_none());
-    let status = if all { StatusCode::OK } else { StatusCode::MULTI_STATUS };
-    Ok((status, Json(BatchAnswer { results })))
+    let is_complete = results.iter().all(|result| result.problem.is_none());
+    let status = if is_complete { StatusCode::OK } else { StatusCode::MULTI_STATUS };
+    (status, Json(BatchAnswer { results }))
 }
 
 impl BatchResult {
-    /// One answer for all rooms that the event is not known to be stored in: the first one's, unless the event may be
-    /// stored in another.
+    /// The result of an item without copies yet.
+    fn new(publish_id: Option<String>) -> Self {
+        Self {
+            status: StatusCode::CREATED.as_u16(),
+            published: Vec::new(),
+            publish_id,
+            replayed: true,
+            problem: None,
+        }
+    }
+
+    /// Adds a copy that is stored.
+    fn add(&mut self, appended: &Appended, room: &RoomName) {
+        self.replayed &= appended.replayed;
+        self.published.push(Published { room: room.to_string(), id: appended.id.to_string() });
+    }
+
+    /// Adds a copy that is not known to be stored. The result has one problem for all of them: that of the first
+    /// copy, unless another copy may be stored.
     fn fail(&mut self, problem: &Problem, room: &RoomName) {
         let code = problem.code();
         let failed = self.problem.get_or_insert_default();
@@ -219,42 +332,13 @@ impl BatchResult {
     }
 }
 
-/// An event of a batch, and its place there.
-type Item = (usize, Event, Option<IdempotencyKey>);
-type Outcome = (usize, RoomName, Result<Appended, Problem>);
-
-/// Nothing overtakes an event that was not stored; and a broker that is away is not asked again for each room, so that
-/// a batch is answered as fast as a single event.
-async fn publish_in_order(app: &App, room: RoomName, events: Vec<Item>, away: &OnceLock<Code>) -> Vec<Outcome> {
-    let mut outcomes = Vec::with_capacity(events.len());
-    let mut failed = None;
-    for (index, event, idempotency_key) in events {
-        let outcome = if let Some(code) = failed.or_else(|| away.get().copied()) {
-            Err(Problem::new(code, "not tried: an earlier event of the batch was not stored"))
-        } else {
-            store(app, &room, &event, idempotency_key.as_ref()).await
-        };
-        if let Err(problem) = &outcome {
-            // What was not tried has surely not been stored, whatever became of the event before it.
-            let code = if problem.code() == Code::OutcomeUnknown { Code::Unavailable } else { problem.code() };
-            failed = Some(code);
-            if code.status() == StatusCode::SERVICE_UNAVAILABLE {
-                away.get_or_init(|| code);
-            }
-        }
-        outcomes.push((index, room.clone(), outcome));
-    }
-    outcomes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_event_that_may_be_stored_somewhere_is_never_said_to_be_stored_nowhere() {
-        let mut result =
-            BatchResult { status: 201, published: Vec::new(), publish_id: None, replayed: true, problem: None };
+    fn an_unknown_outcome_in_one_room_is_the_outcome_of_the_event() {
+        let mut result = BatchResult::new(None);
         let rooms = ["a", "b", "c"].map(|room| RoomName::new(room).unwrap());
         let codes = [Code::Unavailable, Code::OutcomeUnknown, Code::Unavailable];
         for (code, room) in codes.into_iter().zip(&rooms) {

@@ -1,4 +1,4 @@
-//! Publishing events, and reading a room's log.
+//! Events of a room: publishing them, and reading and emptying the room's log.
 
 use std::time::Instant;
 
@@ -12,18 +12,20 @@ use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Permission;
-use crate::broker::{Appended, IdempotencyKey, ReadRange};
+use crate::broker::{Appended, IdempotencyKey, LogSlice, ReadRange};
 use crate::http::caller::Caller;
-use crate::http::extract::{Media, Object, Query, RoomPath, body, event_name, json, media, text};
+use crate::http::extract::{
+    BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json, read_body,
+};
 use crate::http::page::{add_link, escape, page_limit};
-use crate::http::problem::{Code, Document, Problem};
+use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
 use crate::live::LogPage;
-use crate::log::{Gap, Next, next};
+use crate::log::{Gap, Next};
 use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId};
 use crate::trace;
 
-/// Subscribers that an event can leave out.
+/// Subscribers that an event can exclude.
 const MAX_EXCEPT: usize = 100;
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
@@ -33,39 +35,40 @@ const MAX_LIMIT: usize = 1000;
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"event": "chat", "data": {"text": "hello"}}))]
 pub struct Publish {
-    /// Names the kind of event; browsers call one without a name `message`.
+    /// The event's name. Browsers call an event without a name `message`.
     #[schema(value_type = Option<String>, max_length = 128, example = "chat")]
     event: Option<EventName>,
-    /// Any JSON. It reaches subscribers as it was sent: numbers keep their digits.
+    /// The event's data: any JSON. It reaches subscribers as it was sent; numbers keep their digits.
     #[schema(value_type = serde_json::Value)]
     data: Box<RawValue>,
-    /// Subscribers that do not get it.
+    /// The subscribers that do not get the event.
     #[serde(default)]
     #[schema(value_type = Vec<String>, max_items = 100)]
     except: Vec<SubscriberId>,
 }
 
-/// Where an event was stored.
+/// Where an event is stored.
 #[derive(Serialize, ToSchema)]
 #[schema(example = json!({"room": "lobby", "id": "1790000000000000-42"}))]
 pub struct Published {
-    /// The room.
+    /// The room's name.
     pub(super) room: String,
     /// The event's id.
     pub(super) id: String,
 }
 
-/// How a text body is published.
+/// The query of a publish.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct PublishQuery {
-    /// Names the event of a text body; a JSON body names its own.
+    /// The name of an event whose body is text. A JSON body has the name itself.
     #[param(max_length = 128)]
     event: Option<String>,
 }
 
-pub(super) fn event(
+/// Makes an event that is published now. Checks the limits of its parts.
+pub(super) fn new_event(
     app: &App,
     name: Option<EventName>,
     data: Data,
@@ -74,10 +77,11 @@ pub(super) fn event(
 ) -> Result<Event, Problem> {
     let limit = app.settings.requests.max_event_bytes;
     if data.as_text().len() > limit {
-        return Err(Problem::new(Code::BodyTooLarge, format!("an event's data is at most {limit} bytes")));
+        let detail = format!("the event's data has more than {limit} bytes (--max-event-bytes)");
+        return Err(Problem::new(Code::BodyTooLarge, detail));
     }
     if except.len() > MAX_EXCEPT {
-        let detail = format!("an event can leave out {MAX_EXCEPT} subscribers at most");
+        let detail = format!("except has more than {MAX_EXCEPT} subscribers");
         return Err(Problem::new(Code::InvalidBody, detail));
     }
     Ok(Event {
@@ -90,6 +94,7 @@ pub(super) fn event(
     })
 }
 
+/// Appends an event to a room's log, and counts it.
 pub(super) async fn store(
     app: &App,
     room: &RoomName,
@@ -104,66 +109,66 @@ pub(super) async fn store(
     Ok(appended)
 }
 
+/// Checks the data of an event in a JSON body.
 pub(super) fn json_data(raw: &RawValue) -> Result<Data, Problem> {
-    Data::json(raw).map_err(|why| Problem::new(Code::InvalidBody, format!("the data is refused: {why}")))
+    Data::json(raw).map_err(|why| Problem::new(Code::InvalidBody, format!("the data is not allowed: {why}")))
 }
 
 /// Publish an event to a room
 ///
-/// A JSON body is `{"event"?, "data", "except"?}`. Any text body (`text/plain`, and what `curl -d` sends) is the data
-/// itself. 201 means that the event is stored, and that every subscriber of the room on every replica gets it.
-/// After `outcome_unknown` it may or may not be stored.
+/// A JSON body is `{"event"?, "data", "except"?}`. A text body (`text/*`, or what `curl -d` sends) is the event's
+/// data, and `event` in the query is its name. 201 means that the event is stored, and that every subscriber of the
+/// room on every replica gets it. After `outcome_unknown`, the event may or may not be stored.
 #[utoipa::path(
     post, path = "/v1/rooms/{room}/events", operation_id = "publishEvent", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), PublishQuery,
         ("Idempotency-Key" = Option<String>, Header, max_length = 255,
-            description = "Makes it safe to repeat the request: with the same key and content nothing is stored twice")),
+            description = "Makes the request safe to repeat: the same key with the same content stores nothing twice")),
     request_body(description = "The event", content(
         (Publish = "application/json", example = json!({"event": "chat", "data": {"text": "hello"}})),
         (String = "text/plain", example = "hello")
     )),
     responses(
-        (status = 201, description = "Stored", body = Published,
-            headers(("Idempotency-Replayed" = String, description = "`true` if an earlier request with this key stored it"))),
-        (status = 413, description = "The body or the event is too large", body = Document, content_type = "application/problem+json"),
-        (status = 415, description = "Neither JSON nor text", body = Document, content_type = "application/problem+json"),
-        (status = 422, description = "The key was used for other content", body = Document, content_type = "application/problem+json"),
+        (status = 201, description = "The event is stored", body = Published,
+            headers(("Idempotency-Replayed" = String,
+                description = "`true` if an earlier request with this key has stored the event"))),
+        (status = 413, description = "The body or the event's data is too large"),
+        (status = 415, description = "The body is neither JSON nor text"),
+        (status = 422, description = "The idempotency key was used for other content"),
     )
 )]
 pub async fn publish_event(
     caller: Caller,
     RoomPath(room): RoomPath,
-    Query(query): Query<PublishQuery>,
+    QueryParams(query): QueryParams<PublishQuery>,
     State(app): State<App>,
     request: Request,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Publish, room.as_str())?;
-    let key = idempotency::key_of(request.headers())?.map(str::to_owned);
-    let media = media(request.headers())?;
-    let body = body(request, &app).await?;
-    let event = match media {
-        Media::Json if query.event.is_some() => {
-            return Err(Problem::new(
-                Code::InvalidQuery,
-                "a JSON body names its event itself, in its field \"event\"",
-            ));
+    let key = idempotency::key_from_headers(request.headers())?.map(str::to_owned);
+    let body_type = BodyType::from_headers(request.headers())?;
+    let body = read_body(request, &app).await?;
+    let event = match body_type {
+        BodyType::Json if query.event.is_some() => {
+            let detail = "a JSON body has the event's name in its field \"event\"; remove event from the query";
+            return Err(Problem::new(Code::InvalidQuery, detail));
         }
-        Media::Json => {
-            let Object(publish) = json::<Object<Publish>>(&body)?;
-            event(&app, publish.event, json_data(&publish.data)?, publish.except, None)?
+        BodyType::Json => {
+            let JsonObject(publish) = parse_json::<JsonObject<Publish>>(&body)?;
+            new_event(&app, publish.event, json_data(&publish.data)?, publish.except, None)?
         }
-        Media::Text => {
-            let name = query.event.as_deref().map(event_name).transpose()?;
-            event(&app, name, text_data(&body)?, Vec::new(), None)?
+        BodyType::Text => {
+            let name = query.event.as_deref().map(parse_event_name).transpose()?;
+            new_event(&app, name, text_data(&body)?, Vec::new(), None)?
         }
-        Media::Bytes => {
-            let detail = "events are JSON or text; application/octet-stream is neither";
+        BodyType::Bytes => {
+            let detail = "the data of an event is JSON or text; application/octet-stream is neither";
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
     let idempotency_key = key.map(|key| idempotency::idempotency_key(&caller.owner(), &key, &event));
     let appended = store(&app, &room, &event, idempotency_key.as_ref()).await?;
-    // Subscribers first: whom the event has woken on this thread writes before the publisher is answered.
+    // Subscribers first: tasks that the event has woken on this thread write before the publisher is answered.
     yield_now().await;
     let published = Published { room: room.to_string(), id: appended.id.to_string() };
     let mut response = (StatusCode::CREATED, Json(published)).into_response();
@@ -174,13 +179,13 @@ pub async fn publish_event(
 }
 
 fn text_data(body: &[u8]) -> Result<Data, Problem> {
-    match text(body)? {
-        "" => Err(Problem::new(Code::InvalidBody, "the body is empty; it is the event's data")),
+    match body_text(body)? {
+        "" => Err(Problem::new(Code::InvalidBody, "the body is empty; it must be the event's data")),
         text => Ok(Data::Text(text.into())),
     }
 }
 
-/// Which part of a log to read.
+/// The query of a log.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -188,10 +193,10 @@ pub struct ListQuery {
     /// Only events after this id.
     #[param(value_type = Option<String>, example = "1790000000000000-41")]
     after: Option<String>,
-    /// Only events before this id; without `after`, the last ones before it.
+    /// Only events before this id. Without `after`, the last ones before it.
     #[param(value_type = Option<String>)]
     before: Option<String>,
-    /// How many at most.
+    /// The maximum number of events.
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
 }
@@ -199,103 +204,93 @@ pub struct ListQuery {
 /// A part of a room's log.
 #[derive(Serialize, ToSchema)]
 pub struct EventList {
-    /// The room.
+    /// The room's name.
     room: String,
-    /// Oldest first.
+    /// The events, oldest first.
     events: Vec<LoggedEvent>,
-    /// The id of the oldest retained event.
+    /// The id of the oldest event in the log, or null if the log is empty.
     #[schema(required = true)]
     oldest: Option<String>,
-    /// The log's last position: what a stream that is opened now starts after.
+    /// The last position of the log. A stream that opens now starts after it.
     #[schema(example = "1790000000000000-42")]
     head: String,
-    /// Set if the log no longer reaches back to `after`: events may be missing.
+    /// The gap between `after` and the events, if the log no longer reaches back to `after`. Otherwise null.
     #[schema(required = true)]
     gap: Option<GapDescription>,
 }
 
-/// An event of a log.
+/// An event in a log.
 #[derive(Serialize, ToSchema)]
 pub struct LoggedEvent {
-    /// Its id.
+    /// The event's id.
     #[schema(example = "1790000000000000-42")]
     id: String,
-    /// Its name, if it was given one.
+    /// The event's name, or null if it has none.
     #[schema(required = true)]
     event: Option<String>,
-    /// Its data as it was published; a text body as a JSON string.
+    /// The event's data as it was published. Text is a JSON string.
     #[schema(value_type = serde_json::Value)]
     data: Box<RawValue>,
-    /// When, RFC 3339 in UTC.
+    /// The time of the publication, RFC 3339 in UTC.
     #[schema(format = DateTime)]
     published_at: String,
-    /// Shared by the copies of one publish into several rooms.
+    /// The id that the copies of one publish to several rooms share.
     #[serde(skip_serializing_if = "Option::is_none")]
     publish_id: Option<String>,
 }
 
-/// What may be missing lies after `from`, up to and with `to`.
+/// A gap: events after `from`, up to and including `to`, may be missing.
 #[derive(Serialize, ToSchema)]
 pub struct GapDescription {
-    /// The last position that certainly holds.
+    /// The last position up to which no event is missing.
     from: String,
-    /// The position from which it goes on.
+    /// The position after which the list continues.
     to: String,
     /// `trimmed`, `expired`, `log_lost`, `lost_tail`, `diverged` or `unknown_position`.
     reason: String,
 }
 
-impl GapDescription {
-    pub(super) fn of(gap: &Gap) -> Self {
+impl From<&Gap> for GapDescription {
+    fn from(gap: &Gap) -> Self {
         Self { from: gap.from.to_string(), to: gap.to.to_string(), reason: gap.reason.name().into() }
     }
 }
 
 /// Read a room's log
 ///
-/// The retained events, oldest first, a page at a time: `Link` with `rel="next"` leads to the next one. A page of large
-/// events may have fewer than `limit`.
+/// The response has events of the log, oldest first. `Link` with `rel="next"` leads to the next page. A page of large
+/// events may have fewer than `limit` events.
 #[utoipa::path(
     get, path = "/v1/rooms/{room}/events", operation_id = "listEvents", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), ListQuery),
     responses((status = 200, description = "A part of the log", body = EventList,
-        headers(("Link" = String, description = "The next page, if there is more")))),
+        headers(("Link" = String, description = "The next page, if there is one")))),
 )]
 pub async fn list_events(
     caller: Caller,
     RoomPath(room): RoomPath,
-    Query(query): Query<ListQuery>,
+    QueryParams(query): QueryParams<ListQuery>,
     State(app): State<App>,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Subscribe, room.as_str())?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
-    let after = query.after.as_deref().map(|id| position("after", id)).transpose()?;
-    let before = query.before.as_deref().map(|id| position("before", id)).transpose()?;
+    let after = query.after.as_deref().map(|id| parse_position("after", id)).transpose()?;
+    let before = query.before.as_deref().map(|id| parse_position("before", id)).transpose()?;
     let range = match (after, before) {
         (Some(after), _) => ReadRange::After(after),
         (None, Some(before)) => ReadRange::Before(before),
         (None, None) => ReadRange::Oldest,
     };
-    // One more than asked for tells whether there is a next page.
+    // One event more than the limit shows whether there is a next page.
     let LogPage { mut slice, is_cut_short } = app.log.read_page(&room.clone().into(), range, limit + 1).await?;
-    let gap = after.and_then(|after| match next(&slice.history, &slice, after, None) {
+    let gap = after.and_then(|after| match slice.history.next_after(after, &slice, None) {
         Next::Gap(gap) => Some(gap),
         Next::Event(_) | Next::Nothing => None,
     });
     if let (Some(_), Some(before)) = (after, before) {
         slice.entries.retain(|entry| entry.id < before);
     }
-    let beyond = slice.entries.len() > limit;
-    let more = beyond || (is_cut_short && !slice.entries.is_empty());
-    let mut next_page = None;
-    if more && matches!(range, ReadRange::Before(_)) {
-        slice.entries.drain(..usize::from(beyond));
-        next_page = slice.entries.first().map(|first| format!("before={}", first.id));
-    } else if more {
-        slice.entries.truncate(limit);
-        let until = before.map(|before| format!("&before={before}")).unwrap_or_default();
-        next_page = slice.entries.last().map(|last| format!("after={}{until}", last.id));
-    }
+    let next_page = cut_to_page(&mut slice, limit, is_cut_short, range, before);
     let sees_presence = caller.may(Permission::Presence, room.as_str());
     let events = slice.entries.iter().filter_map(|entry| {
         let event = Event::decode(&entry.stored).ok().filter(|event| sees_presence || !event.is_presence())?;
@@ -312,7 +307,7 @@ pub async fn list_events(
         events: events.collect(),
         oldest: slice.oldest.map(|id| id.to_string()),
         head: slice.history.end().to_string(),
-        gap: gap.as_ref().map(GapDescription::of),
+        gap: gap.as_ref().map(GapDescription::from),
     };
     let mut response = Json(list).into_response();
     if let Some(page) = next_page {
@@ -321,10 +316,32 @@ pub async fn list_events(
     Ok(response)
 }
 
+/// Cuts a slice to `limit` entries. Returns the query of the next page, if there is one: it goes on in the direction
+/// in which the slice was read.
+fn cut_to_page(
+    slice: &mut LogSlice,
+    limit: usize,
+    is_cut_short: bool,
+    range: ReadRange,
+    before: Option<EventId>,
+) -> Option<String> {
+    let is_over_limit = slice.entries.len() > limit;
+    if !is_over_limit && !is_cut_short {
+        return None;
+    }
+    if matches!(range, ReadRange::Before(_)) {
+        slice.entries.drain(..usize::from(is_over_limit));
+        return slice.entries.first().map(|first| format!("before={}", first.id));
+    }
+    slice.entries.truncate(limit);
+    let until = before.map(|before| format!("&before={before}")).unwrap_or_default();
+    slice.entries.last().map(|last| format!("after={}{until}", last.id))
+}
+
 /// Empty a room's log
 ///
-/// Drops the retained events, for everyone; the room's position stays. A client that resumes from before it gets
-/// `stream.gap`.
+/// The log loses all its events, for all callers, but keeps its head. A client that resumes from a position before
+/// the head gets `stream.gap`. This route needs `admin`.
 #[utoipa::path(
     delete, path = "/v1/rooms/{room}/events", operation_id = "deleteEvents", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby")),
@@ -340,7 +357,8 @@ pub async fn delete_events(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(super) fn position(what: &str, text: &str) -> Result<EventId, Problem> {
+/// Parses a position. `what` names the parameter in the problem's text.
+pub(super) fn parse_position(what: &str, text: &str) -> Result<EventId, Problem> {
     text.parse().map_err(|why| Problem::new(Code::InvalidPosition, format!("{what}: {text:?} is {why}")))
 }
 

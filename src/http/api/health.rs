@@ -1,4 +1,4 @@
-//! Whether the replica lives, takes requests, and could deliver a publish.
+//! The health of a replica: whether it runs, accepts work, and could deliver a publish.
 
 use axum::Json;
 use axum::extract::State;
@@ -9,33 +9,33 @@ use utoipa::ToSchema;
 use crate::broker::Fault;
 use crate::http::App;
 
-/// The replica's own state.
+/// The state of this replica.
 #[derive(Serialize, ToSchema)]
 pub struct Status {
-    /// `ok`, or `draining` while the replica leaves.
+    /// `ok`, or `draining` while the replica is shutting down.
     status: &'static str,
 }
 
-/// Ask whether the process lives
+/// Check that the process runs
 ///
-/// For containers: a process that does not answer should be started anew.
+/// For the supervisor that restarts a process. A process that does not answer should be restarted.
 #[utoipa::path(
     get, path = "/livez", operation_id = "getLiveness", tag = "Health",
-    responses((status = 200, description = "It does", body = Status))
+    responses((status = 200, description = "The process runs", body = Status))
 )]
 pub async fn get_liveness() -> Json<Status> {
     Json(Status { status: "ok" })
 }
 
-/// Ask whether this replica takes new work
+/// Check that this replica accepts new work
 ///
-/// About this replica alone, never about Redis: were every replica unready with Redis, a balancer would answer 503, which
-/// ends every EventSource for good.
+/// For load balancers and containers. The answer is about this replica only, never about Redis: if all replicas became
+/// unready together with Redis, a load balancer would answer 503, which ends every `EventSource` for good.
 #[utoipa::path(
     get, path = "/readyz", operation_id = "getReadiness", tag = "Health",
     responses(
-        (status = 200, description = "It does", body = Status),
-        (status = 503, description = "It is leaving", body = Status),
+        (status = 200, description = "The replica accepts new work", body = Status),
+        (status = 503, description = "The replica is shutting down", body = Status),
     )
 )]
 pub async fn get_readiness(State(app): State<App>) -> (StatusCode, Json<Status>) {
@@ -49,39 +49,39 @@ pub async fn get_readiness(State(app): State<App>) -> (StatusCode, Json<Status>)
 /// Whether a publish would be delivered now.
 #[derive(Serialize, ToSchema)]
 pub struct HealthReport {
-    /// `ok`, or `ill`.
+    /// `ok` or `degraded`.
     status: &'static str,
-    /// This replica.
+    /// The name of this replica.
     replica: String,
-    /// Its version.
+    /// The version of this replica.
     version: &'static str,
     /// `embedded` or `redis`.
     broker: &'static str,
-    /// `ok`, or the kind of fault that commands to the broker meet.
+    /// The state of commands to the broker: `ok`, or the kind of fault.
     commands: &'static str,
-    /// `ok`, or the kind of fault that announcements from it meet.
+    /// The state of announcements from the broker: `ok`, or the kind of fault.
     delivery: &'static str,
-    /// Messages on the rooms' channels that were no announcements, since the start.
+    /// The number of messages on the rooms' channels that were not announcements, since the replica has started.
     malformed_announcements: u64,
 }
 
-/// Ask whether a publish would be delivered now
+/// Check that a publish would be delivered now
 ///
-/// For monitors, not for balancers. Within 5 s of a fault it is 503 and says which part is ill.
+/// For monitors, not for load balancers. Within 5 s of a fault the status is 503, and the report says which part fails.
 #[utoipa::path(
     get, path = "/healthz", operation_id = "getHealth", tag = "Health",
     responses(
-        (status = 200, description = "It would", body = HealthReport),
-        (status = 503, description = "It would not", body = HealthReport),
+        (status = 200, description = "A publish would be delivered", body = HealthReport),
+        (status = 503, description = "A publish would not be delivered", body = HealthReport),
     )
 )]
 pub async fn get_health(State(app): State<App>) -> (StatusCode, Json<HealthReport>) {
     let health = app.log.health();
     let part = |fault: &Option<Fault>| fault.as_ref().map_or("ok", |fault| fault.kind.name());
-    let (status, word) =
+    let (code, status) =
         if health.is_well() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "degraded") };
     let report = HealthReport {
-        status: word,
+        status,
         replica: app.replica.to_string(),
         version: env!("CARGO_PKG_VERSION"),
         broker: app.broker_kind,
@@ -89,5 +89,5 @@ pub async fn get_health(State(app): State<App>) -> (StatusCode, Json<HealthRepor
         delivery: part(&health.delivery),
         malformed_announcements: app.live.malformed_announcements(),
     };
-    (status, Json(report))
+    (code, Json(report))
 }

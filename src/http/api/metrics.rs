@@ -11,18 +11,20 @@ use crate::metrics::{CurrentState, OPENMETRICS_TYPE};
 
 /// Get the replica's metrics
 ///
-/// Text that Prometheus reads. With keys it takes `admin`, but on a listener of its own (`--metrics-listen`) it takes nothing.
+/// The response is `application/openmetrics-text`, for Prometheus. If the gateway has keys, this route needs `admin`.
+/// A separate listener (`--metrics-listen`) serves the same without a token.
 #[utoipa::path(
     get, path = "/metrics", operation_id = "getMetrics", tag = "Health",
-    responses((status = 200, description = "What this replica counts", body = String, content_type = "application/openmetrics-text"))
+    responses((status = 200, description = "The metrics of this replica", body = String,
+        content_type = "application/openmetrics-text"))
 )]
 pub async fn get_metrics(caller: Caller, State(app): State<App>) -> Result<Response, Problem> {
     caller.require_admin()?;
     Ok(metrics(&app))
 }
 
-/// The same for whoever reaches the listener.
-pub async fn get_open_metrics(State(app): State<App>) -> Response {
+/// The metrics, for the listener of `--metrics-listen`.
+pub async fn get_metrics_without_token(State(app): State<App>) -> Response {
     metrics(&app)
 }
 

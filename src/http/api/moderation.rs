@@ -1,4 +1,4 @@
-//! Ending others' streams, and keeping their owners out.
+//! Removals of subscribers, users and tokens: their streams end, and may not be opened again for a time.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,37 +11,40 @@ use utoipa::IntoParams;
 use crate::auth::MAX_ID_BYTES;
 use crate::broker::{MemberView, Removal};
 use crate::http::caller::Caller;
-use crate::http::extract::{Query, name, path};
+use crate::http::extract::{QueryParams, parse_name, path_params};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, audit};
 use crate::names::{RoomName, SubscriberId};
 
-/// Longest time for which somebody is kept out: removals are not remembered for longer.
-const MAX_DENY: Duration = Duration::from_hours(30 * 24);
-/// How long a token is not taken any more, where the request does not say.
+/// Longest ban, so that no removal is stored for longer.
+const MAX_BAN: Duration = Duration::from_hours(30 * 24);
+/// How long a token is revoked if the request does not say.
 const DEFAULT_REVOCATION: Duration = Duration::from_hours(24);
 
-/// How to remove somebody.
+/// The query of a removal.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct RemovalQuery {
-    /// For how many seconds it may not come back: an `EventSource` that does is answered with 204 and gives up. Without it, the stream
-    /// ends and may be opened again.
+    /// The number of seconds for which new streams are denied, or for which a token is refused. A denied stream is
+    /// answered with 204, at which an `EventSource` gives up. By default, removed streams may be opened again at
+    /// once, and a token is refused for one day.
     #[param(maximum = 2_592_000)]
     deny_seconds: Option<u64>,
 }
 
 impl RemovalQuery {
     fn seconds(&self, default: Duration) -> Result<u64, Problem> {
-        match self.deny_seconds.unwrap_or(default.as_secs()) {
-            seconds if seconds <= MAX_DENY.as_secs() => Ok(seconds),
-            _ => Err(Problem::new(Code::InvalidQuery, format!("deny_seconds is {} at most", MAX_DENY.as_secs()))),
+        let seconds = self.deny_seconds.unwrap_or(default.as_secs());
+        if seconds > MAX_BAN.as_secs() {
+            let detail = format!("deny_seconds must be {} (30 days) or less", MAX_BAN.as_secs());
+            return Err(Problem::new(Code::InvalidQuery, detail));
         }
+        Ok(seconds)
     }
 }
 
-/// Milliseconds since 1970.
+/// The time so many seconds from now, in milliseconds since 1970. 0 for no seconds: the removal bans nobody.
 fn until(seconds: u64) -> u64 {
     if seconds == 0 {
         return 0;
@@ -52,28 +55,29 @@ fn until(seconds: u64) -> u64 {
 
 /// Remove a subscriber from a room
 ///
-/// Its stream ends, on whichever replica it is, with `stream.end` and the reason `removed`. With `deny_seconds`, whoever it belongs to
-/// (the subject of its token; without one, the address that it comes from) can't open a stream of this room for that time,
-/// whatever the name. Stored before it is answered. It takes `admin`.
+/// The subscriber's stream of the room ends, on any replica, with `stream.end` and the reason `removed`. With
+/// `deny_seconds`, the subscriber's owner can't open a stream of the room for that time, under any name. The owner is
+/// the subject of the subscriber's token or, without a subject, the address of its client. The response is sent after
+/// the removal is stored. This route needs `admin`.
 #[utoipa::path(
     delete, path = "/v1/rooms/{room}/subscribers/{subscriber}", operation_id = "removeSubscriber", tag = "Presence",
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"),
         ("subscriber" = String, Path, description = "The subscriber's name", max_length = 128), RemovalQuery),
-    responses((status = 204, description = "It is stored, and every replica acts upon it")),
+    responses((status = 204, description = "The removal is stored, and every replica applies it")),
 )]
 pub async fn remove_subscriber(
     caller: Caller,
     SubscriberPath(room, subscriber): SubscriberPath,
-    Query(query): Query<RemovalQuery>,
+    QueryParams(query): QueryParams<RemovalQuery>,
     State(app): State<App>,
 ) -> Result<StatusCode, Problem> {
     caller.require_admin()?;
     let seconds = query.seconds(Duration::ZERO)?;
-    // Where it is away at the moment, its stream can't tell whose it is.
-    let shown = if seconds > 0 { app.presence.member(&room, &subscriber).await? } else { None };
+    // The member list names the owner even while the subscriber has no stream, which would name it otherwise.
+    let member = if seconds > 0 { app.presence.member(&room, &subscriber).await? } else { None };
     let removal = Removal {
-        user: shown.as_ref().and_then(MemberView::profile).and_then(|profile| profile.user),
-        address: shown.and_then(|shown| shown.address),
+        user: member.as_ref().and_then(MemberView::profile).and_then(|profile| profile.user),
+        address: member.and_then(|member| member.address),
         room: Some(room.clone()),
         subscriber: Some(subscriber.clone()),
         until: until(seconds),
@@ -84,17 +88,17 @@ pub async fn remove_subscriber(
 
 /// End a user's streams
 ///
-/// All streams of tokens with this subject end, on every replica; with `deny_seconds` they can't be opened again for that time. It takes
-/// `admin`.
+/// All streams of tokens with this subject end, on every replica. With `deny_seconds`, they can't be opened again for
+/// that time. This route needs `admin`.
 #[utoipa::path(
     delete, path = "/v1/users/{user}/streams", operation_id = "removeUser", tag = "Presence",
-    params(("user" = String, Path, description = "The subject of tokens", max_length = 256), RemovalQuery),
-    responses((status = 204, description = "It is stored, and every replica acts upon it")),
+    params(("user" = String, Path, description = "The user: the subject of tokens", max_length = 256), RemovalQuery),
+    responses((status = 204, description = "The removal is stored, and every replica applies it")),
 )]
 pub async fn remove_user(
     caller: Caller,
     IdPath(user): IdPath,
-    Query(query): Query<RemovalQuery>,
+    QueryParams(query): QueryParams<RemovalQuery>,
     State(app): State<App>,
 ) -> Result<StatusCode, Problem> {
     caller.require_admin()?;
@@ -105,17 +109,17 @@ pub async fn remove_user(
 
 /// Revoke a token
 ///
-/// A token with this `jti` is not taken any more, on any replica, for `deny_seconds` (a day, if it is not said): as long as the token would
-/// be valid. Its streams end with the reason `token_revoked`. It takes `admin`.
+/// Every replica refuses tokens with this `jti` for `deny_seconds` (by default one day), which should cover the rest
+/// of the token's lifetime. The token's streams end with the reason `token_revoked`. This route needs `admin`.
 #[utoipa::path(
     delete, path = "/v1/tokens/{jti}", operation_id = "revokeToken", tag = "Presence",
-    params(("jti" = String, Path, description = "The token's id, its claim jti", max_length = 256), RemovalQuery),
-    responses((status = 204, description = "It is stored, and every replica acts upon it")),
+    params(("jti" = String, Path, description = "The token's id: its claim `jti`", max_length = 256), RemovalQuery),
+    responses((status = 204, description = "The revocation is stored, and every replica applies it")),
 )]
 pub async fn revoke_token(
     caller: Caller,
     IdPath(token): IdPath,
-    Query(query): Query<RemovalQuery>,
+    QueryParams(query): QueryParams<RemovalQuery>,
     State(app): State<App>,
 ) -> Result<StatusCode, Problem> {
     caller.require_admin()?;
@@ -124,16 +128,16 @@ pub async fn revoke_token(
     remove(&app, &caller, &removal, ("token", &token), seconds).await
 }
 
-/// Stores a removal, and notes who asked for it.
+/// Stores a removal, and writes it to the audit log.
 async fn remove(
     app: &App,
     caller: &Caller,
     removal: &Removal,
-    (what, whom): (&'static str, &str),
+    (kind, name): (&'static str, &str),
     seconds: u64,
 ) -> Result<StatusCode, Problem> {
     app.moderation.remove(removal).await?;
-    audit::removed(app, caller, what, whom, seconds);
+    audit::removed(app, caller, kind, name, seconds);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -144,22 +148,23 @@ impl FromRequestParts<App> for SubscriberPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let (room, subscriber): (String, String) = path(parts, app).await?;
-        let room = name("the room", &room, RoomName::new)?;
-        Ok(Self(room, name("the subscriber", &subscriber, SubscriberId::new)?))
+        let (room, subscriber): (String, String) = path_params(parts, app).await?;
+        let room = parse_name("the room", &room, RoomName::new)?;
+        Ok(Self(room, parse_name("the subscriber", &subscriber, SubscriberId::new)?))
     }
 }
 
-/// A subject or a token's id, in the path.
+/// The subject of tokens, or the id of a token, in the path.
 pub struct IdPath(String);
 
 impl FromRequestParts<App> for IdPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let id: String = path(parts, app).await?;
+        let id: String = path_params(parts, app).await?;
         if id.len() > MAX_ID_BYTES {
-            return Err(Problem::new(Code::InvalidName, format!("it is longer than {MAX_ID_BYTES} bytes")));
+            let detail = format!("the last name in the path has more than {MAX_ID_BYTES} bytes");
+            return Err(Problem::new(Code::InvalidName, detail));
         }
         Ok(Self(id))
     }

@@ -1,4 +1,4 @@
-//! Which replicas the gateway has.
+//! The list of the gateway's replicas.
 
 use axum::Json;
 use axum::extract::State;
@@ -13,29 +13,29 @@ use crate::http::problem::Problem;
 /// The gateway's replicas.
 #[derive(Serialize, ToSchema)]
 pub struct ReplicaList {
-    /// By name.
+    /// The replicas, sorted by name.
     replicas: Vec<ReplicaDescription>,
 }
 
-/// A replica as it reported itself.
+/// A replica, as it last reported.
 #[derive(Serialize, ToSchema)]
 pub struct ReplicaDescription {
-    /// Its name.
+    /// The replica's name.
     replica: String,
-    /// Its version.
+    /// The replica's version.
     version: String,
-    /// Open streams.
+    /// The number of open streams on the replica.
     streams: u64,
-    /// Rooms that have subscribers there.
+    /// The number of rooms that have subscribers on the replica.
     rooms: u64,
-    /// When it said so, RFC 3339 in UTC.
+    /// The time of the report, RFC 3339 in UTC.
     #[schema(format = DateTime)]
     reported_at: String,
 }
 
 /// List the gateway's replicas
 ///
-/// Those that have been heard of within their lease. It takes `admin`.
+/// The list has the replicas that have reported within their lease (`--replica-lease`). This route needs `admin`.
 #[utoipa::path(
     get, path = "/v1/replicas", operation_id = "listReplicas", tag = "Presence",
     responses((status = 200, description = "The replicas", body = ReplicaList)),

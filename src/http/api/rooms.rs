@@ -1,4 +1,4 @@
-//! Which rooms there are, and how full they are.
+//! The list of rooms that have subscribers, and the description of one room.
 
 use axum::Json;
 use axum::extract::State;
@@ -10,21 +10,21 @@ use crate::auth::Permission;
 use crate::broker::ReadRange;
 use crate::http::App;
 use crate::http::caller::Caller;
-use crate::http::extract::{Query, RoomPath};
+use crate::http::extract::{QueryParams, RoomPath};
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::Problem;
 
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
-/// Which rooms to list.
+/// The query of a list of rooms.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListRoomsQuery {
-    /// Only rooms whose name comes after this one.
+    /// Only rooms whose names come after this one.
     after: Option<String>,
-    /// How many at most.
+    /// The maximum number of rooms.
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
 }
@@ -32,31 +32,32 @@ pub struct ListRoomsQuery {
 /// Rooms that have subscribers now.
 #[derive(Serialize, ToSchema)]
 pub struct RoomList {
-    /// By name.
-    rooms: Vec<RoomOccupancy>,
+    /// The rooms, sorted by name.
+    rooms: Vec<RoomSummary>,
 }
 
-/// How many subscribers a room has.
+/// A room, and the number of its subscribers.
 #[derive(Serialize, ToSchema)]
-pub struct RoomOccupancy {
-    /// The room.
+pub struct RoomSummary {
+    /// The room's name.
     room: String,
-    /// Its subscribers on all replicas.
+    /// The number of subscribers on all replicas.
     subscribers: u64,
 }
 
 /// List the rooms that have subscribers
 ///
-/// Those that the caller may subscribe to, on all replicas, with counts that are a second or two old. `Link` with `rel="next"` leads to the next page.
+/// The list has the rooms that the caller may subscribe to, with their subscribers on all replicas. The counts are 1
+/// to 2 s old. `Link` with `rel="next"` leads to the next page.
 #[utoipa::path(
     get, path = "/v1/rooms", operation_id = "listRooms", tag = "Rooms",
     params(ListRoomsQuery),
-    responses((status = 200, description = "Rooms by name", body = RoomList,
-        headers(("Link" = String, description = "The next page, if there is more")))),
+    responses((status = 200, description = "Rooms, sorted by name", body = RoomList,
+        headers(("Link" = String, description = "The next page, if there is one")))),
 )]
 pub async fn list_rooms(
     caller: Caller,
-    Query(query): Query<ListRoomsQuery>,
+    QueryParams(query): QueryParams<ListRoomsQuery>,
     State(app): State<App>,
 ) -> Result<Response, Problem> {
     caller.require_some(Permission::Subscribe)?;
@@ -64,13 +65,13 @@ pub async fn list_rooms(
     let after = query.after.unwrap_or_default();
     let subscriber_counts = app.registry.subscriber_counts().await?;
     let mut rest = subscriber_counts.into_iter().filter(|(room, _)| {
-        // That there is a room is for those alone who may read it.
+        // A caller must not learn that a room exists which it may not read.
         *room.as_str() > *after && caller.may(Permission::Subscribe, room.as_str())
     });
     let rooms: Vec<_> = rest
         .by_ref()
         .take(limit)
-        .map(|(room, subscribers)| RoomOccupancy { room: room.to_string(), subscribers })
+        .map(|(room, subscribers)| RoomSummary { room: room.to_string(), subscribers })
         .collect();
     let next_page = rest.next().and(rooms.last()).map(|last| escape(&last.room));
     let mut response = Json(RoomList { rooms }).into_response();
@@ -80,30 +81,30 @@ pub async fn list_rooms(
     Ok(response)
 }
 
-/// A room now.
+/// The present state of a room.
 #[derive(Serialize, ToSchema)]
 pub struct RoomDescription {
-    /// The room.
+    /// The room's name.
     room: String,
-    /// Its subscribers on all replicas.
+    /// The number of subscribers on all replicas.
     subscribers: u64,
-    /// The log's last position.
+    /// The last position of the log.
     #[schema(example = "1790000000000000-42")]
     head: String,
-    /// The id of the oldest retained event.
+    /// The id of the oldest event in the log, or null if the log is empty.
     #[schema(required = true)]
     oldest: Option<String>,
-    /// How many events the log holds.
+    /// The number of events in the log.
     retained: u64,
 }
 
 /// Describe a room
 ///
-/// Every name that is allowed is a room; one that was never used is empty.
+/// Every valid name is a room. A room that was never used is empty.
 #[utoipa::path(
     get, path = "/v1/rooms/{room}", operation_id = "getRoom", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby")),
-    responses((status = 200, description = "The room now", body = RoomDescription)),
+    responses((status = 200, description = "The present state of the room", body = RoomDescription)),
 )]
 pub async fn describe_room(
     caller: Caller,

@@ -1,4 +1,4 @@
-//! Which subscribers are in a room.
+//! The member list of a room.
 
 use axum::Json;
 use axum::extract::State;
@@ -11,75 +11,79 @@ use crate::auth::Permission;
 use crate::broker::{MemberView, Profile};
 use crate::http::App;
 use crate::http::caller::Caller;
-use crate::http::extract::{Query, RoomPath};
+use crate::http::extract::{QueryParams, RoomPath};
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::Problem;
 
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
-/// Which subscribers to list.
+/// The query of a member list.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct SubscribersQuery {
-    /// Where to go on: as `Link` says.
+    /// The start of the next page, from the `Link` of the page before.
     after: Option<String>,
-    /// About how many.
+    /// The approximate number of members.
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
 }
 
-/// Who is in a room.
+/// The members of a room.
 #[derive(Serialize, ToSchema)]
 pub struct SubscriberList {
-    /// The room.
+    /// The room's name.
     room: String,
-    /// In no order.
+    /// The members, in no particular order.
     subscribers: Vec<SubscriberDescription>,
 }
 
-/// Somebody who is in a room.
+/// A member of a room.
 #[derive(Serialize, ToSchema)]
 pub struct SubscriberDescription {
-    /// Its name in the room.
+    /// The member's name in the room.
     #[schema(example = "ann")]
     subscriber: String,
-    /// The subject of its token.
+    /// The subject of the member's token.
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<String>,
-    /// What its token, or itself, says of it.
+    /// The member's profile: any JSON, from its token or from its request.
     #[schema(value_type = serde_json::Value, required = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     info: Option<Box<RawValue>>,
-    /// The replica that its stream is on.
+    /// The name of the replica that serves the member's stream.
     replica: String,
-    /// When it came, RFC 3339 in UTC.
+    /// The time at which the member joined, RFC 3339 in UTC.
     #[schema(format = DateTime)]
     since: String,
 }
 
 impl SubscriberDescription {
-    fn from_view(shown: MemberView) -> Option<Self> {
-        let Profile { user, info } = shown.profile()?;
-        let MemberView { subscriber, since, replica, .. } = shown;
+    /// `None` if the stored profile can't be parsed.
+    fn from_view(view: MemberView) -> Option<Self> {
+        let Profile { user, info } = view.profile()?;
+        let MemberView { subscriber, since, replica, .. } = view;
         Some(Self { subscriber: subscriber.to_string(), user, info, replica, since })
     }
 }
 
-/// List who is in a room
+/// List the members of a room
 ///
-/// Those on all replicas that say who they are, by `subscriber=`. It takes the permission `presence`. Pages are of about `limit`; while many come and go, somebody may be on two. `Link` with `rel="next"` leads to the next one.
+/// Members are the subscribers on all replicas whose streams give a name with `subscriber=`. This route needs the
+/// permission `presence`. A page has about `limit` members. While members join and leave, a member may be on two
+/// pages. `Link` with `rel="next"` leads to the next page.
 #[utoipa::path(
     get, path = "/v1/rooms/{room}/subscribers", operation_id = "listSubscribers", tag = "Presence",
-    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), SubscribersQuery),
-    responses((status = 200, description = "Who is there", body = SubscriberList,
-        headers(("Link" = String, description = "The next page, if there is more")))),
+    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"),
+        SubscribersQuery),
+    responses((status = 200, description = "The members of the room", body = SubscriberList,
+        headers(("Link" = String, description = "The next page, if there is one")))),
 )]
 pub async fn list_subscribers(
     caller: Caller,
     RoomPath(room): RoomPath,
-    Query(query): Query<SubscribersQuery>,
+    QueryParams(query): QueryParams<SubscribersQuery>,
     State(app): State<App>,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Presence, room.as_str())?;

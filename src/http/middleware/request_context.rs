@@ -1,5 +1,7 @@
-//! Names the request that is answered in what is logged of it. The name is a span, whose text would be written for each request and
-//! seldom read: so it is made beforehand only where something is logged of every request, and else when there is something to log.
+//! The id, the method and the path of the current request, for the lines that it logs.
+//!
+//! They are logged as a span. To format a span for each request costs much, and few requests log anything. So the
+//! span is created in advance only if every request is logged, and otherwise with the first line that needs it.
 
 use axum::http::Uri;
 use tracing::level_filters::LevelFilter;
@@ -9,7 +11,7 @@ tokio::task_local! {
     static REQUEST: RequestContext;
 }
 
-/// What a request is called in the log.
+/// What identifies a request in the log.
 pub(in crate::http) struct RequestContext {
     pub(in crate::http) id: String,
     pub(in crate::http) method: &'static str,
@@ -17,23 +19,23 @@ pub(in crate::http) struct RequestContext {
 }
 
 impl RequestContext {
-    /// Answers the request. If it has a span already, it is in that one.
-    pub(in crate::http) async fn answer<T>(self, span: Option<Span>, answer: impl Future<Output = T>) -> T {
+    /// Runs `answer` as the current request, in `span` if there is one.
+    pub(in crate::http) async fn run<T>(self, span: Option<Span>, answer: impl Future<Output = T>) -> T {
         let is_verbose = LevelFilter::current() >= LevelFilter::DEBUG;
         let span = span.unwrap_or_else(|| if is_verbose { self.span() } else { Span::none() });
         REQUEST.scope(self, answer).instrument(span).await
     }
 
-    /// No query in it: that may hold a token.
+    /// The span has no query, which may contain a token.
     fn span(&self) -> Span {
         info_span!("request", request_id = %self.id, method = %self.method, path = self.uri.path())
     }
 }
 
-/// Logs something under the name of the request that is answered now, if one is.
+/// Calls `log` in the span of the current request, if there is a current request.
 pub(in crate::http) fn log(log: impl FnOnce()) {
-    let is_named = !Span::current().is_none();
-    match REQUEST.try_with(|request| (!is_named).then(|| request.span())) {
+    let has_span = !Span::current().is_none();
+    match REQUEST.try_with(|request| (!has_span).then(|| request.span())) {
         Ok(Some(span)) => span.in_scope(log),
         _ => log(),
     }

@@ -1,14 +1,14 @@
-//! Each rule of a room's presence, by what the room tells the broker and what follows from its answers.
+//! Each rule of a room's presence, tested by the changes that are sent to the broker and by the effects of its answers.
 
 use super::*;
 
 const GRACE: Duration = Duration::from_secs(10);
 
-/// A session, by its number.
-type State = RoomState<u32>;
+/// Sessions are numbers here.
+type TestState = RoomState<u32>;
 
-fn state() -> (State, Instant) {
-    (State::new(GRACE), Instant::now())
+fn state() -> (TestState, Instant) {
+    (TestState::new(GRACE), Instant::now())
 }
 
 fn id(name: &str) -> SubscriberId {
@@ -27,9 +27,9 @@ fn outcomes(outcomes: &[MemberOutcome]) -> PresenceUpdate {
     PresenceUpdate { outcomes: outcomes.to_vec(), has_stale: false }
 }
 
-/// What a step tells, as text: `+name` or `-name`, and the generation where one is told.
-fn told(changes: Option<Vec<MemberChange>>) -> Vec<String> {
-    let text = |change: &MemberChange| {
+/// The changes of an update as text: `+name` or `-name`, and `@` with the generation if there is one.
+fn text(changes: Option<Vec<MemberChange>>) -> Vec<String> {
+    let change_text = |change: &MemberChange| {
         let (sign, member, generation) = match change {
             MemberChange::Join { member, generation } => ('+', member, generation),
             MemberChange::Leave { member, generation } => ('-', member, generation),
@@ -37,29 +37,29 @@ fn told(changes: Option<Vec<MemberChange>>) -> Vec<String> {
         let generation = generation.map(|generation| format!("@{generation}")).unwrap_or_default();
         format!("{sign}{}{generation}", member.subscriber)
     };
-    changes.unwrap_or_default().iter().map(text).collect()
+    changes.unwrap_or_default().iter().map(change_text).collect()
 }
 
-/// Has a session join and the broker answer with a generation.
-fn joined(state: &mut State, now: Instant, name: &str, session: u32, generation: u64) -> Effects<u32> {
+/// Has a session join, and the broker answer with a generation.
+fn join(state: &mut TestState, now: Instant, name: &str, session: u32, generation: u64) -> Effects<u32> {
     state.join(member(name), session);
-    let changes = state.begin_step(now).unwrap();
-    state.complete_step(&changes, outcomes(&[MemberOutcome::Present(generation)]), now)
+    let changes = state.begin_update(now).unwrap();
+    state.complete_update(&changes, outcomes(&[MemberOutcome::Present(generation)]), now)
 }
 
 #[test]
-fn a_session_gets_its_place_and_the_room_is_told_once() {
+fn a_session_joins_and_is_reported_once() {
     let (mut state, now) = state();
-    let effects = joined(&mut state, now, "ann", 1, 7);
+    let effects = join(&mut state, now, "ann", 1, 7);
     assert_eq!(effects, Effects { ended: vec![], answers: vec![(1, MemberOutcome::Present(7))], is_visible: true });
-    assert_eq!((state.len(), told(state.begin_step(now))), (1, vec![]));
+    assert_eq!((state.len(), text(state.begin_update(now))), (1, vec![]));
 }
 
 #[test]
 fn a_later_session_of_the_same_member_ends_the_earlier_one_and_is_not_visible() {
     let (mut state, now) = state();
-    joined(&mut state, now, "ann", 1, 7);
-    let effects = joined(&mut state, now, "ann", 2, 8);
+    join(&mut state, now, "ann", 1, 7);
+    let effects = join(&mut state, now, "ann", 2, 8);
     assert_eq!((effects.ended, effects.is_visible), (vec![1], false));
     // The end of the earlier stream does not end the later session.
     state.end_session(&id("ann"), &1, now);
@@ -67,11 +67,11 @@ fn a_later_session_of_the_same_member_ends_the_earlier_one_and_is_not_visible() 
 }
 
 #[test]
-fn a_name_that_is_taken_ends_the_session_and_leaves_no_member() {
+fn a_name_that_is_taken_ends_the_session_and_adds_no_member() {
     let (mut state, now) = state();
     state.join(member("ann"), 1);
-    let changes = state.begin_step(now).unwrap();
-    let effects = state.complete_step(&changes, outcomes(&[MemberOutcome::NameTaken]), now);
+    let changes = state.begin_update(now).unwrap();
+    let effects = state.complete_update(&changes, outcomes(&[MemberOutcome::NameTaken]), now);
     assert_eq!(
         effects,
         Effects { ended: vec![1], answers: vec![(1, MemberOutcome::NameTaken)], is_visible: false }
@@ -82,17 +82,17 @@ fn a_name_that_is_taken_ends_the_session_and_leaves_no_member() {
 #[test]
 fn a_member_leaves_after_the_grace_time_unless_it_comes_back() {
     let (mut state, now) = state();
-    joined(&mut state, now, "ann", 1, 7);
-    joined(&mut state, now, "bob", 2, 8);
+    join(&mut state, now, "ann", 1, 7);
+    join(&mut state, now, "bob", 2, 8);
     state.end_session(&id("ann"), &1, now);
     state.end_session(&id("bob"), &2, now);
-    assert_eq!(told(state.begin_step(now)), [""; 0], "the grace time is not over");
+    assert_eq!(text(state.begin_update(now)), [""; 0], "the grace time is not over");
     assert_eq!(state.next_leave(), Some(now + GRACE));
-    joined(&mut state, now, "bob", 3, 9);
+    join(&mut state, now, "bob", 3, 9);
     let later = now + GRACE;
-    let changes = state.begin_step(later);
-    assert_eq!(told(changes.clone()), ["-ann@7"]);
-    let effects = state.complete_step(&changes.unwrap(), outcomes(&[MemberOutcome::Absent]), later);
+    let changes = state.begin_update(later);
+    assert_eq!(text(changes.clone()), ["-ann@7"]);
+    let effects = state.complete_update(&changes.unwrap(), outcomes(&[MemberOutcome::Absent]), later);
     assert!(effects.is_visible);
     assert_eq!(state.len(), 1, "only bob is left");
 }
@@ -100,13 +100,13 @@ fn a_member_leaves_after_the_grace_time_unless_it_comes_back() {
 #[test]
 fn a_removed_member_and_one_that_leaves_have_no_grace_time() {
     let (mut state, now) = state();
-    joined(&mut state, now, "ann", 1, 7);
-    joined(&mut state, now, "bob", 2, 8);
+    join(&mut state, now, "ann", 1, 7);
+    join(&mut state, now, "bob", 2, 8);
     state.remove(&id("ann"), now);
     state.leave(&id("bob"), &2, now);
-    // The end of its stream, later, does not prolong it.
+    // The later end of its stream does not prolong that.
     state.end_session(&id("ann"), &1, now);
-    let mut leaving = told(state.begin_step(now));
+    let mut leaving = text(state.begin_update(now));
     leaving.sort();
     assert_eq!(leaving, ["-ann@7", "-bob@8"]);
 }
@@ -115,73 +115,73 @@ fn a_removed_member_and_one_that_leaves_have_no_grace_time() {
 fn a_stream_that_ends_before_the_answer_leaves_after_the_grace_time() {
     let (mut state, now) = state();
     state.join(member("ann"), 1);
-    let changes = state.begin_step(now).unwrap();
+    let changes = state.begin_update(now).unwrap();
     state.end_session(&id("ann"), &1, now);
-    state.complete_step(&changes, outcomes(&[MemberOutcome::Present(7)]), now);
+    state.complete_update(&changes, outcomes(&[MemberOutcome::Present(7)]), now);
     assert_eq!(state.next_leave(), Some(now + GRACE));
-    // One that ends before it was told at all as well.
+    // So does one that ends before its join was sent.
     state.join(member("bob"), 2);
     state.end_session(&id("bob"), &2, now);
-    let changes = state.begin_step(now).unwrap();
-    state.complete_step(&changes, outcomes(&[MemberOutcome::Present(8)]), now);
-    assert_eq!(told(state.begin_step(now + GRACE)).len(), 2);
+    let changes = state.begin_update(now).unwrap();
+    state.complete_update(&changes, outcomes(&[MemberOutcome::Present(8)]), now);
+    assert_eq!(text(state.begin_update(now + GRACE)).len(), 2);
 }
 
 #[test]
-fn a_step_that_failed_is_told_again_and_the_session_has_its_place_meanwhile() {
+fn a_failed_update_is_repeated_and_its_session_is_a_member_meanwhile() {
     let (mut state, now) = state();
     state.join(member("ann"), 1);
-    let changes = state.begin_step(now).unwrap();
-    let effects = state.fail_step(&changes, now);
+    let changes = state.begin_update(now).unwrap();
+    let effects = state.fail_update(&changes, now);
     assert_eq!(effects.answers, [(1, MemberOutcome::Absent)]);
     assert_eq!(state.len(), 1);
-    let changes = state.begin_step(now);
-    assert_eq!(told(changes.clone()), ["+ann"]);
-    state.complete_step(&changes.unwrap(), outcomes(&[MemberOutcome::Present(7)]), now);
-    assert_eq!(state.supersede(&id("ann"), 8), Some(1), "it has the generation that the broker gave it");
+    let changes = state.begin_update(now);
+    assert_eq!(text(changes.clone()), ["+ann"]);
+    state.complete_update(&changes.unwrap(), outcomes(&[MemberOutcome::Present(7)]), now);
+    assert_eq!(state.supersede(&id("ann"), 8), Some(1), "it has the generation of the broker's answer");
 }
 
 #[test]
 fn while_the_broker_is_away_a_name_belongs_to_the_first_caller() {
     let (mut state, now) = state();
     state.join(member("ann"), 1);
-    let changes = state.begin_step(now).unwrap();
-    state.fail_step(&changes, now);
+    let changes = state.begin_update(now).unwrap();
+    state.fail_update(&changes, now);
     state.join(member_of("ann", "another"), 2);
-    let changes = state.begin_step(now).unwrap();
-    assert_eq!(state.fail_step(&changes, now).answers, [(2, MemberOutcome::NameTaken)]);
+    let changes = state.begin_update(now).unwrap();
+    assert_eq!(state.fail_update(&changes, now).answers, [(2, MemberOutcome::NameTaken)]);
     state.join(member("ann"), 3);
-    let changes = state.begin_step(now).unwrap();
-    assert_eq!(state.fail_step(&changes, now).ended, [1], "the same caller's later session ends the earlier one");
+    let changes = state.begin_update(now).unwrap();
+    assert_eq!(state.fail_update(&changes, now).ended, [1], "the same caller's later session ends the earlier one");
 }
 
 #[test]
-fn a_member_that_is_told_again_and_whose_name_was_taken_meanwhile_ends() {
+fn a_member_that_is_reported_again_ends_if_its_name_was_taken_meanwhile() {
     let (mut state, now) = state();
-    joined(&mut state, now, "ann", 1, 7);
-    assert!(!state.compare(PresenceSummary::default()), "the broker has lost a member");
-    let changes = state.begin_step(now);
-    assert_eq!(told(changes.clone()), ["+ann@7"]);
-    let effects = state.complete_step(&changes.unwrap(), outcomes(&[MemberOutcome::Superseded]), now);
+    join(&mut state, now, "ann", 1, 7);
+    assert!(!state.compare(PresenceSummary::default()), "the broker has lost the member, and has no surplus");
+    let changes = state.begin_update(now);
+    assert_eq!(text(changes.clone()), ["+ann@7"]);
+    let effects = state.complete_update(&changes.unwrap(), outcomes(&[MemberOutcome::Superseded]), now);
     assert_eq!((effects.ended, state.len()), (vec![1], 0));
 }
 
 #[test]
-fn a_member_that_leaves_without_an_answer_is_not_told_to_leave_while_it_joins_again() {
+fn a_member_without_a_generation_does_not_leave_while_it_joins_again() {
     let (mut state, now) = state();
     state.join(member("ann"), 1);
-    let changes = state.begin_step(now).unwrap();
-    state.fail_step(&changes, now);
+    let changes = state.begin_update(now).unwrap();
+    state.fail_update(&changes, now);
     state.end_session(&id("ann"), &1, now);
     let later = now + GRACE;
     state.join(member("ann"), 2);
-    assert_eq!(told(state.begin_step(later)), ["+ann"], "a leave without a generation would end the new session");
+    assert_eq!(text(state.begin_update(later)), ["+ann"], "a leave without a generation would end the new session");
 }
 
 #[test]
 fn only_an_earlier_generation_is_superseded() {
     let (mut state, now) = state();
-    joined(&mut state, now, "ann", 1, 7);
+    join(&mut state, now, "ann", 1, 7);
     assert_eq!(state.supersede(&id("ann"), 7), None);
     assert_eq!(state.supersede(&id("bob"), 9), None);
     assert_eq!(state.supersede(&id("ann"), 8), Some(1));
@@ -191,9 +191,9 @@ fn only_an_earlier_generation_is_superseded() {
 #[test]
 fn a_surplus_counts_only_if_it_lasts_and_its_orphans_leave() {
     let (mut state, now) = state();
-    joined(&mut state, now, "ann", 1, 7);
+    join(&mut state, now, "ann", 1, 7);
     let summary = PresenceSummary { own: 2, ..PresenceSummary::default() };
-    assert!(!state.compare(summary), "what is under way looks like a surplus for a moment");
+    assert!(!state.compare(summary), "an update under way may look like a surplus once");
     assert!(state.compare(summary));
     let view = |name: &str, generation| MemberView {
         subscriber: id(name),
@@ -208,33 +208,33 @@ fn a_surplus_counts_only_if_it_lasts_and_its_orphans_leave() {
     state.check_orphan(view("eve", 3));
     state.join(member("joe"), 2);
     state.check_orphan(view("joe", 4));
-    let changes = told(state.begin_step(now));
+    let changes = text(state.begin_update(now));
     assert_eq!(changes, ["+joe", "+ann@7", "-eve@3"]);
 }
 
 #[test]
-fn stale_members_of_dead_replicas_are_a_step_of_their_own() {
+fn stale_members_of_dead_replicas_are_an_update_of_their_own() {
     let (mut state, now) = state();
-    joined(&mut state, now, "ann", 1, 7);
+    join(&mut state, now, "ann", 1, 7);
     state.compare(PresenceSummary { own: 1, has_stale: true, watched: false });
-    let changes = state.begin_step(now).expect("a step without changes");
+    let changes = state.begin_update(now).expect("an update without changes");
     assert!(changes.is_empty());
     let update = PresenceUpdate { outcomes: vec![], has_stale: true };
-    assert!(state.complete_step(&changes, update, now).is_visible);
-    assert!(state.begin_step(now).is_some(), "there are more than one step removes");
-    assert!(state.complete_step(&[], PresenceUpdate::default(), now).is_visible);
-    assert!(state.begin_step(now).is_none());
+    assert!(state.complete_update(&changes, update, now).is_visible);
+    assert!(state.begin_update(now).is_some(), "one update did not remove all of them");
+    assert!(state.complete_update(&[], PresenceUpdate::default(), now).is_visible);
+    assert!(state.begin_update(now).is_none());
 }
 
 #[test]
-fn a_step_has_a_limit_and_the_rest_follows() {
+fn an_update_has_a_limit_and_the_rest_follows() {
     let (mut state, now) = state();
     for n in 0..MAX_CHANGES + 3 {
         state.join(member(&format!("m{n}")), u32::try_from(n).unwrap());
     }
-    let changes = state.begin_step(now).unwrap();
+    let changes = state.begin_update(now).unwrap();
     assert_eq!(changes.len(), MAX_CHANGES);
     let answers: Vec<_> = (0..MAX_CHANGES as u64).map(|n| MemberOutcome::Present(n + 1)).collect();
-    state.complete_step(&changes, outcomes(&answers), now);
-    assert_eq!(state.begin_step(now).unwrap().len(), 3);
+    state.complete_update(&changes, outcomes(&answers), now);
+    assert_eq!(state.begin_update(now).unwrap().len(), 3);
 }

@@ -93,8 +93,8 @@ async fn no_token_and_no_secret_is_in_a_log_or_an_answer() {
         let mut found = lines.filter(|line| words.iter().all(|word| line.contains(word)));
         assert!(found.next().is_some(), "no audit line with {words:?}: {log}");
     };
-    audited(&["removed", "what=\"user\"", "subject=\"mod\"", "address=127.0.0.1"]);
-    audited(&["removed", "what=\"token\""]);
+    audited(&["removed", "kind=\"user\"", "subject=\"mod\"", "address=127.0.0.1"]);
+    audited(&["removed", "kind=\"token\""]);
     audited(&["refused", "code=\"forbidden\"", "subject=\"ann\""]);
     audited(&["refused", "code=\"token_expired\""]);
     assert!(!log.lines().any(|line| line.starts_with("forged") || line.starts_with("2026-01-01")), "{log}");

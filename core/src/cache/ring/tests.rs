@@ -1,4 +1,4 @@
-//! The ring against a plain list: whatever is pushed, dropped and cleared, it says what the list says.
+//! The ring against a plain list: whatever is pushed, dropped and cleared, both give the same answers.
 
 use proptest::prelude::*;
 
@@ -7,15 +7,15 @@ use crate::cache::CachedEvent;
 use crate::log::{EpochHistory, Head, Next, StepContext};
 use crate::names::EventId;
 
-/// An event; its content tells two of one id apart.
+/// An event; two with the same id differ in their content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sample {
+pub(crate) struct SampleEvent {
     pub id: EventId,
     pub bytes: usize,
     pub content: u32,
 }
 
-impl CachedEvent for Sample {
+impl CachedEvent for SampleEvent {
     fn id(&self) -> EventId {
         self.id
     }
@@ -29,220 +29,229 @@ impl CachedEvent for Sample {
     }
 }
 
-/// What a log's past is made of.
+/// An item of a [`PlainHistory`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Item {
-    /// An epoch begins, and nothing was lost.
-    Seam(u64),
-    /// An epoch begins, and what came before it is not complete.
+pub(crate) enum PlainItem {
+    /// An epoch begins, and no event before it was lost.
+    EpochStart(u64),
+    /// An epoch begins, and events before it were lost.
     Loss(u64),
     Event(EventId),
 }
 
-/// A log's past as a plain list.
+/// The history of a log as a plain list.
 #[derive(Clone, Debug)]
-pub(crate) struct Past(pub Vec<Item>);
+pub(crate) struct PlainHistory(pub Vec<PlainItem>);
 
-impl Past {
-    /// What comes after a position; none if the log does not know it.
-    pub fn after(&self, position: EventId) -> Option<&[Item]> {
-        let stands = |item: &Item| match *item {
-            Item::Seam(epoch) | Item::Loss(epoch) => position == EventId::start_of(epoch),
-            Item::Event(id) => position == id,
+impl PlainHistory {
+    /// The items after a position. `None` if the log does not have the position.
+    pub fn after(&self, position: EventId) -> Option<&[PlainItem]> {
+        let is_at_position = |item: &PlainItem| match *item {
+            PlainItem::EpochStart(epoch) | PlainItem::Loss(epoch) => position == EventId::start_of(epoch),
+            PlainItem::Event(id) => position == id,
         };
-        self.0.iter().position(stands).map(|at| &self.0[at + 1..])
+        self.0.iter().position(is_at_position).map(|index| &self.0[index + 1..])
     }
 
     pub fn end(&self) -> EventId {
         match *self.0.last().unwrap() {
-            Item::Seam(epoch) | Item::Loss(epoch) => EventId::start_of(epoch),
-            Item::Event(id) => id,
+            PlainItem::EpochStart(epoch) | PlainItem::Loss(epoch) => EventId::start_of(epoch),
+            PlainItem::Event(id) => id,
         }
     }
 
     pub fn has(&self, id: EventId) -> bool {
-        self.0.contains(&Item::Event(id))
+        self.0.contains(&PlainItem::Event(id))
     }
 }
 
-/// What a reader is to be told, if only `held` is at hand.
+/// The answer to a reader's question what follows its position.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Told {
-    Events(Vec<Sample>),
+pub(crate) enum Answer {
+    Events(Vec<SampleEvent>),
     Nothing,
-    /// Something else than an event at hand comes next.
-    Else,
+    /// Something other than an event that is held.
+    Other,
 }
 
-pub(crate) fn told(past: &Past, held: &[Sample], position: EventId, most_bytes: usize) -> Told {
+/// The right answer, if only the events in `held` can be delivered.
+pub(crate) fn expected_answer(
+    history: &PlainHistory,
+    held: &[SampleEvent],
+    position: EventId,
+    max_bytes: usize,
+) -> Answer {
     let (mut events, mut bytes) = (Vec::new(), 0);
-    let Some(rest) = past.after(position) else { return Told::Else };
-    let mut rest = rest.iter().filter(|item| !matches!(item, Item::Seam(_)));
+    let Some(rest) = history.after(position) else { return Answer::Other };
+    let mut rest = rest.iter().filter(|item| !matches!(item, PlainItem::EpochStart(_)));
     loop {
         match rest.next() {
-            None if events.is_empty() => return Told::Nothing,
-            Some(Item::Event(id)) if bytes < most_bytes => match held.iter().find(|event| event.id == *id) {
+            None if events.is_empty() => return Answer::Nothing,
+            Some(PlainItem::Event(id)) if bytes < max_bytes => match held.iter().find(|event| event.id == *id) {
                 Some(event) => {
                     events.push(*event);
                     bytes += event.bytes;
                 }
-                None if events.is_empty() => return Told::Else,
-                None => return Told::Events(events),
+                None if events.is_empty() => return Answer::Other,
+                None => return Answer::Events(events),
             },
-            _ if events.is_empty() => return Told::Else,
-            _ => return Told::Events(events),
+            _ if events.is_empty() => return Answer::Other,
+            _ => return Answer::Events(events),
         }
     }
 }
 
-/// Keeps the newest within the limits; a single event whatever its size.
-pub(crate) fn keep_newest(held: &mut Vec<Sample>, limits: RingLimits) {
-    let bytes = |held: &[Sample]| held.iter().map(|event| event.bytes).sum::<usize>();
+/// Drops the oldest events that exceed the limits; a single event may exceed them.
+pub(crate) fn keep_newest(held: &mut Vec<SampleEvent>, limits: RingLimits) {
+    let bytes = |held: &[SampleEvent]| held.iter().map(|event| event.bytes).sum::<usize>();
     while held.len() > limits.events || (held.len() > 1 && bytes(held) > limits.bytes) {
         held.remove(0);
     }
 }
 
-/// A log on a server that restarts, and loses what it had not saved. The history is made by the rules, the list by hand.
-pub(crate) struct Server {
+/// A log on a server that restarts and may lose events that it has not saved. Its head follows the rules of the code,
+/// and its history is kept as a plain list as well.
+pub(crate) struct SampleServer {
     head: Head,
-    /// The head before each append of the present epoch.
-    before: Vec<Head>,
-    pub past: Past,
-    pub log: Vec<Sample>,
+    /// The head before each append to the newest epoch.
+    earlier_heads: Vec<Head>,
+    pub history_list: PlainHistory,
+    pub log: Vec<SampleEvent>,
     replication_id: u32,
-    /// Every id that was ever given out.
-    pub given_out: Vec<EventId>,
+    /// Every id that an event ever had.
+    pub appended: Vec<EventId>,
 }
 
-impl Server {
+impl SampleServer {
     pub fn new() -> Self {
-        let (head, _) = Head::ensure_epoch(None, &[], moment("0", 10));
-        let past = Past(vec![Item::Seam(10)]);
-        Self { head, before: Vec::new(), past, log: Vec::new(), replication_id: 0, given_out: Vec::new() }
+        let (head, _) = Head::ensure_epoch(None, &[], context("0", 10));
+        let history_list = PlainHistory(vec![PlainItem::EpochStart(10)]);
+        let (earlier_heads, log, appended) = (Vec::new(), Vec::new(), Vec::new());
+        Self { head, earlier_heads, history_list, log, replication_id: 0, appended }
     }
 
     pub fn history(&self) -> &EpochHistory {
         &self.head.history
     }
 
-    pub fn append(&mut self, bytes: usize) -> Sample {
-        self.before.push(self.head.clone());
+    pub fn append(&mut self, bytes: usize) -> SampleEvent {
+        self.earlier_heads.push(self.head.clone());
         let id = self.head.history.extend();
-        let event = Sample { id, bytes, content: u32::try_from(self.given_out.len()).unwrap() };
-        self.past.0.push(Item::Event(id));
+        let event = SampleEvent { id, bytes, content: u32::try_from(self.appended.len()).unwrap() };
+        self.history_list.0.push(PlainItem::Event(id));
         self.log.push(event);
-        self.given_out.push(id);
+        self.appended.push(id);
         event
     }
 
-    /// Comes back without its last events, at most those of its newest epoch.
+    /// Restarts without its last events: at most as many as `lost`, and only events of the newest epoch.
     pub fn restart(&mut self, lost: usize) {
-        let lost = lost.min(self.before.len());
+        let lost = lost.min(self.earlier_heads.len());
         let watermarks: Vec<_> =
-            self.before.last().filter(|_| lost > 0).map(|_| self.past.end()).into_iter().collect();
+            self.earlier_heads.last().filter(|_| lost > 0).map(|_| self.history_list.end()).into_iter().collect();
         if lost > 0 {
-            self.head = self.before[self.before.len() - lost].clone();
-            self.past.0.truncate(self.past.0.len() - lost);
-            self.log.retain(|event| self.past.has(event.id));
+            self.head = self.earlier_heads[self.earlier_heads.len() - lost].clone();
+            self.history_list.0.truncate(self.history_list.0.len() - lost);
+            self.log.retain(|event| self.history_list.has(event.id));
         }
         self.replication_id += 1;
         let time = 10 * (1 + u64::from(self.replication_id));
         (self.head, _) = Head::ensure_epoch(
             Some(self.head.clone()),
             &watermarks,
-            moment(&self.replication_id.to_string(), time),
+            context(&self.replication_id.to_string(), time),
         );
         assert_eq!(self.head.history.newest().epoch, time);
-        self.past.0.push(if lost > 0 { Item::Loss(time) } else { Item::Seam(time) });
-        self.before.clear();
+        self.history_list.0.push(if lost > 0 { PlainItem::Loss(time) } else { PlainItem::EpochStart(time) });
+        self.earlier_heads.clear();
     }
 
-    /// A replica that knows this position begins a read.
-    pub fn ensure_epoch(&mut self, watermarks: Option<EventId>) {
+    /// Begins a step of a replica that has this watermark.
+    pub fn ensure_epoch(&mut self, watermark: Option<EventId>) {
         let (replication_id, time) = (self.replication_id.to_string(), self.head.history.newest().epoch + 1);
-        let watermarks: Vec<_> = watermarks.into_iter().collect();
-        let begun;
-        (self.head, begun) =
-            Head::ensure_epoch(Some(self.head.clone()), &watermarks, moment(&replication_id, time));
-        if begun {
-            self.past.0.push(Item::Loss(time));
-            self.before.clear();
+        let watermarks: Vec<_> = watermark.into_iter().collect();
+        let has_begun;
+        (self.head, has_begun) =
+            Head::ensure_epoch(Some(self.head.clone()), &watermarks, context(&replication_id, time));
+        if has_begun {
+            self.history_list.0.push(PlainItem::Loss(time));
+            self.earlier_heads.clear();
         }
     }
 
-    /// Every position that there is, that there was, and some that there never were.
+    /// Every position that the log has or once had, and some that it never had.
     pub fn positions(&self) -> Vec<EventId> {
         let mut positions = vec![EventId::start_of(1), EventId::new(15, 1), EventId::new(9999, 3)];
         for epoch in self.head.history.epochs() {
             positions.extend((0..=epoch.end + 2).map(|offset| EventId::new(epoch.epoch, offset)));
         }
-        positions.extend(&self.given_out);
+        positions.extend(&self.appended);
         positions
     }
 }
 
-fn moment(replication_id: &str, time: u64) -> StepContext<'_> {
+fn context(replication_id: &str, time: u64) -> StepContext<'_> {
     StepContext { replication_id, time, random: 0, oldest: None }
 }
 
-fn after(ring: &Ring<Sample>, history: &EpochHistory, position: EventId, most_bytes: usize) -> Told {
-    match ring.after(history, position, None, most_bytes) {
-        Ok(events) => Told::Events(events),
-        Err(Next::Nothing) => Told::Nothing,
-        Err(Next::Event(_) | Next::Gap(_)) => Told::Else,
+fn answer(ring: &Ring<SampleEvent>, history: &EpochHistory, position: EventId, max_bytes: usize) -> Answer {
+    match ring.after(history, position, None, max_bytes) {
+        Ok(events) => Answer::Events(events),
+        Err(Next::Nothing) => Answer::Nothing,
+        Err(Next::Event(_) | Next::Gap(_)) => Answer::Other,
     }
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum RingStep {
     Append(usize),
     Restart(usize),
     Clear,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<RingStep>> {
     let step = prop_oneof![
-        8 => (0..40usize).prop_map(Step::Append),
-        1 => (0..4usize).prop_map(Step::Restart),
-        1 => Just(Step::Clear),
+        8 => (0..40usize).prop_map(RingStep::Append),
+        1 => (0..4usize).prop_map(RingStep::Restart),
+        1 => Just(RingStep::Clear),
     ];
     proptest::collection::vec(step, 0..60)
 }
 
 proptest! {
     #[test]
-    fn a_ring_says_what_a_plain_list_says(
-        steps in steps(), events in 1..8usize, bytes in 0..120usize, most_bytes in 1..100usize
+    fn a_ring_gives_the_same_answers_as_a_plain_list(
+        steps in steps(), events in 1..8usize, bytes in 0..120usize, max_bytes in 1..100usize
     ) {
         let limits = RingLimits { events, bytes };
-        let (mut server, mut ring, mut held) = (Server::new(), Ring::new(limits), Vec::new());
+        let (mut server, mut ring, mut held) = (SampleServer::new(), Ring::new(limits), Vec::new());
         for step in steps {
             match step {
-                Step::Append(bytes) => {
+                RingStep::Append(bytes) => {
                     let event = server.append(bytes);
                     ring.push(event);
                     held.push(event);
                     keep_newest(&mut held, limits);
                 }
-                Step::Restart(lost) => {
+                RingStep::Restart(lost) => {
                     server.restart(lost);
                     ring.keep_only(server.history());
-                    held.retain(|event| server.past.has(event.id));
+                    held.retain(|event| server.history_list.has(event.id));
                 }
-                Step::Clear => {
+                RingStep::Clear => {
                     ring.clear();
                     held.clear();
                 }
             }
-            prop_assert_eq!(ring.last(), held.last().map(|event| event.id));
+            prop_assert_eq!(ring.last_id(), held.last().map(|event| event.id));
             prop_assert_eq!(ring.bytes, held.iter().map(|event| event.bytes).sum::<usize>());
             prop_assert!(ring.events.len() <= limits.events);
             prop_assert!(ring.bytes <= limits.bytes || ring.events.len() == 1);
             for position in server.positions() {
-                for most_bytes in [most_bytes, usize::MAX] {
-                    let said = after(&ring, server.history(), position, most_bytes);
-                    prop_assert_eq!(said, told(&server.past, &held, position, most_bytes), "after {}", position);
+                for max_bytes in [max_bytes, usize::MAX] {
+                    let expected = expected_answer(&server.history_list, &held, position, max_bytes);
+                    let answer = answer(&ring, server.history(), position, max_bytes);
+                    prop_assert_eq!(answer, expected, "after {}", position);
                 }
                 prop_assert_eq!(ring.event(position), held.iter().find(|event| event.id == position));
             }

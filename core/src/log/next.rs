@@ -1,0 +1,90 @@
+//! What follows a position: an event, a gap, or nothing yet.
+
+use super::{EpochHistory, Gap, GapReason, ReportedLoss};
+use crate::names::EventId;
+
+/// Some entries of a log, in the order of their ids.
+pub trait Retained {
+    /// The id of the first entry above a position.
+    fn first_after(&self, position: EventId) -> Option<EventId>;
+}
+
+impl Retained for [EventId] {
+    fn first_after(&self, position: EventId) -> Option<EventId> {
+        self.get(self.partition_point(|id| *id <= position)).copied()
+    }
+}
+
+/// What follows a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// This event, which is among the entries.
+    Event(EventId),
+    /// Nothing yet: the position is the end of the log.
+    Nothing,
+    /// Events may be missing. Only valid if history and entries were just read from the log in one step: a stream must
+    /// not receive a gap that was decided from a cache.
+    Gap(Gap),
+}
+
+impl EpochHistory {
+    /// Decides what follows `position` in a log that has this history and retains these `entries`.
+    ///
+    /// `reported` is the part of the past about which the stream needs no gap.
+    pub fn next_after(
+        &self,
+        position: EventId,
+        entries: &(impl Retained + ?Sized),
+        reported: Option<ReportedLoss>,
+    ) -> Next {
+        let gap_to = |to, reason| Next::Gap(self.gap(position, to, reason, reported));
+        let later_start = self.start_from(position.epoch + 1);
+        let Some(epoch) = self.epoch(position.epoch) else {
+            let lost_since = self.above(position.epoch).first().and_then(|epoch| epoch.lost_since);
+            if lost_since.is_none_or(|since| since > position) {
+                return gap_to(later_start, GapReason::UnknownPosition);
+            }
+            // This history and the stream's past may differ in any of the older epochs, so the gap begins before them.
+            let oldest = self.epochs()[0];
+            let shared = oldest.missing_since(reported).unwrap_or(position).min(EventId::start_of(oldest.epoch));
+            return Next::Gap(self.gap(position.min(shared), later_start, GapReason::LogLost, reported));
+        };
+        if position.offset > epoch.end {
+            let shared = EventId::new(epoch.epoch, epoch.end);
+            return Next::Gap(self.gap(shared, later_start, GapReason::Diverged, reported));
+        }
+        let expected = if position.offset < epoch.end {
+            EventId::new(position.epoch, position.offset + 1)
+        } else {
+            let mut later_epochs = self.above(position.epoch).iter();
+            loop {
+                match later_epochs.next() {
+                    None => return Next::Nothing,
+                    Some(epoch) if epoch.missing_since(reported).is_some() => {
+                        return gap_to(self.start_from(epoch.epoch), GapReason::LostTail);
+                    }
+                    Some(epoch) if epoch.end > 0 => break EventId::new(epoch.epoch, 1),
+                    Some(_) => {}
+                }
+            }
+        };
+        match entries.first_after(position) {
+            Some(first) if first == expected => Next::Event(expected),
+            Some(later) => gap_to(later.before(), GapReason::Trimmed),
+            None => gap_to(self.end(), GapReason::Expired),
+        }
+    }
+
+    /// The gap from `position` to `to`. It begins earlier if it enters an epoch whose recorded loss began earlier.
+    fn gap(&self, position: EventId, to: EventId, reason: GapReason, reported: Option<ReportedLoss>) -> Gap {
+        let entered = self.above(position.epoch).iter().take_while(|epoch| epoch.epoch <= to.epoch);
+        let missing_since = entered.filter_map(|epoch| epoch.missing_since(reported)).min();
+        let from = missing_since.map_or(position, |since| since.min(position));
+        let reason = match reason {
+            // The loss began before the stream's position: the stream has received events that the log no longer has.
+            GapReason::LostTail if from < position => GapReason::Diverged,
+            reason => reason,
+        };
+        Gap { from, to, reason }
+    }
+}

@@ -1,0 +1,194 @@
+//! What the embedded broker holds in memory. Once it is loaded, only a [`Transaction`] changes it, so that each change is
+//! counted, journalled and announced.
+
+mod budget;
+mod ledger;
+mod log;
+mod log_step;
+mod members;
+mod sweep;
+mod transaction;
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+
+use self::budget::{IDEMPOTENCY_KEY_BYTES, removal_bytes};
+pub use self::budget::{OVERHEAD_BYTES, entry_bytes, field_bytes};
+use self::ledger::Ledger;
+pub use self::log::MemoryLog;
+pub use self::log_step::{LogStep, Purpose};
+pub use self::members::{MembersStep, MembersUpdate, RoomMembers, StoredMember};
+pub use self::transaction::Transaction;
+use super::journal::Lsn;
+use super::record::Record;
+use crate::broker::{Fault, Removal, RetentionPolicy, SubscriberCounts};
+use crate::names::{EventId, HashName, RoomName, Topic};
+
+/// Logs of rooms that were read and never written may use this fraction of the memory, so that readers can't keep
+/// publishers out.
+const UNUSED_FRACTION: usize = 8;
+
+/// The logs, hashes, members and removals of this process.
+pub struct MemoryState {
+    logs: HashMap<Topic, MemoryLog>,
+    /// How many of the logs were never written.
+    unused_logs: usize,
+    /// By topic and digest of the key.
+    idempotency: IdempotencyRecords,
+    hashes: HashMap<HashName, BTreeMap<String, Bytes>>,
+    /// The last change of any hash.
+    hashes_lsn: Lsn,
+    members: HashMap<RoomName, RoomMembers>,
+    /// By the time at which each was stored, in microseconds since 1970.
+    removals: BTreeMap<u64, Removal>,
+    ledger: Ledger,
+    retention: RetentionPolicy,
+    /// Names this process in the heads of logs.
+    replication_id: String,
+    /// The process's own subscribers, which are neither counted nor journalled.
+    pub subscribers: SubscriberCounts,
+    /// The process's own streams.
+    pub streams: u64,
+}
+
+type IdempotencyRecords = HashMap<(Topic, String), IdempotencyRecord>;
+
+/// What was appended with an idempotency key.
+pub struct IdempotencyRecord {
+    /// A digest of the content.
+    pub content: String,
+    pub id: EventId,
+    /// When the key is forgotten, in microseconds since 1970.
+    pub until: u64,
+}
+
+impl MemoryState {
+    pub fn new(retention: RetentionPolicy, max_bytes: usize) -> Self {
+        Self {
+            logs: HashMap::new(),
+            unused_logs: 0,
+            idempotency: HashMap::new(),
+            hashes: HashMap::new(),
+            hashes_lsn: 0,
+            members: HashMap::new(),
+            removals: BTreeMap::new(),
+            ledger: Ledger::new(max_bytes),
+            retention,
+            replication_id: uuid::Uuid::new_v4().simple().to_string(),
+            subscribers: SubscriberCounts::new(),
+            streams: 0,
+        }
+    }
+
+    /// Begins a step at this time, in microseconds since 1970.
+    pub fn begin(&mut self, now: u64) -> Transaction<'_> {
+        Transaction { state: self, now }
+    }
+
+    /// Collects changes for a journal from now on.
+    pub fn start_journal(&mut self) {
+        self.ledger.start_journal();
+    }
+
+    /// A log, unless the lifetime of its head has passed.
+    pub fn log(&self, topic: &Topic, now: u64) -> Option<&MemoryLog> {
+        self.logs.get(topic).filter(|log| !log.is_expired(now, self.retention.for_topic(topic)))
+    }
+
+    /// The last change of a log, to be replaced by a later one.
+    pub fn log_lsn_mut(&mut self, topic: &Topic) -> Option<&mut Lsn> {
+        self.logs.get_mut(topic).map(|log| &mut log.lsn)
+    }
+
+    pub fn log_count(&self) -> usize {
+        self.logs.len()
+    }
+
+    /// A hash's fields and values.
+    pub fn fields(&self, hash: &HashName) -> Option<&BTreeMap<String, Bytes>> {
+        self.hashes.get(hash)
+    }
+
+    pub fn hash_count(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// The last change of any hash.
+    pub fn hashes_lsn(&self) -> Lsn {
+        self.hashes_lsn
+    }
+
+    pub fn hashes_lsn_mut(&mut self) -> &mut Lsn {
+        &mut self.hashes_lsn
+    }
+
+    pub fn members(&self, room: &RoomName) -> Option<&RoomMembers> {
+        self.members.get(room)
+    }
+
+    /// The removals by the time at which each was stored, in microseconds since 1970.
+    pub fn removals(&self) -> &BTreeMap<u64, Removal> {
+        &self.removals
+    }
+
+    pub fn used_bytes(&self) -> usize {
+        self.ledger.used_bytes()
+    }
+
+    /// Why writes fail, if there is no room for them.
+    pub fn fault(&mut self) -> Option<Fault> {
+        self.ledger.fault()
+    }
+
+    /// How many logs there may be that were never written.
+    fn max_unused_logs(&self) -> usize {
+        self.ledger.max_bytes() / UNUSED_FRACTION / OVERHEAD_BYTES
+    }
+
+    /// Adds a record of the data folder. Does not check the limit. None if the record is an entry of a log without a head.
+    pub fn load(&mut self, record: Record) -> Option<()> {
+        let bytes = match record {
+            Record::Head { topic, head, touched } => {
+                let log = MemoryLog::from_stored(head, touched);
+                self.unused_logs += usize::from(log.is_unused());
+                self.logs.insert(topic, log);
+                OVERHEAD_BYTES
+            }
+            Record::Entry { topic, entry, appended_at } => {
+                let bytes = entry_bytes(&entry.stored);
+                self.logs.get_mut(&topic)?.entries.push(entry, appended_at);
+                bytes
+            }
+            Record::IdempotencyKey { topic, digest, record } => {
+                self.idempotency.insert((topic, digest), record);
+                IDEMPOTENCY_KEY_BYTES
+            }
+            Record::Field { hash, field, value } => {
+                let bytes = field_bytes(field.as_str(), &value);
+                self.hashes.entry(hash).or_default().insert(field.as_str().into(), value);
+                bytes
+            }
+            Record::Member { room, subscriber, member } => {
+                let member = StoredMember { is_stale: true, ..member };
+                let bytes = member.bytes();
+                self.members.entry(room).or_default().members.insert(subscriber, member);
+                bytes
+            }
+            Record::Watched { room } => {
+                self.members.entry(room).or_default().is_watched = true;
+                0
+            }
+            Record::Removal { id, removal } => {
+                let bytes = removal_bytes(&removal);
+                self.removals.insert(id, removal);
+                bytes
+            }
+        };
+        self.ledger.loaded(bytes);
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! How many bytes the memory may hold, and how many each thing in it counts.
+//!
+//! Sizes are estimates: the bytes of texts and values, and a fixed overhead for the structures around them.
+
+use crate::broker::{BrokerError, Fault, FaultKind, Removal};
+
+/// The size of an entry, a log, a field or a member beside its bytes.
+pub const OVERHEAD_BYTES: usize = 128;
+/// The size of an idempotency key with its digests.
+pub const IDEMPOTENCY_KEY_BYTES: usize = 256;
+/// The size of a small publish. If it does not fit, the broker is degraded.
+const PUBLISH_BYTES: usize = 1024 + 2 * OVERHEAD_BYTES + IDEMPOTENCY_KEY_BYTES;
+/// A refused write counts for health with at most this fraction of the limit: if only larger writes fail, the broker is
+/// well.
+const REFUSED_FRACTION: usize = 8;
+
+/// The size of a log's entry.
+pub fn entry_bytes(stored: &[u8]) -> usize {
+    stored.len() + OVERHEAD_BYTES
+}
+
+/// The size of a hash's field.
+pub fn field_bytes(field: &str, value: &[u8]) -> usize {
+    field.len() + value.len() + OVERHEAD_BYTES
+}
+
+/// The size of a member.
+pub fn member_bytes(profile: &str) -> usize {
+    profile.len() + OVERHEAD_BYTES
+}
+
+/// The size of a removal.
+pub fn removal_bytes(removal: &Removal) -> usize {
+    let texts = [removal.user.as_deref(), removal.token.as_deref()];
+    2 * OVERHEAD_BYTES + texts.into_iter().flatten().map(str::len).sum::<usize>()
+}
+
+/// The bytes that the memory holds, and their limit.
+pub struct ByteBudget {
+    used: usize,
+    limit: usize,
+    /// The largest write that was refused since the last one that would have fit.
+    refused: usize,
+}
+
+impl ByteBudget {
+    pub fn new(limit: usize) -> Self {
+        Self { used: 0, limit, refused: 0 }
+    }
+
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Counts bytes that are held from now on. Does not check the limit: a step checks what it adds with
+    /// [`Self::require`] before its first change.
+    pub fn charge(&mut self, bytes: usize) {
+        self.used += bytes;
+    }
+
+    /// Counts bytes that are no longer held.
+    pub fn release(&mut self, bytes: usize) {
+        self.used -= bytes;
+    }
+
+    /// Fails if there is no room for so many more bytes.
+    pub fn require(&mut self, bytes: usize) -> Result<(), BrokerError> {
+        if self.used + bytes <= self.limit {
+            return Ok(());
+        }
+        self.refused = self.refused.max(bytes.min(self.limit / REFUSED_FRACTION));
+        let detail = format!("the embedded broker is full: it holds at most {} bytes", self.limit);
+        Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)))
+    }
+
+    /// Why writes fail, if there is no room for a small publish or for a write of a size that was refused recently.
+    pub fn fault(&mut self) -> Option<Fault> {
+        let refused = std::mem::take(&mut self.refused);
+        match self.require(PUBLISH_BYTES.max(refused)) {
+            Err(BrokerError::Unavailable(fault)) => Some(fault),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_are_refused_beyond_the_limit_and_fit_again_after_a_release() {
+        let mut budget = ByteBudget::new(100_000);
+        budget.charge(99_000);
+        assert!(budget.require(1000).is_ok());
+        assert!(budget.require(1001).is_err());
+        budget.release(1);
+        assert!(budget.require(1001).is_ok());
+        assert_eq!(budget.used(), 98_999);
+    }
+
+    #[test]
+    fn health_reports_a_refused_write_until_it_would_fit() {
+        let mut budget = ByteBudget::new(100_000);
+        budget.charge(95_000);
+        assert_eq!(budget.fault(), None, "a small publish fits");
+        assert!(budget.require(6000).is_err());
+        assert!(budget.fault().is_some() && budget.fault().is_some());
+        budget.release(1000);
+        assert_eq!(budget.fault(), None);
+        budget.charge(1000);
+        assert_eq!(budget.fault(), None, "the refused write would have fit meanwhile");
+        // A write of the whole limit is refused, and yet a usual one fits.
+        assert!(budget.require(100_000).is_err());
+        budget.release(10_000);
+        assert_eq!(budget.fault(), None);
+    }
+}

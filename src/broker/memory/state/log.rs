@@ -1,0 +1,184 @@
+//! A log in memory: its head and its entries.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::budget::entry_bytes;
+use super::log_step::Purpose;
+use crate::broker::memory::journal::Lsn;
+use crate::broker::{LogEntry, ReadRange, Retention};
+use crate::log::{Head, StepContext};
+use crate::names::EventId;
+
+/// The log of a room or a hash.
+pub struct MemoryLog {
+    /// None only until [`Self::ensure_epoch`] has made it.
+    head: Option<Head>,
+    pub(super) entries: LogEntries,
+    /// When the last entry was appended, or a replica last renewed a log without entries; microseconds since 1970.
+    pub(super) touched: u64,
+    /// The log's last change, which has to be durable before a client learns of it.
+    pub(super) lsn: Lsn,
+}
+
+impl MemoryLog {
+    /// A log without a head, which [`Self::ensure_epoch`] has to make.
+    pub(super) fn new(now: u64) -> Self {
+        Self { head: None, entries: LogEntries::default(), touched: now, lsn: 0 }
+    }
+
+    /// A log as the data folder holds it, without its entries.
+    pub(super) fn from_stored(head: Head, touched: u64) -> Self {
+        Self { head: Some(head), entries: LogEntries::default(), touched, lsn: 0 }
+    }
+
+    pub fn head(&self) -> &Head {
+        self.head.as_ref().expect("ensure_epoch has made the head")
+    }
+
+    pub(super) fn head_mut(&mut self) -> &mut Head {
+        self.head.as_mut().expect("ensure_epoch has made the head")
+    }
+
+    pub fn entries(&self) -> &LogEntries {
+        &self.entries
+    }
+
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    /// Makes the head if there is none, and begins a new epoch if the head does not match. Returns whether the head has
+    /// changed.
+    pub(super) fn ensure_epoch(
+        &mut self,
+        watermarks: &[EventId],
+        purpose: Purpose,
+        replication_id: &str,
+        now: u64,
+    ) -> bool {
+        let head = self.head.take();
+        // A head of an earlier process that has to stay as it is counts as a head of this process.
+        let stays = |head: &Head| head.replication_id != replication_id && !purpose.begins_own_epoch(head);
+        let earlier_id = head.as_ref().filter(|head| stays(head)).map(|head| head.replication_id.clone());
+        let context = StepContext {
+            replication_id: earlier_id.as_deref().unwrap_or(replication_id),
+            time: now,
+            random: fastrand::u64(..1 << 20),
+            oldest: self.entries.oldest(),
+        };
+        let (head, has_changed) = Head::ensure_epoch(head, watermarks, context);
+        self.head = Some(head);
+        has_changed
+    }
+
+    /// Whether the watermarks call for a new epoch.
+    pub fn conflicts_with(&self, watermarks: &[EventId]) -> bool {
+        watermarks.iter().any(|id| self.head().history.conflicts_with(*id))
+    }
+
+    /// Drops entries that are too old, and hands each to `dropped`.
+    pub(super) fn drop_expired(&mut self, now: u64, retention: Retention, dropped: impl FnMut(LogEntry)) {
+        self.entries.drop_while(|entry| has_passed(now, entry.appended_at, retention.age), dropped);
+    }
+
+    /// Whether nothing was ever appended to the log.
+    pub(super) fn is_unused(&self) -> bool {
+        let history = self.head.as_ref().map(|head| &head.history);
+        history.is_some_and(|history| history.epochs().len() == 1 && history.newest().end == 0)
+    }
+
+    /// Whether the lifetime of the head has passed.
+    pub(super) fn is_expired(&self, now: u64, retention: Retention) -> bool {
+        self.is_untouched(now, retention.age + retention.head)
+    }
+
+    /// Whether the log was neither written nor renewed for so long.
+    pub(super) fn is_untouched(&self, now: u64, time: Duration) -> bool {
+        has_passed(now, self.touched, time)
+    }
+}
+
+fn has_passed(now: u64, since: u64, time: Duration) -> bool {
+    Duration::from_micros(now.saturating_sub(since)) >= time
+}
+
+/// An entry, and when it was appended, in microseconds since 1970.
+struct TimedEntry {
+    entry: LogEntry,
+    appended_at: u64,
+}
+
+/// The entries of a log, oldest first.
+#[derive(Default)]
+pub struct LogEntries {
+    entries: VecDeque<TimedEntry>,
+    bytes: usize,
+}
+
+impl LogEntries {
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn oldest(&self) -> Option<EventId> {
+        self.entries.front().map(|oldest| oldest.entry.id)
+    }
+
+    pub fn select(&self, range: ReadRange, limit: usize) -> Vec<LogEntry> {
+        let end = self.entries.len();
+        let (from, to) = match range {
+            ReadRange::After(position) => (self.entries.partition_point(|found| found.entry.id <= position), end),
+            ReadRange::Oldest => (0, end),
+            ReadRange::Before(id) => {
+                let to = self.entries.partition_point(|found| found.entry.id < id);
+                (to.saturating_sub(limit), to)
+            }
+            ReadRange::Newest => (end.saturating_sub(limit), end),
+        };
+        self.entries.range(from..to).take(limit).map(|found| found.entry.clone()).collect()
+    }
+
+    /// Adds the newest entry.
+    pub(super) fn push(&mut self, entry: LogEntry, appended_at: u64) {
+        self.bytes += entry_bytes(&entry.stored);
+        self.entries.push_back(TimedEntry { entry, appended_at });
+    }
+
+    /// Drops the oldest entries beyond what is retained, and hands each to `dropped`.
+    pub(super) fn trim(&mut self, retention: Retention, mut dropped: impl FnMut(LogEntry)) {
+        while self.entries.len() as u64 > retention.events
+            || (self.bytes as u64 > retention.bytes && self.entries.len() > 1)
+        {
+            let Some(entry) = self.pop_oldest() else { break };
+            dropped(entry);
+        }
+    }
+
+    /// Drops all entries, and hands each to `dropped`.
+    pub(super) fn clear(&mut self, dropped: impl FnMut(LogEntry)) {
+        self.drop_while(|_| true, dropped);
+    }
+
+    fn drop_while(&mut self, is_dropped: impl Fn(&TimedEntry) -> bool, mut dropped: impl FnMut(LogEntry)) {
+        while self.entries.front().is_some_and(&is_dropped) {
+            let Some(entry) = self.pop_oldest() else { break };
+            dropped(entry);
+        }
+        if self.entries.is_empty() {
+            self.entries.shrink_to_fit();
+        }
+    }
+
+    fn pop_oldest(&mut self) -> Option<LogEntry> {
+        let TimedEntry { entry, .. } = self.entries.pop_front()?;
+        self.bytes -= entry_bytes(&entry.stored);
+        Some(entry)
+    }
+
+    /// The entries with the times at which they were appended.
+    #[cfg(test)]
+    pub fn timed(&self) -> impl Iterator<Item = (&LogEntry, u64)> {
+        self.entries.iter().map(|found| (&found.entry, found.appended_at))
+    }
+}

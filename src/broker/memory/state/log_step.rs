@@ -1,0 +1,197 @@
+//! A step on a log.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::budget::{IDEMPOTENCY_KEY_BYTES, OVERHEAD_BYTES, entry_bytes};
+use super::ledger::Ledger;
+use super::log::MemoryLog;
+use super::members::RoomMembers;
+use super::transaction::Transaction;
+use super::{IdempotencyRecord, IdempotencyRecords, MemoryState};
+use crate::broker::memory::announcement::Announcement;
+use crate::broker::memory::micros;
+use crate::broker::memory::record::RecordChange;
+use crate::broker::{Appended, BrokerError, Fault, FaultKind, IdempotencyKey, LogEntry, Retention};
+use crate::log::Head;
+use crate::names::{EventId, RoomName, Topic};
+
+/// A log without entries that has subscribers is renewed about this often.
+const RENEW_EVERY: Duration = Duration::from_mins(1);
+
+/// What a step on a log is for, which decides how it treats the head of an earlier process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The step may append, so it begins an epoch of this process's own.
+    Append,
+    /// The step gives out no new id, so the head stays as it is: restarts alone add no epochs to a quiet room's
+    /// history. The exception is a read from a position above the head's end: a part of what was stored is gone, and a
+    /// stream can only go on from that position in a later epoch.
+    Read(Option<EventId>),
+}
+
+impl Purpose {
+    /// Whether a head of an earlier process gets an epoch of this process.
+    pub(super) fn begins_own_epoch(self, head: &Head) -> bool {
+        match self {
+            Self::Append => true,
+            Self::Read(from) => from.is_some_and(|from| from > head.history.end()),
+        }
+    }
+}
+
+/// A log that a step has opened.
+pub struct LogStep<'a> {
+    topic: &'a Topic,
+    log: &'a mut MemoryLog,
+    retention: Retention,
+    idempotency: &'a mut IdempotencyRecords,
+    unused_logs: &'a mut usize,
+    pub(super) members: &'a mut HashMap<RoomName, RoomMembers>,
+    pub(super) ledger: &'a mut Ledger,
+    pub(super) now: u64,
+}
+
+impl Transaction<'_> {
+    /// Opens a log: drops what has expired, and ensures the head's epoch. Makes the log if there is none.
+    pub fn open_log<'a>(
+        &'a mut self,
+        topic: &'a Topic,
+        watermarks: &[EventId],
+        purpose: Purpose,
+    ) -> Result<LogStep<'a>, BrokerError> {
+        self.expire_log(topic);
+        let now = self.now;
+        let max_unused_logs = self.state.max_unused_logs();
+        let MemoryState { logs, unused_logs, idempotency, members, ledger, retention, replication_id, .. } =
+            &mut *self.state;
+        let (log, is_new) = match logs.entry(topic.clone()) {
+            Entry::Occupied(found) => (found.into_mut(), false),
+            Entry::Vacant(free) => {
+                ledger.require(OVERHEAD_BYTES)?;
+                if purpose != Purpose::Append && *unused_logs >= max_unused_logs {
+                    let detail = format!(
+                        "{unused_logs} rooms were read and never written, and no more such rooms are accepted"
+                    );
+                    return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)));
+                }
+                (free.insert(MemoryLog::new(now)), true)
+            }
+        };
+        *unused_logs -= usize::from(log.is_unused());
+        let has_changed = log.ensure_epoch(watermarks, purpose, replication_id, now);
+        *unused_logs += usize::from(log.is_unused());
+        if is_new {
+            ledger.added(OVERHEAD_BYTES, || RecordChange::head(topic, log.head(), log.touched));
+        } else if has_changed {
+            ledger.changed(|| RecordChange::head(topic, log.head(), log.touched));
+        }
+        let retention = retention.for_topic(topic);
+        Ok(LogStep { topic, log, retention, idempotency, unused_logs, members, ledger, now })
+    }
+
+    /// Drops entries that are too old, and the log with the lifetime of its head.
+    fn expire_log(&mut self, topic: &Topic) {
+        let MemoryState { logs, unused_logs, ledger, retention, .. } = &mut *self.state;
+        let Some(log) = logs.get_mut(topic) else { return };
+        let retention = retention.for_topic(topic);
+        log.drop_expired(self.now, retention, |entry| drop_entry(topic, &entry, ledger));
+        if log.is_expired(self.now, retention) {
+            drop_log(topic, log, unused_logs, ledger);
+            logs.remove(topic);
+        }
+    }
+
+    /// Renews a log without entries, unless it was renewed recently. None if there is no log.
+    pub fn renew_log(&mut self, topic: &Topic) -> Option<&MemoryLog> {
+        let MemoryState { logs, ledger, retention, .. } = &mut *self.state;
+        let log = logs.get_mut(topic)?;
+        let renew_after = RENEW_EVERY.min(retention.for_topic(topic).head / 4);
+        if log.entries.len() == 0 && log.is_untouched(self.now, renew_after) {
+            log.touched = self.now;
+            ledger.changed(|| RecordChange::head(topic, log.head(), log.touched));
+        }
+        Some(log)
+    }
+}
+
+/// Accounts for an entry that was dropped.
+pub(super) fn drop_entry(topic: &Topic, entry: &LogEntry, ledger: &mut Ledger) {
+    ledger.removed(entry_bytes(&entry.stored), || RecordChange::no_entry(topic, entry.id));
+}
+
+/// Empties a log that is being removed, and accounts for it. An expired log still has entries if the clock was set back
+/// after them.
+pub(super) fn drop_log(topic: &Topic, log: &mut MemoryLog, unused_logs: &mut usize, ledger: &mut Ledger) {
+    log.entries.clear(|entry| drop_entry(topic, &entry, ledger));
+    *unused_logs -= usize::from(log.is_unused());
+    ledger.removed(OVERHEAD_BYTES, || RecordChange::no_head(topic));
+}
+
+impl LogStep<'_> {
+    /// The log as the step has left it so far.
+    pub fn log(&self) -> &MemoryLog {
+        self.log
+    }
+
+    /// Fails if there is no room for so many more bytes.
+    pub fn require(&mut self, bytes: usize) -> Result<(), BrokerError> {
+        self.ledger.require(bytes)
+    }
+
+    /// Appends an entry, announces it, and trims the log. Does not check the limit; see [`Self::require`].
+    pub fn append(&mut self, stored: Bytes) -> EventId {
+        let Self { topic, log, retention, unused_logs, ledger, now, .. } = self;
+        **unused_logs -= usize::from(log.is_unused());
+        let id = log.head_mut().history.extend();
+        log.touched = *now;
+        let entry = LogEntry { id, stored };
+        ledger.changed(|| RecordChange::head(topic, log.head(), log.touched));
+        ledger.added(entry_bytes(&entry.stored), || RecordChange::entry(topic, &entry, *now));
+        ledger.announce(Announcement::Appended((*topic).clone(), entry.clone()));
+        log.entries.push(entry, *now);
+        log.entries.trim(*retention, |entry| drop_entry(topic, &entry, ledger));
+        id
+    }
+
+    /// Appends an entry, unless an earlier append with the same key did so. Remembers the key.
+    pub fn append_once(&mut self, stored: Bytes, key: &IdempotencyKey) -> Result<Appended, BrokerError> {
+        let slot = (self.topic.clone(), key.key.clone());
+        if let Some(record) = self.idempotency.get(&slot).filter(|record| record.until > self.now) {
+            let is_same = record.content == key.content;
+            let replayed = Appended { id: record.id, replayed: true };
+            return is_same.then_some(replayed).ok_or(BrokerError::KeyReused);
+        }
+        self.require(entry_bytes(&stored) + IDEMPOTENCY_KEY_BYTES)?;
+        let id = self.append(stored);
+        let until = self.now.saturating_add(micros(self.retention.idempotency_window));
+        let record = IdempotencyRecord { content: key.content.clone(), id, until };
+        let change = || RecordChange::idempotency_key(self.topic, &key.key, &record);
+        match self.idempotency.entry(slot) {
+            // The record of an earlier append, which has expired.
+            Entry::Occupied(mut found) => {
+                self.ledger.replaced(IDEMPOTENCY_KEY_BYTES, IDEMPOTENCY_KEY_BYTES, change);
+                found.insert(record);
+            }
+            Entry::Vacant(free) => {
+                self.ledger.added(IDEMPOTENCY_KEY_BYTES, change);
+                free.insert(record);
+            }
+        }
+        Ok(Appended { id, replayed: false })
+    }
+
+    /// Empties the log, keeps its head, and announces it. Returns the position up to which the log was emptied.
+    pub fn clear(&mut self) -> EventId {
+        let Self { topic, log, ledger, .. } = self;
+        log.head_mut().history.clear();
+        log.entries.clear(|entry| drop_entry(topic, &entry, ledger));
+        ledger.changed(|| RecordChange::head(topic, log.head(), log.touched));
+        let position = log.head().history.cleared();
+        ledger.announce(Announcement::Cleared((*topic).clone(), position));
+        position
+    }
+}

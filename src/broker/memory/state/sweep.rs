@@ -1,0 +1,83 @@
+//! Drops what has expired, so that rooms without clients leave the memory.
+
+use std::time::Duration;
+
+use super::MemoryState;
+use super::budget::{IDEMPOTENCY_KEY_BYTES, removal_bytes};
+use super::log_step::{drop_entry, drop_log};
+use super::transaction::Transaction;
+use crate::broker::REMOVAL_LIFETIME;
+use crate::broker::memory::micros;
+use crate::broker::memory::record::RecordChange;
+use crate::names::Topic;
+
+/// While logs that were never written use more than half of what they may, those of rooms without subscribers are
+/// dropped after this time. A client that returns to such a room may get a gap. Refusing all other clients would be
+/// worse.
+const UNUSED_LIFETIME: Duration = Duration::from_mins(1);
+
+impl Transaction<'_> {
+    /// Drops what has expired.
+    pub fn sweep(&mut self) {
+        self.sweep_idempotency_keys();
+        self.sweep_logs();
+        self.sweep_members();
+        self.sweep_removals();
+    }
+
+    fn sweep_idempotency_keys(&mut self) {
+        let MemoryState { idempotency, ledger, .. } = &mut *self.state;
+        idempotency.retain(|(topic, digest), record| {
+            let is_kept = record.until > self.now;
+            if !is_kept {
+                ledger.removed(IDEMPOTENCY_KEY_BYTES, || RecordChange::no_idempotency_key(topic, digest));
+            }
+            is_kept
+        });
+    }
+
+    fn sweep_logs(&mut self) {
+        let is_crowded = self.state.unused_logs > self.state.max_unused_logs() / 2;
+        let MemoryState { logs, unused_logs, ledger, retention, subscribers, .. } = &mut *self.state;
+        logs.retain(|topic, log| {
+            let retention = retention.for_topic(topic);
+            log.drop_expired(self.now, retention, |entry| drop_entry(topic, &entry, ledger));
+            // An earlier process may have kept more.
+            log.entries.trim(retention, |entry| drop_entry(topic, &entry, ledger));
+            let is_spare = is_crowded
+                && log.is_unused()
+                && log.is_untouched(self.now, UNUSED_LIFETIME)
+                && topic.room().is_none_or(|room| !subscribers.contains_key(room));
+            let is_kept = !log.is_expired(self.now, retention) && !is_spare;
+            if !is_kept {
+                drop_log(topic, log, unused_logs, ledger);
+            }
+            is_kept
+        });
+    }
+
+    /// Drops rooms without members. A watched room stays until its log has expired.
+    fn sweep_members(&mut self) {
+        let MemoryState { members, logs, ledger, .. } = &mut *self.state;
+        members.retain(|room, members| {
+            let is_kept = !members.members.is_empty()
+                || (members.is_watched && logs.contains_key(&Topic::from(room.clone())));
+            if !is_kept && members.is_watched {
+                ledger.changed(|| RecordChange::watched(room, false));
+            }
+            is_kept
+        });
+    }
+
+    fn sweep_removals(&mut self) {
+        let MemoryState { removals, ledger, .. } = &mut *self.state;
+        let oldest = self.now.saturating_sub(micros(REMOVAL_LIFETIME)) / 1000;
+        removals.retain(|id, removal| {
+            let is_kept = removal.until.max(id / 1000) >= oldest;
+            if !is_kept {
+                ledger.removed(removal_bytes(removal), || RecordChange::removal(*id, None));
+            }
+            is_kept
+        });
+    }
+}

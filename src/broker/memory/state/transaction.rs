@@ -1,0 +1,85 @@
+//! A step on the memory, and the steps that change hashes and removals.
+
+use bytes::Bytes;
+
+use super::MemoryState;
+use super::budget::{field_bytes, removal_bytes};
+use crate::broker::memory::announcement::Announcement;
+use crate::broker::memory::journal::JournalStep;
+use crate::broker::memory::record::RecordChange;
+use crate::broker::{BrokerError, Fault, FaultKind, Removal};
+use crate::names::{FieldName, HashName};
+
+/// The most removals that are stored at one time.
+const MAX_REMOVALS: usize = 100_000;
+
+/// A step on the memory. It ends with [`Self::finish`].
+pub struct Transaction<'a> {
+    pub(super) state: &'a mut MemoryState,
+    pub(super) now: u64,
+}
+
+impl Transaction<'_> {
+    /// The memory as the step has left it so far.
+    pub fn state(&self) -> &MemoryState {
+        self.state
+    }
+
+    /// Fails if there is no room for so many more bytes.
+    pub fn require(&mut self, bytes: usize) -> Result<(), BrokerError> {
+        self.state.ledger.require(bytes)
+    }
+
+    /// Sets a field of a hash. Returns the value that the field had. Does not check the limit; see [`Self::require`].
+    pub fn set_field(&mut self, hash: &HashName, field: &FieldName, value: Bytes) -> Option<Bytes> {
+        let MemoryState { hashes, ledger, .. } = &mut *self.state;
+        let (name, bytes) = (field.as_str(), field_bytes(field.as_str(), &value));
+        let fields = hashes.entry(hash.clone()).or_default();
+        let before = fields.insert(name.into(), value);
+        let bytes_before = before.as_ref().map_or(0, |before| field_bytes(name, before));
+        ledger.replaced(bytes_before, bytes, || RecordChange::field(hash, name, fields.get(name).cloned()));
+        before
+    }
+
+    /// Removes a field of a hash, and the hash with its last field. Returns the value that the field had.
+    pub fn remove_field(&mut self, hash: &HashName, field: &FieldName) -> Option<Bytes> {
+        let fields = self.state.hashes.get_mut(hash)?;
+        let value = fields.remove(field.as_str())?;
+        if fields.is_empty() {
+            self.state.hashes.remove(hash);
+        }
+        let bytes = field_bytes(field.as_str(), &value);
+        self.state.ledger.removed(bytes, || RecordChange::field(hash, field.as_str(), None));
+        Some(value)
+    }
+
+    /// Removes a hash. Returns whether it existed.
+    pub fn remove_hash(&mut self, hash: &HashName) -> bool {
+        let Some(fields) = self.state.hashes.remove(hash) else { return false };
+        for (field, value) in fields {
+            self.state.ledger.removed(field_bytes(&field, &value), || RecordChange::field(hash, &field, None));
+        }
+        true
+    }
+
+    /// Stores a removal, and announces it.
+    pub fn add_removal(&mut self, removal: &Removal) -> Result<(), BrokerError> {
+        let bytes = removal_bytes(removal);
+        self.require(bytes)?;
+        let MemoryState { removals, ledger, .. } = &mut *self.state;
+        if removals.len() >= MAX_REMOVALS {
+            let detail = format!("{MAX_REMOVALS} removals are stored, and no more are accepted");
+            return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)));
+        }
+        let id = self.now.max(removals.last_key_value().map_or(0, |(last, _)| last + 1));
+        removals.insert(id, removal.clone());
+        ledger.added(bytes, || RecordChange::removal(id, Some(removal)));
+        ledger.announce(Announcement::RemovalStored);
+        Ok(())
+    }
+
+    /// Ends the step. Returns what it has changed and has to announce.
+    pub fn finish(self) -> JournalStep {
+        self.state.ledger.end_step()
+    }
+}

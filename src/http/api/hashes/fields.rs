@@ -1,0 +1,251 @@
+//! One field of a hash: reading, setting, deleting and incrementing it.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::conditions::{Tags, condition, etag, quoted, refuse_conditions};
+use super::values::{HashValue, check_value, current_value};
+use crate::auth::Permission;
+use crate::broker::{Condition, RemoveOutcome, SetOutcome, entity_tag};
+use crate::http::App;
+use crate::http::caller::Caller;
+use crate::http::extract::{BodyType, FieldPath, JsonBody, JsonObject, header_text, parse_json, read_body};
+use crate::http::problem::{Code, Problem};
+use crate::names::{FieldName, HashName};
+
+/// A field of a hash.
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({"hash": "lamp", "field": "colour", "value": "green"}))]
+pub struct FieldValue {
+    /// The hash's name.
+    hash: String,
+    /// The field's name.
+    field: String,
+    /// The value, if it is UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    value: Option<String>,
+    /// The value in Base64, if it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    value_base64: Option<String>,
+}
+
+impl FieldValue {
+    fn new(hash: &HashName, field: &FieldName, value: &[u8]) -> Self {
+        let HashValue { value, value_base64 } = HashValue::from_bytes(value);
+        Self { hash: hash.to_string(), field: field.to_string(), value, value_base64 }
+    }
+}
+
+/// Get a field
+///
+/// The response is JSON, or the raw value for `Accept: text/plain` or `Accept: application/octet-stream`. The `ETag`
+/// depends on the value only.
+#[utoipa::path(
+    get, path = "/v1/hashes/{hash}/fields/{field}", operation_id = "getField", tag = "Hashes",
+    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"),
+        ("field" = String, Path, description = "The field's name", max_length = 256, example = "colour"),
+        ("If-None-Match" = Option<String>, Header,
+            description = "Entity tags: if the value has one of them, the response is 304")),
+    responses(
+        (status = 200, description = "The value", content(
+            (FieldValue = "application/json"), (String = "text/plain", example = "green"),
+            (String = "application/octet-stream")),
+            headers(("ETag" = String, description = "The entity tag of the value"))),
+        (status = 304, description = "The value has one of the given entity tags"),
+        (status = 404, description = "The field does not exist"),
+        (status = 409, description = "The key in Redis has another type"),
+    )
+)]
+pub async fn get_field(
+    caller: Caller,
+    FieldPath(hash, field): FieldPath,
+    State(app): State<App>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    caller.require(Permission::Read, hash.as_str())?;
+    let value = app.hashes.value(&hash, &field).await?.ok_or_else(|| not_found(&hash, &field))?;
+    let tag = entity_tag(&value);
+    let known = Tags::from_header(&headers, &header::IF_NONE_MATCH)?;
+    let mut response = if known.is_some_and(|known| known.matches(&tag)) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        match raw_type(&headers)? {
+            Some(raw) => ([(header::CONTENT_TYPE, HeaderValue::from_static(raw))], value).into_response(),
+            None => Json(FieldValue::new(&hash, &field, &value)).into_response(),
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::ETAG, quoted(&tag));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    headers.insert(header::VARY, HeaderValue::from_static("accept"));
+    Ok(response)
+}
+
+/// The media type of a raw response, or `None` for JSON. The first known media type in `Accept` decides.
+fn raw_type(headers: &HeaderMap) -> Result<Option<&'static str>, Problem> {
+    let accept = header_text(headers, &header::ACCEPT)?.unwrap_or_default();
+    let mut ranges = accept.split(',').filter_map(|range| range.split(';').next()).map(str::trim);
+    Ok(ranges
+        .find_map(|range| match range {
+            "text/plain" => Some(Some("text/plain; charset=utf-8")),
+            "application/octet-stream" => Some(Some("application/octet-stream")),
+            "application/json" | "*/*" | "application/*" => Some(None),
+            _ => None,
+        })
+        .flatten())
+}
+
+/// A value to set.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"value": "green"}))]
+pub struct SetField {
+    /// The value.
+    value: String,
+}
+
+/// Set a field
+///
+/// A JSON body is `{"value": string}`. A body of another supported type is the raw value. The status is 201 if the
+/// field is new, and 200 if it had a value. With `If-Match` or `If-None-Match: *`, the field is set only if its
+/// present value matches the condition.
+#[utoipa::path(
+    put, path = "/v1/hashes/{hash}/fields/{field}", operation_id = "setField", tag = "Hashes",
+    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"),
+        ("field" = String, Path, description = "The field's name", max_length = 256, example = "colour"),
+        ("If-Match" = Option<String>, Header,
+            description = "Set the field only if its value has one of these entity tags; `*`: only if it has a value"),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: set the field only if it has no value")),
+    request_body(description = "The value", content(
+        (SetField = "application/json"), (String = "text/plain", example = "green"),
+        (String = "application/octet-stream"))),
+    responses(
+        (status = 200, description = "The field is set; it had a value before", body = FieldValue,
+            headers(("ETag" = String, description = "The entity tag of the value"))),
+        (status = 201, description = "The field is set; it is new", body = FieldValue,
+            headers(("ETag" = String, description = "The entity tag of the value"))),
+        (status = 409, description = "The key in Redis has another type"),
+        (status = 412, description = "The value does not match the condition; `present` is the present value"),
+        (status = 413, description = "The value is too large"),
+        (status = 415, description = "The body is neither JSON nor text nor bytes"),
+    )
+)]
+pub async fn set_field(
+    caller: Caller,
+    FieldPath(hash, field): FieldPath,
+    State(app): State<App>,
+    request: Request,
+) -> Result<Response, Problem> {
+    caller.require(Permission::Write, hash.as_str())?;
+    let condition = condition(request.headers())?;
+    let body_type = BodyType::from_headers(request.headers())?;
+    let body = read_body(request, &app).await?;
+    let value = match body_type {
+        BodyType::Json => Bytes::from(parse_json::<JsonObject<SetField>>(&body)?.0.value),
+        BodyType::Text | BodyType::Bytes => body,
+    };
+    check_value(&app, &value)?;
+    let status = match app.hashes.set(&hash, &field, value.clone(), &condition).await? {
+        SetOutcome::Created => StatusCode::CREATED,
+        SetOutcome::Replaced => StatusCode::OK,
+        SetOutcome::Refused(present) => return Err(condition_failed(&caller, &hash, &field, present.as_ref())),
+    };
+    let body = FieldValue::new(&hash, &field, &value);
+    Ok((status, [(header::ETAG, etag(&value))], Json(body)).into_response())
+}
+
+/// Delete a field
+///
+/// With `If-Match`, the field is deleted only if its present value matches. A hash without fields does not exist.
+#[utoipa::path(
+    delete, path = "/v1/hashes/{hash}/fields/{field}", operation_id = "deleteField", tag = "Hashes",
+    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"),
+        ("field" = String, Path, description = "The field's name", max_length = 256, example = "colour"),
+        ("If-Match" = Option<String>, Header,
+            description = "Delete the field only if its value has one of these entity tags; `*`: if it has a value")),
+    responses(
+        (status = 204, description = "The field is deleted"),
+        (status = 404, description = "The field does not exist"),
+        (status = 409, description = "The key in Redis has another type"),
+        (status = 412, description = "The value does not match the condition; `present` is the present value"),
+    )
+)]
+pub async fn delete_field(
+    caller: Caller,
+    FieldPath(hash, field): FieldPath,
+    State(app): State<App>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    caller.require(Permission::Write, hash.as_str())?;
+    let condition = condition(&headers)?;
+    if condition == Condition::Absent {
+        let detail = "DELETE does not support If-None-Match; use If-Match";
+        return Err(Problem::new(Code::InvalidHeader, detail));
+    }
+    match app.hashes.remove(&hash, &field, &condition).await? {
+        RemoveOutcome::Removed => Ok(StatusCode::NO_CONTENT),
+        RemoveOutcome::Absent => Err(not_found(&hash, &field)),
+        RemoveOutcome::Refused(present) => Err(condition_failed(&caller, &hash, &field, present.as_ref())),
+    }
+}
+
+/// An increment.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"by": 1}))]
+pub struct Increment {
+    /// The number to add: a 64-bit whole number. A negative number is subtracted.
+    by: i64,
+}
+
+/// Add to a number
+///
+/// The increment is atomic. A field without a value counts as 0. This route needs the permissions `write` and `read`,
+/// because the response is the value.
+#[utoipa::path(
+    post, path = "/v1/hashes/{hash}/fields/{field}/increment", operation_id = "incrementField", tag = "Hashes",
+    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"),
+        ("field" = String, Path, description = "The field's name", max_length = 256, example = "switched")),
+    request_body(content = Increment, content_type = "application/json"),
+    responses(
+        (status = 200, description = "The sum, as the string that the field has now", body = FieldValue,
+            headers(("ETag" = String, description = "The entity tag of the value"))),
+        (status = 409,
+            description = "The value, or the sum, is not a 64-bit whole number; or the key in Redis has another type"),
+        (status = 415, description = "The body is not JSON"),
+    )
+)]
+pub async fn increment_field(
+    caller: Caller,
+    FieldPath(hash, field): FieldPath,
+    State(app): State<App>,
+    headers: HeaderMap,
+    JsonBody(JsonObject(increment)): JsonBody<JsonObject<Increment>>,
+) -> Result<Response, Problem> {
+    caller.require(Permission::Write, hash.as_str())?;
+    // The response is the value.
+    caller.require(Permission::Read, hash.as_str())?;
+    refuse_conditions(&headers)?;
+    let sum = app.hashes.increment(&hash, &field, increment.by).await?.to_string();
+    let body = FieldValue::new(&hash, &field, sum.as_bytes());
+    Ok(([(header::ETAG, etag(sum.as_bytes()))], Json(body)).into_response())
+}
+
+fn not_found(hash: &HashName, field: &FieldName) -> Problem {
+    Problem::new(Code::FieldNotFound, format!("the hash {hash:?} has no field {field:?}"))
+}
+
+/// The problem of a write whose condition failed, with the field's present value.
+fn condition_failed(caller: &Caller, hash: &HashName, field: &FieldName, present: Option<&Bytes>) -> Problem {
+    let state = if present.is_some() { "has another value" } else { "has no value" };
+    // A caller that may not read the hash must not see the value.
+    let visible = present.filter(|_| caller.may(Permission::Read, hash.as_str()));
+    Problem::precondition(format!("the field {field:?} of the hash {hash:?} {state}"), current_value(visible))
+}

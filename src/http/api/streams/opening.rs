@@ -1,0 +1,220 @@
+//! Opening a stream: checks of the subscriber, limits, bans, the subscription, and the place in the rooms.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::refusal::{refuse, stream_headers};
+use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
+use crate::broker::{BrokerError, Member};
+use crate::config::PresenceInfo;
+use crate::delivery::{DetachableStream, EndReason, NameTaken, StreamFormat, StreamSession, Subscriber};
+use crate::digest::sha1_hex;
+use crate::http::App;
+use crate::http::caller::Caller;
+use crate::http::extract::{parse_event_name, parse_name};
+use crate::http::problem::{Code, Problem};
+use crate::live::{Start, Subscription};
+use crate::names::{EventName, RoomName, SubscriberId, nesting};
+
+/// Event names that one stream can select.
+const MAX_SELECTED: usize = 50;
+
+/// What a request says about its stream, apart from the rooms.
+pub(super) struct StreamOptions<'a> {
+    pub(super) format: StreamFormat,
+    /// Names of events to select. Empty: all events.
+    pub(super) event: &'a [String],
+    /// The subscriber id that the client has chosen.
+    pub(super) subscriber: Option<String>,
+    /// Whether the stream gets `presence.join` and `presence.leave`.
+    pub(super) presence: bool,
+    /// The subscriber's profile, as JSON.
+    pub(super) info: Option<String>,
+    /// The client's position. A refusal repeats it.
+    pub(super) last_id: Option<String>,
+}
+
+/// Why a stream was not opened.
+enum OpenError {
+    /// The caller was removed for a time.
+    Banned,
+    Broker(BrokerError),
+    /// The name of the limit: `subject` or `address`.
+    TooManyStreams(&'static str),
+    NameTaken(NameTaken),
+}
+
+impl From<BrokerError> for OpenError {
+    fn from(error: BrokerError) -> Self {
+        Self::Broker(error)
+    }
+}
+
+/// Opens a stream, or refuses it.
+pub(super) async fn open(
+    app: &App,
+    caller: Caller,
+    rooms: Vec<(RoomName, Start)>,
+    options: StreamOptions<'_>,
+) -> Result<Response, Problem> {
+    let (format, last_id) = (options.format, options.last_id.clone());
+    let names: Vec<_> = rooms.iter().map(|(room, _)| room.clone()).collect();
+    // Counted first, so that the stream checks every termination that comes while it opens.
+    let terminations = app.moderation.terminations();
+    let mut subscriber = subscriber(app, &caller, &names, options)?;
+    let refuse = |reason| Ok(refuse(app, format, reason, last_id.as_deref()));
+    if app.drain.is_leaving() {
+        return refuse(EndReason::Draining);
+    }
+    match begin(app, &mut subscriber, &names, rooms).await {
+        Ok(subscription) => {
+            let session = StreamSession::new(app.delivery.clone(), subscription, subscriber, format, terminations);
+            let stream = DetachableStream::new(session);
+            let mut response = (stream_headers(), Body::from_stream(stream.body())).into_response();
+            response.extensions_mut().insert(stream);
+            Ok(response)
+        }
+        // At 204, an EventSource gives up.
+        Err(OpenError::Banned) => {
+            app.metrics.stream_refused(EndReason::Banned.name());
+            let detail = "the subscriber was removed, and may not open a stream yet";
+            caller.audit(&Problem::new(Code::Forbidden, detail));
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        Err(OpenError::Broker(BrokerError::Unavailable(fault) | BrokerError::OutcomeUnknown(fault))) => {
+            tracing::debug!(%fault, "a stream was refused for now: the broker is unavailable");
+            refuse(EndReason::Unavailable)
+        }
+        Err(OpenError::Broker(error)) => Err(error.into()),
+        Err(OpenError::TooManyStreams(limit)) => {
+            let detail =
+                format!("the limit of open streams for one {limit} is reached (--max-streams-per-{limit})");
+            app.metrics.rejected(limit, "stream");
+            caller.audit(&Problem::new(Code::TooManyRequests, detail));
+            refuse(EndReason::TooManyStreams)
+        }
+        Err(OpenError::NameTaken(NameTaken(room))) => {
+            let detail = format!(
+                "the subscriber name belongs to another caller in the room {room:?}; choose another subscriber="
+            );
+            let problem = Problem::new(Code::SubscriberTaken, detail);
+            caller.audit(&problem);
+            Err(problem)
+        }
+    }
+}
+
+/// Takes a stream permit, checks bans, subscribes to the rooms, and joins them. In this order, so that a member gets
+/// the event of its own join.
+async fn begin(
+    app: &App,
+    subscriber: &mut Subscriber,
+    names: &[RoomName],
+    rooms: Vec<(RoomName, Start)>,
+) -> Result<Subscription, OpenError> {
+    if let Some(limits) = &app.limits {
+        let permit = limits.open_stream(subscriber.identity.subject.as_ref(), subscriber.address);
+        subscriber.hold(permit.map_err(OpenError::TooManyStreams)?);
+    }
+    if app.moderation.is_banned(names.iter().cloned(), &subscriber.stream_identity()).await? {
+        return Err(OpenError::Banned);
+    }
+    let topics = rooms.into_iter().map(|(room, start)| (room.into(), start)).collect();
+    let subscription = app.live.subscribe(topics).await?;
+    subscriber.join(&app.presence, names).await.map_err(OpenError::NameTaken)?;
+    Ok(subscription)
+}
+
+/// Checks what a request says about its subscriber.
+fn subscriber(
+    app: &App,
+    caller: &Caller,
+    rooms: &[RoomName],
+    options: StreamOptions<'_>,
+) -> Result<Subscriber, Problem> {
+    if options.event.len() > MAX_SELECTED {
+        let detail = format!("the query selects more than {MAX_SELECTED} event names");
+        return Err(Problem::new(Code::InvalidQuery, detail));
+    }
+    let selected: Box<[EventName]> =
+        options.event.iter().map(|name| parse_event_name(name)).collect::<Result<_, _>>()?;
+    if options.presence {
+        for room in rooms {
+            caller.require(Permission::Presence, room.as_str())?;
+        }
+        if let Some(room) = rooms.iter().find(|room| !app.presence.is_enabled(room)) {
+            let detail =
+                format!("presence: the room {room:?} has no presence; the gateway's --presence selects the rooms");
+            return Err(Problem::new(Code::InvalidQuery, detail));
+        }
+    }
+    // A subscriber with a random id is not listed as a member: its id would change at each reconnect.
+    let is_chosen = options.subscriber.is_some();
+    let id = options.subscriber.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    let id = parse_name("the subscriber", &id, SubscriberId::new)?;
+    let info = info(app, caller, options.info)?;
+    let identity = caller.identity();
+    let member = is_chosen.then(|| Member {
+        subscriber: id.clone(),
+        owner: sha1_hex(caller.owner().as_bytes()).into(),
+        address: caller.address().filter(|_| identity.subject.is_none()),
+        profile: profile(&id, identity.subject.as_deref(), info.as_deref()),
+    });
+    Ok(Subscriber::new(id, identity.clone(), caller.address())
+        .with_selected(selected)
+        .with_member(member)
+        .with_presence(options.presence))
+}
+
+/// The subscriber's profile: from its token, or from the request if the gateway allows that.
+fn info(app: &App, caller: &Caller, requested: Option<String>) -> Result<Option<Box<RawValue>>, Problem> {
+    let allowed = app.settings.presence.info;
+    if requested.is_some() && allowed != PresenceInfo::Query {
+        let detail = "info: the gateway accepts a profile in the query only with --presence-info query";
+        return Err(Problem::new(Code::InvalidQuery, detail));
+    }
+    let signed = caller.identity().info.clone().filter(|_| allowed != PresenceInfo::None);
+    let text = match (signed, requested) {
+        (Some(signed), _) => signed.to_string(),
+        (None, Some(requested)) => check_info(&requested)?,
+        (None, None) => return Ok(None),
+    };
+    Ok(RawValue::from_string(text).ok())
+}
+
+/// Checks a profile in a request. Returns it without white space.
+fn check_info(requested: &str) -> Result<String, Problem> {
+    let refuse = |detail: String| Err(Problem::new(Code::InvalidQuery, detail));
+    if requested.len() > MAX_INFO_BYTES {
+        return refuse(format!("info has more than {MAX_INFO_BYTES} bytes"));
+    }
+    let value: serde_json::Value = match serde_json::from_str(requested) {
+        Ok(value) => value,
+        Err(why) => return refuse(format!("info is not JSON: {why}")),
+    };
+    let text = value.to_string();
+    if nesting(&text) > MAX_INFO_DEPTH {
+        return refuse(format!("info nests arrays and objects deeper than {MAX_INFO_DEPTH}"));
+    }
+    Ok(text)
+}
+
+/// A member's profile in the form in which brokers store it: the members of a JSON object, without the braces.
+/// Brokers add members of their own.
+fn profile(subscriber: &SubscriberId, user: Option<&str>, info: Option<&RawValue>) -> Arc<str> {
+    #[derive(Serialize)]
+    struct ProfileText<'a> {
+        subscriber: &'a SubscriberId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        info: Option<&'a RawValue>,
+    }
+    let text = serde_json::to_string(&ProfileText { subscriber, user, info }).expect("names and JSON are JSON");
+    text[1..text.len() - 1].into()
+}

@@ -1,0 +1,61 @@
+//! Streams that are refused for now, and the headers of streams.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::resume_point;
+use crate::delivery::{EndReason, StreamFormat};
+use crate::http::App;
+use crate::http::problem::{Code, Problem};
+use crate::names::{Cursor, EventId};
+
+/// Answers every request on a connection above the limit of connections.
+pub async fn refuse_overload(State(app): State<App>, request: Request) -> Response {
+    let mut response = if request.uri().path().ends_with("/stream") {
+        #[derive(Deserialize)]
+        struct AfterQuery {
+            after: Option<String>,
+        }
+        let query: Option<AfterQuery> = serde_html_form::from_str(request.uri().query().unwrap_or_default()).ok();
+        let after = query.and_then(|query| query.after);
+        let last_id = resume_point(request.headers(), after.as_deref()).ok().flatten();
+        refuse(&app, StreamFormat::Single, EndReason::TooManyConnections, last_id.filter(is_position))
+    } else {
+        let detail = "the replica has reached --max-connections; try again, or try another replica";
+        Problem::new(Code::TooManyConnections, detail).into_response()
+    };
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// Answers a caller that could not be identified. If the reason is temporary, the stream is refused for now.
+pub(super) fn refuse_caller(app: &App, problem: Problem, last_id: Option<&str>) -> Result<Response, Problem> {
+    let reason = match problem.code() {
+        Code::KeysUnavailable | Code::Unavailable => EndReason::Unavailable,
+        Code::TooManyRequests => EndReason::TooManyRequests,
+        _ => return Err(problem),
+    };
+    Ok(refuse(app, StreamFormat::Single, reason, last_id.filter(is_position)))
+}
+
+/// Whether a text from a request is a position, so that a block may repeat it as its `id:`.
+fn is_position(id: &&str) -> bool {
+    id.parse::<EventId>().is_ok() || Cursor::decode(id).is_ok()
+}
+
+/// A stream of one block, which says that there is no stream now, why, and when to reconnect.
+pub(super) fn refuse(app: &App, format: StreamFormat, reason: EndReason, last_id: Option<&str>) -> Response {
+    (stream_headers(), app.delivery.refusal(format, reason, last_id)).into_response()
+}
+
+/// The headers of every stream.
+pub(super) fn stream_headers() -> [(HeaderName, HeaderValue); 3] {
+    [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, no-transform")),
+        // Without it, nginx fills a buffer before it passes anything on.
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ]
+}
