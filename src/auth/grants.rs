@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_is_any_characters_and_all_else_stands_for_itself() {
+    fn a_star_matches_any_characters_and_all_else_matches_itself() {
         for (pattern, name, expected) in [
             ("*", "anything.at:all", true),
             ("chat.*", "chat.lobby", true),
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_stands_for_itself_and_is_never_a_pattern() {
+    fn a_subject_matches_itself_and_is_never_a_pattern() {
         assert!(allows("user.{sub}", Some("ann"), "user.ann"));
         assert!(allows("user.{sub}.*", Some("ann"), "user.ann.inbox"));
         assert!(!allows("user.{sub}", Some("ann"), "user.bob"));
