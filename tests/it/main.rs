@@ -1,7 +1,7 @@
-//! Behaviour through the front door: real gateways, real Redis processes, real clients.
+//! Integration tests: real gateways, real Redis processes and real clients, through the public interface.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
-#![allow(clippy::print_stdout, reason = "what a test says is shown if it fails: its seed, for one")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+#![allow(clippy::print_stdout, reason = "the harness shows the output of a failed test, for example its seed")]
 
 #[macro_use]
 mod support;

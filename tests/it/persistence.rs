@@ -11,7 +11,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    Balancer, Evidence, Load, Place, ROOMS, Replica, Stream, content, eventually, random, spawn, within,
+    Balancer, EventKey, Evidence, Load, ROOMS, Replica, Stream, content_from_data, eventually, random, spawn,
+    within,
 };
 
 /// Fields that are written under load.
@@ -111,7 +112,7 @@ impl Counters {
 }
 
 /// The events of a room's whole log, page by page.
-async fn whole_log(replica: &Replica, room: &str) -> Vec<(Place, String)> {
+async fn whole_log(replica: &Replica, room: &str) -> Vec<(EventKey, String)> {
     let (mut all, mut after) = (Vec::new(), String::new());
     loop {
         let (status, page) = get(replica, &format!("/v1/rooms/{room}/events?limit=1000{after}")).await;
@@ -120,7 +121,7 @@ async fn whole_log(replica: &Replica, room: &str) -> Vec<(Place, String)> {
         let Some(last) = events.last() else { return all };
         after = format!("&after={}", last["id"].as_str().unwrap());
         let place = |event: &Value| (room.to_owned(), event["id"].as_str().unwrap().parse().unwrap());
-        all.extend(events.iter().map(|event| (place(event), content(&event["data"]))));
+        all.extend(events.iter().map(|event| (place(event), content_from_data(&event["data"]))));
     }
 }
 
@@ -155,7 +156,7 @@ async fn survives_kills(seed: u64, kills: u32, arguments: &[&str]) {
         log.extend(whole_log(&replica, room).await);
     }
     let (log, other_logs, forged) = (log.into_iter().collect(), Vec::new(), BTreeSet::new());
-    let account = Evidence { published, records, log, other_logs, forged, most_gaps: 0 }.check();
+    let account = Evidence { published, records, log, other_logs, forged, max_gaps: 0 }.check();
     assert!(account.acknowledged > kills as usize, "{account:?}");
     assert_eq!((account.lost, account.gaps.len()), (0, 0), "{account:?}");
 }

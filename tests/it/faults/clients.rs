@@ -1,4 +1,4 @@
-//! A client that disconnects at every byte of a stream, and comes back as `EventSource` does.
+//! A client that disconnects after each byte of a stream, and reconnects as `EventSource` does.
 
 use futures_util::StreamExt;
 use serde_json::json;
@@ -9,20 +9,20 @@ use super::outcome;
 use super::stage::Promise;
 use crate::support::{Account, EventSource, Gateway, SseEvent, within};
 
-/// Clients at one time.
-const AT_ONCE: usize = 50;
+/// Clients at the same time.
+const CONCURRENT_CLIENTS: usize = 50;
 const EVENTS: [&str; 4] = ["eins", "zwei\nZeilen", "dreißig € 🦀", "vier"];
 
-/// What a client got that reads at most so many bytes of the response and closes.
-struct Visit {
+/// The result of one connection.
+struct Connection {
     events: Vec<SseEvent>,
     last_event_id: String,
-    /// It has read as far as it may, or everything there is.
+    /// Whether it ended at the limit of bytes.
     is_cut: bool,
 }
 
-/// Reads so many bytes of the response, or until the last event has come. In HTTP/1.0 its body is the stream as it is.
-async fn visit(gateway: &Gateway, path: &str, last_event_id: &str, bytes: usize) -> Visit {
+/// Reads this many bytes of the response, or until the last event. In HTTP/1.0 the body is the stream without chunks.
+async fn connect(gateway: &Gateway, path: &str, last_event_id: &str, bytes: usize) -> Connection {
     let mut connection = TcpStream::connect(gateway.address()).await.unwrap();
     let resume =
         if last_event_id.is_empty() { String::new() } else { format!("last-event-id: {last_event_id}\r\n") };
@@ -32,8 +32,8 @@ async fn visit(gateway: &Gateway, path: &str, last_event_id: &str, bytes: usize)
     let mut buffer = vec![0; 4096];
     let mut left = bytes;
     while left > 0 {
-        let most = left.min(buffer.len());
-        let count = within("a stream's bytes", connection.read(&mut buffer[..most])).await.unwrap();
+        let limit = left.min(buffer.len());
+        let count = within("a stream's bytes", connection.read(&mut buffer[..limit])).await.unwrap();
         assert!(count > 0, "the stream ended");
         left -= count;
         for byte in &buffer[..count] {
@@ -47,42 +47,45 @@ async fn visit(gateway: &Gateway, path: &str, last_event_id: &str, bytes: usize)
             break;
         }
     }
-    Visit { last_event_id: source.last_event_id, events, is_cut: left == 0 }
+    Connection { last_event_id: source.last_event_id, events, is_cut: left == 0 }
 }
 
 fn is_last(event: &SseEvent) -> bool {
     event.data.contains(EVENTS[EVENTS.len() - 1])
 }
 
-/// Those that were published, without the stream's own.
+/// The published events, without the stream's control events.
 fn published(events: impl IntoIterator<Item = SseEvent>) -> Vec<SseEvent> {
     events.into_iter().filter(|event| !event.event.starts_with("stream.")).collect()
 }
 
-/// Cuts a stream after each of its bytes, and has the client go on from where it is then. How many cuts there were.
-async fn cut_at_every_byte(gateway: &Gateway, path: &str) -> usize {
-    let whole = published(visit(gateway, path, "", usize::MAX).await.events);
+/// Cuts a stream after each of its bytes, and lets the client resume. Returns the number of cuts.
+async fn cut_after_each_byte(gateway: &Gateway, path: &str) -> usize {
+    let whole = published(connect(gateway, path, "", usize::MAX).await.events);
     let check = async |bytes: usize| {
-        // Each is a subscriber of its own: a later stream of the same one would end this one.
+        // Each client is a subscriber with its own name, since a later stream with the same name would end this one.
         let path = &format!("{path}{bytes:06}");
-        let first = visit(gateway, path, "", bytes).await;
+        let first = connect(gateway, path, "", bytes).await;
         let is_cut = first.is_cut;
         let mut events = first.events;
         if !events.iter().any(is_last) {
-            events.extend(visit(gateway, path, &first.last_event_id, usize::MAX).await.events);
+            events.extend(connect(gateway, path, &first.last_event_id, usize::MAX).await.events);
         }
         assert!(events.iter().all(|event| event.event != "stream.gap"), "{bytes}: {events:?}");
         assert_eq!(published(events), whole, "cut after {bytes} bytes");
         is_cut
     };
-    // Beyond the stream's length nothing is cut any more: that is where it ends.
+    // A limit beyond the stream's length cuts nothing: this is the end.
     let mut cuts = 0;
     loop {
-        let round: Vec<bool> =
-            futures_util::stream::iter(cuts..cuts + AT_ONCE).map(&check).buffered(AT_ONCE).collect().await;
-        let cut = round.iter().filter(|is_cut| **is_cut).count();
-        cuts += cut;
-        if cut < AT_ONCE {
+        let round: Vec<bool> = futures_util::stream::iter(cuts..cuts + CONCURRENT_CLIENTS)
+            .map(&check)
+            .buffered(CONCURRENT_CLIENTS)
+            .collect()
+            .await;
+        let cuts_of_round = round.iter().filter(|is_cut| **is_cut).count();
+        cuts += cuts_of_round;
+        if cuts_of_round < CONCURRENT_CLIENTS {
             return cuts;
         }
     }
@@ -102,7 +105,7 @@ on_both_brokers! {
         for path in ["/v1/rooms/a/stream", "/v1/stream?room=a&room=b"] {
             let separator = if path.contains('?') { '&' } else { '?' };
             let path = format!("{path}{separator}from=earliest&subscriber=me");
-            cuts += cut_at_every_byte(&gateway, &path).await;
+            cuts += cut_after_each_byte(&gateway, &path).await;
         }
         assert!(cuts > 1000, "{cuts}");
         let fault = "A client disconnects at every byte of a stream";

@@ -1,16 +1,17 @@
-//! Another server takes over, with everything or without the last events, and back.
+//! Failovers to a follower that has every event or lacks the last ones, and back.
 
 use super::stage::{GAPS_PER_LOSS, Plan, Promise, Stage};
 use crate::support::{Link, Links, RedisServer, eventually};
 
+/// Reasons of a gap after the loss of the last events.
 const TAIL: &[&str] = &["diverged", "lost_tail"];
-/// To the first master the other one's events are an epoch that is gone as a whole.
+/// The same after a failover back: the first master lacks the whole epoch of the other one.
 const BACK: &[&str] = &["diverged", "log_lost", "lost_tail"];
 
-/// A Redis that follows another one, and has caught up.
-pub async fn follower(of: &RedisServer) -> RedisServer {
+/// A new Redis that follows a master and has caught up.
+pub async fn follower(master: &RedisServer) -> RedisServer {
     let follower = RedisServer::start().await;
-    follow(&follower, of).await;
+    follow(&follower, master).await;
     follower
 }
 
@@ -22,12 +23,15 @@ async fn follow(follower: &RedisServer, master: &RedisServer) {
     .await;
 }
 
-async fn has_everything(follower: &RedisServer, master: &RedisServer) {
-    let offset = |server: &RedisServer| {
+async fn catches_up(follower: &RedisServer, master: &RedisServer) {
+    let replication_offset = |server: &RedisServer| {
         let info = server.cli(&["INFO", "replication"]);
         info.lines().find_map(|line| line.strip_prefix("master_repl_offset:")).unwrap().trim().to_owned()
     };
-    eventually("the follower has everything", async || (offset(master) == offset(follower)).then_some(())).await;
+    eventually("the follower catches up", async || {
+        (replication_offset(master) == replication_offset(follower)).then_some(())
+    })
+    .await;
 }
 
 pub fn promote(server: &RedisServer) {
@@ -35,16 +39,16 @@ pub fn promote(server: &RedisServer) {
 }
 
 impl Stage {
-    /// Nothing is written any more until the follower has it all, and is promoted.
+    /// Cuts the links, waits until the follower has every event, and promotes it.
     pub async fn promote_without_loss(&self, other: &RedisServer, links: Links) {
         self.set_all(links, Link::Cut);
-        // Until a replica has seen that its command link is cut, it may write over the other one.
-        self.until_all_ill().await;
-        has_everything(other, &self.redis).await;
+        // A replica that has not noticed the cut of its command link yet may still write over the other link.
+        self.until_all_degraded().await;
+        catches_up(other, &self.redis).await;
         promote(other);
     }
 
-    /// Command links lead to another server now, and subscriptions stay where they were: at the one that is returned.
+    /// Leads command links to another server. Subscriptions stay at the old one, which is returned.
     fn fail_commands_over(&mut self, other: RedisServer) -> RedisServer {
         for proxy in &self.proxies {
             proxy.redirect_only(Links::Commands, other.port());
@@ -70,12 +74,12 @@ async fn p4_under_load_a_failover_that_loses_the_tail_is_told() {
     let redis = RedisServer::start().await;
     let other = follower(&redis).await;
     let mut stage = Plan::with(402).on(redis).begin().await;
-    // The follower stops following, and more is published: the tail that it will lack.
+    // The follower stops following, so it lacks what is published from now on.
     promote(&other);
     stage.some_traffic().await;
     stage.redis.kill();
     stage.fail_over(other);
-    let account = stage.heal("Failover to a follower without the last events", Promise::Told(TAIL)).await;
+    let account = stage.heal("Failover to a follower without the last events", Promise::Gap(TAIL)).await;
     assert!(account.lost > 0, "{account:?}");
 }
 
@@ -89,12 +93,12 @@ async fn p4_under_load_a_failover_that_loses_the_tail_and_a_proper_one_back_tell
     let first = stage.fail_over(other);
     stage.until_well().await;
     stage.some_traffic().await;
-    // The old master throws its tail away, follows, and takes over again.
+    // The old master discards its last events, follows the new one, and takes over again.
     follow(&first, &stage.redis).await;
     stage.promote_without_loss(&first, Links::All).await;
     stage.fail_over(first);
     stage.set_all(Links::All, Link::Pass);
-    stage.heal("The same, and a fail-back by `REPLICAOF` that loses nothing more", Promise::Told(TAIL)).await;
+    stage.heal("The same, and a fail-back by `REPLICAOF` that loses nothing more", Promise::Gap(TAIL)).await;
 }
 
 #[tokio::test]
@@ -106,12 +110,12 @@ async fn p4_under_load_a_failover_and_back_never_takes_one_event_for_another() {
     stage.some_traffic().await;
     let first = stage.fail_over(other);
     stage.some_traffic().await;
-    // The first master never restarted: its mark is its head's, and it knows nothing of what the other one gave out.
+    // The first master never restarted, so its heads have its own replication id, and it lacks the other one's events.
     let other = stage.fail_over(first);
-    stage.others.push(other);
-    // Both servers have lost something to the other.
-    stage.most_gaps = 2 * GAPS_PER_LOSS;
-    stage.heal("Failover without the last events, and back to a master that never knew", Promise::Told(BACK)).await;
+    stage.former_servers.push(other);
+    // Each server lacks events of the other one.
+    stage.max_gaps = 2 * GAPS_PER_LOSS;
+    stage.heal("Failover without the last events, and back to a master that never knew", Promise::Gap(BACK)).await;
 }
 
 #[tokio::test]
@@ -120,14 +124,14 @@ async fn p2_under_load_a_subscription_left_on_an_isolated_old_master_is_found_an
     let other = follower(&redis).await;
     let mut stage = Plan::with(405).on(redis).begin().await;
     stage.promote_without_loss(&other, Links::Commands).await;
-    // Until the fault has been seen, so that it does not heal between two looks.
+    // Replicas can't subscribe to the new master yet, so that the fault does not heal before it has been observed.
     other.cli(&["ACL", "SETUSER", "default", "-subscribe"]);
     let old = stage.fail_commands_over(other);
     let subscribed = |server: &RedisServer| {
         let clients = server.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
         clients.lines().filter(|client| !client.contains(" sub=0 ")).count()
     };
-    stage.until_all_ill().await;
+    stage.until_all_degraded().await;
     stage.redis.cli(&["ACL", "SETUSER", "default", "+subscribe"]);
     eventually("all subscriptions are at the new master", async || {
         (subscribed(&stage.redis) == 3 && subscribed(&old) == 0).then_some(())
@@ -142,10 +146,10 @@ async fn p2_under_load_a_subscription_left_on_a_demoted_master_loses_nothing() {
     let other = follower(&redis).await;
     let mut stage = Plan::with(406).on(redis).begin().await;
     stage.promote_without_loss(&other, Links::Commands).await;
-    // It passes on what the new master announces, and takes no writes.
+    // As a follower it repeats the new master's announcements, and accepts no writes.
     follow(&stage.redis, &other).await;
     let old = stage.fail_commands_over(other);
-    stage.others.push(old);
+    stage.former_servers.push(old);
     for _ in 0..5 {
         stage.some_traffic().await;
     }

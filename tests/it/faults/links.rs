@@ -1,4 +1,4 @@
-//! Links between a replica and Redis that break, hang, drag, or lose bytes.
+//! Links between a replica and Redis that break, hang, are slow, or lose bytes.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use super::stage::{Promise, Stage};
 use crate::support::{Link, Links, Way, eventually};
 
 impl Stage {
-    /// One replica's links fail until its health says so and a while longer; the other replicas go on.
+    /// Sets the links of one replica, and restores them some events after its health has reported the fault. The other
+    /// replicas work.
     async fn fail_links(&mut self, links: Links, link: Link) {
         let victim = self.rng.usize(..3);
         self.proxies[victim].set_only(links, link);

@@ -1,4 +1,4 @@
-//! Replicas that die, and replicas that leave.
+//! Replicas that are killed, and replicas that shut down.
 
 use super::stage::{Promise, Stage};
 use crate::support::Replica;
@@ -19,7 +19,7 @@ async fn p12_under_load_a_rolling_restart_of_all_three_loses_nothing() {
     let mut stage = Stage::begin(202).await;
     for number in 0..3 {
         let old = stage.replace(number).await;
-        // The balancer notices late: clients still come to the one that leaves, and are sent on.
+        // The balancer notices late: it still sends clients to the replica that shuts down.
         stage.balancer.set(stage.replicas.iter().chain([&old]).map(Replica::url));
         assert_eq!(old.terminate().await, Some(0));
         stage.balancer.set(stage.replicas.iter().map(Replica::url));

@@ -1,53 +1,53 @@
-//! Where a fault happens: three replicas over one Redis, under load, and what is checked when all is well again.
+//! The deployment in which faults happen: three replicas on one Redis, under load. After recovery the records are checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::outcome;
 use crate::support::{
-    Account, Balancer, Evidence, Link, Links, Load, Place, Proxy, ROOMS, RedisServer, Replica, content, eventually,
-    random,
+    Account, Balancer, EventKey, Evidence, Link, Links, Load, Proxy, ROOMS, RedisServer, Replica,
+    content_from_data, eventually, random,
 };
 
-/// A log that is not trimmed during a test, so that what it has at the end is what was not lost.
+/// Limits that no log reaches during a test: an event that the log lacks at the end was lost.
 const KEEP: [&str; 4] = ["--retention-events", "1000000", "--retention-bytes", "1000000000"];
 
-/// Most gaps by which one stream is told of one loss in a room, whatever replicas knew of it.
+/// Most gaps that one stream receives in a room for one loss, even if replicas knew different parts of it.
 pub const GAPS_PER_LOSS: usize = 1;
 
-/// What subscribers may be told.
+/// The gaps that subscribers may receive.
 #[derive(Clone, Copy, Debug)]
 pub enum Promise {
-    /// Nothing is lost, so nobody is told of a gap.
+    /// Nothing is lost, so there is no gap.
     NoGap,
-    /// Gaps of these reasons, but perhaps none.
-    Perhaps(&'static [&'static str]),
-    /// Gaps of these reasons, and at least one.
-    Told(&'static [&'static str]),
+    /// Gaps with these reasons, or none.
+    OptionalGap(&'static [&'static str]),
+    /// Gaps with these reasons, at least one.
+    Gap(&'static [&'static str]),
 }
 
-/// How a stage is set up.
+/// The set-up of a stage.
 pub struct Plan {
     seed: u64,
     redis: Option<RedisServer>,
     arguments: Vec<&'static str>,
 }
 
-/// Three replicas under load, each behind a proxy of its own.
+/// Three replicas under load, each with its own proxy in front of Redis.
 pub struct Stage {
     pub rng: fastrand::Rng,
-    /// The one that holds the truth now.
+    /// The server that counts now: its logs are compared with the records.
     pub redis: RedisServer,
-    /// Those that did so for a while, and took writes that the truth now lacks.
-    pub others: Vec<RedisServer>,
+    /// Servers that counted for a while, with writes that the present one lacks.
+    pub former_servers: Vec<RedisServer>,
     pub proxies: Vec<Proxy>,
     pub replicas: Vec<Replica>,
     pub balancer: Balancer,
     pub load: Load,
     pub arguments: Vec<&'static str>,
-    /// Ids under which something was announced that was never appended.
-    pub forged: BTreeSet<Place>,
-    /// Most gaps that a stream may be told in a room.
-    pub most_gaps: usize,
+    /// Ids that were announced with an event that was never appended.
+    pub forged: BTreeSet<EventKey>,
+    /// Most gaps that a stream may receive in a room.
+    pub max_gaps: usize,
 }
 
 impl Plan {
@@ -65,7 +65,7 @@ impl Plan {
         self
     }
 
-    /// Starts replicas and load, and waits until everybody has joined and some events were published.
+    /// Starts replicas and load. Waits until every subscriber has joined and some events are published.
     pub async fn begin(mut self) -> Stage {
         if self.redis.is_none() {
             self.redis = Some(RedisServer::start().await);
@@ -76,8 +76,8 @@ impl Plan {
         stage
     }
 
-    /// Starts replicas and load, whether or not Redis is there.
-    pub async fn begin_alone(self) -> Stage {
+    /// Starts replicas and load, without waiting for Redis.
+    pub async fn begin_without_redis(self) -> Stage {
         self.begin_with(async |_| ()).await
     }
 
@@ -98,14 +98,14 @@ impl Plan {
         Stage {
             rng,
             redis,
-            others: Vec::new(),
+            former_servers: Vec::new(),
             proxies,
             replicas,
             balancer,
             load,
             arguments,
             forged: BTreeSet::new(),
-            most_gaps: GAPS_PER_LOSS,
+            max_gaps: GAPS_PER_LOSS,
         }
     }
 }
@@ -121,14 +121,14 @@ impl Stage {
         Plan::with(seed).begin().await
     }
 
-    /// Has links of all replicas fail.
+    /// Sets the links of all replicas.
     pub fn set_all(&self, links: Links, link: Link) {
         for proxy in &self.proxies {
             proxy.set_only(links, link);
         }
     }
 
-    /// From now on another server is the one that counts. The old one goes on running; it is returned.
+    /// Leads all replicas to another server, which counts from now on. Returns the old one, which goes on running.
     pub fn fail_over(&mut self, to: RedisServer) -> RedisServer {
         for proxy in &self.proxies {
             proxy.redirect(to.port());
@@ -140,40 +140,40 @@ impl Stage {
         until(&self.replicas, 200).await;
     }
 
-    pub async fn until_all_ill(&self) {
+    pub async fn until_all_degraded(&self) {
         until(&self.replicas, 503).await;
     }
 
-    /// Lets some events be acknowledged: how many, the seed says.
+    /// Waits until some more events are acknowledged. The number comes from the seed.
     pub async fn some_traffic(&mut self) {
         let enough = self.load.stored() + self.rng.usize(40..120);
         eventually("events are published", async || (self.load.stored() >= enough).then_some(())).await;
     }
 
-    /// Replaces a replica's process by a fresh one.
+    /// Starts a new process in place of a replica. Returns the old one, which goes on running.
     pub async fn replace(&mut self, number: usize) -> Replica {
-        let fresh = Replica::start(&self.proxies[number].url(), &self.arguments);
-        fresh.until(200).await;
-        let old = std::mem::replace(&mut self.replicas[number], fresh);
+        let new = Replica::start(&self.proxies[number].url(), &self.arguments);
+        new.until(200).await;
+        let old = std::mem::replace(&mut self.replicas[number], new);
         self.balancer.set(self.replicas.iter().map(Replica::url));
         old
     }
 
-    /// Waits until everyone is well again, ends the load, and checks every record.
-    pub async fn settle(mut self) -> Account {
+    /// Waits until all replicas are healthy, ends the load, and checks every record.
+    pub async fn finish(mut self) -> Account {
         self.until_well().await;
         self.some_traffic().await;
         let (published, records) = self.load.finish().await;
         let rooms: BTreeSet<_> = records.iter().flat_map(|record| record.starts.keys().cloned()).collect();
-        let log = |redis| rooms.iter().flat_map(|room| log_of(redis, room)).collect();
-        let (log, other_logs) = (log(&self.redis), self.others.iter().map(log).collect());
-        let (forged, most_gaps) = (self.forged, self.most_gaps);
-        Evidence { published, records, log, other_logs, forged, most_gaps }.check()
+        let log = |redis| rooms.iter().flat_map(|room| log_entries(redis, room)).collect();
+        let (log, other_logs) = (log(&self.redis), self.former_servers.iter().map(log).collect());
+        let (forged, max_gaps) = (self.forged, self.max_gaps);
+        Evidence { published, records, log, other_logs, forged, max_gaps }.check()
     }
 
-    /// Settles, checks what was promised, and keeps the outcome for the table.
+    /// Finishes, checks the promise, and keeps the outcome for the list in docs/fault-tests.md.
     pub async fn heal(self, fault: &'static str, promise: Promise) -> Account {
-        let account = self.settle().await;
+        let account = self.finish().await;
         assert!(account.acknowledged > 100, "{account:?}");
         promise.check(&account);
         outcome::record(fault, promise, &account);
@@ -187,37 +187,37 @@ impl Promise {
         assert!(account.gaps.keys().all(|reason| reasons.contains(&reason.as_str())), "{account:?}");
         match self {
             Self::NoGap => assert_eq!(account.lost, 0, "{account:?}"),
-            Self::Perhaps(_) => {}
-            Self::Told(_) => assert!(!account.gaps.is_empty(), "{account:?}"),
+            Self::OptionalGap(_) => {}
+            Self::Gap(_) => assert!(!account.gaps.is_empty(), "{account:?}"),
         }
     }
 
     pub fn reasons(self) -> &'static [&'static str] {
         match self {
             Self::NoGap => &[],
-            Self::Perhaps(reasons) | Self::Told(reasons) => reasons,
+            Self::OptionalGap(reasons) | Self::Gap(reasons) => reasons,
         }
     }
 }
 
-/// The name of a room's key or channel in Redis.
+/// The name of a key or channel of a room in Redis.
 pub fn key(room: &str, kind: &str) -> String {
     format!("roomcast:{{{room}}}:{kind}")
 }
 
-/// What the log of a room has.
-fn log_of(redis: &RedisServer, room: &str) -> BTreeMap<Place, String> {
+/// The events of a room's log, with their content.
+fn log_entries(redis: &RedisServer, room: &str) -> BTreeMap<EventKey, String> {
     let text = redis.cli(&["XRANGE", &key(room, "log"), "-", "+"]);
     let lines: Vec<_> = text.lines().collect();
     let entry = |lines: &[&str]| {
         let event: serde_json::Value = serde_json::from_str(lines[2]).unwrap();
         let data = event.get("text").unwrap_or(&event["data"]);
-        ((room.to_owned(), lines[0].parse().unwrap()), content(data))
+        ((room.to_owned(), lines[0].parse().unwrap()), content_from_data(data))
     };
     lines.chunks_exact(3).map(entry).collect()
 }
 
-/// Rooms that a test picks from.
-pub fn room_of(rng: &mut fastrand::Rng) -> &'static str {
+/// One of the rooms.
+pub fn random_room(rng: &mut fastrand::Rng) -> &'static str {
     ROOMS[rng.usize(..ROOMS.len())]
 }

@@ -1,4 +1,4 @@
-//! What an `EventSource` makes of a stream's bytes, to the letter of HTML 9.2.6.
+//! Parses a stream's bytes exactly as `EventSource` does (HTML 9.2.6).
 
 use serde_json::Value;
 
@@ -16,33 +16,33 @@ impl SseEvent {
     }
 }
 
-/// Reads one stream. What its client keeps from one stream to the next is the last event id and the retry time.
+/// The reader of one stream. From one stream to the next, a client keeps the last event id and the retry time.
 #[derive(Debug, Default)]
 pub struct EventSource {
-    /// What a browser would send back now.
+    /// The id that a browser would send as `Last-Event-ID` now.
     pub last_event_id: String,
     /// The last `retry:`, in milliseconds.
     pub retry: Option<u64>,
-    /// Comments that have come.
+    /// Number of comments so far.
     pub comments: usize,
     line: Vec<u8>,
-    /// The last byte was a CR, so a LF that follows belongs to it.
+    /// Whether the last byte was a CR, so that a following LF is part of the same line end.
     after_cr: bool,
     is_past_bom: bool,
     event: String,
     data: String,
-    /// Starts empty on each stream, and becomes the last event id at each blank line, whether or not an `id:` came.
+    /// The value of the last `id:`. It is empty at the start of each stream. Each blank line makes it the last event id, even
+    /// if the block has no `id:`.
     id: String,
 }
 
 impl EventSource {
-    /// A connection that sends this id.
+    /// The reader of a stream whose request has this `Last-Event-ID`.
     pub fn resuming(last_event_id: &str) -> Self {
         Self { last_event_id: last_event_id.into(), ..Self::default() }
     }
 
-    /// The events that these bytes complete. A line that is not ended, and a block without its blank line, count for
-    /// nothing.
+    /// The events that these bytes complete. An incomplete line, or a block without its blank line, yields nothing.
     pub fn feed(&mut self, bytes: &[u8]) -> Vec<SseEvent> {
         let mut events = Vec::new();
         for byte in bytes {
@@ -85,7 +85,7 @@ impl EventSource {
     fn dispatch(&mut self) -> Option<SseEvent> {
         self.last_event_id.clone_from(&self.id);
         let (event, mut data) = (std::mem::take(&mut self.event), std::mem::take(&mut self.data));
-        // The data buffer is empty only if no data line came: each adds a LF.
+        // Each data line adds an LF, so empty data means that there was no data line.
         data.pop()?;
         let event = if event.is_empty() { "message".into() } else { event };
         Some(SseEvent { id: self.last_event_id.clone(), event, data })
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_counts_once_its_blank_line_came() {
+    fn an_event_is_dispatched_by_its_blank_line() {
         let mut source = EventSource::default();
         assert_eq!(source.feed(b"id: 1\ndata: a\n"), []);
         assert_eq!(source.last_event_id, "");
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_of_the_standard_read_as_it_says() {
+    fn the_examples_of_the_standard_are_parsed_as_it_says() {
         assert_eq!(
             events(
                 "data: YHOO\ndata: +2\ndata: 10\n\n: test\n\ndata: first\nid: 1\n\ndata:second\nid\n\ndata:  third\n\n"
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_without_an_id_at_a_streams_start_erases_the_position() {
+    fn a_first_block_without_an_id_erases_the_position() {
         let mut source = EventSource::resuming("7");
         assert_eq!(source.last_event_id, "7");
         source.feed(b"event: stream.end\ndata: {}\n\n");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_without_data_is_no_event_and_its_id_counts() {
+    fn a_block_without_data_is_no_event_but_sets_the_id() {
         let mut source = EventSource::default();
         assert_eq!(source.feed(b"\xef\xbb\xbfid: 5\nevent: x\n\n"), []);
         assert_eq!(source.last_event_id, "5");

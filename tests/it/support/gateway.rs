@@ -1,4 +1,4 @@
-//! Gateways that run in the test's process.
+//! Gateways in the test's own process.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{RedisServer, Stream, eventually, spawn, within};
 
-/// What the gateways of a test share.
+/// The broker that the gateways of a test use.
 pub struct World {
     pub redis: Option<RedisServer>,
-    /// Each gateway has a folder of its own in it.
+    /// The folder with a data folder for each gateway.
     pub data: Option<tempfile::TempDir>,
     pub gateways: AtomicUsize,
 }
@@ -26,7 +26,7 @@ impl World {
         Self { redis: None, data: None, gateways: AtomicUsize::new(0) }
     }
 
-    /// The embedded broker with data folders.
+    /// The embedded broker, with a data folder for each gateway.
     pub fn durable() -> Self {
         Self { data: Some(tempfile::tempdir().unwrap()), ..Self::embedded() }
     }
@@ -53,7 +53,7 @@ impl World {
     }
 }
 
-/// A running gateway; stops when dropped.
+/// A running gateway. It stops when it is dropped.
 pub struct Gateway {
     pub url: String,
     client: reqwest::Client,
@@ -62,7 +62,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts one with quick timings, whatever else `change` says, and does not wait until its broker is there.
+    /// Starts a gateway with short times, unless `change` sets others. It does not wait for the broker.
     pub async fn start(change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings::defaults();
         settings.server.listen = "127.0.0.1:0".parse().unwrap();
@@ -78,18 +78,18 @@ impl Gateway {
     }
 
     pub async fn until_well(&self) {
-        eventually("the gateway is well", async || {
+        eventually("the gateway is healthy", async || {
             (self.send(self.request(Method::GET, "/healthz")).await.0 == StatusCode::OK).then_some(())
         })
         .await;
     }
 
-    /// Asks it to leave; returns at once.
+    /// Starts the shutdown. Does not wait for it.
     pub fn leave(&self) {
         self.stop.cancel();
     }
 
-    /// Leaves politely, and waits until it has.
+    /// Shuts down, and waits for the end.
     pub async fn stop(mut self) -> Result<(), ServeError> {
         self.leave();
         within("the gateway stops", &mut self.task).await.expect("the gateway does not panic")
@@ -122,7 +122,7 @@ impl Gateway {
         self.send(self.request(Method::POST, path).json(body)).await
     }
 
-    /// Publishes a text; its id.
+    /// Publishes a text. Returns its id.
     pub async fn publish(&self, room: &str, text: &str) -> String {
         let (status, body) =
             self.send(self.request(Method::POST, &format!("/v1/rooms/{room}/events")).body(text.to_owned())).await;
@@ -130,7 +130,7 @@ impl Gateway {
         body["id"].as_str().unwrap().to_owned()
     }
 
-    /// Publishes JSON with a name; its id.
+    /// Publishes JSON with an event name. Returns its id.
     pub async fn publish_json(&self, room: &str, event: &str, data: Value) -> String {
         let (status, body) =
             self.post(&format!("/v1/rooms/{room}/events"), &json!({"event": event, "data": data})).await;
@@ -138,7 +138,7 @@ impl Gateway {
         body["id"].as_str().unwrap().to_owned()
     }
 
-    /// Opens a stream, and takes its `stream.open`.
+    /// Opens a stream, and reads its first event, `stream.open`.
     pub async fn stream(&self, path: &str) -> Stream {
         self.resume(path, None).await
     }

@@ -1,5 +1,5 @@
-//! Continuous load: publishers that count, and subscribers that reconnect as `EventSource` does and keep a record of all
-//! that they are told. What it comes to is for [`super::account`] to say.
+//! Continuous load: publishers that note every outcome, and subscribers that reconnect as `EventSource` does and record what
+//! they receive. [`super::account`] checks the records.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -12,14 +12,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::publisher::{Counts, LAST, NAME, Publish, Publisher, content_of};
+use super::publisher::{Counts, LAST, NAME, Publish, Publisher, content_from_text};
 use super::{SseEvent, Stream, eventually, spawn, within};
 
 pub const ROOMS: [&str; 3] = ["red", "green", "blue"];
-const PUBLISHERS: usize = 4;
+/// Enough that publishes go on at a good pace while those to a failing replica wait for their answer.
+const PUBLISHERS: usize = 12;
 const SUBSCRIBERS: usize = 50;
 
-/// The replicas that a balancer would send requests to now.
+/// The replicas to which a load balancer would send requests now.
 #[derive(Clone, Default)]
 pub struct Balancer(Arc<RwLock<Vec<String>>>);
 
@@ -34,55 +35,55 @@ impl Balancer {
     }
 }
 
-/// What a subscriber was told, in order.
+/// What a subscriber received, in order.
 #[derive(Debug, Default)]
 pub struct Record {
-    /// Where it joined each room.
+    /// The position at which it joined each room.
     pub starts: BTreeMap<String, EventId>,
-    pub told: Vec<Told>,
-    /// Streams that only said: come back later.
-    pub refusals: usize,
+    pub received: Vec<Received>,
+    /// Streams that ended at once with the reason `unavailable`.
+    pub refused_streams: usize,
 }
 
 #[derive(Clone, Debug)]
-pub enum Told {
+pub enum Received {
     Event { room: String, id: EventId, content: String },
     Gap { room: String, from: EventId, to: EventId, reason: String },
 }
 
-/// Publishers and subscribers at work.
+/// Running publishers and subscribers.
 pub struct Load {
     balancer: Balancer,
     rng: fastrand::Rng,
     stop: CancellationToken,
     publishers: Vec<JoinHandle<Vec<Publish>>>,
     subscribers: Vec<JoinHandle<Record>>,
-    /// Publishes what the test itself wants published.
-    pub own: Publisher,
+    /// Publishes the events that the test itself chooses.
+    pub publisher: Publisher,
     rooms: BTreeSet<String>,
     counts: Arc<Counts>,
     joined: mpsc::Sender<()>,
     joins: mpsc::Receiver<()>,
-    awaited: usize,
+    pending_joins: usize,
 }
 
 impl Load {
-    /// Starts it, whether or not anyone can join yet.
+    /// Starts publishers and subscribers, even if no replica accepts streams yet.
     pub fn begin(balancer: &Balancer, mut rng: fastrand::Rng) -> Self {
         let (joined, joins) = mpsc::channel(2 * SUBSCRIBERS);
         let (stop, counts) = (CancellationToken::new(), Arc::<Counts>::default());
-        let own = Publisher::new(balancer, PUBLISHERS, rng.fork(), &counts);
+        let publisher = Publisher::new(balancer, PUBLISHERS, rng.fork(), &counts);
         let mut load = Self {
             balancer: balancer.clone(),
             stop,
             publishers: Vec::new(),
             subscribers: Vec::new(),
-            own,
+            publisher,
             rooms: BTreeSet::new(),
             counts,
             joined,
             joins,
-            awaited: 0,
+            pending_joins: 0,
             rng,
         };
         for number in 0..SUBSCRIBERS {
@@ -97,38 +98,38 @@ impl Load {
         load
     }
 
-    /// One more subscriber.
+    /// Starts one more subscriber.
     pub fn subscribe(&mut self, rooms: &[&'static str], balancer: &Balancer) {
         self.rooms.extend(rooms.iter().map(|room| (*room).to_owned()));
         let (joined, rng) = (self.joined.clone(), self.rng.fork());
         self.subscribers.push(spawn(subscribe(balancer.clone(), rooms.to_vec(), rng, joined)));
-        self.awaited += 1;
+        self.pending_joins += 1;
     }
 
     /// Waits until every subscriber has joined.
     pub async fn all_joined(&mut self) {
-        for _ in 0..std::mem::take(&mut self.awaited) {
+        for _ in 0..std::mem::take(&mut self.pending_joins) {
             within("every subscriber joins", self.joins.recv()).await.unwrap();
         }
     }
 
-    /// Events that were acknowledged so far.
+    /// Events acknowledged so far.
     pub fn stored(&self) -> usize {
         self.counts.stored.load(Ordering::SeqCst)
     }
 
-    /// Publishes that were refused so far, or that nobody knows the outcome of.
+    /// Publishes so far that were refused, or of which the outcome is unknown.
     pub fn failed(&self) -> usize {
         self.counts.failed.load(Ordering::SeqCst)
     }
 
-    /// A subscriber of the test's own, which reads a room until the last event has come.
+    /// Adds a subscriber of the test itself. It reads the room until the last event.
     pub fn add_record(&mut self, room: &str, record: impl Future<Output = Record> + Send + 'static) {
         self.rooms.insert(room.into());
         self.subscribers.push(spawn(record));
     }
 
-    /// Ends the load, and waits until every subscriber has what was published last.
+    /// Ends the load, and waits until every subscriber has the last event.
     pub async fn finish(mut self) -> (Vec<Publish>, Vec<Record>) {
         self.stop.cancel();
         let mut published = Vec::new();
@@ -136,26 +137,28 @@ impl Load {
             published.extend(within("a publisher ends", publisher).await.unwrap());
         }
         for room in &self.rooms {
-            eventually("the last event is stored", async || self.own.publish_to(room, LAST).await.then_some(()))
-                .await;
+            eventually("the last event is stored", async || {
+                self.publisher.publish_to(room, LAST).await.then_some(())
+            })
+            .await;
         }
-        published.extend(self.own.run(self.stop).await);
+        published.extend(self.publisher.run(self.stop).await);
         let mut records = Vec::new();
         for subscriber in self.subscribers {
-            records.push(within("a subscriber has what was published last", subscriber).await.unwrap());
+            records.push(within("a subscriber has the last event", subscriber).await.unwrap());
         }
         (published, records)
     }
 }
 
-/// Reads one room, or all on one stream, until the last event of each has come.
+/// Reads the rooms on one stream until the last event of each.
 async fn subscribe(
     balancer: Balancer,
     rooms: Vec<&'static str>,
     mut rng: fastrand::Rng,
     joined: mpsc::Sender<()>,
 ) -> Record {
-    let path = path_of(&rooms);
+    let path = stream_path(&rooms);
     let (mut record, mut last_event_id) = (Record::default(), String::new());
     let mut open: BTreeSet<&str> = rooms.iter().copied().collect();
     loop {
@@ -166,7 +169,7 @@ async fn subscribe(
                 if event.event == "stream.open" && record.starts.is_empty() {
                     joined.send(()).await.unwrap();
                 }
-                if let Some((room, content)) = record.take(&event, &rooms)
+                if let Some((room, content)) = record.add(&event, &rooms)
                     && content == LAST
                 {
                     open.remove(room);
@@ -182,7 +185,7 @@ async fn subscribe(
     }
 }
 
-pub fn path_of(rooms: &[&str]) -> String {
+fn stream_path(rooms: &[&str]) -> String {
     match rooms {
         [room] => format!("/v1/rooms/{room}/stream"),
         rooms => format!("/v1/stream?room={}", rooms.join("&room=")),
@@ -190,8 +193,8 @@ pub fn path_of(rooms: &[&str]) -> String {
 }
 
 impl Record {
-    /// Notes what an event of the stream says; an event of a room is returned as its room and content.
-    pub fn take<'a>(&'a mut self, event: &SseEvent, rooms: &[&'a str]) -> Option<(&'a str, &'a str)> {
+    /// Adds an event of the stream. Returns room and content if it is an event of a room.
+    pub fn add<'a>(&'a mut self, event: &SseEvent, rooms: &[&'a str]) -> Option<(&'a str, &'a str)> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let id = |value: &Value| value.as_str().unwrap().parse().unwrap();
         match event.event.as_str() {
@@ -203,9 +206,14 @@ impl Record {
             "stream.gap" => {
                 let gap = event.json();
                 let (from, to) = (id(&gap["from"]), id(&gap["to"]));
-                self.told.push(Told::Gap { room: text(&gap["room"]), from, to, reason: text(&gap["reason"]) });
+                self.received.push(Received::Gap {
+                    room: text(&gap["room"]),
+                    from,
+                    to,
+                    reason: text(&gap["reason"]),
+                });
             }
-            "stream.end" => self.refusals += usize::from(event.json()["reason"] == "unavailable"),
+            "stream.end" => self.refused_streams += usize::from(event.json()["reason"] == "unavailable"),
             name if !name.starts_with("stream.") => {
                 let (room, id, data) = if let [room] = rooms {
                     let data = serde_json::from_str(&event.data).unwrap_or(Value::String(event.data.clone()));
@@ -215,11 +223,11 @@ impl Record {
                     assert_eq!(envelope["event"].as_str().unwrap_or("message"), name);
                     (text(&envelope["room"]), id(&envelope["id"]), envelope["data"].clone())
                 };
-                let content = content(&data);
+                let content = content_from_data(&data);
                 assert_eq!(name == NAME, content.starts_with('j'), "{content} has the name {name}");
-                self.told.push(Told::Event { room, id, content });
-                let Some(Told::Event { room, content, .. }) = self.told.last() else { unreachable!() };
-                return Some((rooms.iter().find(|of| *of == room)?, content));
+                self.received.push(Received::Event { room, id, content });
+                let Some(Received::Event { room, content, .. }) = self.received.last() else { unreachable!() };
+                return Some((rooms.iter().find(|own| *own == room)?, content));
             }
             _ => {}
         }
@@ -227,8 +235,8 @@ impl Record {
     }
 }
 
-/// The content of an event's data, be it a text or an object that has it.
-pub fn content(data: &Value) -> String {
+/// The content of an event's data, which is a text or an object with a text.
+pub fn content_from_data(data: &Value) -> String {
     let text = data.get("content").unwrap_or(data);
-    text.as_str().map_or_else(|| text.to_string(), |text| content_of(text).to_owned())
+    text.as_str().map_or_else(|| text.to_string(), |text| content_from_text(text).to_owned())
 }

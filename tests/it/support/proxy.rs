@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a Redis whose links fail on command, all of them or only those of one kind.
+//! A TCP proxy in front of a Redis. Its connections fail on command, all of them or only one kind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,40 +10,40 @@ use tokio::sync::watch;
 
 use super::spawn;
 
-/// What the proxy's kernel takes from a server for a link that is frozen, so that the server soon notices.
+/// Receive buffer towards the server, in bytes. It is small, so that the server soon notices a frozen link.
 const RECEIVE_BUFFER: u32 = 32 * 1024;
-/// Bytes that a corrupted chunk loses.
+/// Bytes that a corrupted chunk loses in its middle.
 const LOST_BYTES: usize = 7;
 
-/// What becomes of bytes.
+/// What the proxy does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
-    /// They pass.
+    /// Passes them on.
     Pass,
-    /// Each piece waits for this long.
+    /// Passes each chunk on after this time.
     Delay(Duration),
-    /// They wait, and the connections stay.
+    /// Holds them back. The connections stay open.
     Freeze,
-    /// Those that go this way vanish, and the connections stay: they are half-open. TCP never delivers what comes after a
-    /// hole, so a connection that has lost a byte passes none that way any more, whatever is set later.
+    /// Discards the bytes of one direction. The connections stay open, half-open in effect. TCP never delivers bytes behind a
+    /// hole. So a connection that has lost a byte passes no more bytes in that direction, even if the link is set to pass.
     Drop(Way),
-    /// Each connection loses some bytes from the server, once, out of the middle of others. TCP does not do that; a
+    /// Removes some bytes of the server from the middle of a chunk, once for each connection. TCP does not do that, but a
     /// defective middlebox may.
     Corrupt,
-    /// Connections are closed, and new ones too.
+    /// Closes the connections, and new ones too.
     Cut,
-    /// The same, with a reset.
+    /// The same, with a reset (RST).
     Reset,
 }
 
-/// Which way bytes go.
+/// The direction of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     ToServer,
     ToClient,
 }
 
-/// Which connections a command is for. One is for pub/sub once it has subscribed to something.
+/// The connections that a command is about. A connection is one for pub/sub once it has subscribed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Links {
     All,
@@ -61,7 +61,7 @@ impl Links {
     }
 }
 
-/// In front of a server.
+/// A proxy in front of one server at a time.
 pub struct Proxy {
     port: u16,
     target: watch::Sender<(Links, u16)>,
@@ -95,12 +95,12 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Closes all connections; new ones lead to another server, as after a failover.
+    /// Closes all connections. New ones go to another server, as after a failover.
     pub fn redirect(&self, port: u16) {
         self.redirect_only(Links::All, port);
     }
 
-    /// Closes connections of a kind; new ones, of whatever kind, lead to another server.
+    /// Closes the connections of one kind. New ones of every kind go to another server.
     pub fn redirect_only(&self, links: Links, port: u16) {
         self.target.send_replace((links, port));
     }
@@ -109,12 +109,12 @@ impl Proxy {
         self.set_only(Links::All, link);
     }
 
-    /// Has some links fail; the others pass.
+    /// Sets the connections of one kind. The others pass bytes on.
     pub fn set_only(&self, links: Links, link: Link) {
         self.state.send_replace((links, link));
     }
 
-    /// How many connections have lost bytes so far.
+    /// Number of connections that have lost bytes so far.
     pub fn corrupted(&self) -> usize {
         self.corrupted.load(Ordering::SeqCst)
     }
@@ -129,7 +129,7 @@ struct Connection {
 
 impl Connection {
     async fn pass(&self, mut client: TcpStream) {
-        // What kind a new connection is shows only later: it is cut then.
+        // The kind of a new connection shows only later. If its kind is cut, that is when it is closed.
         match *self.state.borrow() {
             (Links::All, Link::Cut) => return,
             (Links::All, Link::Reset) => return reset(&client),
@@ -143,8 +143,8 @@ impl Connection {
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
         let end = tokio::select! {
-            // What is to end takes nothing more with it: a command that still reached an old master after all that it has
-            // was found at the new one would be lost there.
+            // The end comes first, so that no more bytes pass: a command that reached the old master after its data was
+            // compared with the new one would be lost.
             biased;
             () = self.until_redirected(target) => Link::Cut,
             end = self.until_cut() => end,
@@ -157,7 +157,7 @@ impl Connection {
         }
     }
 
-    /// What is to become of this connection's bytes.
+    /// What this connection does with its bytes.
     fn link(&self, (links, link): (Links, Link)) -> Link {
         if links.has(*self.is_subscribed.borrow()) { link } else { Link::Pass }
     }
@@ -193,7 +193,7 @@ impl Connection {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
             let mut bytes = &buffer[..count];
-            if way == Way::ToServer && bytes.windows(9).any(|word| word == b"SUBSCRIBE") {
+            if way == Way::ToServer && bytes.windows(9).any(|window| window == b"SUBSCRIBE") {
                 self.is_subscribed.send_replace(true);
             }
             let thawed = state.wait_for(|state| self.link(*state) != Link::Freeze).await;
@@ -201,7 +201,7 @@ impl Connection {
             match self.link(now) {
                 Link::Pass | Link::Drop(_) | Link::Corrupt | Link::Freeze => {}
                 Link::Delay(pause) => tokio::time::sleep(pause).await,
-                // About to be dropped: nothing more gets through.
+                // The connection is about to be closed.
                 Link::Cut | Link::Reset => return,
             }
             has_lost |= self.link(now) == Link::Drop(way);
@@ -223,7 +223,7 @@ impl Connection {
     }
 }
 
-/// Has the connection end with a reset when it is dropped.
+/// Makes the connection end with a reset when it is dropped.
 fn reset(connection: &TcpStream) {
     connection.set_zero_linger().unwrap();
 }

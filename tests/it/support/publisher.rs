@@ -1,4 +1,4 @@
-//! Publishers that count: of each event they know whether it is stored, surely is not, or may be.
+//! Publishers that note for each event whether it is stored, is certainly not stored, or may be stored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,26 +11,26 @@ use tokio_util::sync::CancellationToken;
 use super::Balancer;
 use super::load::ROOMS;
 
-/// Data of the last event of each room.
+/// Data of each room's last event.
 pub const LAST: &str = "last";
-/// The name of events that have one.
+/// The name of all events with a name.
 pub const NAME: &str = "note";
-/// Data above what one announcement carries in one message.
+/// More data than one announcement carries.
 const LARGE_BYTES: usize = 6000;
 
-/// What became of one event in one room.
+/// The outcome of publishing one event to one room.
 #[derive(Debug)]
 pub struct Publish {
     pub room: String,
-    /// What identifies it. The data is made from it, and is checked against it.
+    /// Identifies the event. Its data is made from the content, and is checked against it.
     pub content: String,
-    /// Repeated with the same `Idempotency-Key` until the answer is known.
+    /// Whether it was repeated with the same `Idempotency-Key` until the outcome was known.
     pub has_key: bool,
-    /// What it was answered with; several ids, if repeated.
+    /// Ids in the answers; several if the publish was repeated.
     pub stored: Vec<EventId>,
-    /// Tries that were surely in vain, so that the event must not appear because of them.
+    /// Attempts that certainly stored nothing. The event must not appear because of them.
     pub refused: usize,
-    /// Tries that nobody knows the outcome of.
+    /// Attempts with an unknown outcome.
     pub unknown: usize,
 }
 
@@ -63,29 +63,29 @@ enum Outcome {
     Unknown,
 }
 
-/// The data of an event: its content, made as long as the content says.
-pub fn data_of(content: &str) -> String {
+/// The data of an event: its content, padded to the length that the content names.
+pub fn event_data(content: &str) -> String {
     let bytes = content.rsplit_once('/').map_or(0, |(_, bytes)| bytes.parse().unwrap());
     format!("{content} {}", "x".repeat(bytes))
 }
 
-/// The content of data, if it is whole; else all of it, which nobody has published.
-pub fn content_of(data: &str) -> &str {
+/// The content of complete data. Of any other data, all of it, which no publisher sent.
+pub fn content_from_text(data: &str) -> &str {
     let content = data.split(' ').next().unwrap_or(data);
     let is_ours = content.rsplit_once('/').is_some_and(|(_, bytes)| bytes.parse::<usize>().is_ok());
-    if is_ours && data == data_of(content) { content } else { data }
+    if is_ours && data == event_data(content) { content } else { data }
 }
 
-/// How the load has fared so far.
+/// Outcomes of the load so far.
 #[derive(Debug, Default)]
 pub struct Counts {
-    /// Events that were acknowledged.
+    /// Acknowledged events.
     pub stored: AtomicUsize,
-    /// Tries that were refused, or that nobody knows the outcome of.
+    /// Attempts that were refused or have an unknown outcome.
     pub failed: AtomicUsize,
 }
 
-/// Publishes one after the other.
+/// Publishes one event after the other.
 pub struct Publisher {
     balancer: Balancer,
     number: usize,
@@ -114,8 +114,8 @@ impl Publisher {
                 7..9 => self.publish_with_a_key(&content('k')).await,
                 _ => self.publish_batch(&content('b')).await,
             }
-            // A pace that two cores keep with fifty readers; the test does not depend on it.
-            tokio::time::sleep(Duration::from_millis(self.rng.u64(5..20))).await;
+            // The pace keeps two cores busy with fifty readers. No check depends on it.
+            tokio::time::sleep(Duration::from_millis(self.rng.u64(15..60))).await;
         }
         self.done
     }
@@ -129,9 +129,9 @@ impl Publisher {
         self.publish_to(room, content).await;
     }
 
-    /// Publishes a text; whether it is stored.
+    /// Publishes a text. Returns whether it is stored.
     pub async fn publish_to(&mut self, room: &str, content: &str) -> bool {
-        let data = if content == LAST { content.to_owned() } else { data_of(content) };
+        let data = if content == LAST { content.to_owned() } else { event_data(content) };
         let request = self.post(&format!("/v1/rooms/{room}/events")).body(data);
         let mut publish = Publish::new(room, content);
         publish.note(&self.outcome(request).await, &self.counts);
@@ -142,20 +142,20 @@ impl Publisher {
 
     async fn publish_json(&mut self, content: &str) {
         let room = self.room();
-        let body = json!({"event": NAME, "data": {"content": data_of(content)}});
+        let body = json!({"event": NAME, "data": {"content": event_data(content)}});
         let request = self.post(&format!("/v1/rooms/{room}/events")).json(&body);
         let mut publish = Publish::new(room, content);
         publish.note(&self.outcome(request).await, &self.counts);
         self.done.push(publish);
     }
 
-    /// Repeats it with the same key until it knows the outcome, and now and then once more.
+    /// Repeats the publish with the same key until the outcome is known, and sometimes once more.
     async fn publish_with_a_key(&mut self, content: &str) {
         let room = self.room();
         let mut publish = Publish { has_key: true, ..Publish::new(room, content) };
         loop {
             let request = self.post(&format!("/v1/rooms/{room}/events"));
-            let request = request.header("idempotency-key", content).body(data_of(content));
+            let request = request.header("idempotency-key", content).body(event_data(content));
             let outcome = self.outcome(request).await;
             publish.note(&outcome, &self.counts);
             match outcome {
@@ -167,13 +167,12 @@ impl Publisher {
         self.done.push(publish);
     }
 
-    /// One event for two rooms, and one for a third.
+    /// Publishes one event to two rooms, and another one to the third.
     async fn publish_batch(&mut self, content: &str) {
         let mut rooms = ROOMS;
         self.rng.shuffle(&mut rooms);
         let items = [(&rooms[..2], format!("b{content}")), (&rooms[2..], format!("c{content}"))];
-        let event =
-            |(rooms, content): &(&[&str], String)| json!({"rooms": rooms, "data": {"content": data_of(content)}});
+        let event = |(rooms, content): &(&[&str], String)| json!({"rooms": rooms, "data": {"content": event_data(content)}});
         let body = json!({"events": items.iter().map(event).collect::<Vec<_>>()});
         let answer = self.post("/v1/events").json(&body).send().await;
         let results = match answer {
@@ -223,7 +222,7 @@ fn failure(code: Option<&str>) -> Outcome {
     }
 }
 
-/// What a batch's result says of one room; none if the answer was lost, null if there was no connection.
+/// The outcome for one room of a batch item. `result` is `None` if the answer was lost, and null if there was no connection.
 fn outcome_in_batch(result: Option<&Value>, room: &str, rooms: usize) -> Outcome {
     let Some(result) = result else { return Outcome::Unknown };
     if result.is_null() {
@@ -234,9 +233,9 @@ fn outcome_in_batch(result: Option<&Value>, room: &str, rooms: usize) -> Outcome
         return Outcome::Stored(copy["id"].as_str().unwrap().parse().unwrap());
     }
     let problem = &result["problem"];
-    assert!(problem["rooms"].as_array().unwrap().iter().any(|of| of == room), "{result}");
+    assert!(problem["rooms"].as_array().unwrap().iter().any(|named| named == room), "{result}");
     match failure(problem["code"].as_str()) {
-        // An item has one code for all its rooms: the first room's.
+        // The item has one code, which is true of its first room only.
         Outcome::Refused if rooms > 1 => Outcome::Unknown,
         outcome => outcome,
     }

@@ -1,4 +1,4 @@
-//! Redis processes of the tests' own.
+//! Redis processes that the tests start.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use super::{eventually, free_port};
 
 const LOG: &str = "redis.log";
 
-/// A `redis-server` with nothing in it; ends when dropped.
+/// A `redis-server` process, empty at first. It ends when it is dropped.
 pub struct RedisServer {
     port: u16,
     folder: tempfile::TempDir,
@@ -30,7 +30,7 @@ impl RedisServer {
         server
     }
 
-    /// One that is not running yet.
+    /// A server that is not running yet.
     pub fn absent() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let arguments = ["--save", "", "--appendonly", "no"].map(String::from).to_vec();
@@ -45,16 +45,18 @@ impl RedisServer {
         self.port
     }
 
-    /// Starts the process, with the data that the last one has left in its folder.
+    /// Starts the process, with the data that the previous one left in the folder.
     pub async fn come_back(&mut self) {
         let process = Command::new("redis-server")
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
             .args(["--dir", self.folder.path().to_str().unwrap(), "--logfile", LOG])
+            // A follower is sent the data at once. By default the server waits 5 s for other followers.
+            .args(["--repl-diskless-sync-delay", "0"])
             .args(&self.arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("redis-server is installed; the test command installs it");
+            .expect("redis-server is installed; `tests/run install` installs it");
         self.process = Some(process);
         eventually("redis-server answers", async || (self.try_cli(&["PING"]).ok()? == "PONG").then_some(())).await;
     }
@@ -66,23 +68,23 @@ impl RedisServer {
         }
     }
 
-    /// What the server has said.
+    /// The server's log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default()
     }
 
-    /// The file that writes are appended to, for a server with `--appendonly yes`.
+    /// The append-only file of a server with `--appendonly yes`.
     pub fn append_only_file(&self) -> PathBuf {
         self.folder.path().join("appendonlydir/appendonly.aof.1.incr.aof")
     }
 
-    /// Runs a script of its own, beside the gateways.
+    /// Runs a Lua script.
     pub fn eval(&self, script: &str, keys: &[&str], arguments: &[&str]) -> String {
         let count = keys.len().to_string();
         self.cli(&[&["EVAL", script, &count], keys, arguments].concat())
     }
 
-    /// Hangs: the kernel still accepts connections, and nothing answers.
+    /// Stops the process. The kernel still accepts connections, but nothing answers.
     pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
     }
@@ -96,7 +98,7 @@ impl RedisServer {
         kill(Pid::from_raw(process.id().cast_signed()), signal).unwrap();
     }
 
-    /// What `redis-cli` prints.
+    /// The output of a command.
     pub fn cli(&self, arguments: &[&str]) -> String {
         self.try_cli(arguments).unwrap()
     }

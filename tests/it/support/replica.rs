@@ -1,4 +1,4 @@
-//! Gateways as processes of their own, for what can only be done to a process.
+//! Gateways as processes, for tests that kill, signal or limit a process.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -8,25 +8,26 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// A running process; killed when dropped.
+/// A running process. It is killed when it is dropped.
 pub struct Replica {
     process: Child,
     url: String,
 }
 
 impl Replica {
-    /// Starts one on Redis with quick timings, and waits until it listens.
+    /// Starts a replica on Redis, and waits until it listens.
     pub fn start(redis_url: &str, more: &[&str]) -> Self {
         Self::start_with(&[&["--redis-url", redis_url], more].concat())
     }
 
-    /// Starts one with the embedded broker, and its data in a folder.
+    /// Starts a replica on the embedded broker with a data folder, and waits until it listens.
     pub fn start_on(folder: &Path, arguments: &[&str]) -> Self {
         Self::start_with(&[&["--data-dir", folder.to_str().unwrap()], arguments].concat())
     }
 
+    /// Starts a replica with short times and these arguments.
     pub fn start_with(arguments: &[&str]) -> Self {
-        // A write beyond the largest file that the process may have is an error, and not its end: see `fill_disk`.
+        // Without the signal XFSZ, a write beyond the file size limit is an error: see `fill_disk`.
         let mut process = Command::new("sh")
             .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_roomcast")])
             .args(["--listen", "127.0.0.1:0", "--retry", "100ms", "--heartbeat", "500ms"])
@@ -37,13 +38,13 @@ impl Replica {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        // It says where it listens once it serves; or nothing, if it can't.
+        // The first line says where it listens. There is none if it could not start.
         let first = lines.next().map(|line| line.unwrap()).unwrap_or_default();
         let url = first.split(' ').next_back().unwrap_or_default().to_owned();
         Self { process, url }
     }
 
-    /// Whether it has come so far as to serve.
+    /// Whether it started and listened.
     pub fn serves(&self) -> bool {
         !self.url.is_empty()
     }
@@ -52,12 +53,12 @@ impl Replica {
         &self.url
     }
 
-    /// From now on no file of its may grow, as on a full disk.
+    /// From now on its files can't grow, as on a full disk.
     pub fn fill_disk(&self) {
         self.limit_files("1:");
     }
 
-    /// Ends that.
+    /// Ends the effect of `fill_disk`.
     pub fn clear_disk(&self) {
         self.limit_files("unlimited:");
     }
@@ -65,10 +66,10 @@ impl Replica {
     fn limit_files(&self, bytes: &str) {
         let pid = self.process.id().to_string();
         let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes}")]).status();
-        assert!(limited.expect("prlimit is a part of util-linux").success());
+        assert!(limited.expect("prlimit is installed, a part of util-linux").success());
     }
 
-    /// Waits until it says whether a publish would be delivered.
+    /// Waits until `/healthz` answers with this status. Returns the body.
     pub async fn until(&self, status: u16) -> Value {
         super::eventually(&format!("a replica's health is {status}"), async || {
             let answer = reqwest::get(format!("{}/healthz", self.url)).await.ok()?;
@@ -77,23 +78,23 @@ impl Replica {
         .await
     }
 
-    /// Its memory.
+    /// Resident memory of the process.
     pub fn resident_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         resident.trim().strip_suffix(" kB").unwrap().parse().unwrap()
     }
 
-    /// Ends it on the spot.
+    /// Kills the process.
     pub fn kill(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 
-    /// Asks it to leave, and waits until it has; its exit code.
+    /// Sends SIGTERM and waits for the end. Returns the exit code.
     pub async fn terminate(mut self) -> Option<i32> {
         kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM).unwrap();
-        super::eventually("the replica has left", async || self.process.try_wait().unwrap()).await.code()
+        super::eventually("the replica ends", async || self.process.try_wait().unwrap()).await.code()
     }
 }
 

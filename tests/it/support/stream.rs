@@ -1,29 +1,27 @@
-//! A reader of streams over HTTP that does what an `EventSource` does.
+//! A reader of streams over HTTP with the rules of `EventSource`.
 
 use std::collections::VecDeque;
 
-use futures_util::StreamExt;
 use serde_json::Value;
 
-use super::within;
-use super::{EventSource, SseEvent};
+use super::{EventSource, SseEvent, within};
 
 /// An open stream.
 pub struct Stream {
     response: reqwest::Response,
     source: EventSource,
     ready: VecDeque<SseEvent>,
-    /// The last event's position: what a browser would send back.
+    /// The last event's id, which a browser would send as `Last-Event-ID`.
     pub last_event_id: String,
     /// The last `retry:`, in milliseconds.
     pub retry: Option<u64>,
-    /// Data of `stream.open`, if the stream began with one.
+    /// Data of the first event, `stream.open` or `stream.end`.
     pub opened: Value,
 }
 
 impl Stream {
-    /// Connects; an error is one of the network, as an `EventSource` reconnects after. Panics on any other answer: an
-    /// `EventSource` would stop for ever.
+    /// Connects. An error is one of the network, after which an `EventSource` reconnects. Panics at an answer after which an
+    /// `EventSource` stops for good.
     pub async fn connect(url: &str, last_event_id: Option<&str>) -> reqwest::Result<Self> {
         let mut request = reqwest::Client::new().get(url).header("accept", "text/event-stream");
         if let Some(id) = last_event_id {
@@ -31,26 +29,30 @@ impl Stream {
         }
         let response = within("a stream's head", request.send()).await?;
         let status = response.status();
-        assert_eq!(status, 200, "this ends an EventSource for good: {}", response.text().await?);
-        assert_eq!(response.headers()["content-type"], "text/event-stream", "this ends an EventSource for good");
+        assert_eq!(status, 200, "an EventSource stops for good after: {}", response.text().await?);
+        assert_eq!(
+            response.headers()["content-type"],
+            "text/event-stream",
+            "an EventSource stops for good after another type"
+        );
         let last_event_id = last_event_id.unwrap_or_default().to_owned();
         let source = EventSource::resuming(&last_event_id);
         Ok(Self { response, source, ready: VecDeque::new(), last_event_id, retry: None, opened: Value::Null })
     }
 
-    /// Connects, and takes the first block. Panics unless it is a stream.
+    /// Connects, and reads the first event. Panics if the answer is no stream.
     pub async fn open(url: &str, last_event_id: Option<&str>) -> Self {
         let mut stream = Self::connect(url, last_event_id).await.unwrap();
-        let first = stream.next().await.expect("a stream has a first block");
-        assert!(stream.retry.is_some(), "the first block has a retry");
+        let first = stream.next().await.expect("a stream has a first event");
+        assert!(stream.retry.is_some(), "the first event comes with a retry time");
         match first.event.as_str() {
             "stream.open" | "stream.end" => stream.opened = first.json(),
-            other => panic!("the first block is {other}"),
+            other => panic!("the first event is {other}"),
         }
         stream
     }
 
-    /// The next event; none at the stream's end.
+    /// The next event, or `None` at the stream's end.
     pub async fn next(&mut self) -> Option<SseEvent> {
         while self.ready.is_empty() {
             self.read().await?;
@@ -61,7 +63,7 @@ impl Stream {
         Some(event)
     }
 
-    /// Waits until so many comments have come, and no event.
+    /// Waits until the stream has had this number of comments. Panics if an event comes.
     pub async fn comments(&mut self, count: usize) {
         while self.source.comments < count {
             self.read().await.expect("the stream goes on");
@@ -69,7 +71,7 @@ impl Stream {
         }
     }
 
-    /// Takes some bytes.
+    /// Reads some bytes. Returns `None` at the stream's end.
     async fn read(&mut self) -> Option<()> {
         let chunk = within("a stream's next bytes", self.response.chunk()).await;
         self.ready.extend(self.source.feed(&chunk.ok().flatten()?));
@@ -80,7 +82,7 @@ impl Stream {
         Some(())
     }
 
-    /// The next event, which there has to be.
+    /// The next event. Panics at the stream's end.
     pub async fn event(&mut self) -> SseEvent {
         self.next().await.expect("the stream goes on")
     }
@@ -90,7 +92,7 @@ impl Stream {
         self.event().await.data
     }
 
-    /// The data of the next so many events.
+    /// The data of the next `count` events.
     pub async fn datas(&mut self, count: usize) -> Vec<String> {
         let mut datas = Vec::with_capacity(count);
         for _ in 0..count {
@@ -99,14 +101,10 @@ impl Stream {
         datas
     }
 
-    /// Everything that still comes, as `futures` see it.
+    /// All events until the stream's end.
     pub async fn rest(mut self) -> Vec<SseEvent> {
         let mut events = Vec::new();
-        let reading = futures_util::stream::unfold(&mut self, |stream| async move {
-            stream.next().await.map(|event| (event, stream))
-        });
-        let mut reading = std::pin::pin!(reading);
-        while let Some(event) = reading.next().await {
+        while let Some(event) = self.next().await {
             events.push(event);
         }
         events
