@@ -42,7 +42,7 @@ const COMPARE_STEPS: u32 = 15;
 /// Shortest time between two reports of changed subscriber counts.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// How far a server's clock may be ahead of this replica's.
-const MAX_CLOCK_LEAD: Duration = Duration::from_hours(24);
+const MAX_CLOCK_SKEW: Duration = Duration::from_hours(24);
 /// Most logs that are read at one time after the server's history has changed.
 const REREAD_AT_ONCE: usize = 64;
 
@@ -249,7 +249,7 @@ impl Live {
 /// push all later ones above the largest number that can be represented.
 fn is_plausible(id: EventId) -> bool {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u128::from(id.epoch) <= (now + MAX_CLOCK_LEAD).as_micros()
+    u128::from(id.epoch) <= (now + MAX_CLOCK_SKEW).as_micros()
 }
 
 impl LogListener for Live {

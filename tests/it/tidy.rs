@@ -14,8 +14,9 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("log", &["names"]),
     ("cache", &["names", "log"]),
     ("shutdown", &[]),
+    ("digest", &[]),
     ("trace", &[]),
-    ("broker", &["names", "log", "shutdown"]),
+    ("broker", &["digest", "names", "log", "shutdown"]),
     ("live", &["names", "log", "cache", "broker", "shutdown", "trace"]),
     ("presence", &["names", "broker", "live::LogClient", "live::with_deadline", "shutdown"]),
     (
@@ -44,6 +45,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
     (
         "http",
         &[
+            "digest",
             "names",
             "log",
             "broker",
@@ -76,10 +78,9 @@ const LAYERS: [(&str, &[&str]); 20] = [
             "shutdown",
         ],
     ),
-    ("health_client", &[]),
     ("telemetry", &["config", "trace"]),
     ("cli", &["names", "auth", "config", "http", "server", "telemetry"]),
-    ("main", &["cli", "config", "server", "telemetry"]),
+    ("main", &["cli"]),
 ];
 
 /// Where each library may be named. A home is the beginning of a path.
@@ -87,15 +88,15 @@ const HOMES: [(&[&str], &[&str]); 17] = [
     (&["axum"], &["src/http", "src/server"]),
     (&["utoipa", "utoipa_axum", "tower_http", "serde_html_form", "serde_path_to_error"], &["src/http"]),
     (&["tower"], &["src/http", "src/server"]),
-    (&["hyper", "hyper_util"], &["src/auth/key_sets.rs", "src/server", "src/health_client.rs", "src/cli"]),
-    (&["http_body_util"], &["src/auth/key_sets.rs", "src/http", "src/health_client.rs", "src/cli"]),
+    (&["hyper", "hyper_util"], &["src/auth/key_sets.rs", "src/server", "src/telemetry.rs", "src/cli"]),
+    (&["http_body_util"], &["src/auth/key_sets.rs", "src/http", "src/telemetry.rs", "src/cli"]),
     (&["jsonwebtoken"], &["src/auth"]),
     (&["rustls", "hyper_rustls", "rustls_native_certs"], &["src/auth/key_sets.rs"]),
     (&["redis", "bb8"], &["src/broker/redis"]),
     (&["fjall"], &["src/broker/memory/store.rs"]),
     (&["prometheus_client"], &["src/metrics.rs"]),
     (&["opentelemetry", "opentelemetry_sdk", "tracing_opentelemetry"], &["src/telemetry.rs", "src/trace.rs"]),
-    (&["opentelemetry_otlp", "tracing_subscriber"], &["src/telemetry.rs"]),
+    (&["opentelemetry_http", "opentelemetry_otlp", "tracing_subscriber"], &["src/telemetry.rs"]),
     // Two settings are enums of the part that they set, with their values on the command line.
     (&["clap"], &["src/cli", "src/config", "src/main.rs", "src/broker/memory/journal.rs", "src/rate_limit.rs"]),
     (&["humantime"], &["src/config", "src/cli"]),

@@ -43,7 +43,7 @@ impl Epoch {
     pub(super) fn missing_since(&self, reported: Option<ReportedLoss>) -> Option<EventId> {
         let late = self.late.filter(|late| !reported.is_some_and(|reported| reported.covers(*late)));
         let since = self.lost_since.into_iter().chain(late.map(|late| late.since)).min()?;
-        // If the loss begins in the reported part, only the rest is news to the stream.
+        // If the loss begins in the reported part, only the rest is new to the stream.
         let overlap = reported.filter(|reported| reported.from <= since && since < reported.to);
         Some(overlap.map_or(since, |overlap| overlap.to))
     }

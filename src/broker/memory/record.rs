@@ -65,7 +65,7 @@ pub(super) enum Record {
     IdempotencyKey { topic: Topic, digest: String, record: IdempotencyRecord },
     Field { hash: HashName, field: FieldName, value: Bytes },
     Member { room: RoomName, subscriber: SubscriberId, member: StoredMember },
-    Watched { room: RoomName },
+    PresenceWatch { room: RoomName },
     Removal { id: u64, removal: Removal },
 }
 
@@ -236,7 +236,7 @@ impl Record {
                 let id = u64::from_be_bytes(rest.try_into().ok()?);
                 Self::Removal { id, removal: serde_json::from_slice(value).ok()? }
             }
-            WATCHED => Self::Watched { room: RoomName::new(std::str::from_utf8(rest).ok()?).ok()? },
+            WATCHED => Self::PresenceWatch { room: RoomName::new(std::str::from_utf8(rest).ok()?).ok()? },
             _ => return None,
         })
     }
@@ -335,7 +335,9 @@ mod tests {
         };
         assert_eq!((&read_room, &read_subscriber, &read_member), (&room, &subscriber, &member));
 
-        let Record::Watched { room: read_room } = parsed(&RecordChange::watched(&room, true)) else { panic!() };
+        let Record::PresenceWatch { room: read_room } = parsed(&RecordChange::watched(&room, true)) else {
+            panic!()
+        };
         assert_eq!(read_room, room);
 
         let removal =

@@ -175,7 +175,7 @@ impl MemoryState {
                 self.members.entry(room).or_default().members.insert(subscriber, member);
                 bytes
             }
-            Record::Watched { room } => {
+            Record::PresenceWatch { room } => {
                 self.members.entry(room).or_default().is_watched = true;
                 0
             }

@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_whose_creation_was_interrupted_is_created_anew() {
+    fn a_store_of_an_interrupted_creation_is_created_anew() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join(UNFINISHED_FOLDER)).unwrap();
         fs::write(folder.path().join(UNFINISHED_FOLDER).join("0.jnl"), "").unwrap();

@@ -59,8 +59,8 @@ impl MemoryLog {
     ) -> bool {
         let head = self.head.take();
         // A head of an earlier process that has to stay as it is counts as a head of this process.
-        let stays = |head: &Head| head.replication_id != replication_id && !purpose.begins_own_epoch(head);
-        let earlier_id = head.as_ref().filter(|head| stays(head)).map(|head| head.replication_id.clone());
+        let is_kept = |head: &Head| head.replication_id != replication_id && !purpose.begins_own_epoch(head);
+        let earlier_id = head.as_ref().filter(|head| is_kept(head)).map(|head| head.replication_id.clone());
         let context = StepContext {
             replication_id: earlier_id.as_deref().unwrap_or(replication_id),
             time: now,
