@@ -1,4 +1,4 @@
-//! A replica's access to logs. Every call carries the topic's watermarks and has a deadline, and the number of reads at
+//! A replica's access to logs. Appends, reads and clears carry the topic's watermarks and have a deadline, and the number of reads at
 //! one time is limited.
 
 use std::sync::Arc;

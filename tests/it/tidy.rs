@@ -231,7 +231,7 @@ fn pure_modules_do_no_io_and_read_no_clock() {
             let is_clock = path.last().is_some_and(|name| name == "now");
             let is_impure = match path[0].as_str() {
                 "std" => IMPURE.contains(&path[1].as_str()) || is_core && path[1] == "time",
-                "tokio" | "tokio_stream" | "tokio_util" => true,
+                "tokio" | "tokio_util" => true,
                 _ => false,
             };
             if is_impure || is_clock {
