@@ -2,7 +2,7 @@
 //! room.
 //!
 //! It handles the common case only. A stream gets a task of its own again if its socket does not take a whole write,
-//! it may have missed an event, its lifetime is over, or its client has to be told its position.
+//! it may have missed an event, its lifetime is over, or its position has to be sent.
 
 mod batch;
 mod inbox;
@@ -31,7 +31,7 @@ use crate::shutdown::Tasks;
 const MAX_MEMBERS: usize = 4096;
 /// Writes, or tasks started, after which other tasks get a turn. Events that arrive meanwhile are written together.
 const WRITES_PER_TURN: usize = 64;
-/// Heartbeats that are due within this fraction of their interval are sent together.
+/// Heartbeats that are due within a 16th of their interval are sent together.
 const HEARTBEAT_FRACTION: u32 = 16;
 
 /// The broadcasters of a replica.

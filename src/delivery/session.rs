@@ -192,7 +192,7 @@ impl StreamSession {
         self.subscription.topic(0)
     }
 
-    /// Takes over what a broadcaster did for the stream: it brought it to `position`, and checked so many
+    /// Takes over the work of a broadcaster: it brought the stream to `position`, and checked so many
     /// terminations, of which none applies to the stream.
     pub(super) fn advance_to(&mut self, position: EventId, checked_terminations: u64) {
         self.subscription.advance_to(position);
