@@ -98,6 +98,9 @@ impl RedisBroker {
         let address = url.into_connection_info()?.set_tcp_settings(tcp);
         // RESP3 reports the end of a connection at once, and carries announcements and answers over one connection.
         let settings = address.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        // The library would send CLIENT SETINFO with each connection. A user with few rights may not, and Redis would
+        // log each refusal.
+        let settings = settings.set_skip_set_lib_name();
         let client = Client::open(address.set_redis_settings(settings))?;
         let keys = Keys::new(prefix, replica);
         Ok(Self {

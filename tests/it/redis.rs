@@ -1,4 +1,6 @@
-//! What only a real Redis can show: formats, keys of other clients and faults.
+//! What only a real Redis can show: formats, keys of other clients, faults, and users with few rights.
+
+mod rights;
 
 use std::time::{Duration, Instant};
 
