@@ -123,6 +123,23 @@ async fn p8_while_redis_hangs_publishes_are_answered_and_streams_stay_open() {
     while stream.data().await != "after" {}
 }
 
+/// The list takes a command for each process. Each is answered in time, and all of them together are not.
+#[tokio::test]
+async fn p8_a_list_of_rooms_that_takes_many_slow_commands_is_answered_in_time() {
+    let world = World::redis().await;
+    let proxy = Proxy::to(world.server().port()).await;
+    let gateway = world.gateway_with(|settings| settings.redis_url = Some(proxy.url().parse().unwrap())).await;
+    for process in (0..20).map(|n| format!("other/{n}")) {
+        world.server().cli(&["SADD", "roomcast:replicas", &process]);
+        world.server().cli(&["SET", &format!("roomcast:replica:{process}"), "{}"]);
+    }
+    proxy.set(Link::Delay(Duration::from_millis(250)));
+    let begin = Instant::now();
+    let (status, problem) = gateway.get("/v1/rooms").await;
+    assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("unavailable")), "{problem}");
+    assert!(begin.elapsed() < Duration::from_secs(7), "{:?}", begin.elapsed());
+}
+
 #[tokio::test]
 async fn p2_events_published_while_a_replica_was_cut_off_reach_its_subscribers() {
     let world = World::redis().await;
