@@ -1,4 +1,4 @@
-//! Who is in a room: on the list, in the room's log, and whose a name is.
+//! Presence: lists of members, joins and leaves in a room's log, and the owners of names.
 
 mod replicas;
 
@@ -18,7 +18,7 @@ async fn quick(world: &World) -> Gateway {
     world.gateway_with(|settings| settings.presence.grace = GRACE).await
 }
 
-/// The names on a room's list, on all of its pages.
+/// The names of a room's members, from all pages of the list.
 pub async fn listed(gateway: &Gateway, room: &str) -> Vec<String> {
     members(gateway, room, "").await.iter().map(|member| member["subscriber"].as_str().unwrap().into()).collect()
 }
@@ -39,19 +39,20 @@ async fn members(gateway: &Gateway, room: &str, token: &str) -> Vec<Value> {
     members
 }
 
-/// What an event says of who came or has gone: its name, the names in it, and how many are there.
-fn told(event: &SseEvent) -> (String, Vec<String>, u64) {
+/// The change that an event reports: the event's name, the names of the members, and the number of members after it.
+fn change(event: &SseEvent) -> (String, Vec<String>, u64) {
     let data = event.json();
     let names = data["members"].as_array().unwrap().iter();
     let names = names.map(|member| member["subscriber"].as_str().unwrap().to_owned()).collect();
     (event.event.clone(), names, data["present"].as_u64().unwrap())
 }
 
-fn says(what: &str, names: &[&str], present: u64) -> (String, Vec<String>, u64) {
-    (what.into(), names.iter().map(|name| (*name).to_owned()).collect(), present)
+fn expected(event: &str, names: &[&str], present: u64) -> (String, Vec<String>, u64) {
+    (event.into(), names.iter().map(|name| (*name).to_owned()).collect(), present)
 }
 
-async fn end(stream: &mut Stream) -> Value {
+/// The data of the stream's end.
+async fn stream_end(stream: &mut Stream) -> Value {
     loop {
         let event = stream.event().await;
         if event.event == "stream.end" {
@@ -61,35 +62,35 @@ async fn end(stream: &mut Stream) -> Value {
 }
 
 on_both_brokers! {
-    async fn who_comes_and_goes_is_told_to_those_who_ask_and_listed(world) {
+    async fn joins_and_leaves_are_published_and_listed(world) {
         let gateway = quick(&world).await;
         let mut ann = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann&presence=true").await;
-        assert_eq!(told(&ann.event().await), says("presence.join", &["ann"], 1));
+        assert_eq!(change(&ann.event().await), expected("presence.join", &["ann"], 1));
         let bob = gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
-        assert_eq!(told(&ann.event().await), says("presence.join", &["bob"], 2));
-        // Who does not say who it is, is only counted.
-        let nobody = gateway.room("lobby").await;
+        assert_eq!(change(&ann.event().await), expected("presence.join", &["bob"], 2));
+        // A stream without a name is only counted.
+        let nameless = gateway.room("lobby").await;
         let carl = gateway.stream("/v1/stream?room=lobby&room=news&subscriber=carl").await;
-        assert_eq!(told(&ann.event().await), says("presence.join", &["carl"], 3));
+        assert_eq!(change(&ann.event().await), expected("presence.join", &["carl"], 3));
         assert_eq!(listed(&gateway, "lobby").await, ["ann", "bob", "carl"]);
         assert_eq!(listed(&gateway, "news").await, ["carl"]);
-        let shown = &members(&gateway, "lobby", "").await[1];
-        assert_eq!(shown["replica"], ann.opened["replica"]);
-        assert!(shown["since"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok() && shown.get("user").is_none());
-        drop((bob, nobody));
-        assert_eq!(told(&ann.event().await), says("presence.leave", &["bob"], 2));
+        let member = &members(&gateway, "lobby", "").await[1];
+        assert_eq!(member["replica"], ann.opened["replica"]);
+        assert!(member["since"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok() && member.get("user").is_none());
+        drop((bob, nameless));
+        assert_eq!(change(&ann.event().await), expected("presence.leave", &["bob"], 2));
         assert_eq!(listed(&gateway, "lobby").await, ["ann", "carl"]);
         drop(carl);
-        assert_eq!(told(&ann.event().await), says("presence.leave", &["carl"], 1));
-        // In the log like any event, so that a stream that resumes misses none.
+        assert_eq!(change(&ann.event().await), expected("presence.leave", &["carl"], 1));
+        // Joins and leaves are events in the log, so a stream that resumes misses none.
         let log = gateway.get("/v1/rooms/lobby/events").await.1;
         let names: Vec<_> = log["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect();
         assert_eq!(names, ["presence.join", "presence.join", "presence.join", "presence.leave", "presence.leave"]);
         let mut again = gateway.stream("/v1/rooms/lobby/stream?from=earliest&presence=true&subscriber=dora").await;
-        assert_eq!(told(&again.event().await), says("presence.join", &["ann"], 1));
+        assert_eq!(change(&again.event().await), expected("presence.join", &["ann"], 1));
     }
 
-    async fn who_comes_back_in_time_has_not_been_away(world) {
+    async fn a_subscriber_that_reconnects_within_the_grace_does_not_leave(world) {
         let gateway = world.gateway_with(|settings| settings.presence.grace = LONG).await;
         let mut ann = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann&presence=true").await;
         ann.event().await;
@@ -100,24 +101,24 @@ on_both_brokers! {
         let _bob = gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
         assert_eq!(members(&gateway, "lobby", "").await[1]["since"], since);
         gateway.publish("lobby", "hello").await;
-        assert_eq!(told(&ann.event().await), says("presence.join", &["bob"], 2));
-        assert_eq!(ann.data().await, "hello", "nothing else was told");
+        assert_eq!(change(&ann.event().await), expected("presence.join", &["bob"], 2));
+        assert_eq!(ann.data().await, "hello", "no other change was published");
     }
 
-    async fn who_has_not_asked_hears_nothing_of_who_comes_and_goes(world) {
+    async fn streams_without_presence_receive_no_joins_and_leaves(world) {
         let gateway = world.gateway_with(|settings| {
             settings.presence.grace = GRACE;
             settings.streams.heartbeat = Duration::from_millis(200);
         }).await;
         let mut plain = gateway.room("lobby").await;
         let mut several = gateway.stream("/v1/stream?room=lobby&room=news").await;
-        // Nobody has asked yet, so nothing stands in the log.
+        // No stream has asked for presence yet, so the log has no changes.
         let quiet = gateway.stream("/v1/rooms/lobby/stream?subscriber=quiet").await;
         assert_eq!(gateway.get("/v1/rooms/lobby/events").await.1["events"], json!([]));
         let mut ann = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann&presence=true&event=chat").await;
         let joined = ann.event().await;
-        assert_eq!(told(&joined), says("presence.join", &["ann"], 2));
-        // But where it is has moved on, and it is told so.
+        assert_eq!(change(&joined), expected("presence.join", &["ann"], 2));
+        // The other streams receive the new position instead.
         for stream in [&mut plain, &mut several] {
             let position = stream.event().await;
             assert_eq!(position.event, "stream.position");
@@ -128,10 +129,10 @@ on_both_brokers! {
         assert_eq!(ann.event().await.event, "chat");
         assert_eq!(plain.data().await, "other");
         drop(quiet);
-        assert_eq!(told(&ann.event().await), says("presence.leave", &["quiet"], 1));
+        assert_eq!(change(&ann.event().await), expected("presence.leave", &["quiet"], 1));
     }
 
-    async fn a_name_is_its_owners_and_a_later_stream_takes_the_place_of_an_earlier_one(world) {
+    async fn a_name_belongs_to_its_owner_and_a_later_stream_supersedes_an_earlier_one(world) {
         let gateway = world.gateway_with(|settings| {
             close(settings);
             settings.presence.grace = LONG;
@@ -144,23 +145,23 @@ on_both_brokers! {
         let (ann, bob) = (as_user("ann"), as_user("bob"));
         let path = |token: &str| format!("/v1/rooms/lobby/stream?subscriber=desk&presence=true&access_token={token}");
         let mut first = gateway.stream(&path(&ann)).await;
-        assert_eq!(told(&first.event().await), says("presence.join", &["desk"], 1));
+        assert_eq!(change(&first.event().await), expected("presence.join", &["desk"], 1));
         let (status, problem) = gateway.get(&path(&bob)).await;
         assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("subscriber_taken")));
         // In another room the same name is free.
         gateway.stream(&format!("/v1/rooms/news/stream?subscriber=desk&access_token={bob}")).await;
         let mut second = gateway.stream(&path(&ann)).await;
-        assert_eq!(end(&mut first).await, json!({"reason": "superseded", "reconnect": "never"}));
+        assert_eq!(stream_end(&mut first).await, json!({"reason": "superseded", "reconnect": "never"}));
         gateway.send(gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(&ann).body("hello")).await;
-        assert_eq!(second.data().await, "hello", "the second goes on, and nobody came or went");
-        let shown = members(&gateway, "lobby", &bob).await;
-        assert_eq!((shown.len(), &shown[0]["user"]), (1, &json!("ann")));
-        // Its name stays its own while it is away.
+        assert_eq!(second.data().await, "hello", "the second stream goes on, without a join or a leave");
+        let listed = members(&gateway, "lobby", &bob).await;
+        assert_eq!((listed.len(), &listed[0]["user"]), (1, &json!("ann")));
+        // The name stays reserved while its owner is disconnected.
         drop(second);
         assert_eq!(gateway.get(&path(&bob)).await.0.as_u16(), 409);
     }
 
-    async fn p10_who_is_there_is_for_those_with_the_permission(world) {
+    async fn p10_presence_needs_its_permission(world) {
         let gateway = world.gateway_with(close).await;
         let ann = token(&claims(&json!({"subscribe": ["*"], "presence": ["lobby"]})));
         let mut others = claims(&json!({"subscribe": ["*"], "publish": ["*"]}));
@@ -180,7 +181,7 @@ on_both_brokers! {
             assert_eq!((status.as_u16(), &problem["code"]), (403, &json!("forbidden")), "{path}");
             assert!(problem["detail"].as_str().unwrap().contains("presence"), "{problem}");
         }
-        // Nor does the log show it.
+        // Without the permission, the log lacks the changes too.
         let log = async |token: &str| {
             let request = gateway.request(Method::GET, "/v1/rooms/lobby/events").bearer_auth(token);
             gateway.send(request).await.1["events"].as_array().unwrap().len()
@@ -188,7 +189,7 @@ on_both_brokers! {
         assert_eq!((log(&ann).await, log(&bob).await), (1, 0));
     }
 
-    async fn what_is_shown_of_somebody_comes_from_where_the_gateway_allows(world) {
+    async fn the_info_of_a_member_comes_from_the_allowed_source(world) {
         for (allowed, from_token, from_query) in [
             (PresenceInfo::None, None, None),
             (PresenceInfo::Token, Some("signed"), None),
@@ -204,22 +205,22 @@ on_both_brokers! {
             let plain = token(&claims(&all()));
             let room = format!("room{allowed:?}");
             let _first = gateway.stream(&format!("/v1/rooms/{room}/stream?subscriber=a&access_token={signed}")).await;
-            let asked = format!("/v1/rooms/{room}/stream?subscriber=b&info=%22own%22&access_token={plain}");
-            let second = if from_query.is_some() { Some(gateway.stream(&asked).await) } else {
-                assert_eq!(gateway.get(&asked).await.0.as_u16(), 400);
+            let with_info = format!("/v1/rooms/{room}/stream?subscriber=b&info=%22own%22&access_token={plain}");
+            let second = if from_query.is_some() { Some(gateway.stream(&with_info).await) } else {
+                assert_eq!(gateway.get(&with_info).await.0.as_u16(), 400);
                 None
             };
-            let shown = members(&gateway, &room, &plain).await;
-            assert_eq!(shown[0].get("info"), from_token.map(|text| json!(text)).as_ref());
-            assert_eq!(shown.get(1).map(|shown| shown["info"].clone()), from_query.map(|text| json!(text)));
+            let listed = members(&gateway, &room, &plain).await;
+            assert_eq!(listed[0].get("info"), from_token.map(|text| json!(text)).as_ref());
+            assert_eq!(listed.get(1).map(|member| member["info"].clone()), from_query.map(|text| json!(text)));
             drop(second);
         }
     }
 
-    async fn a_room_knows_who_is_in_it_where_the_gateway_says_so(world) {
+    async fn presence_exists_only_in_the_rooms_that_the_setting_names(world) {
         let gateway = world.gateway_with(|settings| settings.presence.rooms = vec!["team.*".into()]).await;
-        let _known = gateway.stream("/v1/rooms/team.a/stream?subscriber=ann").await;
-        let _unknown = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann").await;
+        let _with_presence = gateway.stream("/v1/rooms/team.a/stream?subscriber=ann").await;
+        let _without_presence = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann").await;
         assert_eq!(listed(&gateway, "team.a").await, ["ann"]);
         assert_eq!(listed(&gateway, "lobby").await, [""; 0]);
         let (status, problem) = gateway.get("/v1/rooms/lobby/stream?presence=true").await;
@@ -230,19 +231,19 @@ on_both_brokers! {
         }
     }
 
-    async fn who_only_looks_is_told_and_not_shown(world) {
+    async fn a_stream_without_a_name_receives_presence_and_is_not_listed(world) {
         let gateway = quick(&world).await;
-        let mut looks = gateway.stream("/v1/rooms/lobby/stream?presence=true").await;
+        let mut watcher = gateway.stream("/v1/rooms/lobby/stream?presence=true").await;
         let bob = gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
-        assert_eq!(told(&looks.event().await), says("presence.join", &["bob"], 1));
+        assert_eq!(change(&watcher.event().await), expected("presence.join", &["bob"], 1));
         assert_eq!(listed(&gateway, "lobby").await, ["bob"]);
         drop(bob);
-        assert_eq!(told(&looks.event().await), says("presence.leave", &["bob"], 0));
+        assert_eq!(change(&watcher.event().await), expected("presence.leave", &["bob"], 0));
     }
 
-    async fn what_is_shown_of_somebody_is_small_and_shallow(world) {
+    async fn the_info_of_a_member_is_limited_in_size_and_depth(world) {
         let gateway = world.gateway_with(|settings| settings.presence.info = PresenceInfo::Query).await;
-        let mut looks = gateway.stream("/v1/rooms/lobby/stream?presence=true").await;
+        let mut watcher = gateway.stream("/v1/rooms/lobby/stream?presence=true").await;
         let deep = |depth: usize| format!("{}1{}", "%5B".repeat(depth), "%5D".repeat(depth));
         for info in [deep(33), deep(70), "x".into(), "%22".to_owned() + &"x".repeat(1024) + "%22"] {
             let path = format!("/v1/rooms/lobby/stream?subscriber=a&info={info}");
@@ -250,14 +251,14 @@ on_both_brokers! {
         }
         let path = format!("/v1/rooms/lobby/stream?subscriber=a&info={}", deep(32));
         let _deepest = gateway.stream(&path).await;
-        assert_eq!(told(&looks.event().await), says("presence.join", &["a"], 1));
+        assert_eq!(change(&watcher.event().await), expected("presence.join", &["a"], 1));
         let _odd = gateway.stream("/v1/rooms/lobby/stream?subscriber=b&info=%7B%22a%20b%22%3A%20%22%5C%22%5Cn%E2%82%AC%5C%5C%22%7D").await;
-        let joined = looks.event().await.json();
+        let joined = watcher.event().await.json();
         assert_eq!(joined["members"][0]["info"], json!({"a b": "\"\n€\\"}));
         assert_eq!(members(&gateway, "lobby", "").await[1]["info"], joined["members"][0]["info"]);
     }
 
-    async fn a_rush_costs_few_entries_and_misses_nobody(world) {
+    async fn many_joins_at_once_take_few_log_entries_and_miss_no_member(world) {
         let gateway = quick(&world).await;
         let mut watcher = gateway.stream("/v1/rooms/lobby/stream?subscriber=watcher&presence=true").await;
         watcher.event().await;
@@ -268,8 +269,8 @@ on_both_brokers! {
         let streams: Vec<_> = futures_util::future::join_all(opening).await;
         let (mut joined, mut entries) = (Vec::new(), 0);
         while joined.len() < 300 {
-            let (what, names, _) = told(&watcher.event().await);
-            assert_eq!(what, "presence.join");
+            let (event, names, _) = change(&watcher.event().await);
+            assert_eq!(event, "presence.join");
             joined.extend(names);
             entries += 1;
         }
@@ -281,8 +282,8 @@ on_both_brokers! {
         drop(streams);
         let mut left = 0;
         while left < 300 {
-            let (what, names, present) = told(&watcher.event().await);
-            assert_eq!(what, "presence.leave");
+            let (event, names, present) = change(&watcher.event().await);
+            assert_eq!(event, "presence.leave");
             left += names.len();
             if left == 300 {
                 assert_eq!(present, 1);
@@ -291,7 +292,7 @@ on_both_brokers! {
         eventually("the list is empty again", async || (listed(&gateway, "lobby").await == ["watcher"]).then_some(())).await;
     }
 
-    async fn the_gateways_own_replicas_are_listed(world) {
+    async fn replicas_are_listed(world) {
         let gateway = quick(&world).await;
         let _streams = (gateway.room("lobby").await, gateway.room("lobby").await);
         let found = eventually("both streams are counted", async || {
@@ -305,7 +306,7 @@ on_both_brokers! {
 }
 
 #[tokio::test]
-async fn after_a_restart_on_a_data_folder_who_does_not_come_back_has_gone() {
+async fn after_a_restart_on_a_data_folder_members_that_do_not_reconnect_leave() {
     let folder = tempfile::tempdir().unwrap();
     let start = async || {
         let gateway = Gateway::start(|settings| {
@@ -324,6 +325,6 @@ async fn after_a_restart_on_a_data_folder_who_does_not_come_back_has_gone() {
     gateway.stop().await.unwrap();
     let gateway = start().await;
     let mut ann = gateway.resume("/v1/rooms/lobby/stream?subscriber=ann&presence=true", Some(&position)).await;
-    assert_eq!(told(&ann.event().await), says("presence.leave", &["bob"], 1));
+    assert_eq!(change(&ann.event().await), expected("presence.leave", &["bob"], 1));
     assert_eq!(listed(&gateway, "lobby").await, ["ann"]);
 }

@@ -1,4 +1,4 @@
-//! Somebody is removed: the stream ends wherever it is, and its owner is kept out.
+//! Removals: the streams of a removed subscriber end on every replica, and its owner is banned.
 
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ async fn remove(gateway: &Gateway, path: &str) {
     assert_eq!(status.as_u16(), 204, "{path}: {problem}");
 }
 
-/// How a stream ends.
-async fn end(stream: &mut Stream) -> Value {
+/// The data of the stream's end.
+async fn stream_end(stream: &mut Stream) -> Value {
     loop {
         let event = stream.event().await;
         if event.event == "stream.end" {
@@ -42,13 +42,13 @@ async fn end(stream: &mut Stream) -> Value {
     }
 }
 
-/// How a stream would be answered now.
-async fn answered(gateway: &Gateway, path: &str) -> u16 {
+/// The status of a stream request.
+async fn stream_status(gateway: &Gateway, path: &str) -> u16 {
     gateway.answer(gateway.request(Method::GET, path)).await.status().as_u16()
 }
 
 on_both_brokers! {
-    async fn who_is_removed_for_a_time_is_kept_out_whatever_name_it_takes(world) {
+    async fn a_subscriber_removed_for_a_time_is_banned_under_every_name(world) {
         let gateway = closed(&world).await;
         let (ann, bob) = (as_user("ann"), as_user("bob"));
         let path = |room: &str, name: &str, token: &str| format!("/v1/rooms/{room}/stream?subscriber={name}&access_token={token}");
@@ -59,15 +59,15 @@ on_both_brokers! {
         let mut other = gateway.stream(&path("lobby", "b", &bob)).await;
         remove(&gateway, "/v1/rooms/lobby/subscribers/one?deny_seconds=600").await;
         for stream in [&mut removed, &mut same_owner, &mut several] {
-            assert_eq!(end(stream).await, json!({"reason": "removed", "reconnect": "never"}));
+            assert_eq!(stream_end(stream).await, json!({"reason": "removed", "reconnect": "never"}));
             assert!(stream.next().await.is_none());
         }
         for name in ["one", "two", "another"] {
-            assert_eq!(answered(&gateway, &path("lobby", name, &ann)).await, 204, "what an EventSource gives up at");
+            assert_eq!(stream_status(&gateway, &path("lobby", name, &ann)).await, 204, "an EventSource gives up after 204");
         }
-        assert_eq!(answered(&gateway, &format!("/v1/stream?room=news&room=lobby&access_token={ann}")).await, 204);
-        // It has left at once, is not kept from other rooms, and nobody else is kept from this one.
-        eventually("only the other is there", async || {
+        assert_eq!(stream_status(&gateway, &format!("/v1/stream?room=news&room=lobby&access_token={ann}")).await, 204);
+        // The member has left at once. The ban is about neither other rooms nor other users.
+        eventually("only the other user is listed", async || {
             let list = gateway.send(gateway.request(Method::GET, "/v1/rooms/lobby/subscribers").bearer_auth(&bob)).await.1;
             let list = list["subscribers"].as_array().unwrap();
             (list.len() == 1 && list[0]["user"] == "bob").then_some(())
@@ -79,25 +79,25 @@ on_both_brokers! {
         assert_eq!(elsewhere.data().await, "hello");
     }
 
-    async fn who_is_removed_without_a_time_may_come_back(world) {
+    async fn a_subscriber_removed_without_a_time_may_reconnect(world) {
         let gateway = closed(&world).await;
         let path = format!("/v1/rooms/lobby/stream?subscriber=one&access_token={}", as_user("ann"));
         let mut stream = gateway.stream(&path).await;
         remove(&gateway, "/v1/rooms/lobby/subscribers/one").await;
-        assert_eq!(end(&mut stream).await, json!({"reason": "removed", "reconnect": "later"}));
+        assert_eq!(stream_end(&mut stream).await, json!({"reason": "removed", "reconnect": "later"}));
         gateway.stream(&path).await;
     }
 
-    async fn who_is_removed_is_told_so_before_its_own_leave(world) {
+    async fn a_removed_subscriber_receives_the_end_before_its_own_leave(world) {
         let gateway = world.gateway().await;
         let mentions_leave = |event: &SseEvent| event.event == "presence.leave" || event.data.contains("presence.leave");
         let mut streams = Vec::new();
         for n in 0..40 {
-            // A stream of many rooms is written by a task of its own, one of a single room by its room's.
+            // A stream of several rooms has its own task. The broadcaster of the room writes a stream of one room.
             let path = if n % 2 == 0 { format!("rooms/r{n}/stream?") } else { format!("stream?room=r{n}&room=lobby&") };
             streams.push(gateway.stream(&format!("/v1/{path}presence=true&subscriber=sam-{n}")).await);
         }
-        // By now the coming of the first is long told, so that its going is told at once.
+        // The joins of the first ones are published by now, so their leaves are published at once.
         for (n, stream) in streams.iter_mut().enumerate() {
             let path = format!("/v1/rooms/r{n}/subscribers/sam-{n}");
             assert_eq!(gateway.send(gateway.request(Method::DELETE, &path)).await.0.as_u16(), 204);
@@ -112,43 +112,43 @@ on_both_brokers! {
         }
     }
 
-    async fn without_a_token_the_address_is_kept_out_and_open_streams_from_it_go_on(world) {
+    async fn without_a_token_the_address_is_banned_and_its_open_streams_go_on(world) {
         let gateway = world.gateway().await;
         let mut removed = gateway.stream("/v1/rooms/lobby/stream?subscriber=one").await;
         let mut neighbour = gateway.stream("/v1/rooms/lobby/stream?subscriber=two").await;
         let path = "/v1/rooms/lobby/subscribers/one?deny_seconds=1";
         assert_eq!(gateway.send(gateway.request(Method::DELETE, path)).await.0.as_u16(), 204);
-        assert_eq!(end(&mut removed).await["reason"], "removed");
-        eventually("no other name slips past", async || {
-            (answered(&gateway, "/v1/rooms/lobby/stream?subscriber=three").await == 204).then_some(())
+        assert_eq!(stream_end(&mut removed).await["reason"], "removed");
+        eventually("another name is banned too", async || {
+            (stream_status(&gateway, "/v1/rooms/lobby/stream?subscriber=three").await == 204).then_some(())
         }).await;
         gateway.publish("lobby", "hello").await;
         assert_eq!(neighbour.data().await, "hello");
-        eventually("the time is over", async || {
-            (answered(&gateway, "/v1/rooms/lobby/stream?subscriber=one").await == 200).then_some(())
+        eventually("the ban ends", async || {
+            (stream_status(&gateway, "/v1/rooms/lobby/stream?subscriber=one").await == 200).then_some(())
         }).await;
     }
 
-    async fn who_is_away_when_it_is_removed_is_kept_out_by_what_it_is(world) {
+    async fn a_disconnected_subscriber_is_banned_by_its_address_or_its_user(world) {
         let gateway = world.gateway_with(|settings| settings.presence.grace = Duration::from_mins(10)).await;
         drop(gateway.stream("/v1/rooms/lobby/stream?subscriber=sam").await);
         let path = "/v1/rooms/lobby/subscribers/sam?deny_seconds=600";
         assert_eq!(gateway.send(gateway.request(Method::DELETE, path)).await.0.as_u16(), 204);
         for name in ["sam", "other"] {
-            eventually("it is kept out", async || {
-                (answered(&gateway, &format!("/v1/rooms/lobby/stream?subscriber={name}")).await == 204).then_some(())
+            eventually("it is banned", async || {
+                (stream_status(&gateway, &format!("/v1/rooms/lobby/stream?subscriber={name}")).await == 204).then_some(())
             }).await;
         }
         let gateway = closed(&world).await;
         drop(gateway.stream(&format!("/v1/rooms/team/stream?subscriber=sam&access_token={}", as_user("ann"))).await);
         remove(&gateway, "/v1/rooms/team/subscribers/sam?deny_seconds=600").await;
         let path = |user: &str| format!("/v1/rooms/team/stream?subscriber=sam&access_token={}", as_user(user));
-        eventually("its owner is kept out", async || (answered(&gateway, &path("ann")).await == 204).then_some(())).await;
-        // And whoever takes the name then is not.
-        eventually("the name is free", async || (answered(&gateway, &path("bob")).await == 200).then_some(())).await;
+        eventually("its owner is banned", async || (stream_status(&gateway, &path("ann")).await == 204).then_some(())).await;
+        // Another user may take the name.
+        eventually("the name is free", async || (stream_status(&gateway, &path("bob")).await == 200).then_some(())).await;
     }
 
-    async fn all_streams_of_a_user_end(world) {
+    async fn all_streams_of_a_user_can_be_ended(world) {
         let gateway = closed(&world).await;
         let (ann, bob) = (as_user("ann"), as_user("bob"));
         let mut streams = Vec::new();
@@ -158,14 +158,14 @@ on_both_brokers! {
         let mut other = gateway.stream(&format!("/v1/rooms/a/stream?access_token={bob}")).await;
         remove(&gateway, "/v1/users/ann/streams?deny_seconds=600").await;
         for stream in &mut streams {
-            assert_eq!(end(stream).await, json!({"reason": "removed", "reconnect": "never"}));
+            assert_eq!(stream_end(stream).await, json!({"reason": "removed", "reconnect": "never"}));
         }
-        assert_eq!(answered(&gateway, &format!("/v1/rooms/z/stream?access_token={ann}")).await, 204);
+        assert_eq!(stream_status(&gateway, &format!("/v1/rooms/z/stream?access_token={ann}")).await, 204);
         gateway.send(gateway.request(Method::POST, "/v1/rooms/a/events").bearer_auth(&ann).body("hello")).await;
-        assert_eq!(other.data().await, "hello", "what else its token grants is not about streams");
+        assert_eq!(other.data().await, "hello", "the token still permits publishing");
     }
 
-    async fn p10_a_revoked_token_is_not_taken_and_its_streams_end(world) {
+    async fn p10_a_revoked_token_is_refused_and_its_streams_end(world) {
         let gateway = closed(&world).await;
         let with_id = |id: &str| {
             let mut claims = claims(&all());
@@ -177,7 +177,7 @@ on_both_brokers! {
         let mut stream = gateway.stream(&path(&revoked)).await;
         let mut goes_on = gateway.stream(&path(&other)).await;
         remove(&gateway, "/v1/tokens/t%2F1").await;
-        assert_eq!(end(&mut stream).await, json!({"reason": "token_revoked", "reconnect": "never"}));
+        assert_eq!(stream_end(&mut stream).await, json!({"reason": "token_revoked", "reconnect": "never"}));
         let (status, code) = crate::auth::ask(&gateway, Method::GET, "/v1/rooms/lobby/events", None, &revoked).await;
         assert_eq!((status, code.as_str()), (401, "token_invalid"));
         gateway.send(gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(&other).body("hello")).await;
@@ -186,7 +186,7 @@ on_both_brokers! {
 }
 
 #[tokio::test]
-async fn p10_a_removal_reaches_every_replica_also_one_that_was_cut_off() {
+async fn p10_a_removal_reaches_every_replica_even_one_that_was_cut_off() {
     let world = World::redis().await;
     let redis = world.redis.as_ref().unwrap();
     let proxy = Proxy::to(redis.port()).await;
@@ -202,24 +202,24 @@ async fn p10_a_removal_reaches_every_replica_also_one_that_was_cut_off() {
     let mut stream = far.stream(&path("lobby")).await;
     let mut cut_off = far.stream(&path("news")).await;
     remove(&near, "/v1/rooms/lobby/subscribers/one?deny_seconds=600").await;
-    assert_eq!(end(&mut stream).await["reason"], "removed");
+    assert_eq!(stream_end(&mut stream).await["reason"], "removed");
     for gateway in [&near, &far] {
-        eventually("it is kept out everywhere", async || {
-            (answered(gateway, &path("lobby")).await == 204).then_some(())
+        eventually("it is banned on both replicas", async || {
+            (stream_status(gateway, &path("lobby")).await == 204).then_some(())
         })
         .await;
     }
     proxy.set(Link::Cut);
     remove(&near, "/v1/rooms/news/subscribers/one?deny_seconds=600").await;
     proxy.set(Link::Pass);
-    assert_eq!(end(&mut cut_off).await["reason"], "removed");
-    // A replica that starts later knows of it too.
+    assert_eq!(stream_end(&mut cut_off).await["reason"], "removed");
+    // A replica that starts later knows the removal too.
     let late = closed(&world).await;
-    assert_eq!(answered(&late, &path("news")).await, 204);
+    assert_eq!(stream_status(&late, &path("news")).await, 204);
 }
 
 #[tokio::test]
-async fn a_removal_that_redis_refuses_is_said_to_be_none() {
+async fn a_removal_that_redis_refuses_is_answered_with_the_fault() {
     let world = World::redis().await;
     let gateway = closed(&world).await;
     let redis = world.redis.as_ref().unwrap();
@@ -228,7 +228,7 @@ async fn a_removal_that_redis_refuses_is_said_to_be_none() {
     let (status, problem) = gateway.send(request).await;
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("out_of_memory")));
     redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
-    // Those whose time has passed are dropped, and those that hold are not.
+    // One removal has expired, the other one has not.
     for until in ["1", "99999999999999"] {
         redis.cli(&[
             "XADD",
@@ -240,12 +240,14 @@ async fn a_removal_that_redis_refuses_is_said_to_be_none() {
     }
     assert_eq!(redis.cli(&["XLEN", "roomcast:removals"]).trim(), "2");
     let path = format!("/v1/rooms/lobby/stream?access_token={}", as_user("u99999999999999"));
-    eventually("the one that holds is known", async || (answered(&gateway, &path).await == 204).then_some(()))
-        .await;
+    eventually("the removal that has not expired is known", async || {
+        (stream_status(&gateway, &path).await == 204).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn a_removal_is_answered_once_it_is_stored() {
+async fn a_removal_is_answered_after_it_is_stored() {
     let mut world = World::redis().await;
     let gateway = closed(&world).await;
     let path = "/v1/users/ann/streams?deny_seconds=600";
@@ -266,5 +268,5 @@ async fn a_removal_is_answered_once_it_is_stored() {
     remove(&gateway, path).await;
     gateway.stop().await.unwrap();
     let gateway = start().await;
-    assert_eq!(answered(&gateway, &format!("/v1/rooms/a/stream?access_token={}", as_user("ann"))).await, 204);
+    assert_eq!(stream_status(&gateway, &format!("/v1/rooms/a/stream?access_token={}", as_user("ann"))).await, 204);
 }

@@ -1,11 +1,11 @@
-//! Who is in a room that several replicas have streams of: a replica that is killed, roams, and a roster that is lost.
+//! Presence in a room with streams on several replicas: killed replicas, subscribers that move, and lost data in Redis.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{GRACE, says, told};
+use super::{GRACE, change, expected};
 use crate::support::{DEADLINE, RedisServer, Replica, Stream, World, eventually};
 
 const LEASE: &str = "2s";
@@ -14,8 +14,8 @@ fn replica(redis: &RedisServer) -> Replica {
     Replica::start(&redis.url(), &["--replica-lease", LEASE, "--presence-grace", "300ms"])
 }
 
-/// Three replicas, and somebody on the first one who watches.
-async fn three(redis: &RedisServer) -> (Vec<Replica>, Stream) {
+/// Three replicas, and a watcher of the room on the first one.
+async fn three_replicas(redis: &RedisServer) -> (Vec<Replica>, Stream) {
     let replicas: Vec<_> = (0..3).map(|_| replica(redis)).collect();
     for replica in &replicas {
         replica.until(200).await;
@@ -29,7 +29,7 @@ async fn get(url: &str) -> Value {
     reqwest::get(url).await.unwrap().json().await.unwrap()
 }
 
-/// The names on a room's list.
+/// The names of the room's members.
 async fn listed(replica: &Replica) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let mut after = String::new();
@@ -49,14 +49,14 @@ async fn open(replica: &Replica, name: &str) -> Stream {
     Stream::open(&format!("{}/v1/rooms/lobby/stream?subscriber={name}", replica.url()), None).await
 }
 
-/// Names that come or go, until there are so many; how often each was told.
-async fn all_told(watcher: &mut Stream, what: &str, count: usize) -> Vec<String> {
+/// Reads changes of one kind until they have named this many members. Returns the names, sorted, with repetitions.
+async fn changed_names(watcher: &mut Stream, kind: &str, count: usize) -> Vec<String> {
     let mut names = Vec::new();
     while names.len() < count {
         let event = watcher.event().await;
         if event.event.starts_with("presence.") {
-            let (kind, more, _) = told(&event);
-            assert_eq!(kind, what);
+            let (name, more, _) = change(&event);
+            assert_eq!(name, kind);
             names.extend(more);
         }
     }
@@ -65,14 +65,14 @@ async fn all_told(watcher: &mut Stream, what: &str, count: usize) -> Vec<String>
 }
 
 #[tokio::test]
-async fn when_a_replica_is_killed_its_subscribers_leave_once_and_lists_are_right_within_its_lease() {
+async fn when_a_replica_is_killed_each_of_its_members_leaves_once_and_lists_are_right_within_its_lease() {
     let redis = RedisServer::start().await;
-    let (mut replicas, mut watcher) = three(&redis).await;
+    let (mut replicas, mut watcher) = three_replicas(&redis).await;
     watcher.event().await;
     let opening =
         (0..500).map(|n| open_owned(format!("{}/v1/rooms/lobby/stream?subscriber=s{n:03}", replicas[n % 3].url())));
     let streams = futures_util::future::join_all(opening).await;
-    all_told(&mut watcher, "presence.join", 500).await;
+    changed_names(&mut watcher, "presence.join", 500).await;
     assert_eq!(listed(&replicas[1]).await.len(), 501);
     eventually("all are counted", async || {
         (get(&format!("{}/v1/rooms/lobby", replicas[1].url())).await["subscribers"] == 501).then_some(())
@@ -81,16 +81,16 @@ async fn when_a_replica_is_killed_its_subscribers_leave_once_and_lists_are_right
 
     replicas[2].kill();
     let gone: Vec<_> = (0..500).filter(|n| n % 3 == 2).map(|n| format!("s{n:03}")).collect();
-    assert_eq!(all_told(&mut watcher, "presence.leave", gone.len()).await, gone, "each once");
+    assert_eq!(changed_names(&mut watcher, "presence.leave", gone.len()).await, gone, "each once");
     for replica in &replicas[..2] {
         assert_eq!(listed(replica).await.len(), 501 - gone.len());
         let room = get(&format!("{}/v1/rooms/lobby", replica.url())).await;
         assert_eq!(room["subscribers"], 501 - gone.len());
         assert_eq!(get(&format!("{}/v1/replicas", replica.url())).await["replicas"].as_array().unwrap().len(), 2);
     }
-    // A name of one that is gone is free, and nothing else was told.
+    // A name on the killed replica is free, and no other change was published.
     let _again = open(&replicas[1], "s002").await;
-    assert_eq!(told(&watcher.event().await), says("presence.join", &["s002"], 502 - gone.len() as u64));
+    assert_eq!(change(&watcher.event().await), expected("presence.join", &["s002"], 502 - gone.len() as u64));
     drop(streams);
 }
 
@@ -99,11 +99,10 @@ async fn open_owned(url: String) -> Stream {
 }
 
 #[tokio::test]
-async fn churn_leaves_no_ghosts() {
+async fn churn_leaves_no_stale_members() {
     let redis = RedisServer::start().await;
-    let (mut replicas, mut watcher) = three(&redis).await;
-    // An hour's churn would be 180,000 at 50 a second; here all comes and goes as fast as it can, and a replica is killed
-    // and started again in between.
+    let (mut replicas, mut watcher) = three_replicas(&redis).await;
+    // Streams open and close as fast as they can, and after each round a replica is killed and started again.
     for round in 0..4 {
         for batch in 0..10 {
             let opening = (0..25).map(|n| {
@@ -117,28 +116,29 @@ async fn churn_leaves_no_ghosts() {
         replicas[2].until(200).await;
     }
     eventually("only the watcher is left", async || (listed(&replicas[1]).await.len() == 1).then_some(())).await;
-    // What was told adds up to the same.
-    let mut there = BTreeSet::new();
+    // The published changes lead to the same list.
+    let mut present_names = BTreeSet::new();
     let end = tokio::time::Instant::now() + DEADLINE;
     loop {
-        assert!(tokio::time::Instant::now() < end, "{there:?} were told to have come, and not to have gone");
+        assert!(tokio::time::Instant::now() < end, "these members joined and never left: {present_names:?}");
         let event = watcher.event().await;
         if !event.event.starts_with("presence.") {
             continue;
         }
-        let (kind, names, present) = told(&event);
+        let (kind, names, present) = change(&event);
         for name in names {
-            let is_news = if kind == "presence.join" { there.insert(name.clone()) } else { there.remove(&name) };
-            assert!(is_news, "{name}: {kind} told twice");
+            let is_join = kind == "presence.join";
+            let is_change = if is_join { present_names.insert(name.clone()) } else { present_names.remove(&name) };
+            assert!(is_change, "{name}: {kind} twice in a row");
         }
-        if kind == "presence.leave" && present == 1 && there.len() == 1 {
+        if kind == "presence.leave" && present == 1 && present_names.len() == 1 {
             break;
         }
     }
 }
 
 #[tokio::test]
-async fn who_comes_back_on_another_replica_has_not_been_away_and_its_earlier_stream_ends() {
+async fn a_subscriber_that_moves_to_another_replica_does_not_leave_and_its_earlier_stream_ends() {
     let world = World::redis().await;
     let start = async || {
         world
@@ -152,21 +152,21 @@ async fn who_comes_back_on_another_replica_has_not_been_away_and_its_earlier_str
     let mut watcher = one.stream("/v1/rooms/lobby/stream?subscriber=watcher&presence=true").await;
     watcher.event().await;
     let mut first = one.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
-    assert_eq!(told(&watcher.event().await), says("presence.join", &["bob"], 2));
-    // Without the first having ended: as behind a balancer whose link to the client was cut.
+    assert_eq!(change(&watcher.event().await), expected("presence.join", &["bob"], 2));
+    // The first stream has not ended, as when the client's connection to a balancer was cut.
     let second = other.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
     assert_eq!(first.event().await.json()["reason"], "superseded");
     drop(second);
     let _third = one.stream("/v1/rooms/lobby/stream?subscriber=bob").await;
-    // Longer than the grace of either replica that it has left.
+    // Longer than the grace on both replicas that the subscriber has left.
     tokio::time::sleep(GRACE * 12).await;
     one.publish("lobby", "hello").await;
-    assert_eq!(watcher.data().await, "hello", "nobody came or went");
+    assert_eq!(watcher.data().await, "hello", "no join or leave was published");
     assert_eq!(super::listed(&other, "lobby").await, ["bob", "watcher"]);
 }
 
 #[tokio::test]
-async fn a_roster_that_redis_has_lost_is_told_again() {
+async fn members_that_redis_has_lost_are_restored() {
     let world = World::redis().await;
     let gateway = world.gateway_with(|settings| settings.presence.replica_lease = Duration::from_secs(2)).await;
     let ann = gateway.stream("/v1/rooms/lobby/stream?subscriber=ann").await;
@@ -179,54 +179,54 @@ async fn a_roster_that_redis_has_lost_is_told_again() {
         (super::listed(&gateway, "lobby").await == ["ann", "bob"]).then_some(())
     })
     .await;
-    // Somebody whom this replica is said to have, and who is nobody's.
+    // A member that Redis lists for this replica, without a stream.
     let replica = ann.opened["replica"].as_str().unwrap();
     let own = redis.cli(&["HKEYS", keys[1]]);
-    let replica = own.lines().find(|of| of.starts_with(replica)).unwrap();
-    let stray = format!("5 2026-01-01T00:00:00.000Z {replica} owner - \"subscriber\":\"stray\"");
-    redis.cli(&["HSET", keys[0], "stray", &stray]);
+    let replica = own.lines().find(|name| name.starts_with(replica)).unwrap();
+    let orphan = format!("5 2026-01-01T00:00:00.000Z {replica} owner - \"subscriber\":\"orphan\"");
+    redis.cli(&["HSET", keys[0], "orphan", &orphan]);
     redis.cli(&["HINCRBY", keys[1], replica, "1"]);
     assert_eq!(super::listed(&gateway, "lobby").await.len(), 3);
-    eventually("the stray is gone", async || {
+    eventually("the orphan is removed", async || {
         (super::listed(&gateway, "lobby").await == ["ann", "bob"]).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn counts_that_redis_has_wrong_are_mended() {
+async fn wrong_counts_in_redis_are_corrected() {
     let world = World::redis().await;
     let gateway = world.gateway_with(|settings| settings.presence.replica_lease = Duration::from_secs(2)).await;
-    let mut looks = gateway.stream("/v1/rooms/lobby/stream?presence=true").await;
+    let mut watcher = gateway.stream("/v1/rooms/lobby/stream?presence=true").await;
     let _streams = [
         gateway.stream("/v1/rooms/lobby/stream?subscriber=ann").await,
         gateway.stream("/v1/rooms/lobby/stream?subscriber=bob").await,
     ];
-    assert_eq!(told(&looks.event().await), says("presence.join", &["ann"], 1));
-    assert_eq!(told(&looks.event().await), says("presence.join", &["bob"], 2));
+    assert_eq!(change(&watcher.event().await), expected("presence.join", &["ann"], 1));
+    assert_eq!(change(&watcher.event().await), expected("presence.join", &["bob"], 2));
     let redis = world.redis.as_ref().unwrap();
-    // The members alone are lost.
+    // The members are lost, but not the counts.
     redis.cli(&["DEL", "roomcast:{lobby}:members"]);
-    let mut back = all_told(&mut looks, "presence.join", 2).await;
+    let mut back = changed_names(&mut watcher, "presence.join", 2).await;
     back.sort();
     assert_eq!(back, ["ann", "bob"]);
     let _carl = gateway.stream("/v1/rooms/lobby/stream?subscriber=carl").await;
-    assert_eq!(told(&looks.event().await), says("presence.join", &["carl"], 3));
+    assert_eq!(change(&watcher.event().await), expected("presence.join", &["carl"], 3));
     assert_eq!(super::listed(&gateway, "lobby").await, ["ann", "bob", "carl"]);
 }
 
 #[tokio::test]
-async fn a_named_stream_of_many_rooms_opens_at_once_though_redis_hangs() {
+async fn a_named_stream_of_many_rooms_is_answered_soon_while_redis_hangs() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
     let rooms: Vec<_> = (0..20).map(|n| format!("room=r{n}")).collect();
     let path = format!("/v1/stream?{}", rooms.join("&"));
-    let _held = gateway.stream(&path).await;
+    let _topics_stay_live = gateway.stream(&path).await;
     let redis = world.redis.as_ref().unwrap();
     redis.freeze();
     let began = std::time::Instant::now();
     let mut named = gateway.stream(&format!("{path}&subscriber=ann&presence=true")).await;
-    // Whether it opened or was told to come back.
+    // It may have opened, or have ended with the advice to reconnect.
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     redis.thaw();
     gateway.until_well().await;
@@ -235,7 +235,7 @@ async fn a_named_stream_of_many_rooms_opens_at_once_though_redis_hangs() {
     }
     gateway.publish("r7", "hello").await;
     while named.event().await.event != "message" {}
-    eventually("it is listed in all", async || {
+    eventually("it is listed in all rooms", async || {
         for n in [0, 7, 19] {
             if super::listed(&gateway, &format!("r{n}")).await != ["ann"] {
                 return None;
@@ -247,34 +247,34 @@ async fn a_named_stream_of_many_rooms_opens_at_once_though_redis_hangs() {
 }
 
 #[tokio::test]
-async fn members_of_a_replica_that_has_just_started_are_not_taken_for_ghosts() {
+async fn members_of_a_new_replica_are_not_removed_as_stale() {
     let redis = RedisServer::start().await;
     let old = replica(&redis);
     old.until(200).await;
     let mut watcher = Stream::open(&format!("{}/v1/rooms/lobby/stream?presence=true", old.url()), None).await;
     let _first = open(&old, "first").await;
-    assert_eq!(told(&watcher.event().await), says("presence.join", &["first"], 1));
-    // For longer than a lease, so that it can tell who is gone.
+    assert_eq!(change(&watcher.event().await), expected("presence.join", &["first"], 1));
+    // Longer than a lease: after it, the old replica removes stale members.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let new = replica(&redis);
     new.until(200).await;
     for n in 0..5 {
-        let there = (open(&new, &format!("new{n}")).await, open(&old, &format!("old{n}")).await);
+        let streams = (open(&new, &format!("new{n}")).await, open(&old, &format!("old{n}")).await);
         for name in [format!("new{n}"), format!("old{n}")] {
             assert_eq!(
-                told(&watcher.event().await),
-                says("presence.join", &[&name], 2 + u64::from(name.starts_with("old")))
+                change(&watcher.event().await),
+                expected("presence.join", &[&name], 2 + u64::from(name.starts_with("old")))
             );
         }
-        drop(there);
-        let mut gone = all_told(&mut watcher, "presence.leave", 2).await;
-        gone.sort();
-        assert_eq!(gone, [format!("new{n}"), format!("old{n}")]);
+        drop(streams);
+        let mut left = changed_names(&mut watcher, "presence.leave", 2).await;
+        left.sort();
+        assert_eq!(left, [format!("new{n}"), format!("old{n}")]);
     }
 }
 
 #[tokio::test]
-async fn a_replica_that_comes_back_under_its_name_leaves_no_ghosts() {
+async fn a_replica_that_restarts_under_its_name_leaves_no_stale_members() {
     let redis = RedisServer::start().await;
     let named = || {
         Replica::start(&redis.url(), &["--replica-lease", LEASE, "--presence-grace", "300ms", "--replica-id", "rb"])
@@ -285,12 +285,12 @@ async fn a_replica_that_comes_back_under_its_name_leaves_no_ghosts() {
     let mut first = named();
     first.until(200).await;
     let _bob = open(&first, "bob").await;
-    assert_eq!(told(&watcher.event().await), says("presence.join", &["bob"], 1));
+    assert_eq!(change(&watcher.event().await), expected("presence.join", &["bob"], 1));
     first.kill();
     let second = named();
     second.until(200).await;
-    assert_eq!(told(&watcher.event().await), says("presence.leave", &["bob"], 0));
-    eventually("it is one replica", async || {
+    assert_eq!(change(&watcher.event().await), expected("presence.leave", &["bob"], 0));
+    eventually("both processes count as one replica", async || {
         let replicas = get(&format!("{}/v1/replicas", other.url())).await;
         (replicas["replicas"].as_array().unwrap().len() == 2).then_some(())
     })
@@ -298,7 +298,7 @@ async fn a_replica_that_comes_back_under_its_name_leaves_no_ghosts() {
 }
 
 #[tokio::test]
-async fn somebody_whose_entering_was_never_answered_is_no_ghost_either() {
+async fn a_join_that_was_never_answered_leaves_no_stale_member() {
     let world = World::redis().await;
     let gateway = world
         .gateway_with(|settings| {
@@ -309,11 +309,11 @@ async fn somebody_whose_entering_was_never_answered_is_no_ghost_either() {
     let _other = gateway.room("lobby").await;
     let redis = world.redis.as_ref().unwrap();
     redis.freeze();
-    let asking = reqwest::Client::new().get(format!("{}/v1/rooms/lobby/stream?subscriber=casper", gateway.url));
-    let _ = tokio::time::timeout(Duration::from_millis(500), asking.send()).await;
+    let request = reqwest::Client::new().get(format!("{}/v1/rooms/lobby/stream?subscriber=casper", gateway.url));
+    let _ = tokio::time::timeout(Duration::from_millis(500), request.send()).await;
     redis.thaw();
     gateway.until_well().await;
-    eventually("nobody is left", async || {
+    eventually("no member is left", async || {
         tokio::time::sleep(GRACE * 2).await;
         super::listed(&gateway, "lobby").await.is_empty().then_some(())
     })
@@ -322,7 +322,7 @@ async fn somebody_whose_entering_was_never_answered_is_no_ghost_either() {
 }
 
 #[tokio::test]
-async fn an_outage_of_redis_that_outlasts_the_leases_is_nobodys_leave() {
+async fn an_outage_of_redis_longer_than_the_leases_makes_no_member_leave() {
     let mut world = World {
         redis: Some(RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await),
         ..World::embedded()
@@ -349,6 +349,6 @@ async fn an_outage_of_redis_that_outlasts_the_leases_is_nobodys_leave() {
     other.until_well().await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     one.publish("lobby", "hello").await;
-    assert_eq!(watcher.data().await, "hello", "nobody came or went");
+    assert_eq!(watcher.data().await, "hello", "no join or leave was published");
     assert_eq!(super::listed(&one, "lobby").await, ["bob", "watcher"]);
 }
