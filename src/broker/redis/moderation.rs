@@ -18,7 +18,7 @@ const PAGE_REMOVALS: usize = 1000;
 
 #[async_trait]
 impl ModerationStore for RedisBroker {
-    async fn remove(&self, removal: &Removal) -> Result<(), BrokerError> {
+    async fn store_removal(&self, removal: &Removal) -> Result<(), BrokerError> {
         let text = serde_json::to_string(removal).expect("names and numbers are JSON");
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut conn = self.connections.for_write().await?;
