@@ -7,9 +7,10 @@
 // The pure rules, without I/O: names, the log's epochs and heads, the live cache.
 pub use roomcast_core::{cache, log, names};
 
-// Digests, background tasks and traces, used by every layer.
+// Digests, background tasks, times and traces, used by every layer.
 pub mod digest;
 pub mod shutdown;
+pub mod timestamp;
 pub mod trace;
 
 // The contracts for logs, hashes, presence and moderation, with the embedded broker and the one over Redis.

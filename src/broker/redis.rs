@@ -156,13 +156,6 @@ fn id_texts(ids: &[EventId]) -> Vec<String> {
     ids.iter().map(EventId::to_string).collect()
 }
 
-/// Events that were published before this time are older than `age`. In the form of `published_at`, so that texts can
-/// be compared.
-fn oldest_time(age: Duration) -> String {
-    let now = jiff::Timestamp::now();
-    format!("{:.3}", now.checked_sub(age).unwrap_or(jiff::Timestamp::MIN))
-}
-
 /// A random number that scripts add to a new epoch if it can't be the time, so that two servers do not give out the
 /// same epoch.
 fn random() -> u64 {

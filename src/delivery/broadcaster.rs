@@ -24,8 +24,9 @@ use super::Delivery;
 use super::connection::{StreamConn, serve_alone};
 use super::format::heartbeat_chunk;
 use crate::live::{CaughtUp, GroupCursor, GroupPoll, LiveEvent};
-use crate::names::{Event, Topic};
+use crate::names::Topic;
 use crate::shutdown::Tasks;
+use crate::timestamp;
 
 /// Streams of one broadcaster. A larger room has several broadcasters, so that several processors can write.
 const MAX_STREAMS: usize = 4096;
@@ -116,12 +117,6 @@ struct Broadcaster {
     retry_at: Option<Instant>,
     /// How many terminations were checked. None of them applies to one of its streams.
     checked_terminations: u64,
-}
-
-/// The time since an event was published, by this machine's clock.
-fn age(event: &Event) -> Option<Duration> {
-    let published: jiff::Timestamp = event.published_at.parse().ok()?;
-    Some(jiff::Timestamp::now().duration_since(published).unsigned_abs())
 }
 
 /// Counts the writes of a broadcaster, and gives other tasks their turns in between.
@@ -250,7 +245,7 @@ impl Broadcaster {
         }
         let metrics = &self.broadcasters.delivery.metrics;
         metrics.delivered(delivered as u64);
-        if let Some(lag) = events.last().and_then(|event| age(event.event())) {
+        if let Some(lag) = events.last().and_then(|event| timestamp::age(&event.event().published_at)) {
             metrics.lagged(lag);
         }
     }
@@ -422,7 +417,7 @@ mod tests {
     use super::*;
     use crate::http::fuzz::app;
     use crate::live::Start;
-    use crate::names::{Data, RoomName};
+    use crate::names::{Data, Event, RoomName};
 
     #[tokio::test]
     async fn a_group_cursor_delivers_an_event_that_came_between_the_streams_position_and_its_creation() {

@@ -8,12 +8,13 @@ use redis::{RedisResult, Value, pipe};
 
 use super::connections::RedisConn;
 use super::error::{read_error, write_error};
-use super::{RedisBroker, head, id_texts, milliseconds, oldest_time, random};
+use super::{RedisBroker, head, id_texts, milliseconds, random};
 use crate::broker::{
     Appended, BrokerError, Fault, FaultKind, IdempotencyKey, LogEntry, LogSlice, LogStore, ReadRange, Retention,
 };
 use crate::log::{EpochHistory, Head};
 use crate::names::{EventId, Topic};
+use crate::timestamp;
 
 /// Attempts of a read: one is repeated if the head has changed meanwhile, or if an epoch had to begin.
 const READ_ATTEMPTS: usize = 5;
@@ -56,7 +57,7 @@ impl RedisBroker {
         call.arg(stored).arg(live).arg(retention.events);
         call.arg(milliseconds(retention.age)).arg(milliseconds(retention.age + retention.head)).arg(random());
         call.arg(milliseconds(retention.idempotency_window)).arg(content.unwrap_or_default());
-        call.arg(retention.bytes).arg(oldest_time(retention.age)).arg(id_texts(watermarks));
+        call.arg(retention.bytes).arg(timestamp::ago(retention.age)).arg(id_texts(watermarks));
         let result: RedisResult<Option<(String, bool)>> = call.invoke_async(conn.connection()).await;
         let (id, replayed) = conn.check(result, write_error)?.ok_or(BrokerError::KeyReused)?;
         Ok(Appended { id: parse_id(&id)?, replayed })

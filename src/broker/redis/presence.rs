@@ -6,12 +6,13 @@ use async_trait::async_trait;
 use redis::{RedisResult, Value, pipe};
 
 use super::error::{read_error, write_error};
-use super::{RedisBroker, id_texts, milliseconds, oldest_time, random};
+use super::{RedisBroker, id_texts, milliseconds, random};
 use crate::broker::{
     BrokerError, MemberChange, MemberOutcome, MemberPage, MemberView, PresenceStore, PresenceSummary,
     PresenceUpdate,
 };
 use crate::names::{EventId, RoomName, SubscriberId, Topic};
+use crate::timestamp;
 
 /// Rooms whose summaries are read in one command.
 const BATCH_ROOMS: usize = 500;
@@ -67,7 +68,7 @@ impl PresenceStore for RedisBroker {
         call.arg(self.keys.process()).arg(self.head_lifetime(&topic)).arg(random());
         call.arg(room.as_str()).arg(self.keys.live(&topic)).arg(self.keys.control());
         call.arg(retention.events).arg(retention.bytes).arg(milliseconds(retention.age));
-        call.arg(format!("{:.3}", jiff::Timestamp::now())).arg(oldest_time(retention.age)).arg(u8::from(watched));
+        call.arg(timestamp::now()).arg(timestamp::ago(retention.age)).arg(u8::from(watched));
         call.arg(dead.len()).arg(dead);
         call.arg(changes.len());
         for change in changes {

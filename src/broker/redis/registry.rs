@@ -13,6 +13,7 @@ use super::error::read_error;
 use super::{RedisBroker, milliseconds};
 use crate::broker::{BrokerError, CALL_LIMIT, Fault, FaultKind, Replica, ReplicaRegistry, SubscriberCounts};
 use crate::names::RoomName;
+use crate::timestamp;
 
 /// What this process has reported to Redis, and what it knows of other processes.
 #[derive(Default)]
@@ -87,7 +88,7 @@ impl RedisBroker {
             version: env!("CARGO_PKG_VERSION").into(),
             streams,
             rooms,
-            reported_at: format!("{:.3}", jiff::Timestamp::now()),
+            reported_at: timestamp::now(),
         };
         serde_json::to_string(&report).expect("names and numbers are JSON")
     }
