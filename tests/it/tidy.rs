@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use source::{SourceFile, TokenKind, all_files, code_tokens, paths, root, shipped_files};
 
-/// Each folder or file of `src` and `core/src`, lowest first, with the paths that it may use. A folder may use itself.
+/// Each folder or file of `src` and `core/src`, lowest first, with the paths that it may use. A folder may use
+/// itself.
 const LAYERS: [(&str, &[&str]); 20] = [
     ("names", &[]),
     ("log", &["names"]),
