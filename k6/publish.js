@@ -1,8 +1,8 @@
-// Publishes as fast as the VUs can, and checks ids and log. It measures speed and demands none.
+// Publishes as fast as the VUs can, and checks ids and logs. k6 reports the speed; no threshold depends on it.
 //
 //     K6_VUS=8 K6_DURATION=30s k6 run k6/publish.js
 //
-// ROOMS (default 4) and BYTES (of each event's data, default 200) shape the load.
+// ROOMS is the number of rooms (default 4), BYTES the size of each event's data (default 200).
 
 import { check } from 'k6';
 import { call, callJson, failOnException, isAfter, json, parseId, runName } from './roomcast.js';
@@ -21,7 +21,7 @@ export function setup() {
   return runName('publish');
 }
 
-// The last id that this VU was given, by room.
+// The last id that this VU received, by room.
 const last = {};
 
 export default failOnException((run) => {
@@ -31,7 +31,7 @@ export default failOnException((run) => {
   check(response, {
     'stored: 201': (r) => r.status === 201,
     'an id in this room': (r) => json(r).room === room && id !== null,
-    // The others publish to it too, so the next id need not be the next offset.
+    // Other VUs publish to the room too, so the next id need not have the next offset.
     'after the id before': () => id !== null && (!last[room] || isAfter(id, last[room])),
   });
   last[room] = id || last[room];

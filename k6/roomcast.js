@@ -1,11 +1,12 @@
-// What the scripts share: where the gateway is, how to talk to it, and what a problem looks like.
+// Shared by the scripts: the gateway's address, requests, and checks of problem documents.
 
 import { check } from 'k6';
 import http from 'k6/http';
 
 export const BASE = (__ENV.ROOMCAST_URL || 'http://127.0.0.1:8080').replace(/\/$/, '');
 
-// k6 keeps one metric a URL unless told otherwise, and room names differ from run to run: `name` is the route.
+// k6 keeps one metric for each URL unless requests have a `name`. Room names differ from run to run, so it is the
+// route.
 export function call(method, route, path, body = null, headers = {}) {
   return http.request(method, BASE + path, body, { headers, tags: { name: `${method} ${route}` } });
 }
@@ -14,7 +15,7 @@ export function callJson(method, route, path, value, headers = {}) {
   return call(method, route, path, JSON.stringify(value), { 'Content-Type': 'application/json', ...headers });
 }
 
-// The JSON body, or {} so that the checks that follow fail instead of the script.
+// The JSON body, or {}, so that the checks fail and not the script.
 export function json(response) {
   try {
     return response.json() || {};
@@ -35,7 +36,7 @@ export function isProblem(response, status, code) {
   );
 }
 
-// k6 only prints an exception and goes on, with exit code 0. As a failed check, it fails the run.
+// k6 only prints an exception, and exits with 0. As a failed check, the exception fails the run.
 export function failOnException(run) {
   return (...args) => {
     try {
@@ -57,7 +58,7 @@ export function isAfter(id, earlier) {
   return id.epoch > earlier.epoch || (id.epoch === earlier.epoch && id.offset > earlier.offset);
 }
 
-// Names of one run, so that runs against one gateway do not meet.
+// A name for one run, so that several runs can use one gateway.
 export function runName(what) {
   return `k6-${what}-${Date.now().toString(36)}`;
 }

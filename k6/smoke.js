@@ -1,4 +1,4 @@
-// Does every REST route answer as documented? A few seconds, no load.
+// Calls every REST route and checks that it answers as documented. Takes a few seconds and causes no load.
 //
 //     k6 run k6/smoke.js
 
@@ -8,7 +8,7 @@ import { BASE, call, callJson, failOnException, isProblem, json, parseId, runNam
 export const options = {
   scenarios: { smoke: { executor: 'per-vu-iterations', vus: 2, iterations: 2, maxDuration: '30s' } },
   thresholds: {
-    // One failed check fails the run, and so does a run that checked nothing.
+    // A failed check fails the run. So does a missing iteration.
     checks: ['rate==1'],
     iterations: ['count==4'],
   },
@@ -19,7 +19,7 @@ export function setup() {
 }
 
 export default failOnException((run) => {
-  // Names of its own for each iteration: they run at the same time.
+  // Iterations run at the same time, so each has its own names.
   const name = `${run}-${__VU}-${__ITER}`;
   group('rooms', () => rooms(name));
   group('hashes', () => hashes(name));
@@ -61,7 +61,7 @@ function rooms(room) {
   check(page, {
     'log: 200': (r) => r.status === 200,
     'log: oldest first': (r) => json(r).events.map((e) => e.event).join() === 'tick,note,tick',
-    'log: the ids that publishing gave': (r) =>
+    'log: the ids of the published events': (r) =>
       json(r).events[0].id === json(first).id && json(r).events[1].id === json(second).id,
     'log: data as published': (r) =>
       json(r).events[0].data.n === 1 && json(r).events[1].data === 'plain words' && json(r).events[2].data === 3,
@@ -70,7 +70,7 @@ function rooms(room) {
   });
 
   if (link) {
-    // A link may be relative to the page that gave it.
+    // The link may be relative.
     const next = call('GET', route, link[1].startsWith(BASE) ? link[1].slice(BASE.length) : link[1]);
     check(next, {
       'log, next page: 200': (r) => r.status === 200,
@@ -104,8 +104,8 @@ function hashes(hash) {
     'put raw: 200 when replaced': (r) => r.status === 200,
   });
   check(callJson('PUT', fieldRoute, colour, { value: 'green' }, { 'If-None-Match': '*' }), {
-    'put: 412 when it must not exist': (r) => isProblem(r, 412, 'precondition_failed'),
-    'put: 412 tells the present value': (r) => json(r).present.value === 'blue',
+    'put: 412 when the field must not exist': (r) => isProblem(r, 412, 'precondition_failed'),
+    'put: 412 has the present value': (r) => json(r).present.value === 'blue',
   });
 
   const got = call('GET', fieldRoute, colour);
@@ -123,18 +123,18 @@ function hashes(hash) {
 
   check(callJson('PATCH', route, path, { colour: null, size: 'large', count: '40' }), {
     'patch: 200': (r) => r.status === 200,
-    'patch: what it did': (r) => json(r).created === 2 && json(r).removed === 1,
+    'patch: counts of created and removed fields': (r) => json(r).created === 2 && json(r).removed === 1,
   });
   check(callJson('POST', `${fieldRoute}/increment`, `${path}/fields/count/increment`, { by: 2 }), {
     'increment: 200': (r) => r.status === 200,
     'increment: the sum': (r) => String(json(r).value) === '42',
   });
   check(callJson('POST', `${fieldRoute}/increment`, `${path}/fields/size/increment`, { by: 1 }), {
-    'increment: 409 where the value is no number': (r) => isProblem(r, 409, 'not_a_number'),
+    'increment: 409 if the value is not a number': (r) => isProblem(r, 409, 'not_a_number'),
   });
   check(call('GET', route, path), {
     'all: 200': (r) => r.status === 200,
-    'all: exactly what was set': (r) => {
+    'all: exactly the fields that were set': (r) => {
       const { size, count, ...others } = json(r).fields;
       return size.value === 'large' && count.value === '42' && Object.keys(others).length === 0;
     },

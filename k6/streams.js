@@ -1,10 +1,10 @@
-// Opens streams in one room, publishes to it, and checks that each stream gets every event once and in order.
-// Needs a k6 with the extension xk6-sse, see README.md.
+// Opens streams in one room, publishes to it, and checks that each stream gets every event once and in order. It
+// needs a k6 with the extension xk6-sse; README.md describes how to get it.
 //
 //     STREAMS=100 k6 run k6/streams.js
 //
-// STREAMS (default 50), EVENTS (default 100) and RATE (events a second, default 10) shape the load. A stream
-// blocks its VU until it ends, so there is one VU a stream.
+// STREAMS is the number of streams (default 50), EVENTS that of events (default 100), RATE that of events per
+// second (default 10). A stream blocks its VU until it ends, so each stream has a VU.
 
 import { check, sleep } from 'k6';
 import { Trend } from 'k6/metrics';
@@ -14,12 +14,12 @@ import { BASE, callJson, failOnException, json, parseId, runName } from './roomc
 const STREAMS = Number(__ENV.STREAMS || 50);
 const EVENTS = Number(__ENV.EVENTS || 100);
 const RATE = Number(__ENV.RATE || 10);
-// Streams get this long to open before the first event. One that is later has less to expect, no more.
+// Seconds for streams to open before the first event. A later stream expects the events from its start on.
 const HEAD_START = 5;
-// Nothing but `timeout` ends a stream that never sees the last event.
+// Seconds after which a stream ends that never receives the last event.
 const TIMEOUT = HEAD_START + Math.ceil(EVENTS / RATE) + 30;
 
-// Publisher and subscribers share this machine's clock.
+// Time from publish to arrival. Publisher and subscribers use the same clock, this machine's.
 const delivery = new Trend('delivery', true);
 
 export const options = {
@@ -53,7 +53,7 @@ export function setup() {
 
 export const subscribe = failOnException((room) => {
   let open = false;
-  let position = null; // where the stream stands: from stream.open, then from each event
+  let position = null; // the id of stream.open, then of each event
   let inOrder = true;
   let gaps = 0;
   let finished = false;
@@ -76,10 +76,10 @@ export const subscribe = failOnException((room) => {
         delivery.add(Date.now() - JSON.parse(event.data).at);
         finished = event.name === 'last';
         if (finished) client.close();
-      } // else a heartbeat: the extension makes an event of every comment
+      } // Otherwise a heartbeat: the extension turns every comment into an event.
     });
     client.on('error', () => {
-      // The extension goes on waiting after an error, and can't close what did not open.
+      // The extension keeps waiting after an error, and can't close a stream that has not opened.
       if (open) client.close();
     });
   });

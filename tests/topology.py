@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Checks what docker-compose.yml describes, without Docker: three replicas, Redis, and the balancer.
+"""Tests the deployment of docker-compose.yml without Docker: three replicas, Redis, and the balancer.
 
-It runs the real programs with the very deploy/nginx.conf, in a network of its own where the configuration's
-addresses are free: nginx asks "Docker's DNS" on 127.0.0.11, and this script answers. So replicas can appear
-and vanish under traffic, as with `docker compose up --scale roomcast=N`.
+It runs the real programs with deploy/nginx.conf, in a network namespace in which the addresses of the configuration are
+free. nginx asks Docker's DNS server on 127.0.0.11, and this script answers. So replicas can appear and vanish under
+traffic, as with `docker compose up --scale roomcast=N`.
 
     cargo build && python3 tests/topology.py
 
-ROOMCAST_BIN names another binary, ROOMCAST_OUTAGE the seconds for which Redis is away (5). Needs redis-server, nginx, and unshare, setpriv, mount (util-linux), ip
-(iproute2), and for browsers what tests/clients/README.md says. Where PyYAML is missing, docker-compose.yml is not looked at.
+ROOMCAST_BIN names another binary. ROOMCAST_OUTAGE is the duration of the Redis outage in seconds, 5 by default.
+The script needs redis-server, nginx, unshare, setpriv and mount (util-linux), ip (iproute2), and the clients that
+tests/clients/README.md lists. Without PyYAML it does not check docker-compose.yml.
 """
 
 import http.client
@@ -32,10 +33,10 @@ NGINX_CONF = ROOT / "deploy/nginx.conf"
 INSIDE = "ROOMCAST_TOPOLOGY_INSIDE"
 
 BALANCER = ("127.0.0.1", 8000)
-WAIT = 10  # seconds that anything expected may take
+WAIT = 10  # longest wait for anything, in seconds
 OUTAGE = int(os.environ.get("ROOMCAST_OUTAGE", 5))  # seconds
 LIMIT = 100 + 2 * OUTAGE  # seconds for the whole run
-# A query that must never be logged, whatever the gateway makes of it.
+# A query that must not be in any log, even if the gateway refuses the request.
 SECRET = "access_token=SECRET"
 
 
@@ -43,7 +44,7 @@ SECRET = "access_token=SECRET"
 
 
 def until(condition, what, seconds=WAIT):
-    """Waits for something that nobody announces."""
+    """Polls until the condition is true. Returns its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -55,27 +56,28 @@ def until(condition, what, seconds=WAIT):
 
 
 class Programs:
-    """Started programs. All end with this script, however it ends."""
+    """Started programs. They all end when this script ends, even if it is killed."""
 
     def __init__(self, folder):
         self.folder = folder
         self.running = {}
 
     def start(self, name, *command):
-        # If this script is killed it can't clean up; then the kernel tells its children. A group of its
-        # own lets nginx's workers be ended with nginx.
+        # If this script is killed, the kernel sends SIGTERM to its children. With a process group of its own, nginx
+        # can be killed together with its workers.
         command = ["setpriv", "--pdeathsig", "TERM", *map(str, command)]
         env = {key: value for key, value in os.environ.items() if not key.startswith("ROOMCAST_")}
         with open(self.log(name), "ab") as log:
             self.running[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=self.folder, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=self.folder,
+                start_new_session=True,
             )
 
     def log(self, name):
         return self.folder / f"{name}.log"
 
     def terminate(self, name):
-        """SIGTERM; the exit code."""
+        """Sends SIGTERM and waits for the end. Returns the exit code."""
         self.running[name].send_signal(signal.SIGTERM)
         return self.running.pop(name).wait(WAIT)
 
@@ -86,7 +88,7 @@ class Programs:
 
     def end_all(self):
         if "nginx" in self.running:
-            self.terminate("nginx")  # its workers are its children: only it can wait for them
+            self.terminate("nginx")  # only nginx can wait for its workers
         for name in list(self.running):
             self.kill(name)
 
@@ -96,7 +98,7 @@ def start_replica(programs, name, address):
         name, BINARY, "--listen", f"{address}:8080", "--redis-url", "redis://127.0.0.1:6379", "--replica-id", name,
         "--insecure-allow-anonymous", "--trusted-proxy", "127.0.0.0/8", "--drain-delay", "1", "--drain-window", "2",
     )  # fmt: skip
-    # Publishing must work, not just listening.
+    # /healthz is 200 once publishing works, not only listening.
     until(lambda: answers((address, 8080), "/healthz"), f"{name} to be healthy")
 
 
@@ -110,18 +112,18 @@ def redis_info(section):
 
 
 def start_nginx(programs):
-    # Its compiled-in folders for temporary files belong to the machine: give it empty ones, here only.
+    # nginx is compiled with the machine's folders for temporary files. In this mount namespace they are empty ones.
     for folder in ("/var/lib/nginx", "/var/cache/nginx"):
         if os.path.isdir(folder):
             subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
-    # In a user namespace no other user exists than this one, who is called root.
+    # A user namespace has only one user, root.
     options = f"daemon off; pid {programs.folder}/nginx.pid; user root;"
     programs.start("nginx", "nginx", "-p", programs.folder, "-e", "stderr", "-c", NGINX_CONF, "-g", options)
     until(lambda: accepts(BALANCER), "nginx")
 
 
 class Dns(threading.Thread):
-    """Docker's DNS for one name, and with Docker's long TTL, which the configuration has to overrule."""
+    """Docker's DNS server for one name, with Docker's long TTL, which the configuration has to override."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -178,8 +180,8 @@ def publish(room, data, query=""):
 
 
 def published(room, data):
-    """Publishes as a patient client does: what surely was not stored is sent again. After all replicas changed
-    at once, each of nginx's workers holds on to the old addresses for up to a second."""
+    """Publishes, and repeats the publish while the answer says that nothing was stored. After a change of all replicas,
+    each worker of nginx still uses the old addresses for up to a second."""
 
     def attempt():
         status, _, body = publish(room, data)
@@ -201,7 +203,7 @@ def problem(answer, status, code):
 
 
 class Publisher(threading.Thread):
-    """Publishes until told to stop. Ids of what was stored, and every other answer."""
+    """Publishes until `stop`. Keeps the ids of stored events, and every other answer."""
 
     def __init__(self, room):
         super().__init__(daemon=True)
@@ -210,7 +212,7 @@ class Publisher(threading.Thread):
         self.start()
 
     def run(self):
-        # The wait is pacing: traffic all the time, yet no more than the machine bears.
+        # The pause limits the rate to what the machine can handle.
         while not self.stopped.wait(0.005):
             try:
                 status, headers, body = publish(self.room, len(self.ids))
@@ -233,8 +235,8 @@ def stored(publishers):
 
 
 class Subscriber(threading.Thread):
-    """An EventSource (HTML 9.2): opens the stream again at its last id whenever it ends, and gives up for
-    good on any answer but 200."""
+    """An EventSource (HTML 9.2): it reopens the stream at its last id when the stream ends, and stops for good after
+    any answer but 200."""
 
     def __init__(self, room, address=BALANCER):
         super().__init__(daemon=True)
@@ -253,7 +255,7 @@ class Subscriber(threading.Thread):
             except (OSError, http.client.HTTPException, AttributeError):
                 pass  # refused or cut; AttributeError: http.client, when the connection is closed under it
             if not self.closed:
-                # As long as it is told, but for the run's time: the order of things does not depend on it.
+                # The pause that the gateway asks for, shortened to save time. No check depends on it.
                 time.sleep(min(self.retry, 0.3))
 
     def read_stream(self):
@@ -274,7 +276,7 @@ class Subscriber(threading.Thread):
             connection.close()
 
     def read_blocks(self, lines):
-        position, event, data = "", "", []  # the position starts empty on each stream
+        position, event, data = "", "", []  # the position is empty at the start of each stream
         while line := lines.readline():
             name, _, value = line.decode().rstrip("\r\n").partition(":")
             value = value.removeprefix(" ")
@@ -314,7 +316,7 @@ class Subscriber(threading.Thread):
 
     def close(self):
         self.closed = True
-        # Wakes the thread from its read.
+        # Ends the thread's read.
         try:
             self.response.fp.raw._sock.shutdown(socket.SHUT_RDWR)
         except (OSError, AttributeError):
@@ -322,13 +324,14 @@ class Subscriber(threading.Thread):
 
 
 def assert_complete(subscriber, ids, unknown=0):
-    """Every stored event, once, in the log's order, and nothing else than writes whose outcome is unknown."""
+    """Asserts that every stored event arrived once and in the log's order, and nothing else but writes with an unknown
+    outcome."""
     order = [tuple(map(int, id.split("-"))) for id in subscriber.ids]
     assert all(a < b for a, b in zip(order, order[1:])), "events out of order, or repeated"
     missed = set(ids) - set(subscriber.ids)
     assert not missed, f"missed {len(missed)} of {len(ids)}: {sorted(missed)[:3]}"
     extra = len(set(subscriber.ids) - set(ids))
-    assert extra <= unknown, f"{extra} events that no publisher was told of"
+    assert extra <= unknown, f"{extra} events that no publisher has the id of"
     assert not subscriber.named("stream.gap"), subscriber.named("stream.gap")
 
 
@@ -336,7 +339,7 @@ def assert_complete(subscriber, ids, unknown=0):
 
 
 class Topology:
-    """Three replicas to start with. Each check but the last leaves a topology that works, also when it fails."""
+    """Three replicas at first. Each check but the last leaves a working topology, even if it fails."""
 
     def __init__(self, folder):
         self.programs = Programs(folder)
@@ -372,7 +375,7 @@ class Topology:
             reader.close()
 
     def unbuffered(self):
-        """each event is through the balancer before the next is published"""
+        """each event passes the balancer before the next one is published"""
         reader = Subscriber("prompt")
         for number in range(20):
             id = published("prompt", number)
@@ -380,24 +383,25 @@ class Topology:
         reader.close()
 
     def redis_outage(self):
-        """while Redis is away writes are refused, and every EventSource, a browser's too, recovers by itself"""
+        """during an outage of Redis writes are refused, and every EventSource recovers by itself, a browser's too"""
         env = {**os.environ, "ROOMCAST_URL": "http://{}:{}".format(*BALANCER)}
         script = subprocess.Popen(
             ["node", "outage.mjs"], cwd=ROOT / "tests/clients", env=env, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        said = []
+        lines = []
 
-        def hear(word):
+        def read_until(start):
             for line in script.stdout:
-                said.append(line)
-                if line.startswith(word):
+                lines.append(line)
+                if line.startswith(start):
                     return
-            raise AssertionError("".join(said))
+            raise AssertionError("".join(lines))
 
         try:
-            hear("take Redis away")
-            # While the disk is slow, Redis acknowledges what it has not handed to the kernel yet; a kill then costs that, and a gap.
+            read_until("take Redis away")
+            # On a slow disk, Redis acknowledges writes that are still in its own buffer. A kill would lose them and
+            # cause a gap.
             until(lambda: "aof_buffer_length:0" in redis_info("persistence"), "Redis to write what it has acknowledged")
             self.programs.kill("redis")
             script.stdin.write("gone\n")
@@ -407,10 +411,10 @@ class Topology:
             problem(refused, 503, json.loads(refused[2])["code"])
             assert json.loads(refused[2])["code"] in ("unavailable", "outcome_unknown"), refused[2]
             while time.monotonic() < ends:
-                asked = time.monotonic()
+                started = time.monotonic()
                 answer = publish("away", 1)
                 problem(answer, 503, "unavailable")
-                assert int(answer[1]["Retry-After"]) > 0 and time.monotonic() - asked < 5
+                assert int(answer[1]["Retry-After"]) > 0 and time.monotonic() - started < 5
                 for name, address in self.replicas.items():
                     assert answers((address, 8080), "/readyz"), f"{name} is unready"
                 time.sleep(0.1)
@@ -418,8 +422,8 @@ class Topology:
             script.stdin.write("back\n")
             script.stdin.flush()
             until(lambda: all(answers((address, 8080), "/healthz") for address in self.replicas.values()), "health")
-            hear("recovered")
-            assert script.wait(WAIT) == 0, said[-5:]
+            read_until("recovered")
+            assert script.wait(WAIT) == 0, lines[-5:]
         finally:
             script.kill()
             script.wait()
@@ -427,7 +431,7 @@ class Topology:
                 start_redis(self.programs)
 
     def scale_out_and_in(self):
-        """a replica comes and one goes under traffic: no publish fails, no subscriber misses or repeats"""
+        """a replica starts and one shuts down under traffic: no publish fails, no event is missed or repeated"""
         readers = [Subscriber("travel") for _ in range(6)]
         publishers = [Publisher("travel") for _ in range(2)]
         try:
@@ -436,7 +440,7 @@ class Topology:
             self.dns.addresses = list(self.replicas.values())
             until(lambda: '"replica":"127.0.0.5:8080"' in self.nginx_log(), "the balancer to find the new replica")
 
-            # One that has subscribers. It leaves DNS after it has ended, the unkinder order.
+            # A replica with subscribers. DNS still lists it when it has ended, which is the harder case.
             leaving = readers[0].replica()
             moved = [reader for reader in readers if reader.replica() == leaving]
             del self.replicas[leaving]
@@ -452,7 +456,7 @@ class Topology:
                 publisher.stop()
         for publisher in publishers:
             assert not publisher.failures, publisher.failures[:3]
-            # There was always a replica to be had, so nothing but an unlucky moment may be refused.
+            # A replica was always available, so the only failures are writes that were interrupted.
             assert set(publisher.refusals) <= {"outcome_unknown"}, publisher.refusals[:3]
         last = published("travel", "last")
         ids = [id for publisher in publishers for id in publisher.ids] + [last]
@@ -462,7 +466,7 @@ class Topology:
             reader.close()
 
     def no_replica(self):
-        """with no replica left, streams end politely, writes get a 503, and all resume where they were"""
+        """without any replica, streams end with `later`, writes get a 503, and later all streams resume"""
         readers = [Subscriber("outage") for _ in range(3)]
         ids = [published("outage", number) for number in range(20)]
         for reader in readers:
@@ -495,25 +499,25 @@ class Topology:
             reader.close()
 
     def no_repeated_post(self):
-        """a POST that a replica took and did not answer is not sent again"""
-        taken = []
+        """a POST that a replica received and did not answer is not sent again"""
+        received = []
 
-        def take_and_hang_up(listener):
+        def receive_and_close(listener):
             while True:
                 connection, _ = listener.accept()
-                taken.append(connection.recv(65536))
+                received.append(connection.recv(65536))
                 connection.close()
 
         for address in ("127.0.0.7", "127.0.0.8"):
             listener = socket.create_server((address, 8080))
-            threading.Thread(target=take_and_hang_up, args=(listener,), daemon=True).start()
+            threading.Thread(target=receive_and_close, args=(listener,), daemon=True).start()
         self.dns.addresses = ["127.0.0.7", "127.0.0.8"]
-        # Workers that still know other addresses answer otherwise, and send nothing here.
-        until(lambda: b"outcome_unknown" in publish("once", 1)[2], "a POST to be taken and not answered")
-        assert len(taken) == 1, f"sent {len(taken)} times"
+        # Workers that still use other addresses answer differently, and send nothing here.
+        until(lambda: b"outcome_unknown" in publish("once", 1)[2], "a POST without an answer")
+        assert len(received) == 1, f"sent {len(received)} times"
 
     def refusals(self):
-        """the balancer refuses foreign names, foreign pages and large bodies with a problem document"""
+        """the balancer refuses other host names, pages of other sites and large bodies with a problem document"""
         problem(request("GET", "/livez", headers={"Host": "rebound.example"}), 403, "foreign_host")
         for page in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://elsewhere.example"}, {"Origin": "null"}):
             problem(request("POST", "/v1/rooms/a/events", "x", page), 403, "cross_site")
@@ -522,14 +526,14 @@ class Topology:
         problem(request("POST", f"/v1/rooms/a/events?{SECRET}", b"x" * (2 * 1024 * 1024 + 1)), 413, "body_too_large")
 
     def request_ids(self):
-        """a request's id goes through, and a harmful one is replaced"""
+        """the id of a request is passed on, and a harmful id is replaced"""
         status, headers, _ = request("GET", "/livez", headers={"X-Request-Id": "chosen-1"})
         assert (status, headers["X-Request-Id"]) == (200, "chosen-1"), headers["X-Request-Id"]
         _, headers, _ = request("GET", "/livez", headers={"X-Request-Id": 'a"b'})
         assert headers["X-Request-Id"] not in (None, 'a"b'), headers["X-Request-Id"]
 
     def secrets(self):
-        """no query is ever logged"""
+        """no query is logged"""
         stream = http.client.HTTPConnection(*BALANCER, timeout=WAIT)
         stream.request("GET", f"/v1/rooms/secret-stream/stream?{SECRET}")
         stream.getresponse()
@@ -542,7 +546,7 @@ class Topology:
 
 
 def compose():
-    """docker-compose.yml says three replicas, a Redis that keeps its data, one port on loopback"""
+    """docker-compose.yml describes three replicas, a Redis that keeps its data, one port on loopback"""
     import yaml
 
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
@@ -613,6 +617,6 @@ if __name__ == "__main__":
         sys.exit(f"not found: {', '.join(missing)}")
     if not BINARY.is_file():
         sys.exit(f"no binary at {BINARY}: run `cargo build`, or set ROOMCAST_BIN")
-    # A network and mounts of its own. Only root may have them without a user namespace.
+    # Namespaces for network and mounts. Only root can create them without a user namespace.
     unshare = ["unshare", "--net", "--mount"] + (["--map-root-user"] if os.geteuid() else [])
     os.execvpe(unshare[0], [*unshare, sys.executable, __file__], {**os.environ, INSIDE: "1"})

@@ -1,14 +1,14 @@
-// A real Chromium, and EventSources on a page in it.
+// Starts Chromium, and opens EventSources on a page in it.
 
 import { chromium } from 'playwright-core'
 import { EVENT_TYPES, Inbox } from './support.mjs'
 
-/** Playwright gives every launch a user data folder of its own, and removes it. */
+/** Playwright creates a user data folder for every launch, and removes it. */
 export function launchChromium() {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
     headless: true,
-    chromiumSandbox: false, // a root user in a container has none
+    chromiumSandbox: false, // Chromium has no sandbox for root in a container
     args: [
       '--disable-gpu',
       '--disable-quic',
@@ -20,11 +20,11 @@ export function launchChromium() {
   })
 }
 
-/** Opens the page, and an EventSource in it for each `listen(path)`. */
+/** Opens a page. Each call of `listen(path)` opens an EventSource on it. */
 export async function openPage(browser, url) {
   const page = await browser.newPage()
   const inboxes = new Map()
-  await page.exposeFunction('heard', (path, event) => inboxes.get(path).push(event))
+  await page.exposeFunction('receive', (path, event) => inboxes.get(path).push(event))
   await page.goto(url)
   const listen = async (path) => {
     const inbox = new Inbox()
@@ -33,10 +33,10 @@ export async function openPage(browser, url) {
       ([path, types]) => {
         const source = new EventSource(path)
         for (const type of types) {
-          source.addEventListener(type, ({ lastEventId, data }) => heard(path, { type, id: lastEventId, data }))
+          source.addEventListener(type, ({ lastEventId, data }) => receive(path, { type, id: lastEventId, data }))
         }
         source.addEventListener('error', () => {
-          if (source.readyState === EventSource.CLOSED) heard(path, { type: 'closed' })
+          if (source.readyState === EventSource.CLOSED) receive(path, { type: 'closed' })
         })
       },
       [path, EVENT_TYPES],
@@ -46,22 +46,22 @@ export async function openPage(browser, url) {
   return { page, listen }
 }
 
-/** Watches for the page's next POST to a URL: the status of its answer, though the page itself may not see it. */
+/** The status of the answer to the page's next POST to a URL, even if the answer is hidden from the page. */
 export async function watchPost(page, url) {
   const tools = await page.context().newCDPSession(page)
   await tools.send('Network.enable')
-  // The two come from different processes of the browser, in either order.
+  // The two events come from different processes of the browser, in either order.
   const status = new Promise((resolve) => {
     const answers = new Map()
     let id
-    const tell = () => answers.has(id) && resolve(answers.get(id))
+    const resolveIfKnown = () => answers.has(id) && resolve(answers.get(id))
     tools.on('Network.requestWillBeSent', ({ requestId, request }) => {
       if (request.url === url && request.method === 'POST') id = requestId
-      tell()
+      resolveIfKnown()
     })
     tools.on('Network.responseReceivedExtraInfo', ({ requestId, statusCode }) => {
       answers.set(requestId, statusCode)
-      tell()
+      resolveIfKnown()
     })
   })
   return { status }

@@ -1,7 +1,8 @@
 // The npm package `eventsource` reads rooms, through a proxy that cuts its connection.
 
 import { EventSource } from 'eventsource'
-import { check, cuttingProxy, EVENT_TYPES, gateway, idsByRoom, Inbox, opening, publish, tick, unique } from './support.mjs'
+import { check, cuttingProxy, EVENT_TYPES, gateway, idsByRoom, Inbox, opening } from './support.mjs'
+import { publish, tick, unique } from './support.mjs'
 
 const RFC_3339_UTC = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$/
 
@@ -22,7 +23,7 @@ async function dataArrivesAsItWasSent() {
   const room = unique('data')
   const inbox = listen(`/v1/rooms/${room}/stream`)
   const { id, rooms } = await opening(inbox)
-  check('a fresh stream says its position in its first id', [id, rooms[room].resume], [rooms[room].position, 'fresh'])
+  check('the first id of a fresh stream is its position', [id, rooms[room].resume], [rooms[room].position, 'fresh'])
 
   const json = '{"price": 12345678901234567890.10, "tags": ["é", "🦀", "\\u2028"]}'
   const pretty = '{\n  "a": 1,\n  "b": [\n    null\n  ]\n}'
@@ -38,7 +39,7 @@ async function dataArrivesAsItWasSent() {
     ['text with an event name', 'now', { type: 'text/plain', query: '?event=tick' }, 'tick', 'now'],
     ['text of several lines, some like SSE fields', text, { type: 'text/plain' }, 'message', text],
     ['text with every kind of line end', 'a\rb\r\nc\n', { type: 'text/plain' }, 'message', 'a\nb\nc\n'],
-    ['what curl -d sends', 'a=1&b=2', { type: 'application/x-www-form-urlencoded' }, 'message', 'a=1&b=2'],
+    ['a body as curl -d sends it', 'a=1&b=2', { type: 'application/x-www-form-urlencoded' }, 'message', 'a=1&b=2'],
   ]
   for (const [what, body, options, type, data] of cases) {
     const id = await publish(room, body, options)
@@ -55,27 +56,35 @@ async function aCutConnectionMissesAndRepeatsNothing() {
   const first = [await tick(room, 1), await tick(room, 2)]
   proxy.mend()
   const rejoined = await opening(inbox)
-  check('dropped before its first event, it resumes where it joined', [rejoined.id, rejoined.rooms[room].resume], [joined.id, 'complete'])
-  check('and gets what was published meanwhile', await inbox.take(2, 'missed events'), first)
+  check(
+    'after a cut before its first event, the stream resumes where it joined',
+    [rejoined.id, rejoined.rooms[room].resume],
+    [joined.id, 'complete'],
+  )
+  check('it receives the events published meanwhile', await inbox.take(2, 'missed events'), first)
 
   const live = await tick(room, 3)
-  check('and goes on live', await inbox.take(1, 'live event'), [live])
+  check('it then receives live events', await inbox.take(1, 'live event'), [live])
 
   proxy.cut()
   const missed = []
   for (let n = 4; n < 24; n++) missed.push(await tick(room, n))
   proxy.mend()
   const resumed = await opening(inbox)
-  check('dropped again, it resumes after its last event', [resumed.id, resumed.rooms[room].resume], [live.id, 'complete'])
-  check('and gets what it missed, once and in order', await inbox.take(20, 'missed events'), missed)
+  check(
+    'after another cut, the stream resumes after its last event',
+    [resumed.id, resumed.rooms[room].resume],
+    [live.id, 'complete'],
+  )
+  check('it receives the missed events once and in order', await inbox.take(20, 'missed events'), missed)
 
   proxy.tearNextAnswer()
   const torn = await tick(room, 'x'.repeat(10_000))
   await opening(inbox)
-  check('an event torn in two comes whole after the reconnect', await inbox.take(1, 'torn event'), [torn])
+  check('an event that was cut in two arrives whole after the reconnect', await inbox.take(1, 'torn event'), [torn])
 
   const next = await tick(room, 24)
-  check('and nothing comes twice', await inbox.take(1, 'next event'), [next])
+  check('it receives nothing twice', await inbox.take(1, 'next event'), [next])
 }
 
 async function severalRoomsOnOneConnection() {
@@ -88,10 +97,14 @@ async function severalRoomsOnOneConnection() {
   const numberId = await publish(a, `{"event":"tick","data":${number}}`)
   const [numbered] = await inbox.take(1, 'event of the first room')
   const envelope = JSON.parse(numbered.data)
-  check('an event comes in an envelope', [envelope.room, envelope.id, envelope.event], [a, numberId, 'tick'])
-  check('which says when it was published', RFC_3339_UTC.test(envelope.published_at))
-  check('and keeps the digits of its data', numbered.data.includes(number))
-  check('and has a cursor under 1 KiB as its SSE id', numbered.id.length > 0 && numbered.id.length < 1024)
+  check(
+    'a stream of several rooms delivers an event in an envelope',
+    [envelope.room, envelope.id, envelope.event],
+    [a, numberId, 'tick'],
+  )
+  check('the envelope has the time of the publish', RFC_3339_UTC.test(envelope.published_at))
+  check('the envelope keeps the digits of the data', numbered.data.includes(number))
+  check('its SSE id is a cursor under 1 KiB', numbered.id.length > 0 && numbered.id.length < 1024)
 
   const textId = await publish(b, 'one\ntwo', { type: 'text/plain' })
   const [text] = await inbox.take(1, 'event of the second room')
@@ -106,26 +119,34 @@ async function severalRoomsOnOneConnection() {
   }
   proxy.mend()
   const resumed = await opening(inbox)
-  check('dropped, it resumes both rooms', [resumed.rooms[a].resume, resumed.rooms[b].resume], ['complete', 'complete'])
+  check(
+    'after a cut, the stream resumes both rooms',
+    [resumed.rooms[a].resume, resumed.rooms[b].resume],
+    ['complete', 'complete'],
+  )
   const replayed = await inbox.take(20, 'missed events')
-  check('and gets what each room has missed, once and in order', idsByRoom(replayed, [a, b]), missed)
+  check('it receives the missed events of each room once and in order', idsByRoom(replayed, [a, b]), missed)
 
   const liveId = await publish(a, '{"data":"live"}')
   const [live] = await inbox.take(1, 'live event')
-  check('and goes on live', JSON.parse(live.data).id, liveId)
+  check('it then receives live events', JSON.parse(live.data).id, liveId)
 
   const laterId = await publish(b, '{"data":"later"}')
   const other = listen(`/v1/stream?room=${b}&room=${c}&after=${encodeURIComponent(live.id)}`)
   const changed = await opening(other)
-  check('its cursor serves a changed list of rooms', [changed.rooms[b].resume, changed.rooms[c].resume], ['complete', 'fresh'])
+  check(
+    'the cursor resumes a stream with another list of rooms',
+    [changed.rooms[b].resume, changed.rooms[c].resume],
+    ['complete', 'fresh'],
+  )
   const newId = await publish(c, '{"data":"new"}')
   const after = await other.take(2, 'events after the cursor')
-  check('each from its own position', idsByRoom(after, [b, c]), [[laterId], [newId]])
+  check('each room resumes at its own position', idsByRoom(after, [b, c]), [[laterId], [newId]])
 }
 
 for (const scenario of [dataArrivesAsItWasSent, aCutConnectionMissesAndRepeatsNothing, severalRoomsOnOneConnection]) {
   await scenario()
-  // One that reconnected later would take the next scenario's torn answer for itself.
+  // An EventSource that reconnected later would receive the torn answer of the next scenario.
   for (const source of sources.splice(0)) source.close()
 }
 proxy.close()

@@ -1,16 +1,17 @@
-// EventSources, in Node and in Chromium, through an outage behind the balancer. Whoever runs this takes Redis away when it
-// says so, and tells it on its input when Redis is gone and when it is back.
+// EventSources in Node and in Chromium through an outage of Redis, behind the balancer. When this script prints
+// `take Redis away`, its caller stops Redis and writes the line `gone`. When Redis is back, the caller writes
+// `back`.
 
 import { createInterface } from 'node:readline'
 import { EventSource } from 'eventsource'
 import { launchChromium, openPage } from './chromium.mjs'
 import { check, EVENT_TYPES, gateway, idsByRoom, Inbox, opening, tick, unique } from './support.mjs'
 
-const told = createInterface({ input: process.stdin })[Symbol.asyncIterator]()
+const input = createInterface({ input: process.stdin })[Symbol.asyncIterator]()
 const outage = Number(process.env.ROOMCAST_OUTAGE ?? 5)
 
 async function until(word) {
-  const { value } = await told.next()
+  const { value } = await input.next()
   check(`Redis is ${word}`, value, word)
 }
 
@@ -26,26 +27,26 @@ function listenInNode(path) {
   return inbox
 }
 
-/** What comes is an event, a refusal that is to be tried again, or a stream that goes on where it was. */
+/** Collects events. Ends of streams have to allow a reconnect, and new streams have to resume completely. */
 async function takeEvents(inbox, count, what) {
   const events = []
   while (events.length < count) {
     const [item] = await inbox.take(1, what)
-    if (item.type === 'stream.end') check(`${what}: told to come back`, JSON.parse(item.data).reconnect !== 'never')
+    if (item.type === 'stream.end') check(`${what}: may reconnect`, JSON.parse(item.data).reconnect !== 'never')
     else if (item.type === 'stream.open') {
       const resumes = Object.values(JSON.parse(item.data).rooms).map((room) => room.resume)
-      check(`${what}: goes on where it was`, resumes.every((resume) => resume === 'complete'))
+      check(`${what}: resumes at its position`, resumes.every((resume) => resume === 'complete'))
     } else events.push(item)
   }
   return events
 }
 
-/** Refused until the balancer lets it in. */
+/** Waits for the first `stream.open`. Until then each stream ends with `reconnect: later`. */
 async function firstOpening(inbox, what) {
   for (;;) {
     const [{ type, data }] = await inbox.take(1, what)
     if (type === 'stream.open') return
-    check(`${what}: told to come back`, [type, JSON.parse(data).reconnect], ['stream.end', 'later'])
+    check(`${what}: is told to reconnect later`, [type, JSON.parse(data).reconnect], ['stream.end', 'later'])
   }
 }
 
@@ -65,28 +66,28 @@ for (const [inbox] of Object.values(listeners)) await opening(inbox)
 
 const expected = [[], []]
 const publish = async (data) => {
-  for (const [place, room] of [a, b].entries()) expected[place].push((await tick(room, data)).id)
+  for (const [index, room] of [a, b].entries()) expected[index].push((await tick(room, data)).id)
 }
 for (let n = 0; n < 5; n++) await publish(n)
 
 console.log('take Redis away')
 await until('gone')
-const late = {
+const latecomers = {
   'late in Node': listenInNode(one),
   'late in Chromium': await page.listen(`${one}?event=tick`),
 }
 await until('back')
-for (const [what, inbox] of Object.entries(late)) await firstOpening(inbox, what)
+for (const [what, inbox] of Object.entries(latecomers)) await firstOpening(inbox, what)
 for (let n = 5; n < 25; n++) await publish(n)
 
 for (const [what, [inbox, rooms]] of Object.entries(listeners)) {
   const events = await takeEvents(inbox, 25 * rooms, what)
   const ids = rooms === 1 ? [events.map((event) => event.id)] : idsByRoom(events, [a, b])
-  check(`${what}: everything, once and in order`, ids, expected.slice(0, rooms))
+  check(`${what}: all events, once and in order`, ids, expected.slice(0, rooms))
 }
-for (const [what, inbox] of Object.entries(late)) {
+for (const [what, inbox] of Object.entries(latecomers)) {
   const events = await takeEvents(inbox, 20, what)
-  check(`${what}: everything since it got in`, events.map((event) => event.id), expected[0].slice(5))
+  check(`${what}: all events since it joined`, events.map((event) => event.id), expected[0].slice(5))
 }
 console.log(`recovered from an outage of ${outage} s`)
 await browser.close()

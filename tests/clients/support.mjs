@@ -1,4 +1,5 @@
-// What the Node scripts share: where the gateway is, how a check is told, how a wait ends, and how a link is cut.
+// Shared by the Node scripts: the gateway's address, checks, waits, an inbox of events, a proxy that cuts
+// connections.
 
 import assert from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
@@ -8,10 +9,10 @@ import net from 'node:net'
 assert(process.env.ROOMCAST_URL, 'ROOMCAST_URL names the gateway, for example http://127.0.0.1:8080')
 export const gateway = new URL(process.env.ROOMCAST_URL).origin
 
-const WAIT_MS = 30_000 // above any `retry:` the gateway may send and a client's own back-off
+const WAIT_MS = 30_000 // longer than any `retry:` of the gateway and any back-off of a client
 const SCRIPT_MS = 180_000
 
-// An uncaught error already ends Node with 1; this is for a script whose waits are each in time and still never end.
+// Ends a script whose waits all succeed but which still never ends. An uncaught error ends Node with 1 by itself.
 setTimeout(() => {
   console.error(`not ok - the script took more than ${SCRIPT_MS / 1000} s`)
   process.exit(1)
@@ -26,20 +27,20 @@ function show(value) {
   return JSON.stringify(value) ?? String(value)
 }
 
-/** A name nobody has used, so that scripts may share a gateway. */
+/** A name that is not in use yet, so that scripts may share a gateway. */
 export function unique(kind) {
   return `${kind}-${randomUUID()}`
 }
 
 export async function within(what, promise) {
   let timer
-  const late = new Promise((_, reject) => {
+  const timeout = new Promise((_, reject) => {
     timer = setTimeout(() => reject(new Error(`not ok - no ${what} within ${WAIT_MS / 1000} s`)), WAIT_MS)
   })
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer))
+  return Promise.race([promise, timeout]).finally(() => clearTimeout(timer))
 }
 
-/** What a stream has brought, taken in the order of its arrival. */
+/** The events of a stream in the order of their arrival. */
 export class Inbox {
   #items = []
   #arrived = () => {}
@@ -54,7 +55,7 @@ export class Inbox {
       while (this.#items.length < count) await new Promise((resolve) => (this.#arrived = resolve))
     }
     await within(what, enough()).catch((error) => {
-      throw new Error(`${error.message}; ${this.#items.length} of ${count} came: ${show(this.#items)}`)
+      throw new Error(`${error.message}; ${this.#items.length} of ${count} arrived: ${show(this.#items)}`)
     })
     return this.#items.splice(0, count)
   }
@@ -65,20 +66,20 @@ export const EVENT_TYPES = [
   'stream.open', 'stream.gap', 'stream.position', 'stream.end',
 ]
 
-/** The stream's own account of how it begins: its first id, and what it says of each room. */
+/** Takes `stream.open`: the first id, and the position and kind of resume of each room. */
 export async function opening(inbox) {
   const [{ type, id, data }] = await inbox.take(1, 'stream.open')
   check('the stream begins with stream.open', type, 'stream.open')
   return { id, rooms: JSON.parse(data).rooms }
 }
 
-/** The ids that came, room by room, since order is promised within a room only. */
+/** The received ids by room, since only events of one room have an order. */
 export function idsByRoom(events, rooms) {
   const envelopes = events.map((event) => JSON.parse(event.data))
   return rooms.map((room) => envelopes.filter((envelope) => envelope.room === room).map((envelope) => envelope.id))
 }
 
-/** Publishes past any proxy; answers the event's id. `body` is sent as it is, so that a test decides every byte. */
+/** Publishes without a proxy. Returns the event's id. `body` is sent unchanged, so that a test decides every byte. */
 export async function publish(room, body, { type = 'application/json', query = '' } = {}) {
   const response = await within(
     'answer to a publish',
@@ -89,23 +90,23 @@ export async function publish(room, body, { type = 'application/json', query = '
   return JSON.parse(text).id
 }
 
-/** Publishes an event named `tick`; answers what an EventSource is to hear of it. */
+/** Publishes an event named `tick`. Returns the event as an EventSource has to receive it. */
 export async function tick(room, data) {
   const text = JSON.stringify(data)
   return { type: 'tick', id: await publish(room, `{"event":"tick","data":${text}}`), data: text }
 }
 
-/** A TCP proxy to `target` whose connections can be cut and whose next answer can be torn in two. */
+/** A TCP proxy to `target`. Its connections can be cut, and its next answer can be torn in two. */
 export async function cuttingProxy(target) {
   const { hostname, port } = new URL(target)
-  const links = new Set()
+  const connections = new Set()
   let isCut = false
   let isTearing = false
 
   const server = net.createServer((near) => {
     if (isCut) return near.resetAndDestroy()
     const far = net.connect(Number(port), hostname)
-    links.add(near)
+    connections.add(near)
     far.on('data', (chunk) => {
       if (!isTearing) return near.write(chunk)
       isTearing = false
@@ -114,7 +115,7 @@ export async function cuttingProxy(target) {
     })
     near.pipe(far)
     near.on('error', () => {}).on('close', () => {
-      links.delete(near)
+      connections.delete(near)
       far.destroy()
     })
     far.on('error', () => {}).on('close', () => near.destroySoon())
@@ -124,7 +125,7 @@ export async function cuttingProxy(target) {
 
   const cut = () => {
     isCut = true
-    for (const link of links) link.resetAndDestroy()
+    for (const connection of connections) connection.resetAndDestroy()
   }
   return {
     url: `http://127.0.0.1:${server.address().port}`,

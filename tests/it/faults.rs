@@ -1,5 +1,6 @@
-//! Faults under load: every acknowledged event arrives once and in order, or a gap covers precisely the missing events.
-//! Twelve publishers, fifty subscribers that reconnect as `EventSource` does, three replicas as processes, one real Redis.
+//! Faults under load: every acknowledged event arrives once and in order, or a gap covers precisely the missing
+//! events. Twelve publishers, fifty subscribers that reconnect as `EventSource` does, three replicas as processes,
+//! one real Redis.
 
 mod announcements;
 mod clients;

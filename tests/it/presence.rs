@@ -39,7 +39,8 @@ async fn members(gateway: &Gateway, room: &str, token: &str) -> Vec<Value> {
     members
 }
 
-/// The change that an event reports: the event's name, the names of the members, and the number of members after it.
+/// The change that an event reports: the event's name, the names of the members, and the number of members after
+/// it.
 fn change(event: &SseEvent) -> (String, Vec<String>, u64) {
     let data = event.json();
     let names = data["members"].as_array().unwrap().iter();
@@ -84,7 +85,8 @@ on_both_brokers! {
         assert_eq!(change(&ann.event().await), expected("presence.leave", &["carl"], 1));
         // Joins and leaves are events in the log, so a stream that resumes misses none.
         let log = gateway.get("/v1/rooms/lobby/events").await.1;
-        let names: Vec<_> = log["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect();
+        let events = log["events"].as_array().unwrap();
+        let names: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
         assert_eq!(names, ["presence.join", "presence.join", "presence.join", "presence.leave", "presence.leave"]);
         let mut again = gateway.stream("/v1/rooms/lobby/stream?from=earliest&presence=true&subscriber=dora").await;
         assert_eq!(change(&again.event().await), expected("presence.join", &["ann"], 1));
@@ -167,7 +169,9 @@ on_both_brokers! {
         let mut others = claims(&json!({"subscribe": ["*"], "publish": ["*"]}));
         others["sub"] = json!("bob");
         let bob = token(&others);
-        let path = |room: &str, token: &str| format!("/v1/rooms/{room}/stream?subscriber=me&presence=true&access_token={token}");
+        let path = |room: &str, token: &str| {
+            format!("/v1/rooms/{room}/stream?subscriber=me&presence=true&access_token={token}")
+        };
         let mut stream = gateway.stream(&path("lobby", &ann)).await;
         assert_eq!(stream.event().await.event, "presence.join");
         for (path, token) in [
@@ -252,7 +256,8 @@ on_both_brokers! {
         let path = format!("/v1/rooms/lobby/stream?subscriber=a&info={}", deep(32));
         let _deepest = gateway.stream(&path).await;
         assert_eq!(change(&watcher.event().await), expected("presence.join", &["a"], 1));
-        let _odd = gateway.stream("/v1/rooms/lobby/stream?subscriber=b&info=%7B%22a%20b%22%3A%20%22%5C%22%5Cn%E2%82%AC%5C%5C%22%7D").await;
+        let odd_info = "%7B%22a%20b%22%3A%20%22%5C%22%5Cn%E2%82%AC%5C%5C%22%7D";
+        let _odd = gateway.stream(&format!("/v1/rooms/lobby/stream?subscriber=b&info={odd_info}")).await;
         let joined = watcher.event().await.json();
         assert_eq!(joined["members"][0]["info"], json!({"a b": "\"\n€\\"}));
         assert_eq!(members(&gateway, "lobby", "").await[1]["info"], joined["members"][0]["info"]);
@@ -289,7 +294,9 @@ on_both_brokers! {
                 assert_eq!(present, 1);
             }
         }
-        eventually("the list is empty again", async || (listed(&gateway, "lobby").await == ["watcher"]).then_some(())).await;
+        eventually("only the watcher is listed", async || {
+            (listed(&gateway, "lobby").await == ["watcher"]).then_some(())
+        }).await;
     }
 
     async fn replicas_are_listed(world) {

@@ -51,11 +51,14 @@ on_both_brokers! {
     async fn a_subscriber_removed_for_a_time_is_banned_under_every_name(world) {
         let gateway = closed(&world).await;
         let (ann, bob) = (as_user("ann"), as_user("bob"));
-        let path = |room: &str, name: &str, token: &str| format!("/v1/rooms/{room}/stream?subscriber={name}&access_token={token}");
+        let path = |room: &str, name: &str, token: &str| {
+            format!("/v1/rooms/{room}/stream?subscriber={name}&access_token={token}")
+        };
         let mut removed = gateway.stream(&path("lobby", "one", &ann)).await;
         let mut same_owner = gateway.stream(&path("lobby", "two", &ann)).await;
         let mut elsewhere = gateway.stream(&path("news", "one", &ann)).await;
-        let mut several = gateway.stream(&format!("/v1/stream?room=news&room=lobby&subscriber=three&access_token={ann}")).await;
+        let both_rooms = format!("/v1/stream?room=news&room=lobby&access_token={ann}");
+        let mut several = gateway.stream(&format!("{both_rooms}&subscriber=three")).await;
         let mut other = gateway.stream(&path("lobby", "b", &bob)).await;
         remove(&gateway, "/v1/rooms/lobby/subscribers/one?deny_seconds=600").await;
         for stream in [&mut removed, &mut same_owner, &mut several] {
@@ -63,16 +66,20 @@ on_both_brokers! {
             assert!(stream.next().await.is_none());
         }
         for name in ["one", "two", "another"] {
-            assert_eq!(stream_status(&gateway, &path("lobby", name, &ann)).await, 204, "an EventSource gives up after 204");
+            let status = stream_status(&gateway, &path("lobby", name, &ann)).await;
+            assert_eq!(status, 204, "an EventSource gives up after 204");
         }
-        assert_eq!(stream_status(&gateway, &format!("/v1/stream?room=news&room=lobby&access_token={ann}")).await, 204);
+        assert_eq!(stream_status(&gateway, &both_rooms).await, 204);
         // The member has left at once. The ban is about neither other rooms nor other users.
         eventually("only the other user is listed", async || {
-            let list = gateway.send(gateway.request(Method::GET, "/v1/rooms/lobby/subscribers").bearer_auth(&bob)).await.1;
+            let request = gateway.request(Method::GET, "/v1/rooms/lobby/subscribers").bearer_auth(&bob);
+            let list = gateway.send(request).await.1;
             let list = list["subscribers"].as_array().unwrap();
             (list.len() == 1 && list[0]["user"] == "bob").then_some(())
         }).await;
-        let publish = |room: &str| gateway.request(Method::POST, &format!("/v1/rooms/{room}/events")).bearer_auth(&bob).body("hello");
+        let publish = |room: &str| {
+            gateway.request(Method::POST, &format!("/v1/rooms/{room}/events")).bearer_auth(&bob).body("hello")
+        };
         gateway.send(publish("lobby")).await;
         gateway.send(publish("news")).await;
         assert_eq!(other.data().await, "hello");
@@ -90,7 +97,8 @@ on_both_brokers! {
 
     async fn a_removed_subscriber_receives_the_end_before_its_own_leave(world) {
         let gateway = world.gateway().await;
-        let mentions_leave = |event: &SseEvent| event.event == "presence.leave" || event.data.contains("presence.leave");
+        let mentions_leave =
+            |event: &SseEvent| event.event == "presence.leave" || event.data.contains("presence.leave");
         let mut streams = Vec::new();
         for n in 0..40 {
             // A stream of several rooms has its own task. The broadcaster of the room writes a stream of one room.
@@ -135,17 +143,22 @@ on_both_brokers! {
         let path = "/v1/rooms/lobby/subscribers/sam?deny_seconds=600";
         assert_eq!(gateway.send(gateway.request(Method::DELETE, path)).await.0.as_u16(), 204);
         for name in ["sam", "other"] {
+            let path = format!("/v1/rooms/lobby/stream?subscriber={name}");
             eventually("it is banned", async || {
-                (stream_status(&gateway, &format!("/v1/rooms/lobby/stream?subscriber={name}")).await == 204).then_some(())
+                (stream_status(&gateway, &path).await == 204).then_some(())
             }).await;
         }
         let gateway = closed(&world).await;
         drop(gateway.stream(&format!("/v1/rooms/team/stream?subscriber=sam&access_token={}", as_user("ann"))).await);
         remove(&gateway, "/v1/rooms/team/subscribers/sam?deny_seconds=600").await;
         let path = |user: &str| format!("/v1/rooms/team/stream?subscriber=sam&access_token={}", as_user(user));
-        eventually("its owner is banned", async || (stream_status(&gateway, &path("ann")).await == 204).then_some(())).await;
+        eventually("its owner is banned", async || {
+            (stream_status(&gateway, &path("ann")).await == 204).then_some(())
+        }).await;
         // Another user may take the name.
-        eventually("the name is free", async || (stream_status(&gateway, &path("bob")).await == 200).then_some(())).await;
+        eventually("the name is free", async || {
+            (stream_status(&gateway, &path("bob")).await == 200).then_some(())
+        }).await;
     }
 
     async fn all_streams_of_a_user_can_be_ended(world) {

@@ -1,5 +1,5 @@
-//! The harness: gateways that run the same `server::run` as `main`, Redis processes, a proxy whose connections fail on
-//! command, a stream reader with the rules of `EventSource`, and load whose records are checked exactly.
+//! The harness: gateways that run the same `server::run` as `main`, Redis processes, a proxy whose connections fail
+//! on command, a stream reader with the rules of `EventSource`, and load whose records are checked exactly.
 //!
 //! Tests wait for events, never for time. Every wait has a deadline.
 

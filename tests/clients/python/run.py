@@ -1,4 +1,4 @@
-"""Makes a client from the OpenAPI document with openapi-python-client and uses it."""
+"""Generates a client from the OpenAPI document with openapi-python-client, and uses it."""
 
 import os
 import shutil
@@ -11,16 +11,16 @@ HERE = Path(__file__).parent
 DOCUMENT = os.environ.get("ROOMCAST_OPENAPI", HERE / "../../../openapi/openapi.json")
 GENERATION_SECONDS = 120
 
-# A folder for each run, since two may overlap. It stays behind when the run fails, to be looked at.
+# A folder for each run, since runs may overlap. A failed run leaves it behind for inspection.
 folder = Path(tempfile.mkdtemp(prefix="generated-", dir=HERE))
 
 generator = [sys.executable, "-m", "openapi_python_client", "generate"]
 options = ["--path", DOCUMENT, "--output-path", folder / "client", "--config", HERE / "generator.yaml", "--meta", "none"]
-# The generator warns that it leaves out text bodies beside JSON ones, and it is right: it knows no such thing.
+# The generator warns that it leaves out text bodies beside JSON ones. It does not support them.
 subprocess.run(generator + options, check=True, timeout=GENERATION_SECONDS)
-print("ok - the document makes a client", flush=True)
+print("ok - a client can be generated from the document", flush=True)
 
-# The client's names exist only now.
+# The module `client` exists only from here on.
 sys.path[:0] = [str(folder), str(HERE)]
 import use_client  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""What a person would do with the generated client, which `run.py` puts on the path as `client`."""
+"""Uses the generated client as an application would. `run.py` puts it on the path as `client`."""
 
 import datetime
 import importlib
@@ -19,11 +19,11 @@ def check(what, actual, expected=True):
 
 
 def operation(name):
-    """The call of an operation, whichever tag the document files it under."""
+    """The function of an operation. Its module has the name of its tag in the document."""
     for module in pkgutil.walk_packages(client.api.__path__, "client.api."):
         if module.name.endswith(f".{name}"):
             return importlib.import_module(module.name).sync_detailed
-    raise AssertionError(f"not ok - the document has no {name}, or the generator could make nothing of it")
+    raise AssertionError(f"not ok - the generated client has no operation {name}")
 
 
 publish_event = operation("publish_event")
@@ -44,18 +44,18 @@ def publish_and_read(gateway):
     for event, data in [("tick", {"n": 1}), (UNSET, [2, None, "three"])]:
         answer = publish_event(room, client=gateway, body=models.Publish(event=event, data=data))
         check("a publish is 201", answer.status_code, 201)
-        check("and names the room", answer.parsed.room, room)
+        check("the answer names the room", answer.parsed.room, room)
         published.append(answer.parsed.id)
 
     page = list_events(room, client=gateway).parsed
     check("the log holds what was published", [event.id for event in page.events], published)
-    check("with its data", [event.data for event in page.events], [{"n": 1}, [2, None, "three"]])
-    check("and its name", page.events[0].event, "tick")
-    check("and a time in UTC", page.events[0].published_at.utcoffset(), datetime.timedelta(0))
-    check("it says where it begins and ends", [page.oldest, page.head], [published[0], published[1]])
+    check("the events have their data", [event.data for event in page.events], [{"n": 1}, [2, None, "three"]])
+    check("the event has its name", page.events[0].event, "tick")
+    check("the event has a time in UTC", page.events[0].published_at.utcoffset(), datetime.timedelta(0))
+    check("the page says where the log begins and ends", [page.oldest, page.head], [published[0], published[1]])
 
     rest = list_events(room, client=gateway, after=published[0], limit=1).parsed
-    check("it can be read from a position", [event.id for event in rest.events], [published[1]])
+    check("the log can be read from a position", [event.id for event in rest.events], [published[1]])
 
 
 def set_and_get(gateway):
@@ -63,8 +63,8 @@ def set_and_get(gateway):
 
     absent = get_field(hash, field, client=gateway)
     check("a field that is absent is 404", absent.status_code, 404)
-    check("told in a problem document", [absent.parsed.status, bool(absent.parsed.code)], [404, True])
-    check("with the request id", bool(absent.parsed.request_id))
+    check("the 404 is a problem document", [absent.parsed.status, bool(absent.parsed.code)], [404, True])
+    check("the problem has the request id", bool(absent.parsed.request_id))
 
     created = set_field(hash, field, client=gateway, body=models.SetField(value="blue"))
     check("a new field is 201", [created.status_code, created.parsed.value], [201, "blue"])
@@ -72,4 +72,4 @@ def set_and_get(gateway):
     check("a present one is 200", [replaced.status_code, replaced.parsed.value], [200, "grün"])
 
     read = get_field(hash, field, client=gateway)
-    check("and is read back", [read.parsed.hash_, read.parsed.field, read.parsed.value], [hash, field, "grün"])
+    check("the value can be read", [read.parsed.hash_, read.parsed.field, read.parsed.value], [hash, field, "grün"])

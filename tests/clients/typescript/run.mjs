@@ -1,4 +1,5 @@
-// Makes a client from the OpenAPI document with @hey-api/openapi-ts, type-checks and compiles it with its use, runs it.
+// Generates a client from the OpenAPI document with @hey-api/openapi-ts, compiles it together with its use, and
+// runs both.
 
 import { execFileSync } from 'node:child_process'
 import { copyFileSync, mkdtempSync, rmSync } from 'node:fs'
@@ -13,12 +14,12 @@ const COMPILE_MS = 120_000
 const here = fileURLToPath(new URL('.', import.meta.url))
 const input = process.env.ROOMCAST_OPENAPI ?? join(here, '../../../openapi/openapi.json')
 
-// A folder for each run, since two may overlap. It stays behind when the run fails, to be looked at.
+// A folder for each run, since runs may overlap. A failed run leaves it behind for inspection.
 const folder = mkdtempSync(join(here, 'generated-'))
 const imports = { module: { extension: '.js' } } // as Node resolves them
 await createClient({ input, output: { path: join(folder, 'client'), ...imports }, logs: { level: 'silent', file: false } })
 for (const file of ['use_client.ts', 'tsconfig.json']) copyFileSync(join(here, file), join(folder, file))
-check('the document makes a client', true)
+check('a client can be generated from the document', true)
 
 const compiler = createRequire(import.meta.url).resolve('typescript/bin/tsc')
 execFileSync(process.execPath, [compiler, '--project', folder], { stdio: 'inherit', timeout: COMPILE_MS })

@@ -1,4 +1,5 @@
-// What a person would do with the generated client. It is copied beside `client/` before it is compiled (run.mjs).
+// Uses the generated client as an application would. `run.mjs` copies this file beside `client/` before it compiles
+// both.
 
 import { client } from './client/client.gen.js'
 import { getField, incrementField, listEvents, publishEvent, setField, streamRoom } from './client/index.js'
@@ -37,10 +38,10 @@ async function publishAndRead({ check, unique }: Harness) {
       { id: second, event: 'tock', data: [2, null, 'three'] },
     ],
   )
-  check('it says where it begins and ends', [page.oldest, page.head, page.gap], [first, second, null])
+  check('the page says where the log begins and ends', [page.oldest, page.head, page.gap], [first, second, null])
 
   const { data: rest } = await listEvents({ path: { room }, query: { after: first, limit: 1 }, throwOnError: true })
-  check('it can be read from a position', rest.events.map(({ id }) => id), [second])
+  check('the log can be read from a position', rest.events.map(({ id }) => id), [second])
 }
 
 async function setAndIncrement({ check, unique }: Harness) {
@@ -50,8 +51,8 @@ async function setAndIncrement({ check, unique }: Harness) {
   const absent = await getField({ path })
   check('a field that is absent is 404', absent.response?.status, 404)
   const { type, title, status, code, request_id } = absent.error as Record<string, unknown>
-  check('told in a problem document', [typeof type, typeof title, status], ['string', 'string', 404])
-  check('with a code and the request id', [typeof code, typeof request_id], ['string', 'string'])
+  check('the 404 is a problem document', [typeof type, typeof title, status], ['string', 'string', 404])
+  check('the problem has a code and the request id', [typeof code, typeof request_id], ['string', 'string'])
 
   const created = await setField({ path, body: { value: '41' } })
   check('a new field is 201', [created.response?.status, created.data], [201, { ...path, value: '41' }])
@@ -61,23 +62,23 @@ async function setAndIncrement({ check, unique }: Harness) {
   const incremented = await incrementField({ path, body: { by: 2 }, throwOnError: true })
   check('a number can be incremented', incremented.data, { ...path, value: '42' })
   const read = await getField({ path, throwOnError: true })
-  check('and is read back', read.data, { ...path, value: '42' })
+  check('the value can be read', read.data, { ...path, value: '42' })
 }
 
 async function follow({ proxy, check, unique, within }: Harness) {
   const room = unique('typescript')
-  const leaving = new AbortController()
-  const heard: { event?: string; id?: string; data: unknown }[] = []
+  const abort = new AbortController()
+  const received: { event?: string; id?: string; data: unknown }[] = []
   const { stream } = await streamRoom({
     baseUrl: proxy.url,
     path: { room },
-    signal: leaving.signal,
-    // The generator yields data alone; the name and the id come this way, just before.
-    onSseEvent: ({ event, id, data }) => heard.push({ event, id, data }),
+    signal: abort.signal,
+    // The generated stream yields only the data. Name and id come here, just before.
+    onSseEvent: ({ event, id, data }) => received.push({ event, id, data }),
   })
   const next = async () => {
     await within('event of the stream', stream.next())
-    return heard.shift()
+    return received.shift()
   }
 
   const opened = await next()
@@ -89,12 +90,12 @@ async function follow({ proxy, check, unique, within }: Harness) {
   const missed = [await publish(room, 'tick', 2), await publish(room, 'tick', 3)]
   proxy.mend()
   const resumed = await next()
-  check('dropped, it resumes after its last event', [resumed?.event, resumed?.id], ['stream.open', first])
-  check('and gets what it missed', [await next(), await next()], [
+  check('after a cut, the stream resumes after its last event', [resumed?.event, resumed?.id], ['stream.open', first])
+  check('it receives the missed events', [await next(), await next()], [
     { event: 'tick', id: missed[0], data: 2 },
     { event: 'tick', id: missed[1], data: 3 },
   ])
   const last = await publish(room, 'tick', 4)
-  check('and nothing twice', await next(), { event: 'tick', id: last, data: 4 })
-  leaving.abort()
+  check('it receives nothing twice', await next(), { event: 'tick', id: last, data: 4 })
+  abort.abort()
 }

@@ -1,5 +1,5 @@
-//! Announcements that another client of Redis repeats, reorders or forges. Clients that can write to the Redis are trusted.
-//! These tests show how much harm a wrong announcement can do.
+//! Announcements that another client of Redis repeats, reorders or forges. Clients that can write to the Redis are
+//! trusted. These tests show how much harm a wrong announcement can do.
 
 use super::stage::{GAPS_PER_LOSS, Promise, Stage, key};
 use crate::support::ROOMS;

@@ -21,7 +21,8 @@ struct Connection {
     is_cut: bool,
 }
 
-/// Reads this many bytes of the response, or until the last event. In HTTP/1.0 the body is the stream without chunks.
+/// Reads this many bytes of the response, or until the last event. In HTTP/1.0 the body is the stream without
+/// chunks.
 async fn connect(gateway: &Gateway, path: &str, last_event_id: &str, bytes: usize) -> Connection {
     let mut connection = TcpStream::connect(gateway.address()).await.unwrap();
     let resume =
@@ -63,7 +64,8 @@ fn published(events: impl IntoIterator<Item = SseEvent>) -> Vec<SseEvent> {
 async fn cut_after_each_byte(gateway: &Gateway, path: &str) -> usize {
     let whole = published(connect(gateway, path, "", usize::MAX).await.events);
     let check = async |bytes: usize| {
-        // Each client is a subscriber with its own name, since a later stream with the same name would end this one.
+        // Each client is a subscriber with its own name, since a later stream with the same name would end this
+        // one.
         let path = &format!("{path}{bytes:06}");
         let first = connect(gateway, path, "", bytes).await;
         let is_cut = first.is_cut;

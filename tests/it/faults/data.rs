@@ -22,7 +22,8 @@ const AN_HOUR_FAST: &str = "
     return epoch";
 
 impl Stage {
-    /// Moves every room to an epoch that is an hour ahead, which is as if Redis's clock were set back now. Returns the epochs.
+    /// Moves every room to an epoch that is an hour ahead, which is as if Redis's clock were set back now. Returns
+    /// the epochs.
     async fn set_clock_back(&mut self) -> Vec<u64> {
         let epochs: Vec<u64> = ROOMS
             .iter()

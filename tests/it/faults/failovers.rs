@@ -110,7 +110,8 @@ async fn p4_under_load_a_failover_and_back_never_takes_one_event_for_another() {
     stage.some_traffic().await;
     let first = stage.fail_over(other);
     stage.some_traffic().await;
-    // The first master never restarted, so its heads have its own replication id, and it lacks the other one's events.
+    // The first master never restarted, so its heads have its own replication id, and it lacks the other one's
+    // events.
     let other = stage.fail_over(first);
     stage.former_servers.push(other);
     // Each server lacks events of the other one.

@@ -6,8 +6,8 @@ use super::stage::{Promise, Stage};
 use crate::support::{Link, Links, Way, eventually};
 
 impl Stage {
-    /// Sets the links of one replica, and restores them some events after its health has reported the fault. The other
-    /// replicas work.
+    /// Sets the links of one replica, and restores them some events after its health has reported the fault. The
+    /// other replicas work.
     async fn fail_links(&mut self, links: Links, link: Link) {
         let victim = self.rng.usize(..3);
         self.proxies[victim].set_only(links, link);

@@ -1,4 +1,5 @@
-//! Outcomes of the fault tests: a small file for each in `target/faults`, from which the list in docs/fault-tests.md is made.
+//! Outcomes of the fault tests: a small file for each in `target/faults`, from which the list in
+//! docs/fault-tests.md is made.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
-//! A Redis that hangs, restarts with all, some or none of its data, is emptied, ends subscriptions, or is not running.
+//! A Redis that hangs, restarts with all, some or none of its data, is emptied, ends subscriptions, or is not
+//! running.
 
 use std::time::{Duration, Instant};
 

@@ -9,7 +9,8 @@ use crate::support::{Link, Links, RedisServer, Way, number_from};
 
 /// Duration if `ROOMCAST_SOAK_MINUTES` is not set.
 const MINUTES: u64 = 3;
-/// Gaps for one loss: a client that reconnects between two replicas' discovery of the loss may receive a second gap.
+/// Gaps for one loss: a client that reconnects between two replicas' discovery of the loss may receive a second
+/// gap.
 const GAPS_WITH_RECONNECT: usize = 2;
 /// Reasons of the gaps in a round that loses something.
 const ANY_REASON: &[&str] = &["diverged", "expired", "log_lost", "lost_tail", "trimmed"];
@@ -72,8 +73,8 @@ async fn run_round(seed: u64) {
 }
 
 impl Stage {
-    /// Causes a random fault. Returns its description, and whether Redis lost something. `is_durable` says whether a restart of
-    /// Redis loses nothing.
+    /// Causes a random fault. Returns its description, and whether Redis lost something. `is_durable` says whether
+    /// a restart of Redis loses nothing.
     async fn random_fault(&mut self, is_durable: &mut bool) -> (String, bool) {
         let victim = self.rng.usize(..3);
         match self.rng.u8(..14) {

@@ -1,4 +1,5 @@
-//! The deployment in which faults happen: three replicas on one Redis, under load. After recovery the records are checked.
+//! The deployment in which faults happen: three replicas on one Redis, under load. After recovery the records are
+//! checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
-//! Presence in a room with streams on several replicas: killed replicas, subscribers that move, and lost data in Redis.
+//! Presence in a room with streams on several replicas: killed replicas, subscribers that move, and lost data in
+//! Redis.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

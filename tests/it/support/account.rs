@@ -1,6 +1,6 @@
-//! Checks the record of a load exactly: every acknowledged event was received once and in order, or a gap covers precisely
-//! the missing events. No id names two events. A refused event never appears. An event that was repeated with one key
-//! appears once.
+//! Checks the record of a load exactly: every acknowledged event was received once and in order, or a gap covers
+//! precisely the missing events. No id names two events. A refused event never appears. An event that was repeated
+//! with one key appears once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,7 +72,8 @@ impl Evidence {
                     *account.gaps.entry(gap.reason.clone()).or_default() += 1;
                     let is_needed = self.needs_gap(room, gap, &view, &existed, &lost);
                     assert!(is_needed, "{subscriber} received {gap:?} and had missed nothing");
-                    // A subscriber that received a forgery does not receive the real event with the same id as well.
+                    // A subscriber that received a forgery does not receive the real event with the same id as
+                    // well.
                     let is_real = |key: &&EventKey| !self.is_lost(key) && !self.forged.contains(*key);
                     let skipped = self.log.keys().filter(is_real).find(|key| gap.skips(room, key, &view));
                     assert_eq!(skipped, None, "{subscriber} received {gap:?}, which skips an event of the log");
@@ -137,8 +138,8 @@ impl Evidence {
             let certain: BTreeSet<_> = publish.stored.iter().copied().collect();
             let possible = certain.len() + usize::from(certain.is_empty() && publish.unknown > 0);
             if publish.has_key {
-                // If the key was lost together with its event, the repeated publish stores the event again, in a new epoch.
-                // One epoch never has it twice.
+                // If the key was lost together with its event, the repeated publish stores the event again, in a
+                // new epoch. One epoch never has it twice.
                 let epochs: BTreeSet<_> = ids.iter().map(|id| id.epoch).collect();
                 assert_eq!(epochs.len(), ids.len(), "one key, two events: {ids:?} of {publish:?}");
                 let lost = ids.iter().filter(|id| !self.log.contains_key(&(publish.room.clone(), **id))).count();

@@ -31,8 +31,8 @@ pub struct EventSource {
     is_past_bom: bool,
     event: String,
     data: String,
-    /// The value of the last `id:`. It is empty at the start of each stream. Each blank line makes it the last event id, even
-    /// if the block has no `id:`.
+    /// The value of the last `id:`. It is empty at the start of each stream. Each blank line makes it the last
+    /// event id, even if the block has no `id:`.
     id: String,
 }
 

@@ -1,5 +1,5 @@
-//! Continuous load: publishers that note every outcome, and subscribers that reconnect as `EventSource` does and record what
-//! they receive. [`super::account`] checks the records.
+//! Continuous load: publishers that note every outcome, and subscribers that reconnect as `EventSource` does and
+//! record what they receive. [`super::account`] checks the records.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;

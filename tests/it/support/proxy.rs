@@ -24,11 +24,12 @@ pub enum Link {
     Delay(Duration),
     /// Holds them back. The connections stay open.
     Freeze,
-    /// Discards the bytes of one direction. The connections stay open, half-open in effect. TCP never delivers bytes behind a
-    /// hole. So a connection that has lost a byte passes no more bytes in that direction, even if the link is set to pass.
+    /// Discards the bytes of one direction. The connections stay open, half-open in effect. TCP never delivers
+    /// bytes behind a hole. So a connection that has lost a byte passes no more bytes in that direction, even if
+    /// the link is set to pass.
     Drop(Way),
-    /// Removes some bytes of the server from the middle of a chunk, once for each connection. TCP does not do that, but a
-    /// defective middlebox may.
+    /// Removes some bytes of the server from the middle of a chunk, once for each connection. TCP does not do that,
+    /// but a defective middlebox may.
     Corrupt,
     /// Closes the connections, and new ones too.
     Cut,
@@ -143,8 +144,8 @@ impl Connection {
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
         let end = tokio::select! {
-            // The end comes first, so that no more bytes pass: a command that reached the old master after its data was
-            // compared with the new one would be lost.
+            // The end comes first, so that no more bytes pass: a command that reached the old master after its data
+            // was compared with the new one would be lost.
             biased;
             () = self.until_redirected(target) => Link::Cut,
             end = self.until_cut() => end,

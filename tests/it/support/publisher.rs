@@ -172,7 +172,10 @@ impl Publisher {
         let mut rooms = ROOMS;
         self.rng.shuffle(&mut rooms);
         let items = [(&rooms[..2], format!("b{content}")), (&rooms[2..], format!("c{content}"))];
-        let event = |(rooms, content): &(&[&str], String)| json!({"rooms": rooms, "data": {"content": event_data(content)}});
+        let event = |(rooms, content): &(&[&str], String)| {
+            let data = json!({"content": event_data(content)});
+            json!({"rooms": rooms, "data": data})
+        };
         let body = json!({"events": items.iter().map(event).collect::<Vec<_>>()});
         let answer = self.post("/v1/events").json(&body).send().await;
         let results = match answer {
@@ -222,7 +225,8 @@ fn failure(code: Option<&str>) -> Outcome {
     }
 }
 
-/// The outcome for one room of a batch item. `result` is `None` if the answer was lost, and null if there was no connection.
+/// The outcome for one room of a batch item. `result` is `None` if the answer was lost, and null if there was no
+/// connection.
 fn outcome_in_batch(result: Option<&Value>, room: &str, rooms: usize) -> Outcome {
     let Some(result) = result else { return Outcome::Unknown };
     if result.is_null() {

@@ -1,7 +1,7 @@
 //! The randomness of a test comes from one seed. It is printed, so that a run can be repeated.
 
-/// A generator with the test's own seed, or with the one in `ROOMCAST_SEED`. The test draws the same numbers in each run,
-/// but the machine's timing differs.
+/// A generator with the test's own seed, or with the one in `ROOMCAST_SEED`. The test draws the same numbers in
+/// each run, but the machine's timing differs.
 pub fn random(seed: u64) -> fastrand::Rng {
     let seed = number_from("ROOMCAST_SEED").unwrap_or(seed);
     println!("seed {seed}");

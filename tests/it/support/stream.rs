@@ -20,8 +20,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Connects. An error is one of the network, after which an `EventSource` reconnects. Panics at an answer after which an
-    /// `EventSource` stops for good.
+    /// Connects. An error is one of the network, after which an `EventSource` reconnects. Panics at an answer after
+    /// which an `EventSource` stops for good.
     pub async fn connect(url: &str, last_event_id: Option<&str>) -> reqwest::Result<Self> {
         let mut request = reqwest::Client::new().get(url).header("accept", "text/event-stream");
         if let Some(id) = last_event_id {

@@ -125,8 +125,8 @@ impl SourceFile {
         parts.join("/")
     }
 
-    /// Lines, counted from 0, of each item under `#[cfg(test)]`. In code that rustfmt has formatted, an item ends at the
-    /// first line with the attribute's indentation that ends with `}`, `;` or `,`.
+    /// Lines, counted from 0, of each item under `#[cfg(test)]`. In code that rustfmt has formatted, an item ends
+    /// at the first line with the attribute's indentation that ends with `}`, `;` or `,`.
     fn test_items(&self) -> Vec<std::ops::Range<usize>> {
         let lines: Vec<_> = self.text.lines().collect();
         let mut items: Vec<std::ops::Range<usize>> = Vec::new();
@@ -211,9 +211,9 @@ pub fn code_tokens(text: &str) -> Vec<Token<'_>> {
     tokens
 }
 
-/// Each path of `use` trees and expressions, from its first name on: `use a::{b, c::d}` is `a::b` and `a::c::d`. Names of
-/// the standard library and of dependencies stand first as they are written; `crate::`, `self::` and `super::` are
-/// replaced by the module's own path, which begins with `crate`.
+/// Each path of `use` trees and expressions, from its first name on: `use a::{b, c::d}` is `a::b` and `a::c::d`.
+/// Names of the standard library and of dependencies stand first as they are written; `crate::`, `self::` and
+/// `super::` are replaced by the module's own path, which begins with `crate`.
 pub fn paths(file: &SourceFile, text: &str) -> Vec<Vec<String>> {
     let tokens = code_tokens(text);
     let mut paths = Vec::new();

@@ -1,5 +1,5 @@
-//! Words that the code does not use, with the term that stands for each. Ordinary English stays allowed: a word that has
-//! an everyday meaning is forbidden only as a name, or with exceptions.
+//! Words that the code does not use, with the term that stands for each. Ordinary English stays allowed: a word
+//! that has an everyday meaning is forbidden only as a name, or with exceptions.
 
 use super::source::{Token, TokenKind, tokens};
 
