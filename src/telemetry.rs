@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Collected, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -17,7 +17,7 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
@@ -50,7 +50,7 @@ impl Drop for Telemetry {
 ///
 /// The replica's name goes with its traces.
 pub fn start(settings: &TelemetryArgs, replica_id: Option<&str>) -> Result<Telemetry, String> {
-    let filter: Targets = settings.log.parse().map_err(|why| format!("--log {:?}: {why}", settings.log))?;
+    let filter = log_filter(&settings.log).map_err(|why| format!("--log {:?}: {why}", settings.log))?;
     let logs = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let logs: Box<dyn Layer<Registry> + Send + Sync> = match settings.log_format {
         LogFormat::Text => logs.boxed(),
@@ -68,6 +68,18 @@ pub fn start(settings: &TelemetryArgs, replica_id: Option<&str>) -> Result<Telem
     tracing_subscriber::registry().with(logs.with_filter(filter)).with(spans.with_filter(ours)).init();
     trace::enable();
     Ok(Telemetry { traces: Some(traces) })
+}
+
+/// Reads levels by target. Empty parts mean nothing; parts that [`Targets`] would take for something else are refused.
+fn log_filter(text: &str) -> Result<Targets, String> {
+    let parts: Vec<_> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    let is_unclear = |part: &&&str| {
+        part.starts_with('=') || part.ends_with('=') || part.contains(|c: char| c == '[' || c.is_whitespace())
+    };
+    match parts.iter().find(is_unclear) {
+        Some(part) => Err(format!("{part:?} is neither a level nor a target with its level, as in audit=off")),
+        None => parts.join(",").parse().map_err(|why: ParseError| why.to_string()),
+    }
 }
 
 fn traces(endpoint: &str, ratio: f64, replica_id: Option<&str>) -> Result<SdkTracerProvider, String> {
@@ -113,10 +125,32 @@ impl HttpClient for Collector {
         let client = self.client.clone();
         let post = async move {
             let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
-            let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await?.to_bytes();
-            Ok::<_, HttpError>(Response::from_parts(head, body))
+            // The status tells whether the spans were taken. A body that is too long says no more than it does.
+            let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await.map(Collected::to_bytes);
+            Ok::<_, HttpError>(Response::from_parts(head, body.unwrap_or_default()))
         };
         let posting = self.runtime.spawn(async move { timeout(SEND_LIMIT, post).await });
         posting.await??
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::log_filter;
+
+    #[test]
+    fn a_log_filter_is_levels_by_target_and_anything_else_is_refused() {
+        for text in ["info", "info,", "info,,audit=off", "info, audit=off", " ,info"] {
+            let filter = log_filter(text).unwrap();
+            assert!(filter.would_enable("roomcast::http", &Level::INFO), "{text}");
+            assert_eq!(filter.would_enable("audit", &Level::INFO), !text.contains("audit"), "{text}");
+        }
+        for text in
+            ["=info", "info,audit=", "[request]=debug", "info,roomcast[request]=debug", "info audit=off", "a=loud"]
+        {
+            assert!(log_filter(text).is_err(), "{text}");
+        }
     }
 }

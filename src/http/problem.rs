@@ -276,8 +276,8 @@ impl From<BrokerError> for Problem {
             BrokerError::OutcomeUnknown(fault) => {
                 request_context::log(|| tracing::warn!(%fault, "outcome unknown: the broker's answer was lost"));
                 let detail = format!(
-                    "the write may or may not be stored ({}); with the same Idempotency-Key or with If-Match, \
-                     it can be repeated safely",
+                    "the write may or may not be stored ({}); if it has an Idempotency-Key or an If-Match that its \
+                     route supports, it can be repeated safely",
                     fault.kind.name()
                 );
                 Self::new(Code::OutcomeUnknown, detail)
@@ -299,7 +299,10 @@ fn cause(fault: &Fault) -> (Code, &'static str) {
         FaultKind::Misconfigured => (Code::Misconfigured, "Redis can't save its data to its disk"),
         FaultKind::DiskFull => (Code::DiskFull, "the disk of --data-dir is full"),
         FaultKind::DiskFailed => (Code::DiskFailed, "the disk of --data-dir fails"),
-        FaultKind::Busy => (Code::Busy, "a script blocks Redis, or too many writes wait for the disk"),
+        FaultKind::Busy => (
+            Code::Busy,
+            "the broker can't take more for now: a script blocks Redis, too many writes wait for the disk, or too many removals are stored",
+        ),
         FaultKind::Unreachable
         | FaultKind::TimedOut
         | FaultKind::NotReceiving

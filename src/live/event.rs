@@ -6,10 +6,12 @@ use bytes::Bytes;
 
 use crate::broker::LogEntry;
 use crate::cache::CachedEvent;
-use crate::names::{Event, EventId, MalformedEvent};
+use crate::names::{Data, Event, EventId, MalformedEvent};
 
 /// How many encodings an event can keep.
 pub const ENCODINGS: usize = 2;
+/// What a line of data takes in an encoding, apart from its text.
+const LINE_BYTES: usize = 6;
 
 /// A decoded entry of a log. It keeps the encodings that the delivery layer makes of it, so that each is made once and
 /// then shared by all streams.
@@ -17,7 +19,7 @@ pub const ENCODINGS: usize = 2;
 pub struct LiveEvent {
     id: EventId,
     event: Event,
-    stored_bytes: usize,
+    bytes: usize,
     encodings: [OnceLock<Bytes>; ENCODINGS],
 }
 
@@ -25,7 +27,14 @@ impl LiveEvent {
     /// Decodes an entry of a log. Fails if the entry is not an event.
     pub fn new(entry: &LogEntry) -> Result<Self, MalformedEvent> {
         let event = Event::decode(&entry.stored)?;
-        Ok(Self { id: entry.id, event, stored_bytes: entry.stored.len(), encodings: Default::default() })
+        let data = match &event.data {
+            Data::Json(raw) => raw.get(),
+            Data::Text(text) => text,
+        };
+        let line_breaks = data.bytes().filter(|byte| matches!(byte, b'\n' | b'\r')).count();
+        // The decoded event, and about as much again for its encoding, in which every line of data begins with `data: `.
+        let bytes = 2 * (entry.stored.len() + LINE_BYTES * line_breaks);
+        Ok(Self { id: entry.id, event, bytes, encodings: Default::default() })
     }
 
     /// Its id in the log.
@@ -55,11 +64,33 @@ impl CachedEvent for LiveEvent {
     }
 
     fn bytes(&self) -> usize {
-        // The decoded event, and about as much again for its encoding.
-        2 * self.stored_bytes
+        self.bytes
     }
 
     fn is_same(&self, other: &Self) -> bool {
         self.event == other.event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_data_counts() {
+        let bytes = |text: &str| {
+            let event = Event {
+                name: None,
+                data: Data::Text(text.into()),
+                published_at: String::new(),
+                except: Vec::new(),
+                publish_id: None,
+                traceparent: None,
+            };
+            LiveEvent::new(&LogEntry { id: EventId::new(1, 1), stored: event.encode() }).unwrap().bytes()
+        };
+        let encoded = "\ndata: a".len();
+        assert!(bytes(&"a\n".repeat(1000)) >= 2 * 1000 * encoded);
+        assert!(bytes(&"a".repeat(1000)) < 4 * 1000);
     }
 }

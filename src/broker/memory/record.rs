@@ -346,4 +346,57 @@ mod tests {
         let Record::Removal { id, removal: read_removal } = parsed(&change) else { panic!() };
         assert_eq!((id, read_removal), (88, removal));
     }
+
+    /// What a gateway finds in a data folder of format 1. A change here is another format.
+    #[test]
+    fn format_1_is_what_it_was() {
+        let (room, subscriber) = (RoomName::new("a").unwrap(), SubscriberId::new("ann").unwrap());
+        let topic = Topic::from(room.clone());
+        let epochs = vec![Epoch {
+            lost_since: Some(EventId::new(5, 2)),
+            late: Some(LateLoss { since: EventId::new(5, 1), entered: 5 }),
+            ..Epoch::new(9, 4)
+        }];
+        let history = EpochHistory::from_parts(epochs, 4, EventId::new(5, 2)).unwrap();
+        let head = Head { replication_id: "mark".into(), history };
+        let entry = LogEntry { id: EventId::new(9, 4), stored: Bytes::from_static(b"\x00stored") };
+        let record = IdempotencyRecord { content: "c".into(), id: EventId::new(9, 4), until: 99 };
+        let hash = HashName::new("h").unwrap();
+        let member = StoredMember {
+            generation: 7,
+            since: "now".into(),
+            owner: "o".into(),
+            address: Some("192.0.2.1".parse().unwrap()),
+            profile: "p".into(),
+            is_stale: false,
+        };
+        let removal =
+            Removal { room: Some(room.clone()), subscriber: Some(subscriber.clone()), ..Removal::default() };
+        let changes = [
+            RecordChange::head(&topic, &head, 77),
+            RecordChange::entry(&topic, &entry, 66),
+            RecordChange::idempotency_key(&topic, "digest", &record),
+            RecordChange::field(&hash, "f", Some(Bytes::from_static(b"\xff"))),
+            RecordChange::member(&room, &subscriber, Some(&member)),
+            RecordChange::watched(&room, true),
+            RecordChange::removal(88, Some(&removal)),
+        ];
+        let shown: Vec<_> = changes
+            .iter()
+            .map(|change| {
+                format!("{} {}", change.key.escape_ascii(), change.value.as_ref().unwrap().escape_ascii())
+            })
+            .collect();
+        assert_eq!(shown, FORMAT_1);
+    }
+
+    const FORMAT_1: [&str; 7] = [
+        r#"ha {\"mark\":\"mark\",\"touched\":77,\"dropped\":4,\"cleared\":[5,2],\"epochs\":[{\"epoch\":9,\"end\":4,\"lost_since\":[5,2],\"late\":{\"since\":[5,1],\"entered\":5}}]}"#,
+        r"l\x01a\x00\x00\x00\x00\x00\x00\x00\t\x00\x00\x00\x00\x00\x00\x00\x04 \x00\x00\x00\x00\x00\x00\x00B\x00stored",
+        r#"o\x01adigest {\"content\":\"c\",\"id\":[9,4],\"until\":99}"#,
+        r"f\x01hf \xff",
+        r#"m\x01aann {\"stamp\":7,\"since\":\"now\",\"owner\":\"o\",\"address\":\"192.0.2.1\",\"card\":\"p\"}"#,
+        "wa ",
+        r#"r\x00\x00\x00\x00\x00\x00\x00X {\"room\":\"a\",\"subscriber\":\"ann\",\"until\":0}"#,
+    ];
 }

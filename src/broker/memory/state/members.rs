@@ -20,15 +20,17 @@ pub struct RoomMembers {
     pub is_watched: bool,
 }
 
-/// A member, in memory and in the data folder.
+/// A member, in memory and in the data folder. Format 1 of the folder has other names for two fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredMember {
+    #[serde(rename = "stamp")]
     pub generation: Generation,
     /// When the member entered, RFC 3339 in UTC.
     pub since: String,
     pub owner: Box<str>,
     #[serde(default)]
     pub address: Option<IpAddr>,
+    #[serde(rename = "card")]
     pub profile: Arc<str>,
     /// Whether the member was loaded from the data folder and has not come back yet.
     #[serde(skip)]
