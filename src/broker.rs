@@ -6,7 +6,8 @@
 //! - A step that reads or writes a log's head begins with [`crate::log::Head::ensure_epoch`].
 //! - Every listener that has subscribed receives the appended entries in the order of their ids. If it may have missed
 //!   some, the broker invalidates its copy. Announcements are hints; the log is the truth.
-//! - Every call ends within [`CALL_LIMIT`], whatever the network does.
+//! - Every call ends within [`CALL_LIMIT`], whatever the network does. Only [`LogStore::subscribe`] waits while the
+//!   broker is away, until its caller gives up.
 
 mod error;
 mod hash;

@@ -1,8 +1,9 @@
 //! Delivery: writes to a client the events that follow its subscriber's position. This layer knows Server-Sent Events
 //! and HTTP/1.1 chunks. It knows neither routes nor requests.
 //!
-//! A room's [`broadcaster`] serves all streams that are caught up with the room. Every other stream has a task of its
-//! own, which catches up from the stream's position and then hands the connection to the broadcaster.
+//! The [`broadcaster`]s of a room serve the streams of that one room that are caught up with it. Every other stream has
+//! a task of its own, which catches up from the stream's position and then hands the connection to a broadcaster. A
+//! stream of several rooms keeps its task.
 
 mod broadcaster;
 mod connection;

@@ -1,14 +1,16 @@
 //! Roomcast: an HTTP gateway for realtime rooms and shared values.
 //!
 //! The layers, from the bottom to the top; each uses only those before it:
-//! `names` <- `log` <- `broker` <- `live` <- `presence`, `moderation` <- `delivery` <- `http` <- `server` <- `cli`.
+//! `names` <- `log` <- `cache`, `broker` <- `live` <- `presence`, `moderation` <- `delivery` <- `http` <- `server`
+//! <- `cli`.
 
 // The pure rules, without I/O: names, the log's epochs and heads, the live cache.
 pub use roomcast_core::{cache, log, names};
 
-// Digests, background tasks and traces, used by every layer.
+// Digests, background tasks, times and traces, used by every layer.
 pub mod digest;
 pub mod shutdown;
+pub mod timestamp;
 pub mod trace;
 
 // The contracts for logs, hashes, presence and moderation, with the embedded broker and the one over Redis.

@@ -34,7 +34,7 @@ use crate::shutdown::Tasks;
 use crate::trace;
 
 /// Longest time until a subscription is open or has failed.
-const JOIN_LIMIT: Duration = Duration::from_secs(4);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often the cached history of every live topic is compared with the history of its log, about.
 const COMPARE_EVERY: Duration = Duration::from_secs(15);
 /// Steps over which one round of comparisons is spread.
@@ -133,7 +133,7 @@ impl Live {
         counts.collect()
     }
 
-    /// Opens a subscription to some topics, each from its own start. Fails after [`JOIN_LIMIT`], or at once while the
+    /// Opens a subscription to some topics, each from its own start. Fails after [`OPEN_TIMEOUT`], or at once while the
     /// broker can't be read or delivers no announcements.
     pub async fn subscribe(self: &Arc<Self>, topics: Vec<(Topic, Start)>) -> Result<Subscription, BrokerError> {
         let health = self.log.health();
@@ -143,7 +143,7 @@ impl Live {
         }
         let timed_out =
             || BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "subscribing to the rooms took too long"));
-        timeout(JOIN_LIMIT, Subscription::open(self, topics)).await.map_err(|_| timed_out())?
+        timeout(OPEN_TIMEOUT, Subscription::open(self, topics)).await.map_err(|_| timed_out())?
     }
 
     /// Clears a topic's log. Once it returns, this replica's cache has none of the cleared events.

@@ -280,7 +280,7 @@ impl Moderation {
     /// Ends streams on all replicas, and bans their owners until the removal ends. When it returns, the removal is
     /// stored, but the streams may not have ended yet.
     pub async fn remove(&self, removal: &Removal) -> Result<(), BrokerError> {
-        with_deadline("a removal", self.store.remove(removal)).await
+        with_deadline("a removal", self.store.store_removal(removal)).await
     }
 
     /// Waits until the stored removals have been read once. Fails after [`FIRST_READ_LIMIT`].

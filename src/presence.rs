@@ -30,7 +30,7 @@ use crate::shutdown::Tasks;
 
 /// Longest wait of a new stream for the broker's answer. Without an answer the stream opens, and its member joins
 /// later.
-const JOIN_LIMIT: Duration = Duration::from_millis(1500);
+const JOIN_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Which rooms have presence, and its periods.
 #[derive(Clone, Debug)]
@@ -197,7 +197,7 @@ impl Presence {
         room.wake();
         // From here on, the member leaves again however this function ends.
         let session = PresenceSession { room, subscriber, handle };
-        match timeout(JOIN_LIMIT, answered).await {
+        match timeout(JOIN_TIMEOUT, answered).await {
             Ok(Ok(MemberOutcome::NameTaken | MemberOutcome::Superseded)) => None,
             Ok(Ok(MemberOutcome::Present(_) | MemberOutcome::Absent) | Err(_)) | Err(_) => Some(session),
         }
@@ -208,7 +208,7 @@ impl Presence {
         *self.watched().entry(room.clone()).or_default() += 1;
         let watch = PresenceWatch { presence: self.clone(), room: room.clone() };
         // If this fails, the next comparison repeats it.
-        if timeout(JOIN_LIMIT, self.update(room, &[])).await.map_or(true, |updated| updated.is_err()) {
+        if timeout(JOIN_TIMEOUT, self.update(room, &[])).await.map_or(true, |updated| updated.is_err()) {
             tracing::debug!(%room, "a request for the room's presence events failed; the next comparison repeats it");
         }
         watch
@@ -223,7 +223,7 @@ impl Presence {
     }
 
     async fn update(&self, room: &RoomName, changes: &[MemberChange]) -> Result<PresenceUpdate, BrokerError> {
-        let watermarks = self.log.watermarks().get(&room.clone().into());
+        let watermarks = self.log.watermarks().take_for_call(&room.clone().into());
         let update = self.store.update_presence(room, &watermarks, changes, self.is_watched(room));
         with_deadline("a presence update", update).await
     }

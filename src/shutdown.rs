@@ -122,12 +122,12 @@ impl Drain {
     }
 
     /// Whether streams have begun to end.
-    pub fn ends_streams_now(&self) -> bool {
+    pub fn is_ending_streams(&self) -> bool {
         self.ending.borrow().is_some()
     }
 
     /// Resolves when streams begin to end.
-    pub async fn ends_streams(&self) {
+    pub async fn streams_end(&self) {
         self.ending_since().await;
     }
 

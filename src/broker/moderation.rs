@@ -50,7 +50,7 @@ pub trait ModerationListener: Send + Sync {
 #[async_trait]
 pub trait ModerationStore: Send + Sync {
     /// Stores a removal, and announces it to the listeners of all replicas.
-    async fn remove(&self, removal: &Removal) -> Result<(), BrokerError>;
+    async fn store_removal(&self, removal: &Removal) -> Result<(), BrokerError>;
 
     /// The stored removals, oldest first: from the beginning, or those after the removal with the id `after`. A broker
     /// may return about a thousand at a time; an empty page is the end.

@@ -1,4 +1,4 @@
-//! The broker on Redis 7 or later: logs are streams, heads are strings, announcements go over pub/sub.
+//! The broker on Redis 7 or later: logs are streams, heads are strings, and announcements go over pub/sub.
 
 mod announcement;
 mod connections;
@@ -59,16 +59,16 @@ struct Scripts {
 
 impl Scripts {
     fn new() -> Self {
-        let on_log = |script: &str| Script::new(&[include_str!("redis/scripts/log.lua"), script].concat());
-        let conditional =
+        let with_log = |script: &str| Script::new(&[include_str!("redis/scripts/log.lua"), script].concat());
+        let with_condition =
             |script: &str| Script::new(&[include_str!("redis/scripts/condition.lua"), script].concat());
         Self {
-            append: on_log(include_str!("redis/scripts/append.lua")),
-            update_presence: on_log(include_str!("redis/scripts/update_presence.lua")),
-            clear: on_log(include_str!("redis/scripts/clear.lua")),
-            ensure_epoch: on_log(include_str!("redis/scripts/ensure_epoch.lua")),
-            hash_set: conditional(include_str!("redis/scripts/hash_set.lua")),
-            hash_remove: conditional(include_str!("redis/scripts/hash_remove.lua")),
+            append: with_log(include_str!("redis/scripts/append.lua")),
+            update_presence: with_log(include_str!("redis/scripts/update_presence.lua")),
+            clear: with_log(include_str!("redis/scripts/clear.lua")),
+            ensure_epoch: with_log(include_str!("redis/scripts/ensure_epoch.lua")),
+            hash_set: with_condition(include_str!("redis/scripts/hash_set.lua")),
+            hash_remove: with_condition(include_str!("redis/scripts/hash_remove.lua")),
             hash_patch: Script::new(include_str!("redis/scripts/hash_patch.lua")),
             hash_clear: Script::new(include_str!("redis/scripts/hash_clear.lua")),
             hash_increment: Script::new(include_str!("redis/scripts/hash_increment.lua")),
@@ -79,8 +79,8 @@ impl Scripts {
 }
 
 impl RedisBroker {
-    /// A broker on the Redis at `url`; connects in the background. A replica that has not reported for `lease` counts as gone. Fails
-    /// only on a URL that is none.
+    /// A broker on the Redis at `url`; it connects in the background. A replica that has not reported for `lease`
+    /// counts as dead. The only error is an invalid URL.
     pub fn new(
         url: &str,
         prefix: &str,
@@ -88,7 +88,7 @@ impl RedisBroker {
         lease: Duration,
         retention: RetentionPolicy,
     ) -> Result<Self, RedisError> {
-        // A host that has vanished is noticed by the kernel; a hung process only by limits on answers.
+        // The kernel notices a host that has vanished. Only time limits on answers notice a hung process.
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(5))
             .with_interval(Duration::from_secs(2))
@@ -98,8 +98,11 @@ impl RedisBroker {
             .set_keepalive(keepalive)
             .set_user_timeout(Duration::from_secs(5));
         let address = url.into_connection_info()?.set_tcp_settings(tcp);
-        // RESP3 tells the end of a connection at once, and has announcements and answers come over one.
+        // RESP3 reports the end of a connection at once, and carries announcements and answers over one connection.
         let settings = address.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        // The library would send CLIENT SETINFO with each connection. A user with few rights may not, and Redis would
+        // log each refusal.
+        let settings = settings.set_skip_set_lib_name();
         let client = Client::open(address.set_redis_settings(settings))?;
         let keys = Keys::new(prefix, replica);
         Ok(Self {
@@ -119,7 +122,7 @@ impl RedisBroker {
         })
     }
 
-    /// A Redis that evicts keys loses logs and heads without a word.
+    /// A Redis that evicts keys loses logs and heads, and reports no error.
     async fn warn_of_eviction(&self) {
         let Ok(mut conn) = self.connections.for_read().await else { return };
         let policy: RedisResult<HashMap<String, String>> =
@@ -127,15 +130,18 @@ impl RedisBroker {
         if let Some(policy) = policy.ok().and_then(|mut settings| settings.remove("maxmemory-policy"))
             && policy != "noeviction"
         {
-            tracing::warn!(%policy, "Redis's maxmemory-policy should be noeviction: any other drops rooms' events");
+            tracing::warn!(
+                %policy,
+                "Redis may evict events and values when its memory is full: set its maxmemory-policy to noeviction"
+            );
         }
     }
 
-    fn note(&self, now: Health) {
+    fn set_health(&self, now: Health) {
         let mut health = self.health.lock().expect("no holder of the lock panics");
         let before = std::mem::replace(&mut *health, now);
         match (before.is_well(), health.commands.as_ref().or(health.delivery.as_ref())) {
-            (false, None) => tracing::info!("Redis is well: a probe went through and came back"),
+            (false, None) => tracing::info!("Redis is well: a probe was appended and its announcement received"),
             (true, Some(fault)) => tracing::warn!(%fault, "Redis is degraded"),
             (false, Some(_)) | (true, None) => {}
         }
@@ -150,13 +156,8 @@ fn id_texts(ids: &[EventId]) -> Vec<String> {
     ids.iter().map(EventId::to_string).collect()
 }
 
-/// The time before which an event is too old, in the form in which events tell theirs.
-fn too_old(age: Duration) -> String {
-    let now = jiff::Timestamp::now();
-    format!("{:.3}", now.checked_sub(age).unwrap_or(jiff::Timestamp::MIN))
-}
-
-/// Keeps two servers from giving out one epoch where neither can use the time.
+/// A random number that scripts add to a new epoch if it can't be the time, so that two servers do not give out the
+/// same epoch.
 fn random() -> u64 {
     fastrand::u64(..1 << 20)
 }
@@ -167,11 +168,11 @@ impl Broker for RedisBroker {
     }
 
     fn start(self: Arc<Self>, listeners: Listeners, tasks: &Tasks) {
-        let (broker, receivers) = (self.clone(), listeners.clone());
+        let (broker, log) = (self.clone(), listeners.log.clone());
         tasks.supervise("redis pub/sub", async move {
-            broker.pubsub.run(broker.client.clone(), receivers).await;
+            broker.pubsub.run(broker.client.clone(), listeners).await;
         });
-        tasks.supervise("redis probe", probe::run(self.clone(), listeners.log));
+        tasks.supervise("redis probe", probe::run(self.clone(), log));
         tasks.spawn(async move { self.warn_of_eviction().await });
     }
 

@@ -1,4 +1,4 @@
-//! Parsers of values that several settings share. The name of a parser says which range it accepts.
+//! Parsers of settings that several groups share. Those with a range in their name accept that range only.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! A room's broadcaster: one task that writes each event to the sockets of all streams that are caught up with the
-//! room.
+//! The broadcasters of a room: each is a task that writes every event to the sockets of its streams, which are streams
+//! of this one room that are caught up with it, up to [`MAX_STREAMS`].
 //!
 //! It handles the common case only. A stream gets a task of its own again if its socket does not take a whole write,
-//! it may have missed an event, its lifetime is over, or its client has to be told its position.
+//! it may have missed an event, its lifetime is over, or its position has to be sent.
 
 mod batch;
 mod inbox;
@@ -19,20 +19,21 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::batch::EncodedBatch;
-use self::inbox::{Inbox, MemberWaker};
+use self::inbox::{Inbox, StreamWaker};
 use super::Delivery;
 use super::connection::{StreamConn, serve_alone};
 use super::format::heartbeat_chunk;
 use crate::live::{CaughtUp, GroupCursor, GroupPoll, LiveEvent};
-use crate::names::{Event, Topic};
+use crate::names::Topic;
 use crate::shutdown::Tasks;
+use crate::timestamp;
 
 /// Streams of one broadcaster. A larger room has several broadcasters, so that several processors can write.
-const MAX_MEMBERS: usize = 4096;
+const MAX_STREAMS: usize = 4096;
 /// Writes, or tasks started, after which other tasks get a turn. Events that arrive meanwhile are written together.
 const WRITES_PER_TURN: usize = 64;
-/// Heartbeats that are due within this fraction of their interval are sent together.
-const HEARTBEAT_FRACTION: u32 = 16;
+/// Heartbeats that are due within a 16th of their interval are sent together.
+const HEARTBEAT_DIVISOR: u32 = 16;
 
 /// The broadcasters of a replica.
 pub struct Broadcasters {
@@ -64,7 +65,7 @@ impl Broadcasters {
         let mut topics = self.topics();
         let topic = conn.state.session.topic();
         let inboxes = topics.entry(topic.clone()).or_default();
-        let inbox = inboxes.iter().find(|inbox| inbox.contents().members < MAX_MEMBERS).cloned();
+        let inbox = inboxes.iter().find(|inbox| inbox.contents().streams < MAX_STREAMS).cloned();
         let inbox = inbox.unwrap_or_else(|| {
             let inbox = Arc::new(Inbox::default());
             inboxes.push(inbox.clone());
@@ -73,7 +74,7 @@ impl Broadcasters {
                 inbox: inbox.clone(),
                 topic: topic.clone(),
                 cursor: conn.state.session.group_cursor(caught_up),
-                members: Slab::new(),
+                streams: Slab::new(),
                 due: Instant::now() + self.heartbeat(),
                 retry_at: None,
                 checked_terminations: conn.state.session.checked_terminations(),
@@ -95,33 +96,27 @@ impl Broadcasters {
     }
 }
 
-struct BroadcastMember {
+struct GroupStream {
     conn: StreamConn,
-    waker: Arc<MemberWaker>,
+    waker: Arc<StreamWaker>,
     /// Whether it gets every published event, except those that exclude it.
-    wants_all: bool,
+    has_no_selection: bool,
 }
 
-/// Writes to all streams of a topic that are at the same position. It owns that position and every member's
-/// heartbeat. A member's session decides which events the member gets, and ends the stream.
+/// Writes to all streams of a topic that are at the same position. It owns that position and every stream's
+/// heartbeat. A stream's session decides which events the stream gets, and ends the stream.
 struct Broadcaster {
     broadcasters: Arc<Broadcasters>,
     inbox: Arc<Inbox>,
     topic: Topic,
     cursor: GroupCursor,
-    members: Slab<BroadcastMember>,
-    /// When a heartbeat may be due, or the end of a member's lifetime.
+    streams: Slab<GroupStream>,
+    /// When a heartbeat may be due, or the end of a stream's lifetime.
     due: Instant,
     /// When the log may be read again after a failed read.
     retry_at: Option<Instant>,
-    /// How many terminations were checked. None of them applies to a member.
+    /// How many terminations were checked. None of them applies to one of its streams.
     checked_terminations: u64,
-}
-
-/// The time since an event was published, by this machine's clock.
-fn age(event: &Event) -> Option<Duration> {
-    let published: jiff::Timestamp = event.published_at.parse().ok()?;
-    Some(jiff::Timestamp::now().duration_since(published).unsigned_abs())
 }
 
 /// Counts the writes of a broadcaster, and gives other tasks their turns in between.
@@ -142,7 +137,7 @@ impl Broadcaster {
     async fn run(mut self) {
         let broadcasters = self.broadcasters.clone();
         let delivery = &broadcasters.delivery;
-        let mut streams_end = pin!(delivery.drain.ends_streams());
+        let mut streams_end = pin!(delivery.drain.streams_end());
         let mut is_ending = false;
         let mut alarm = pin!(sleep_until(self.due));
         loop {
@@ -152,7 +147,7 @@ impl Broadcaster {
             if is_ending {
                 self.release_all().await;
             }
-            if self.members.is_empty() && self.close() {
+            if self.streams.is_empty() && self.close() {
                 return;
             }
             let next = self.retry_at.map_or(self.due, |at| at.min(self.due));
@@ -197,7 +192,7 @@ impl Broadcaster {
             let poll = match self.cursor.poll() {
                 GroupPoll::NeedsLog => {
                     let poll = self.cursor.read_log().await;
-                    // The read may have lasted beyond the end of a member's lifetime.
+                    // The read may have lasted beyond the end of a stream's lifetime.
                     self.handle_deadlines().await;
                     poll
                 }
@@ -216,28 +211,28 @@ impl Broadcaster {
                     self.handle_deadlines().await;
                     self.accept_new();
                     self.handle_wakeups();
-                    if self.broadcasters.delivery.drain.ends_streams_now() {
+                    if self.broadcasters.delivery.drain.is_ending_streams() {
                         return self.release_all().await;
                     }
                 }
-                GroupPoll::Diverged => return self.release_all().await,
+                GroupPoll::PollEach => return self.release_all().await,
                 GroupPoll::RetryAt(at) => return self.retry_at = Some(at),
                 GroupPoll::Nothing | GroupPoll::NeedsLog => return,
             }
         }
     }
 
-    /// Writes events to all members.
+    /// Writes events to all streams.
     async fn write(&mut self, events: &[Arc<LiveEvent>]) {
         let batch = EncodedBatch::new(events);
         let next_heartbeat = Instant::now() + self.broadcasters.heartbeat();
         let (mut turns, mut delivered) = (Turns::default(), 0);
-        for slot in 0..self.members.capacity() {
-            let count = match self.members.get_mut(slot) {
+        for slot in 0..self.streams.capacity() {
+            let count = match self.streams.get_mut(slot) {
                 None => 0,
-                // The common case touches as little memory of each member as possible: its socket and its heartbeat.
-                Some(member) if member.wants_all && !batch.is_selective => {
-                    member.conn.heartbeat.sent(next_heartbeat);
+                // The common case touches as little memory of each stream as possible: its socket and its heartbeat.
+                Some(stream) if stream.has_no_selection && !batch.is_selective => {
+                    stream.conn.heartbeat.sent(next_heartbeat);
                     self.try_write(slot, &batch.bytes);
                     events.len()
                 }
@@ -250,14 +245,14 @@ impl Broadcaster {
         }
         let metrics = &self.broadcasters.delivery.metrics;
         metrics.delivered(delivered as u64);
-        if let Some(lag) = events.last().and_then(|event| age(event.event())) {
+        if let Some(lag) = events.last().and_then(|event| timestamp::age(&event.event().published_at)) {
             metrics.lagged(lag);
         }
     }
 
-    /// Writes to a member those events of a batch that it gets. Returns how many these are.
+    /// Writes to a stream those events of a batch that it gets. Returns how many these are.
     fn write_selected(&mut self, slot: usize, batch: &EncodedBatch<'_>, next_heartbeat: Instant) -> usize {
-        let Some(BroadcastMember { conn, .. }) = self.members.get_mut(slot) else { return 0 };
+        let Some(GroupStream { conn, .. }) = self.streams.get_mut(slot) else { return 0 };
         let (bytes, count) = batch.for_session(&conn.state.session);
         if count == 0 {
             conn.heartbeat.skipped();
@@ -268,9 +263,9 @@ impl Broadcaster {
         count
     }
 
-    /// Writes to a member. A member whose socket does not take all of it at once gets a task of its own for the rest.
+    /// Writes to a stream. A stream whose socket does not take all of it at once gets a task of its own for the rest.
     fn try_write(&mut self, slot: usize, bytes: &Bytes) {
-        let Some(BroadcastMember { conn, .. }) = self.members.get(slot) else { return };
+        let Some(GroupStream { conn, .. }) = self.streams.get(slot) else { return };
         match conn.socket.try_write(bytes) {
             Ok(written) if written == bytes.len() => {}
             Ok(written) => self.release(slot, bytes.slice(written..)),
@@ -278,20 +273,20 @@ impl Broadcaster {
         }
     }
 
-    /// Makes members of the streams that wait in the inbox.
+    /// Accepts the streams that wait in the inbox.
     fn accept_new(&mut self) {
         let joining = std::mem::take(&mut self.inbox.contents().joining);
         for (conn, caught_up) in joining {
-            if self.members.is_empty() {
+            if self.streams.is_empty() {
                 // The topic may have been dropped and opened again since the cursor was made.
                 self.cursor = conn.state.session.group_cursor(caught_up);
             }
             if self.cursor.is_behind(&caught_up) {
-                // The next write brings the members to the stream's position. Until then, the stream waits.
+                // The next write brings the others to the stream's position. Until then, the stream waits.
                 self.inbox.contents().joining.push((conn, caught_up));
             } else if conn.state.session.checked_terminations() < self.checked_terminations {
                 // The broadcaster has passed terminations that may apply to the stream. The stream checks them itself.
-                self.inbox.contents().members -= 1;
+                self.inbox.contents().streams -= 1;
                 self.broadcasters.serve_alone(conn, Bytes::new());
             } else {
                 self.accept(conn, caught_up);
@@ -299,18 +294,18 @@ impl Broadcaster {
         }
     }
 
-    /// Makes a stream a member. Writes to it the events between its position and that of the group.
+    /// Accepts a stream. Writes to it the events between its position and that of the group.
     fn accept(&mut self, mut conn: StreamConn, caught_up: CaughtUp) {
         let missed = self.cursor.catch_up(&caught_up);
         self.due = self.due.min(conn.heartbeat.due()).min(conn.state.session.ends_at());
-        let entry = self.members.vacant_entry();
+        let entry = self.streams.vacant_entry();
         let slot = entry.key();
-        let member_waker = Arc::new(MemberWaker { inbox: self.inbox.clone(), slot });
-        let waker = member_waker.clone().into();
+        let stream_waker = Arc::new(StreamWaker { inbox: self.inbox.clone(), slot });
+        let waker = stream_waker.clone().into();
         let is_connected = conn.socket.watch(&waker);
         let is_superseded = conn.state.session.is_superseded(&waker);
-        let wants_all = conn.state.session.wants_all();
-        entry.insert(BroadcastMember { conn, waker: member_waker, wants_all });
+        let has_no_selection = conn.state.session.has_no_selection();
+        entry.insert(GroupStream { conn, waker: stream_waker, has_no_selection });
         match missed.as_deref() {
             _ if !is_connected => drop(self.remove(slot)),
             // The stream keeps its own position, which may be behind that of the group.
@@ -325,13 +320,13 @@ impl Broadcaster {
         }
     }
 
-    /// Releases the members that a termination applies to.
+    /// Releases the streams that a termination applies to.
     async fn apply_terminations(&mut self) {
         let before = self.checked_terminations;
         let now = self.broadcasters.delivery.moderation.terminations();
         let mut turns = Turns::default();
-        for slot in 0..self.members.capacity() {
-            if self.members.get(slot).is_some_and(|member| member.conn.state.session.is_terminated(before)) {
+        for slot in 0..self.streams.capacity() {
+            if self.streams.get(slot).is_some_and(|stream| stream.conn.state.session.is_terminated(before)) {
                 self.release(slot, Bytes::new());
                 turns.count().await;
             }
@@ -339,11 +334,11 @@ impl Broadcaster {
         self.checked_terminations = now;
     }
 
-    /// Handles the members that were woken: by their sockets, or by a newer presence session.
+    /// Handles the streams that were woken: by their sockets, or by a newer presence session.
     fn handle_wakeups(&mut self) {
         let woken = std::mem::take(&mut self.inbox.contents().woken);
         for slot in woken {
-            let Some(BroadcastMember { conn, waker, .. }) = self.members.get_mut(slot) else { continue };
+            let Some(GroupStream { conn, waker, .. }) = self.streams.get_mut(slot) else { continue };
             let waker = waker.clone().into();
             if !conn.socket.watch(&waker) {
                 drop(self.remove(slot));
@@ -353,18 +348,18 @@ impl Broadcaster {
         }
     }
 
-    /// Sends the heartbeats that are due. Releases members whose lifetime is over, or whose position has to be sent.
+    /// Sends the heartbeats that are due. Releases streams whose lifetime is over, or whose position has to be sent.
     async fn handle_deadlines(&mut self) {
         let now = Instant::now();
         if now < self.due {
             return;
         }
-        let soon = now + self.broadcasters.heartbeat() / HEARTBEAT_FRACTION;
+        let soon = now + self.broadcasters.heartbeat() / HEARTBEAT_DIVISOR;
         let next_heartbeat = now + self.broadcasters.heartbeat();
         let bytes = heartbeat_chunk();
         let (mut turns, mut due) = (Turns::default(), next_heartbeat);
-        for slot in 0..self.members.capacity() {
-            let Some(BroadcastMember { conn, .. }) = self.members.get_mut(slot) else { continue };
+        for slot in 0..self.streams.capacity() {
+            let Some(GroupStream { conn, .. }) = self.streams.get_mut(slot) else { continue };
             let ends_at = conn.state.session.ends_at();
             let must_send_position = conn.heartbeat.has_unsent_position() && conn.heartbeat.due() <= now;
             if ends_at <= now || must_send_position {
@@ -387,31 +382,31 @@ impl Broadcaster {
 
     async fn release_all(&mut self) {
         let mut turns = Turns::default();
-        for slot in 0..self.members.capacity() {
+        for slot in 0..self.streams.capacity() {
             self.release(slot, Bytes::new());
             turns.count().await;
         }
     }
 
-    /// Gives a member that is at the group's position a task of its own. `rest` is the rest of a write.
+    /// Gives a stream that is at the group's position a task of its own. `rest` is the rest of a write.
     fn release(&mut self, slot: usize, rest: Bytes) {
-        if let Some(member) = self.members.get_mut(slot) {
-            member.conn.state.session.advance_to(self.cursor.position(), self.checked_terminations);
+        if let Some(stream) = self.streams.get_mut(slot) {
+            stream.conn.state.session.advance_to(self.cursor.position(), self.checked_terminations);
             self.hand_back(slot, rest);
         }
     }
 
-    /// Gives a member a task of its own, at the position of its session.
+    /// Gives a stream a task of its own, at the position of its session.
     fn hand_back(&mut self, slot: usize, rest: Bytes) {
-        if let Some(BroadcastMember { conn, .. }) = self.remove(slot) {
+        if let Some(GroupStream { conn, .. }) = self.remove(slot) {
             self.broadcasters.serve_alone(conn, rest);
         }
     }
 
-    fn remove(&mut self, slot: usize) -> Option<BroadcastMember> {
-        let member = self.members.try_remove(slot)?;
-        self.inbox.contents().members -= 1;
-        Some(member)
+    fn remove(&mut self, slot: usize) -> Option<GroupStream> {
+        let stream = self.streams.try_remove(slot)?;
+        self.inbox.contents().streams -= 1;
+        Some(stream)
     }
 }
 
@@ -422,7 +417,7 @@ mod tests {
     use super::*;
     use crate::http::fuzz::app;
     use crate::live::Start;
-    use crate::names::{Data, RoomName};
+    use crate::names::{Data, Event, RoomName};
 
     #[tokio::test]
     async fn a_group_cursor_delivers_an_event_that_came_between_the_streams_position_and_its_creation() {
@@ -446,7 +441,7 @@ mod tests {
         timeout(Duration::from_secs(30), cursor.changed()).await.expect("a new cursor reports a change at once");
         let GroupPoll::Events(events) = cursor.poll() else { panic!("the event follows") };
         assert_eq!(events.len(), 1);
-        assert_ne!(cursor.position(), events[0].id(), "no member has got the event yet");
+        assert_ne!(cursor.position(), events[0].id(), "no stream has got the event yet");
         cursor.advance(&events);
         assert_eq!(cursor.position(), events[0].id());
     }

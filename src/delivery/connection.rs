@@ -32,7 +32,7 @@ pub struct DetachableStream(Arc<Mutex<Option<StreamSession>>>);
 pub struct ConnGuard {
     /// Its share of the limit of connections.
     pub permit: OwnedSemaphorePermit,
-    /// Counts it among the connections whose end a shutdown waits for.
+    /// Counts it for a shutdown, which waits for all connections to end.
     pub token: TaskTrackerToken,
 }
 
@@ -41,7 +41,7 @@ pub struct ConnGuard {
 pub(super) struct StreamConn {
     /// Dropped first: its permits are free before the client can see that the socket is closed.
     pub(super) state: Box<StreamState>,
-    pub(super) socket: Socket,
+    pub(super) socket: StreamSocket,
     pub(super) heartbeat: Heartbeat,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct StreamState {
 }
 
 /// A socket that the gateway only writes to.
-pub(super) struct Socket {
+pub(super) struct StreamSocket {
     tcp: TcpStream,
     discarded: u32,
 }
@@ -82,7 +82,7 @@ impl DetachableStream {
     pub fn serve(&self, tcp: TcpStream, guard: ConnGuard, broadcasters: &Arc<Broadcasters>) {
         let Some(mut session) = self.take() else { return };
         let opening = Bytes::from(chunk(&session.open()));
-        let socket = Socket { tcp, discarded: 0 };
+        let socket = StreamSocket { tcp, discarded: 0 };
         let Ok(written) = socket.try_write(&opening) else { return };
         let heartbeat = session.heartbeat();
         let conn = StreamConn { socket, heartbeat, state: Box::new(StreamState { session, _guard: guard }) };
@@ -111,7 +111,7 @@ impl StreamConn {
     }
 }
 
-impl Socket {
+impl StreamSocket {
     /// Writes as much as the kernel accepts at once. Returns the number of bytes: 0 if the send buffer is full.
     ///
     /// The call bypasses tokio, whose record of the socket is in memory of its own that is not in the cache. tokio may

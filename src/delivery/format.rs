@@ -16,6 +16,7 @@ use super::sse::{Block, HEARTBEAT};
 use crate::live::{ENCODINGS, LiveEvent, Resume};
 use crate::log::Gap;
 use crate::names::{Cursor, EventId, EventName, RoomName, SubscriberId, Topic};
+use crate::timestamp;
 
 /// The format of a stream's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +99,7 @@ impl<'a> StreamOpen<'a> {
         let rooms = rooms.map(|(topic, position, resume)| {
             (topic.name(), OpenedRoom { position: position.to_string(), resume: resume.name() })
         });
-        Self { subscriber, replica, expires_at: expires_at.map(rfc3339), rooms: rooms.collect() }
+        Self { subscriber, replica, expires_at: expires_at.map(timestamp::format), rooms: rooms.collect() }
     }
 }
 
@@ -218,12 +219,6 @@ pub fn event_envelope<'a>(event: &'a LiveEvent, room: &RoomName) -> &'a Bytes {
 
 fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("strings, maps of strings and checked JSON always serialise")
-}
-
-/// A time, RFC 3339 in UTC with milliseconds.
-fn rfc3339(time: SystemTime) -> String {
-    let time = jiff::Timestamp::try_from(time).unwrap_or(jiff::Timestamp::MAX);
-    format!("{time:.3}")
 }
 
 #[cfg(test)]

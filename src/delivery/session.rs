@@ -175,7 +175,7 @@ impl StreamSession {
         let is_shared = matches!(self.phase, Phase::Open) && self.format.is_shared();
         let is_due = || {
             heartbeat.due().min(self.ends_at) <= Instant::now()
-                || self.delivery.drain.ends_streams_now()
+                || self.delivery.drain.is_ending_streams()
                 || self.delivery.moderation.terminations() != self.checked_terminations
                 || self.subscriber.is_superseded(Waker::noop())
         };
@@ -192,7 +192,7 @@ impl StreamSession {
         self.subscription.topic(0)
     }
 
-    /// Takes over what a broadcaster did for the stream: it brought it to `position`, and checked so many
+    /// Takes over the work of a broadcaster: it brought the stream to `position`, and checked so many
     /// terminations, of which none applies to the stream.
     pub(super) fn advance_to(&mut self, position: EventId, checked_terminations: u64) {
         self.subscription.advance_to(position);
@@ -228,8 +228,8 @@ impl StreamSession {
     }
 
     /// Whether the subscriber gets every published event, except those that exclude it by `except`.
-    pub(super) fn wants_all(&self) -> bool {
-        self.subscriber.wants_all()
+    pub(super) fn has_no_selection(&self) -> bool {
+        self.subscriber.has_no_selection()
     }
 
     /// Whether the subscriber gets an event.

@@ -132,7 +132,7 @@ impl Subscriber {
     }
 
     /// Whether it gets every published event, except those that exclude it by `except`.
-    pub(super) fn wants_all(&self) -> bool {
+    pub(super) fn has_no_selection(&self) -> bool {
         self.selected().is_empty()
     }
 

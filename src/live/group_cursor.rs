@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::LiveEvent;
-use super::topic::{FIRST_PAGE_EVENTS, LiveTopic, LogReply};
+use super::topic::{FIRST_PAGE_EVENTS, Following, LiveTopic};
 use crate::cache::Lookup;
 use crate::names::EventId;
 
@@ -35,8 +35,8 @@ pub enum GroupPoll {
     NeedsLog,
     /// The log could not be read, and is not to be read again before this time.
     RetryAt(Instant),
-    /// Every subscriber has to poll for itself.
-    Diverged,
+    /// The group may have got something that the log does not have: every subscriber has to poll for itself.
+    PollEach,
 }
 
 impl GroupCursor {
@@ -67,7 +67,7 @@ impl GroupCursor {
     pub fn poll(&mut self) -> GroupPoll {
         self.changes.mark_unchanged();
         if self.topic.retractions() != self.retractions {
-            return GroupPoll::Diverged;
+            return GroupPoll::PollEach;
         }
         // Whether an event or nothing follows does not depend on what was reported to a subscriber.
         match self.topic.after(self.position, None) {
@@ -80,9 +80,9 @@ impl GroupCursor {
     /// What follows, by one read of the log for the whole group.
     pub async fn read_log(&mut self) -> GroupPoll {
         match self.topic.read_log(self.position, None, &mut self.page).await {
-            Ok(LogReply::Events(events)) => GroupPoll::from_events(events),
-            Ok(LogReply::Nothing) => GroupPoll::Nothing,
-            Ok(LogReply::Gap(_)) => GroupPoll::Diverged,
+            Ok(Following::Events(events)) => GroupPoll::from_events(events),
+            Ok(Following::Nothing) => GroupPoll::Nothing,
+            Ok(Following::Gap(_)) => GroupPoll::PollEach,
             Err(error) => GroupPoll::RetryAt(self.topic.retry_at(&error)),
         }
     }

@@ -1,4 +1,4 @@
-//! A replica's access to logs. Every call carries the topic's watermarks and has a deadline, and the number of reads at
+//! A replica's access to logs. Appends, reads and clears carry the topic's watermarks and have a deadline, and the number of reads at
 //! one time is limited.
 
 use std::sync::Arc;
@@ -61,7 +61,7 @@ impl LogClient {
         event: &Event,
         key: Option<&IdempotencyKey>,
     ) -> Result<Appended, BrokerError> {
-        let watermarks = self.watermarks.get(topic);
+        let watermarks = self.watermarks.take_for_call(topic);
         let span = if trace::is_enabled() { info_span!("append", room = topic.name()) } else { Span::none() };
         let append = self.broker.append(topic, &watermarks, event.encode(), key).instrument(span);
         let appended = with_deadline("an append", append).await?;
@@ -75,7 +75,7 @@ impl LogClient {
 
     /// Clears a topic's log. Returns the position up to which it was cleared.
     pub async fn clear(&self, topic: &Topic) -> Result<EventId, BrokerError> {
-        let watermarks = self.watermarks.get(topic);
+        let watermarks = self.watermarks.take_for_call(topic);
         with_deadline("a request to clear a log", self.broker.clear(topic, &watermarks)).await
     }
 
@@ -83,7 +83,7 @@ impl LogClient {
     pub async fn read(&self, topic: &Topic, range: ReadRange, limit: usize) -> Result<LogSlice, BrokerError> {
         let read = async {
             let _permit = self.readers.acquire().await.expect("the semaphore is never closed");
-            self.broker.read(topic, &self.watermarks.get(topic), range, limit).await
+            self.broker.read(topic, &self.watermarks.take_for_call(topic), range, limit).await
         };
         let timed_out = || Err(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "no answer to a read")));
         let slice = timeout(CALL_LIMIT, read).await.unwrap_or_else(|_| timed_out())?;

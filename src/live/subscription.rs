@@ -9,7 +9,7 @@ use futures_util::future::select_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::topic::{FIRST_PAGE_EVENTS, LogReply, TopicGuard};
+use super::topic::{FIRST_PAGE_EVENTS, Following, TopicGuard};
 use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
 use crate::broker::{BrokerError, ReadRange};
 use crate::cache::Lookup;
@@ -93,7 +93,7 @@ struct TopicCursor {
     reported: Option<ReportedLoss>,
     resume: Resume,
     /// The reply of the log from when the subscription was opened, until it is yielded.
-    opening_reply: Option<Box<LogReply>>,
+    opening_reply: Option<Box<Following>>,
     /// The log must not be read before this time.
     retry_at: Option<Instant>,
     /// How many events the next read of the log asks for.
@@ -113,17 +113,17 @@ impl Subscription {
 
     /// The topics in the order in which they were requested, with the position of each and how it resumes.
     pub fn opening(&self) -> impl Iterator<Item = (&Topic, EventId, Resume)> {
-        self.cursors.iter().map(|cursor| (cursor.guard.live().topic(), cursor.position, cursor.resume))
+        self.cursors.iter().map(|cursor| (cursor.guard.live_topic().topic(), cursor.position, cursor.resume))
     }
 
     /// The topics in the order in which they were requested, with the position of each after all that was yielded.
     pub fn positions(&self) -> impl Iterator<Item = (&Topic, EventId)> {
-        self.cursors.iter().map(|cursor| (cursor.guard.live().topic(), cursor.position))
+        self.cursors.iter().map(|cursor| (cursor.guard.live_topic().topic(), cursor.position))
     }
 
     /// The topic of an index.
     pub fn topic(&self, index: usize) -> &Topic {
-        self.cursors[index].guard.live().topic()
+        self.cursors[index].guard.live_topic().topic()
     }
 
     /// Waits for the next update. Cancel-safe: nothing is lost if the future is dropped before it is ready.
@@ -145,7 +145,7 @@ impl Subscription {
     /// now. `None` if that is not so.
     pub fn caught_up(&self) -> Option<CaughtUp> {
         let [cursor] = &*self.cursors else { return None };
-        let topic = cursor.guard.live();
+        let topic = cursor.guard.live_topic();
         let is_caught_up = cursor.opening_reply.is_none()
             && cursor.retractions == topic.retractions()
             && matches!(topic.after(cursor.position, cursor.reported), Lookup::Nothing);
@@ -154,7 +154,7 @@ impl Subscription {
 
     /// A cursor for all subscribers in this state. The subscription has to be one to a single topic.
     pub fn group_cursor(&self, state: CaughtUp) -> GroupCursor {
-        GroupCursor::new(self.cursors[0].guard.live().clone(), state.position, state.retractions)
+        GroupCursor::new(self.cursors[0].guard.live_topic().clone(), state.position, state.retractions)
     }
 
     /// Sets the position, after a group cursor has advanced for this subscription.
@@ -169,9 +169,9 @@ impl Subscription {
         for step in 0..count {
             let index = (self.first + step) % count;
             let update = match self.cursors[index].poll().await {
-                LogReply::Events(events) => Update::Events { index, events },
-                LogReply::Gap(gap) => Update::Gap { index, gap },
-                LogReply::Nothing => continue,
+                Following::Events(events) => Update::Events { index, events },
+                Following::Gap(gap) => Update::Gap { index, gap },
+                Following::Nothing => continue,
             };
             self.first = index + 1;
             return Some(update);
@@ -188,15 +188,15 @@ impl Drop for Subscription {
 
 impl TopicCursor {
     async fn open(log: &LogClient, guard: TopicGuard, start: Start) -> Result<Self, BrokerError> {
-        let mut changes = guard.live().changes();
+        let mut changes = guard.live_topic().changes();
         tokio::select! {
             // The topic owns the sender, so the channel can't close.
             _ = changes.wait_for(|count| *count > 0) => {}
-            error = guard.live().refusal() => return Err(error),
+            error = guard.live_topic().refusal() => return Err(error),
         }
-        let topic = guard.live().topic();
-        let retractions = guard.live().retractions();
-        let end = guard.live().end().unwrap_or(EventId::start_of(0));
+        let topic = guard.live_topic().topic();
+        let retractions = guard.live_topic().retractions();
+        let end = guard.live_topic().end().unwrap_or(EventId::start_of(0));
         let position = match start {
             Start::Now | Start::Recent(0) => end,
             Start::After(position) => position,
@@ -227,9 +227,9 @@ impl TopicCursor {
         if matches!(start, Start::After(_)) {
             cursor.resume = Resume::Complete;
             cursor.reported = None;
-            if matches!(cursor.guard.live().after(position, None), Lookup::Unknown) {
+            if matches!(cursor.guard.live_topic().after(position, None), Lookup::Unknown) {
                 let reply = cursor.read_log().await?;
-                if matches!(reply, LogReply::Gap(_)) {
+                if matches!(reply, Following::Gap(_)) {
                     cursor.resume = Resume::Gap;
                 }
                 cursor.opening_reply = Some(Box::new(reply));
@@ -239,54 +239,56 @@ impl TopicCursor {
     }
 
     /// What follows now. The position moves on accordingly.
-    async fn poll(&mut self) -> LogReply {
+    async fn poll(&mut self) -> Following {
         self.changes.mark_unchanged();
         let reply = match self.opening_reply.take().map(|reply| *reply).or_else(|| self.retraction()) {
             Some(reply) => reply,
-            None => match self.guard.live().after(self.position, self.reported) {
-                Lookup::Events(events) => LogReply::Events(events),
-                Lookup::Nothing => LogReply::Nothing,
-                Lookup::Unknown if self.retry_at.is_some_and(|at| at > Instant::now()) => return LogReply::Nothing,
+            None => match self.guard.live_topic().after(self.position, self.reported) {
+                Lookup::Events(events) => Following::Events(events),
+                Lookup::Nothing => Following::Nothing,
+                Lookup::Unknown if self.retry_at.is_some_and(|at| at > Instant::now()) => {
+                    return Following::Nothing;
+                }
                 Lookup::Unknown => match self.read_log().await {
                     // If the log retains nothing, an event that was missed looks like one whose announcement has not
                     // arrived yet. So there is some time for the announcement before the gap.
-                    Ok(LogReply::Gap(Gap { reason: GapReason::Expired, .. })) if !self.awaits_announcement => {
+                    Ok(Following::Gap(Gap { reason: GapReason::Expired, .. })) if !self.awaits_announcement => {
                         self.awaits_announcement = true;
                         self.retry_at = Some(Instant::now() + ANNOUNCEMENT_DELAY);
-                        return LogReply::Nothing;
+                        return Following::Nothing;
                     }
                     Ok(reply) => reply,
                     Err(error) => {
-                        self.retry_at = Some(self.guard.live().retry_at(&error));
-                        return LogReply::Nothing;
+                        self.retry_at = Some(self.guard.live_topic().retry_at(&error));
+                        return Following::Nothing;
                     }
                 },
             },
         };
         self.retry_at = None;
         match &reply {
-            LogReply::Events(events) => {
+            Following::Events(events) => {
                 self.awaits_announcement = false;
                 self.position = events.last().map_or(self.position, |event| event.id());
             }
-            LogReply::Gap(gap) => {
+            Following::Gap(gap) => {
                 self.awaits_announcement = false;
                 self.position = gap.to;
                 self.reported = Some(ReportedLoss::after_gap(self.reported, *gap));
             }
-            LogReply::Nothing => {}
+            Following::Nothing => {}
         }
         reply
     }
 
-    async fn read_log(&mut self) -> Result<LogReply, BrokerError> {
-        self.guard.live().read_log(self.position, self.reported, &mut self.page).await
+    async fn read_log(&mut self) -> Result<Following, BrokerError> {
+        self.guard.live_topic().read_log(self.position, self.reported, &mut self.page).await
     }
 
     /// A gap, if an event that this cursor may have yielded was retracted.
-    fn retraction(&mut self) -> Option<LogReply> {
-        let retracted = self.guard.live().retracted_since(&mut self.retractions, self.start);
+    fn retraction(&mut self) -> Option<Following> {
+        let retracted = self.guard.live_topic().retracted_since(&mut self.retractions, self.start);
         let id = retracted.filter(|id| *id <= self.position)?;
-        Some(LogReply::Gap(Gap { from: id.before(), to: self.position, reason: GapReason::Diverged }))
+        Some(Following::Gap(Gap { from: id.before(), to: self.position, reason: GapReason::Diverged }))
     }
 }

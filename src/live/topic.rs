@@ -31,7 +31,7 @@ const MIN_RETRY_PAUSE: Duration = Duration::from_millis(50);
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What follows a position, by a read of the log.
-pub(super) enum LogReply {
+pub(super) enum Following {
     Events(Vec<Arc<LiveEvent>>),
     Gap(Gap),
     Nothing,
@@ -131,7 +131,7 @@ impl LiveTopic {
         position: EventId,
         reported: Option<ReportedLoss>,
         page: &mut u16,
-    ) -> Result<LogReply, BrokerError> {
+    ) -> Result<Following, BrokerError> {
         let slice = self.log.read(&self.topic, ReadRange::After(position), (*page).into()).await?;
         if !self.has_history(&slice.history) {
             self.invalidate();
@@ -142,9 +142,9 @@ impl LiveTopic {
         }
         let read = Ring::from_events(LiveEvent::decode_all(&slice.entries));
         Ok(match read.after(&slice.history, position, reported, BATCH_BYTES) {
-            Ok(events) => LogReply::Events(events),
-            Err(Next::Gap(gap)) => LogReply::Gap(gap),
-            Err(Next::Nothing | Next::Event(_)) => LogReply::Nothing,
+            Ok(events) => Following::Events(events),
+            Err(Next::Gap(gap)) => Following::Gap(gap),
+            Err(Next::Nothing | Next::Event(_)) => Following::Nothing,
         })
     }
 
@@ -301,7 +301,7 @@ impl TopicGuard {
         Self(topic.clone())
     }
 
-    pub(super) fn live(&self) -> &Arc<LiveTopic> {
+    pub(super) fn live_topic(&self) -> &Arc<LiveTopic> {
         &self.0
     }
 }

@@ -63,8 +63,8 @@ impl Generations {
 }
 
 impl Watermarks {
-    /// The watermarks for a call about a topic. They include unverified ids if their pause is over.
-    pub fn get(&self, topic: &Topic) -> Vec<EventId> {
+    /// The watermarks to send with a call about a topic. Unverified ids become part of them once their pause is over.
+    pub fn take_for_call(&self, topic: &Topic) -> Vec<EventId> {
         let mut generations = self.generations();
         let Generations { young, old, .. } = &mut *generations;
         let Some(watermarks) = young.get_mut(topic).or_else(|| old.get_mut(topic)) else { return Vec::new() };
@@ -140,11 +140,11 @@ mod tests {
         let (watermarks, topic) = (Watermarks::default(), topic("a"));
         watermarks.add(&topic, EventId::new(1, 2));
         watermarks.add(&topic, EventId::new(1, 1));
-        assert_eq!(watermarks.get(&topic), [EventId::new(1, 2)]);
+        assert_eq!(watermarks.take_for_call(&topic), [EventId::new(1, 2)]);
         for epoch in (2..=10).rev() {
             watermarks.add(&topic, EventId::new(epoch, 1));
         }
-        let epochs: Vec<_> = watermarks.get(&topic).iter().map(|id| id.epoch).collect();
+        let epochs: Vec<_> = watermarks.take_for_call(&topic).iter().map(|id| id.epoch).collect();
         assert_eq!(epochs, [3, 4, 5, 6, 7, 8, 9, 10]);
     }
 
@@ -156,8 +156,8 @@ mod tests {
             watermarks.add(&name(n), EventId::new(1, 1));
         }
         assert!(watermarks.topics().len() <= 2 * GENERATION_TOPICS);
-        assert_eq!(watermarks.get(&name(0)), []);
-        assert_eq!(watermarks.get(&name(3 * GENERATION_TOPICS - 1)), [EventId::new(1, 1)]);
+        assert_eq!(watermarks.take_for_call(&name(0)), []);
+        assert_eq!(watermarks.take_for_call(&name(3 * GENERATION_TOPICS - 1)), [EventId::new(1, 1)]);
     }
 
     #[test]
@@ -165,12 +165,12 @@ mod tests {
         let (watermarks, topic) = (Watermarks::default(), topic("a"));
         watermarks.add_unverified(&topic, EventId::new(1, 1));
         assert_eq!(watermarks.unverified_wait(&topic), Some(Duration::ZERO));
-        assert_eq!(watermarks.get(&topic), [EventId::new(1, 1)]);
+        assert_eq!(watermarks.take_for_call(&topic), [EventId::new(1, 1)]);
         assert_eq!(watermarks.unverified_wait(&topic), None);
         for epoch in 2..6 {
             watermarks.add_unverified(&topic, EventId::new(epoch, 1));
         }
-        assert_eq!(watermarks.get(&topic), [EventId::new(1, 1)]);
+        assert_eq!(watermarks.take_for_call(&topic), [EventId::new(1, 1)]);
         assert!(watermarks.unverified_wait(&topic).is_some_and(|wait| wait > Duration::ZERO));
     }
 }

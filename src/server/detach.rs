@@ -39,7 +39,7 @@ struct Inner {
 impl Detach {
     /// Answers a request. If the response is a stream that can leave hyper, keeps the stream here.
     pub(super) async fn answer(self, router: axum::Router, request: Request<Incoming>) -> Response<Body> {
-        // An earlier response may have left its stream: hyper does not ask for the body of a response to HEAD.
+        // A stream that an earlier response left here is not this response's.
         self.keep(None);
         // A detached stream writes chunks, so the response must be chunked.
         let is_chunked = request.method() == Method::GET && request.version() == Version::HTTP_11;

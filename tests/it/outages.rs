@@ -1,4 +1,5 @@
-//! Redis in every kind of trouble: it is named, answered for in time, and everything heals by itself once the cause is gone.
+//! Faults of Redis: each is reported by name, requests are answered in time, and the gateway recovers by itself once
+//! the cause is gone.
 
 use std::process::{Child, Command, Stdio};
 
@@ -7,26 +8,26 @@ use serde_json::{Value, json};
 
 use crate::support::{Gateway, RedisServer, Replica, Stream, World, eventually, spawn, within};
 
-/// Rooms of the test with many, and how many one stream reads.
+/// Rooms in the test with many rooms, and rooms of each of its streams.
 const ROOMS: usize = 10_000;
-const ROOMS_OF_A_STREAM: usize = 100;
+const ROOMS_PER_STREAM: usize = 100;
 
-/// A gateway with a stream that is open before, during and after the trouble.
-struct Patient {
+/// A gateway with a stream that stays open before, during and after the fault.
+struct Scenario {
     world: World,
     gateway: Gateway,
     stream: Stream,
     published: usize,
 }
 
-impl Patient {
-    async fn on(redis: RedisServer) -> Self {
+impl Scenario {
+    async fn new(redis: RedisServer) -> Self {
         let world = World { redis: Some(redis), ..World::embedded() };
         let gateway = world.gateway().await;
-        let stream = gateway.room("patient").await;
-        let mut patient = Self { world, gateway, stream, published: 0 };
-        patient.delivers().await;
-        patient
+        let stream = gateway.room("lobby").await;
+        let mut scenario = Self { world, gateway, stream, published: 0 };
+        scenario.check_delivery().await;
+        scenario
     }
 
     fn redis(&mut self) -> &mut RedisServer {
@@ -34,23 +35,23 @@ impl Patient {
     }
 
     async fn publish(&self, data: &str) -> (StatusCode, bool, Value) {
-        let request = self.gateway.request(Method::POST, "/v1/rooms/patient/events").body(data.to_owned());
+        let request = self.gateway.request(Method::POST, "/v1/rooms/lobby/events").body(data.to_owned());
         let answer = self.gateway.answer(request).await;
         let (status, retry) = (answer.status(), answer.headers().contains_key("retry-after"));
         (status, retry, answer.json().await.unwrap())
     }
 
-    /// What is published now is stored, and reaches the stream, with nothing missed and nothing twice.
-    async fn delivers(&mut self) {
+    /// An event that is published now is the next on the stream: none is missing and none comes twice.
+    async fn check_delivery(&mut self) {
         let data = format!("event {}", self.published);
         self.published += 1;
-        self.gateway.publish("patient", &data).await;
+        self.gateway.publish("lobby", &data).await;
         assert_eq!(self.stream.data().await, data);
     }
 
-    /// The monitor names the fault, a publish is refused with its code, and the replica stays ready.
-    async fn is_ill(&self, part: &str, fault: &str, code: &str) {
-        eventually(&format!("the monitor says {fault}"), async || {
+    /// `/healthz` names the fault, a publish is refused with its code, and the replica stays ready.
+    async fn check_fault(&self, part: &str, fault: &str, code: &str) {
+        eventually(&format!("/healthz says {fault}"), async || {
             let (status, health) = self.gateway.get("/healthz").await;
             (status == 503 && health[part] == fault).then_some(())
         })
@@ -60,23 +61,23 @@ impl Patient {
         assert_eq!(self.gateway.get("/readyz").await.0, StatusCode::OK);
     }
 
-    /// What is there can be read, and streams open and resume, though nothing can be written.
-    async fn reads(&self) {
-        let (status, page) = self.gateway.get("/v1/rooms/patient/events").await;
+    /// Stored events can be read, and streams open and resume, while nothing can be written.
+    async fn check_reads(&self) {
+        let (status, page) = self.gateway.get("/v1/rooms/lobby/events").await;
         let events: Vec<_> = page["events"].as_array().unwrap().iter().map(|event| event["data"].clone()).collect();
         assert_eq!((status.as_u16(), events.len()), (200, self.published), "{page}");
         let first = page["events"][0]["id"].as_str().unwrap();
-        let mut resumed = self.gateway.resume("/v1/rooms/patient/stream", Some(first)).await;
-        assert_eq!(resumed.opened["rooms"]["patient"]["resume"], "complete");
+        let mut resumed = self.gateway.resume("/v1/rooms/lobby/stream", Some(first)).await;
+        assert_eq!(resumed.opened["rooms"]["lobby"]["resume"], "complete");
         for data in &events[1..] {
             assert_eq!(&json!(resumed.data().await), data);
         }
     }
 
-    async fn heals(mut self) {
+    async fn check_recovery(mut self) {
         self.gateway.until_well().await;
-        self.delivers().await;
-        self.delivers().await;
+        self.check_delivery().await;
+        self.check_delivery().await;
     }
 }
 
@@ -86,10 +87,10 @@ fn cli(port: u16) -> Command {
     command
 }
 
-/// Ends a process that a failed test would leave behind.
-struct Ends(Child);
+/// Kills a process when it is dropped, so that a failed test leaves none behind.
+struct KillOnDrop(Child);
 
-impl Drop for Ends {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -97,67 +98,67 @@ impl Drop for Ends {
 }
 
 #[tokio::test]
-async fn p8_a_redis_that_is_loading_its_data_is_named_and_heals() {
-    // Loads a key, and looks whether someone wants something, each tenth of a second: until it is told to hurry.
+async fn p8_a_redis_that_is_loading_its_data_is_reported_and_recovers() {
+    // Redis loads a key and answers commands every tenth of a second, until the delay is set to 0.
     let slowly = ["--key-load-delay", "100000", "--loading-process-events-interval-bytes", "1024"];
     let redis = RedisServer::start_with(&[&["--save", ""][..], &slowly].concat()).await;
-    let mut patient = Patient::on(redis).await;
+    let mut scenario = Scenario::new(redis).await;
     let fill = "for n = 1, 500 do redis.call('SET', 'filler' .. n, string.rep('x', 2000)) end";
-    patient.redis().cli(&["EVAL", fill, "0"]);
-    patient.redis().cli(&["SAVE"]);
-    patient.redis().kill();
-    let mut redis = patient.world.redis.take().unwrap();
+    scenario.redis().cli(&["EVAL", fill, "0"]);
+    scenario.redis().cli(&["SAVE"]);
+    scenario.redis().kill();
+    let mut redis = scenario.world.redis.take().unwrap();
     let port = redis.port();
     let back = async {
         redis.come_back().await;
         redis
     };
-    let meanwhile = async {
-        patient.is_ill("commands", "loading", "unavailable").await;
-        let refused = patient.gateway.room("patient").await;
+    let while_loading = async {
+        scenario.check_fault("commands", "loading", "unavailable").await;
+        let refused = scenario.gateway.room("lobby").await;
         assert_eq!(
             (&refused.opened["reason"], &refused.opened["reconnect"]),
             (&"unavailable".into(), &"later".into())
         );
         assert!(cli(port).args(["CONFIG", "SET", "key-load-delay", "0"]).status().unwrap().success());
     };
-    let (redis, ()) = tokio::join!(back, meanwhile);
-    patient.world.redis = Some(redis);
-    patient.heals().await;
+    let (redis, ()) = tokio::join!(back, while_loading);
+    scenario.world.redis = Some(redis);
+    scenario.check_recovery().await;
 }
 
 #[tokio::test]
-async fn p8_a_redis_that_can_not_save_is_named_and_heals() {
+async fn p8_a_redis_that_can_not_save_is_reported_and_recovers() {
     let folder = tempfile::tempdir().unwrap();
     let (kept, gone) = (folder.path().to_str().unwrap(), folder.path().join("gone"));
     std::fs::create_dir(&gone).unwrap();
     let redis = RedisServer::start_with(&["--enable-protected-configs", "yes", "--save", "3600 1000000"]).await;
-    let mut patient = Patient::on(redis).await;
-    patient.redis().cli(&["CONFIG", "SET", "dir", gone.to_str().unwrap()]);
+    let mut scenario = Scenario::new(redis).await;
+    scenario.redis().cli(&["CONFIG", "SET", "dir", gone.to_str().unwrap()]);
     std::fs::remove_dir(&gone).unwrap();
-    patient.redis().cli(&["BGSAVE"]);
-    patient.is_ill("commands", "misconfigured", "misconfigured").await;
-    patient.redis().cli(&["CONFIG", "SET", "dir", kept]);
-    patient.redis().cli(&["BGSAVE"]);
-    patient.heals().await;
+    scenario.redis().cli(&["BGSAVE"]);
+    scenario.check_fault("commands", "misconfigured", "misconfigured").await;
+    scenario.redis().cli(&["CONFIG", "SET", "dir", kept]);
+    scenario.redis().cli(&["BGSAVE"]);
+    scenario.check_recovery().await;
 }
 
 #[tokio::test]
-async fn p8_a_redis_that_is_busy_with_a_script_is_named_and_heals() {
+async fn p8_a_redis_that_is_busy_with_a_script_is_reported_and_recovers() {
     let redis = RedisServer::start_with(&["--save", "", "--busy-reply-threshold", "100"]).await;
-    let mut patient = Patient::on(redis).await;
-    let port = patient.redis().port();
-    let _script = Ends(cli(port).args(["EVAL", "while true do end", "0"]).spawn().unwrap());
-    patient.is_ill("commands", "busy", "busy").await;
-    patient.redis().cli(&["SCRIPT", "KILL"]);
-    patient.heals().await;
+    let mut scenario = Scenario::new(redis).await;
+    let port = scenario.redis().port();
+    let _script = KillOnDrop(cli(port).args(["EVAL", "while true do end", "0"]).spawn().unwrap());
+    scenario.check_fault("commands", "busy", "busy").await;
+    scenario.redis().cli(&["SCRIPT", "KILL"]);
+    scenario.check_recovery().await;
 }
 
 #[tokio::test]
-async fn p8_a_redis_without_memory_replicas_or_a_master_is_named_and_heals() {
+async fn p8_a_redis_without_memory_replicas_or_a_master_is_reported_and_recovers() {
     let redis = RedisServer::start_with(&["--save", ""]).await;
-    let mut patient = Patient::on(redis).await;
-    patient.gateway.publish("full", "x").await;
+    let mut scenario = Scenario::new(redis).await;
+    scenario.gateway.publish("full", "x").await;
     let faults = [
         (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"], "out_of_memory"),
         (
@@ -166,76 +167,78 @@ async fn p8_a_redis_without_memory_replicas_or_a_master_is_named_and_heals() {
             "no_replicas",
         ),
     ];
-    for (ill, well, fault) in faults {
-        patient.redis().cli(&ill);
-        patient.is_ill("commands", fault, fault).await;
-        patient.reads().await;
-        let empty = patient.gateway.request(Method::DELETE, "/v1/rooms/full/events");
-        let (status, answer) = patient.gateway.send(empty).await;
+    for (bad, good, fault) in faults {
+        scenario.redis().cli(&bad);
+        scenario.check_fault("commands", fault, fault).await;
+        scenario.check_reads().await;
+        let empty = scenario.gateway.request(Method::DELETE, "/v1/rooms/full/events");
+        let (status, answer) = scenario.gateway.send(empty).await;
         if fault == "out_of_memory" {
-            // What frees memory is done.
+            // Redis runs a command that frees memory.
             assert_eq!(status, 204, "{answer}");
-            assert_eq!(patient.gateway.get("/v1/rooms/full").await.1["retained"], 0);
+            assert_eq!(scenario.gateway.get("/v1/rooms/full").await.1["retained"], 0);
         } else {
             assert_eq!((status.as_u16(), &answer["code"]), (503, &json!(fault)));
         }
-        patient.redis().cli(&well);
-        patient.gateway.until_well().await;
-        patient.delivers().await;
+        scenario.redis().cli(&good);
+        scenario.gateway.until_well().await;
+        scenario.check_delivery().await;
     }
-    patient.redis().cli(&["REPLICAOF", "127.0.0.1", "1"]);
-    patient.is_ill("commands", "read_only", "read_only").await;
-    patient.redis().cli(&["REPLICAOF", "NO", "ONE"]);
-    patient.heals().await;
+    scenario.redis().cli(&["REPLICAOF", "127.0.0.1", "1"]);
+    scenario.check_fault("commands", "read_only", "read_only").await;
+    scenario.redis().cli(&["REPLICAOF", "NO", "ONE"]);
+    scenario.check_recovery().await;
 }
 
-/// Away or hanging: the replica stays ready, each publish gets its answer, and each new stream its refusal.
+/// While Redis hangs or is away, the replica stays ready, each publish is answered, and each new stream is refused.
 #[tokio::test]
-async fn p8_throughout_an_outage_everyone_is_answered_and_the_replica_stays_ready() {
+async fn p8_during_an_outage_requests_are_answered_and_the_replica_stays_ready() {
     let redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
-    let mut patient = Patient::on(redis).await;
+    let mut scenario = Scenario::new(redis).await;
     for hangs in [true, false] {
         if hangs {
-            patient.redis().freeze();
+            scenario.redis().freeze();
         } else {
-            patient.redis().kill();
+            scenario.redis().kill();
         }
-        eventually("the monitor is told", async || (patient.gateway.get("/healthz").await.0 == 503).then_some(()))
-            .await;
+        eventually("the gateway is degraded", async || {
+            (scenario.gateway.get("/healthz").await.0 == 503).then_some(())
+        })
+        .await;
         let publish = async {
-            let (status, retry, problem) = patient.publish("lost").await;
+            let (status, retry, problem) = scenario.publish("lost").await;
             assert_eq!((status.as_u16(), retry), (503, true), "{problem}");
-            let surely_not = [json!("unavailable"), json!("outcome_unknown")];
-            assert!(surely_not[..if hangs { 2 } else { 1 }].contains(&problem["code"]), "{problem}");
+            let codes = [json!("unavailable"), json!("outcome_unknown")];
+            assert!(codes[..if hangs { 2 } else { 1 }].contains(&problem["code"]), "{problem}");
         };
         let join = async {
-            let refused = patient.gateway.resume("/v1/rooms/patient/stream", Some("7-7")).await;
+            let refused = scenario.gateway.resume("/v1/rooms/lobby/stream", Some("7-7")).await;
             assert_eq!(refused.opened, json!({"reason": "unavailable", "reconnect": "later"}));
             assert_eq!(refused.last_event_id, "7-7");
         };
         let ready = async {
             for path in ["/readyz", "/livez"] {
-                assert_eq!(patient.gateway.get(path).await.0, StatusCode::OK, "{path}");
+                assert_eq!(scenario.gateway.get(path).await.0, StatusCode::OK, "{path}");
             }
         };
         tokio::join!(publish, join, ready, async {
-            let (status, _) = patient.gateway.get("/v1/rooms/patient/events").await;
+            let (status, _) = scenario.gateway.get("/v1/rooms/lobby/events").await;
             assert_eq!(status, 503);
         });
         if hangs {
-            patient.redis().thaw();
+            scenario.redis().thaw();
         } else {
-            patient.redis().come_back().await;
+            scenario.redis().come_back().await;
         }
-        patient.gateway.until_well().await;
-        // What a hanging Redis had taken is done when it goes on.
-        patient.gateway.publish("patient", "back").await;
-        while patient.stream.data().await != "back" {}
+        scenario.gateway.until_well().await;
+        // A hung Redis runs the commands that it had received when it goes on.
+        scenario.gateway.publish("lobby", "back").await;
+        while scenario.stream.data().await != "back" {}
     }
-    patient.heals().await;
+    scenario.check_recovery().await;
 }
 
-/// One replica that holds ten thousand rooms has them all back after a restart of Redis.
+/// A replica that reads ten thousand rooms receives events in all of them after a restart of Redis.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p8_ten_thousand_rooms_are_back_after_redis_has_returned() {
     let redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "no"]).await;
@@ -243,14 +246,14 @@ async fn p8_ten_thousand_rooms_are_back_after_redis_has_returned() {
     let gateway = world.gateway_with(|settings| settings.streams.max_rooms_per_stream = 100).await;
     let rooms: Vec<String> = (0..ROOMS).map(|n| format!("r{n}")).collect();
     let mut streams = Vec::new();
-    for rooms in rooms.chunks(ROOMS_OF_A_STREAM) {
+    for rooms in rooms.chunks(ROOMS_PER_STREAM) {
         streams.push(gateway.stream(&format!("/v1/stream?room={}", rooms.join("&room="))).await);
     }
-    // A snapshot too, so that everything comes back as it was.
+    // SHUTDOWN writes the data, so that all of it comes back.
     let redis = world.redis.as_mut().unwrap();
     redis.cli(&["SHUTDOWN"]);
     redis.kill();
-    eventually("the monitor is told", async || (gateway.get("/healthz").await.0 == 503).then_some(())).await;
+    eventually("the gateway is degraded", async || (gateway.get("/healthz").await.0 == 503).then_some(())).await;
     redis.come_back().await;
     let back = std::time::Instant::now();
     let elsewhere = world.gateway().await;
@@ -258,7 +261,8 @@ async fn p8_ten_thousand_rooms_are_back_after_redis_has_returned() {
     for (number, rooms) in rooms.chunks(1000).enumerate() {
         let events: Vec<_> = rooms.iter().map(|room| json!({"room": room, "data": room})).collect();
         let batch = json!({"events": events});
-        // While ten thousand rooms are read, an append may not be answered in time. A client sends it again, with its key.
+        // While ten thousand rooms are read, an append may not be answered in time. Clients then repeat it with its
+        // key.
         let stored = async || {
             let request =
                 elsewhere.request(Method::POST, "/v1/events").header("idempotency-key", format!("{number}"));
@@ -275,58 +279,59 @@ async fn p8_ten_thousand_rooms_are_back_after_redis_has_returned() {
     let published = back.elapsed();
     let readers = streams.into_iter().map(|mut stream| {
         spawn(async move {
-            let mut heard = Vec::new();
-            for _ in 0..ROOMS_OF_A_STREAM {
+            let mut received = Vec::new();
+            for _ in 0..ROOMS_PER_STREAM {
                 let event = stream.event().await;
                 assert_eq!(event.event, "message", "{event:?}");
-                heard.push(event.json()["room"].as_str().unwrap().to_owned());
+                received.push(event.json()["room"].as_str().unwrap().to_owned());
             }
-            heard
+            received
         })
     });
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     for reader in readers.collect::<Vec<_>>() {
-        heard.extend(within("every room's event", reader).await.unwrap());
+        received.extend(within("every room's event", reader).await.unwrap());
     }
     println!(
-        "after Redis's return: another replica well {well_elsewhere:?}, published {published:?}, heard in all {ROOMS} rooms {:?}",
+        "after Redis's return: another replica well {well_elsewhere:?}, published {published:?}, \
+         received in all {ROOMS} rooms {:?}",
         back.elapsed()
     );
-    heard.sort();
+    received.sort();
     let mut expected = rooms;
     expected.sort();
-    assert_eq!(heard, expected);
+    assert_eq!(received, expected);
     gateway.until_well().await;
 }
 
-/// The embedded broker at its limit is ill as Redis is, and readers alone can't bring it there.
+/// The embedded broker reports its memory limit as Redis does. Readers alone can't bring it to the limit.
 #[tokio::test]
-async fn p8_an_embedded_broker_without_memory_is_named_and_heals() {
+async fn p8_an_embedded_broker_without_memory_is_reported_and_recovers() {
     for world in [World::embedded(), World::durable()] {
         let gateway = world.gateway_with(|settings| settings.embedded.max_bytes = 64 * 1024).await;
-        let stream = gateway.room("patient").await;
+        let stream = gateway.room("lobby").await;
         for n in 0..1000 {
             let (status, answer) = gateway.get(&format!("/v1/rooms/unused.{n}")).await;
             let refused = status == 503 && answer["code"] == "out_of_memory";
             assert!(status == 200 || refused && n > 10, "{n}: {answer}");
         }
-        let mut patient = Patient { stream, world, gateway, published: 0 };
-        patient.delivers().await;
+        let mut scenario = Scenario { stream, world, gateway, published: 0 };
+        scenario.check_delivery().await;
         let mut full = 0;
-        while patient.gateway.post("/v1/rooms/full/events", &json!({"data": "x".repeat(2000)})).await.0 == 201 {
+        while scenario.gateway.post("/v1/rooms/full/events", &json!({"data": "x".repeat(2000)})).await.0 == 201 {
             full += 1;
         }
         assert!((10..30).contains(&full), "{full}");
-        while patient.gateway.post("/v1/rooms/full/events", &json!({"data": ""})).await.0 == 201 {}
-        patient.is_ill("commands", "out_of_memory", "out_of_memory").await;
-        patient.reads().await;
-        let emptied = patient.gateway.request(Method::DELETE, "/v1/rooms/full/events");
-        assert_eq!(patient.gateway.send(emptied).await.0, 204);
-        patient.heals().await;
+        while scenario.gateway.post("/v1/rooms/full/events", &json!({"data": ""})).await.0 == 201 {}
+        scenario.check_fault("commands", "out_of_memory", "out_of_memory").await;
+        scenario.check_reads().await;
+        let emptied = scenario.gateway.request(Method::DELETE, "/v1/rooms/full/events");
+        assert_eq!(scenario.gateway.send(emptied).await.0, 204);
+        scenario.check_recovery().await;
     }
 }
 
-/// Publishers that don't let up while Redis hangs, and then is away, take no memory: nothing is queued without bound.
+/// Publishers that go on while Redis hangs, and then is away, take no memory: no queue is without a limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p8_publishers_during_an_outage_take_no_memory() {
     const PUBLISHERS: usize = 100;
@@ -359,6 +364,6 @@ async fn p8_publishers_during_an_outage_take_no_memory() {
     }
     let after = replica.resident_kib();
     println!("{before} KiB before, {after} KiB after {} refused publishes", 2 * 5 * PUBLISHERS);
-    // The bodies of those that are being answered, and not of those that were.
+    // Memory holds the bodies of requests that wait, and none of requests that were answered.
     assert!(after < before + MOST_MIB * 1024, "{before} {after}");
 }

@@ -77,7 +77,7 @@ on_both_brokers! {
         assert_eq!(listed(&gateway, "news").await, ["carl"]);
         let member = &members(&gateway, "lobby", "").await[1];
         assert_eq!(member["replica"], ann.opened["replica"]);
-        assert!(member["since"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok() && member.get("user").is_none());
+        assert!(humantime::parse_rfc3339(member["since"].as_str().unwrap()).is_ok() && member.get("user").is_none());
         drop((bob, nameless));
         assert_eq!(change(&ann.event().await), expected("presence.leave", &["bob"], 2));
         assert_eq!(listed(&gateway, "lobby").await, ["ann", "carl"]);
@@ -308,7 +308,7 @@ on_both_brokers! {
         }).await;
         let replica = &found["replicas"][0];
         assert_eq!((&replica["version"], &replica["rooms"]), (&json!(env!("CARGO_PKG_VERSION")), &json!(1)));
-        assert!(replica["reported_at"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
+        assert!(humantime::parse_rfc3339(replica["reported_at"].as_str().unwrap()).is_ok());
     }
 }
 

@@ -1,8 +1,12 @@
-//! What only a real Redis can show: formats, foreign keys, faults.
+//! What only a real Redis can show: formats, keys of other clients, faults, and users with few rights.
+
+mod rights;
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
+use roomcast::config::Settings;
 use serde_json::{Value, json};
 
 use crate::support::{Gateway, Link, Proxy, RedisServer, World, eventually};
@@ -14,7 +18,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn redis_cli_reads_a_value_that_was_put_and_a_get_reads_what_it_has_set() {
+async fn redis_cli_and_the_gateway_read_each_others_values() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
     let path = "/v1/hashes/lamp/fields/colour";
@@ -24,7 +28,7 @@ async fn redis_cli_reads_a_value_that_was_put_and_a_get_reads_what_it_has_set() 
     let answer = gateway.answer(gateway.request(Method::GET, path)).await;
     let tag = answer.headers()["etag"].clone();
     assert_eq!(answer.json::<Value>().await.unwrap()["value"], "red");
-    // The tag holds for the outside writer's value too.
+    // The entity tag is right for a value that redis-cli has set.
     let request = gateway.request(Method::PUT, path).header("if-match", tag).body("blue");
     assert_eq!(gateway.send(request).await.0, 200);
 }
@@ -39,11 +43,11 @@ async fn redis_cli_reads_the_log_in_the_documented_form() {
     assert_eq!((lines[0], lines[1]), (id.as_str(), "e"));
     let stored: Value = serde_json::from_str(lines[2]).unwrap();
     assert_eq!((&stored["event"], &stored["data"]), (&json!("chat"), &json!({"n": 1})));
-    let mark = world.server().cli(&["INFO", "replication"]);
-    let mark = mark.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap().trim();
-    assert_eq!(world.server().cli(&["GET", "roomcast:{form}:head"]), format!("{id} {mark}"));
+    let info = world.server().cli(&["INFO", "replication"]);
+    let replication_id = info.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap().trim();
+    assert_eq!(world.server().cli(&["GET", "roomcast:{form}:head"]), format!("{id} {replication_id}"));
     for key in ["roomcast:{form}:log", "roomcast:{form}:head"] {
-        assert!(world.server().cli(&["PTTL", key]).parse::<i64>().unwrap() > 0, "{key} would stay for ever");
+        assert!(world.server().cli(&["PTTL", key]).parse::<i64>().unwrap() > 0, "{key} has no lifetime");
     }
 }
 
@@ -53,7 +57,7 @@ async fn a_key_of_another_type_is_a_conflict_and_stays_as_it_is() {
     let gateway = world.gateway().await;
     world.server().cli(&["SET", "roomcast:hash:{h}", "text"]);
     world.server().cli(&["SET", "roomcast:{r}:log", "text"]);
-    let hash = [
+    let requests = [
         (Method::GET, "/v1/hashes/h", Value::Null),
         (Method::GET, "/v1/hashes/h/fields/f", Value::Null),
         (Method::GET, "/v1/hashes/h?field=f", Value::Null),
@@ -68,7 +72,7 @@ async fn a_key_of_another_type_is_a_conflict_and_stays_as_it_is() {
         (Method::GET, "/v1/rooms/r/stream", Value::Null),
         (Method::GET, "/v1/stream?room=r&room=fine", Value::Null),
     ];
-    for (method, path, body) in hash {
+    for (method, path, body) in requests {
         let request = gateway.request(method.clone(), path);
         let request = if body.is_null() { request } else { request.json(&body) };
         let (status, problem) = gateway.send(request).await;
@@ -110,13 +114,30 @@ async fn p8_while_redis_hangs_publishes_are_answered_and_streams_stay_open() {
     let (status, problem) = gateway.send(gateway.request(Method::POST, "/v1/rooms/hangs/events").body("x")).await;
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("outcome_unknown")));
     assert!(begin.elapsed() < Duration::from_secs(5));
-    eventually("it is ill", async || (gateway.get("/healthz").await.0 == 503).then_some(())).await;
+    eventually("the gateway is degraded", async || (gateway.get("/healthz").await.0 == 503).then_some(())).await;
     assert!(begin.elapsed() < Duration::from_secs(10));
     world.server().thaw();
     gateway.until_well().await;
     gateway.publish("hangs", "after").await;
-    // What the hung server had taken may come first.
+    // The event that was refused may come first: the hung server had received it.
     while stream.data().await != "after" {}
+}
+
+/// The list takes a command for each process. Each is answered in time, and all of them together are not.
+#[tokio::test]
+async fn p8_a_list_of_rooms_that_takes_many_slow_commands_is_answered_in_time() {
+    let world = World::redis().await;
+    let proxy = Proxy::to(world.server().port()).await;
+    let gateway = world.gateway_with(|settings| settings.redis.url = Some(proxy.url().parse().unwrap())).await;
+    for process in (0..20).map(|n| format!("other/{n}")) {
+        world.server().cli(&["SADD", "roomcast:replicas", &process]);
+        world.server().cli(&["SET", &format!("roomcast:replica:{process}"), "{}"]);
+    }
+    proxy.set(Link::Delay(Duration::from_millis(250)));
+    let begin = Instant::now();
+    let (status, problem) = gateway.get("/v1/rooms").await;
+    assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("unavailable")), "{problem}");
+    assert!(begin.elapsed() < Duration::from_secs(7), "{:?}", begin.elapsed());
 }
 
 #[tokio::test]
@@ -129,7 +150,7 @@ async fn p2_events_published_while_a_replica_was_cut_off_reach_its_subscribers()
     other.publish("cut", "before").await;
     assert_eq!(stream.data().await, "before");
     proxy.set(Link::Cut);
-    eventually("it is ill", async || (cut_off.get("/healthz").await.0 == 503).then_some(())).await;
+    eventually("the gateway is degraded", async || (cut_off.get("/healthz").await.0 == 503).then_some(())).await;
     for count in 0..150 {
         other.publish("cut", &count.to_string()).await;
     }
@@ -150,7 +171,7 @@ async fn p2_events_published_while_links_were_frozen_reach_subscribers() {
     let mut stream = frozen.room("frozen").await;
     proxy.set(Link::Freeze);
     other.publish("frozen", "1").await;
-    eventually("it is ill", async || (frozen.get("/healthz").await.0 == 503).then_some(())).await;
+    eventually("the gateway is degraded", async || (frozen.get("/healthz").await.0 == 503).then_some(())).await;
     other.publish("frozen", "2").await;
     proxy.set(Link::Pass);
     assert_eq!(stream.datas(2).await, ["1", "2"]);
@@ -184,7 +205,7 @@ async fn p4_a_redis_that_comes_back_empty_is_told_by_one_gap() {
     let next = gateway.publish("emptied", "new").await;
     assert_ne!(next, id);
     assert_eq!(stream.data().await, "new");
-    // Who comes back with the old position is told too.
+    // A client that resumes from the old position is told, too.
     let mut stream = gateway.resume("/v1/rooms/emptied/stream", Some(&id)).await;
     assert_eq!(stream.opened["rooms"]["emptied"]["resume"], "gap");
     assert_eq!(stream.event().await.event, "stream.gap");
@@ -203,23 +224,23 @@ async fn p4_a_flushed_redis_is_told_by_one_gap() {
     let gap = stream.event().await;
     assert_eq!((gap.event.as_str(), &gap.json()["reason"]), ("stream.gap", &json!("log_lost")));
     assert_eq!(stream.data().await, "after");
-    // Again and again: what was told is not told anew.
-    let mut told = gap.json();
+    // Further losses: a gap does not repeat what an earlier gap has told.
+    let mut last_gap = gap.json();
     for _ in 0..2 {
         world.server().cli(&["FLUSHALL"]);
         gateway.publish("flushed", "after").await;
         let gap = stream.event().await;
         assert_eq!(gap.event, "stream.gap");
-        let (from, to) = (gap.json()["from"].clone(), told["to"].clone());
+        let (from, to) = (gap.json()["from"].clone(), last_gap["to"].clone());
         assert!(from.as_str().unwrap() >= to.as_str().unwrap(), "{from} after {to}");
         assert_eq!(stream.data().await, "after");
-        told = gap.json();
+        last_gap = gap.json();
     }
 }
 
-/// A server that takes no writes is read; there is nothing to doubt about rooms in which nothing happens.
+/// A Redis that refuses writes can still be read, so rooms in which nothing happens need no new read.
 #[tokio::test]
-async fn a_redis_without_its_replicas_is_asked_for_nothing_more_than_before() {
+async fn quiet_rooms_are_not_read_again_while_redis_refuses_writes() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
     let mut streams = Vec::new();
@@ -228,7 +249,7 @@ async fn a_redis_without_its_replicas_is_asked_for_nothing_more_than_before() {
         streams.push(gateway.room(&format!("quiet.{n}")).await);
     }
     world.server().cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
-    eventually("the monitor is told", async || (gateway.get("/healthz").await.0 == 503).then_some(())).await;
+    eventually("the gateway is degraded", async || (gateway.get("/healthz").await.0 == 503).then_some(())).await;
     assert_eq!(gateway.get("/v1/rooms").await.0, 200);
     let reads = || {
         let statistics = world.server().cli(&["INFO", "commandstats"]);
@@ -236,9 +257,9 @@ async fn a_redis_without_its_replicas_is_asked_for_nothing_more_than_before() {
         line.split(',').next().unwrap().parse::<u64>().unwrap()
     };
     let before = reads();
-    // Longer than it takes to compare all rooms once.
-    tokio::time::sleep(std::time::Duration::from_secs(17)).await;
-    // The removals are looked at each 5 s, and no room is.
+    // All rooms are compared at least once in this time.
+    tokio::time::sleep(Duration::from_secs(17)).await;
+    // Only the removals are read, every 5 s.
     assert!(reads() - before <= 4, "{} reads", reads() - before);
 }
 
@@ -259,7 +280,7 @@ async fn p4_a_restart_that_loses_nothing_costs_no_gap() {
     let second = gateway.publish("kept", "after").await;
     assert_eq!(stream.data().await, "after");
     let epoch = |id: &str| id.split_once('-').unwrap().0.to_owned();
-    assert_ne!(epoch(&first), epoch(&second), "the server is another one, so the epoch is too");
+    assert_ne!(epoch(&first), epoch(&second), "another server begins another epoch");
     let mut stream = gateway.resume("/v1/rooms/kept/stream", Some(&first)).await;
     assert_eq!(stream.opened["rooms"]["kept"]["resume"], "complete");
     assert_eq!(stream.data().await, "after");
@@ -281,7 +302,7 @@ async fn p4_an_emptied_log_whose_head_lives_costs_a_quiet_subscriber_no_gap() {
 }
 
 #[tokio::test]
-async fn the_heads_of_held_rooms_are_kept_alive() {
+async fn the_head_of_a_room_with_subscribers_is_renewed() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
     let _stream = gateway.room("held").await;
@@ -294,14 +315,14 @@ async fn the_heads_of_held_rooms_are_kept_alive() {
 }
 
 #[tokio::test]
-async fn p11_junk_on_a_rooms_channel_is_counted_and_skipped() {
+async fn p11_malformed_messages_on_a_rooms_channel_are_counted_and_skipped() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
-    let mut stream = gateway.room("junk").await;
-    let first = gateway.publish("junk", "1").await;
-    let channel = "roomcast:{junk}:live";
+    let mut stream = gateway.room("malformed").await;
+    let first = gateway.publish("malformed", "1").await;
+    let channel = "roomcast:{malformed}:live";
     let next = first.replace("-1", "-2");
-    for junk in [
+    for malformed in [
         "",
         "hello",
         "9007199254740991-5 2\nzz",
@@ -310,25 +331,25 @@ async fn p11_junk_on_a_rooms_channel_is_counted_and_skipped() {
         &format!("{next} 99\n{{}}"),
         &format!("{next} 3\n{{{{}}"),
     ] {
-        world.server().cli(&["PUBLISH", channel, junk]);
+        world.server().cli(&["PUBLISH", channel, malformed]);
     }
-    // One that could be an event, but of a time that is far off.
+    // A well-formed announcement whose epoch is far in the future.
     let stored = r#"{"text":"x","published_at":"2026-01-01T00:00:00Z"}"#;
     let far = format!("9007199254740991-5 {}\n{stored}", stored.len());
     world.server().cli(&["PUBLISH", channel, &far]);
-    gateway.publish("junk", "2").await;
+    gateway.publish("malformed", "2").await;
     assert_eq!(stream.datas(2).await, ["1", "2"]);
     assert!(gateway.get("/healthz").await.1["malformed_announcements"].as_u64().unwrap() >= 8);
 }
 
 #[tokio::test]
-async fn p11_a_flood_of_foreign_announcements_begins_few_epochs() {
+async fn p11_a_flood_of_forged_announcements_begins_few_epochs() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
     let _stream = gateway.room("flood").await;
     let first = gateway.publish("flood", "1").await;
     let epoch: u64 = first.split_once('-').unwrap().0.parse().unwrap();
-    let stored = r#"{"text":"foreign","published_at":"2026-01-01T00:00:00Z"}"#;
+    let stored = r#"{"text":"forged","published_at":"2026-01-01T00:00:00Z"}"#;
     for n in 1..100 {
         let announcement = format!("{}-1 {}\n{stored}", epoch + n, stored.len());
         world.server().cli(&["PUBLISH", "roomcast:{flood}:live", &announcement]);
@@ -338,7 +359,7 @@ async fn p11_a_flood_of_foreign_announcements_begins_few_epochs() {
         head.split(' ').skip(2).filter(|token| token.starts_with(|c: char| c.is_ascii_digit())).count()
     };
     eventually("an epoch begins", async || (epochs() > 0).then_some(())).await;
-    // Those that waited may bring one more.
+    // Announcements that still waited may begin one more epoch.
     for count in 0..20 {
         gateway.publish("flood", &count.to_string()).await;
     }
@@ -348,15 +369,15 @@ async fn p11_a_flood_of_foreign_announcements_begins_few_epochs() {
 #[tokio::test]
 async fn p11_an_announcement_that_conflicts_with_the_log_is_counted_and_the_log_decides() {
     let mut attempts = 0..10;
-    // A comparison with the log that comes in between finds the forgery before the log's own announcement does: once more then.
+    // A comparison with the log may find the forgery before the log's own announcement does. Then the test is repeated.
     let (_world, gateway, mut stream, first) = loop {
-        attempts.next().expect("a comparison does not always come in between");
+        attempts.next().expect("in one of ten attempts no comparison comes first");
         let world = World::redis().await;
         let (gateway, other) = (world.gateway().await, world.gateway().await);
         let mut stream = gateway.room("forged").await;
         let first = gateway.publish("forged", "1").await;
         assert_eq!(stream.data().await, "1");
-        // The next id, with other content than the log will have.
+        // The next id, with other content than the log's.
         let next = first.replace("-1", "-2");
         let stored = r#"{"text":"forged","published_at":"2026-01-01T00:00:00Z"}"#;
         let announcement = format!("{next} {}\n{stored}", stored.len());
@@ -365,17 +386,17 @@ async fn p11_an_announcement_that_conflicts_with_the_log_is_counted_and_the_log_
         if other.publish("forged", "real").await != next {
             continue;
         }
-        // Who was given it is told, and who resumes gets what the log has.
+        // A stream that got the forged event is told; a stream that resumes gets the log's event.
         let gap = json!({"room": "forged", "from": first, "to": next, "reason": "diverged"});
-        let told = stream.event().await;
-        assert_eq!((told.event.as_str(), told.json()), ("stream.gap", gap));
+        let event = stream.event().await;
+        assert_eq!((event.event.as_str(), event.json()), ("stream.gap", gap));
         if gateway.get("/healthz").await.1["malformed_announcements"] == 1 {
             break (world, gateway, stream, first);
         }
     };
     assert_eq!(gateway.publish("forged", "3").await, first.replace("-1", "-3"));
     assert_eq!(stream.data().await, "3");
-    eventually("the ring has what the log has", async || {
+    eventually("the ring has the log's event", async || {
         let mut resumed = gateway.resume("/v1/rooms/forged/stream", Some(&first)).await;
         (resumed.data().await == "real").then_some(())
     })
@@ -383,51 +404,52 @@ async fn p11_an_announcement_that_conflicts_with_the_log_is_counted_and_the_log_
 }
 
 #[tokio::test]
-async fn a_junk_head_counts_as_none() {
+async fn a_malformed_head_counts_as_none() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
-    world.server().cli(&["SET", "roomcast:{head}:head", "junk"]);
+    world.server().cli(&["SET", "roomcast:{head}:head", "malformed"]);
     let id = gateway.publish("head", "1").await;
     assert!(id.ends_with("-1"));
     let mut stream = gateway.stream("/v1/rooms/head/stream?from=earliest").await;
     assert_eq!(stream.data().await, "1");
-    // Junk that begins like a head.
+    // Malformed heads that begin like a valid one.
     let head = world.server().cli(&["GET", "roomcast:{head}:head"]);
-    for junk in [format!("{head} junk"), format!("0{head}"), format!("{head} {head}"), head.replacen('-', "-0", 1)]
-    {
-        world.server().cli(&["SET", "roomcast:{head}:head", &junk]);
+    let malformed =
+        [format!("{head} malformed"), format!("0{head}"), format!("{head} {head}"), head.replacen('-', "-0", 1)];
+    for malformed in malformed {
+        world.server().cli(&["SET", "roomcast:{head}:head", &malformed]);
         let (status, room) = gateway.get("/v1/rooms/head").await;
-        assert_eq!(status, 200, "{junk}: {room}");
+        assert_eq!(status, 200, "{malformed}: {room}");
         gateway.publish("head", "after").await;
         let mut stream = gateway.stream("/v1/rooms/head/stream?from=earliest").await;
-        assert_eq!(stream.data().await, "after", "{junk}");
+        assert_eq!(stream.data().await, "after", "{malformed}");
     }
 }
 
 #[tokio::test]
-async fn entries_of_strangers_in_a_log_hide_nothing_and_stop_nothing() {
+async fn entries_of_other_clients_in_a_log_hide_nothing_and_stop_nothing() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
-    let first = gateway.publish("strange", "1").await;
+    let first = gateway.publish("others", "1").await;
     let epoch = first.split_once('-').unwrap().0;
-    // An id that the history does not have, with a field whose name is not UTF-8.
+    // An id that is not in the history, with a field whose name is not UTF-8.
     let script = "return redis.call('XADD', KEYS[1], ARGV[1], '\\255', 'v')";
-    world.server().cli(&["EVAL", script, "1", "roomcast:{strange}:log", &format!("{epoch}-2")]);
-    let (_, log) = gateway.get("/v1/rooms/strange/events").await;
+    world.server().cli(&["EVAL", script, "1", "roomcast:{others}:log", &format!("{epoch}-2")]);
+    let (_, log) = gateway.get("/v1/rooms/others/events").await;
     assert_eq!(log["events"].as_array().unwrap().len(), 1);
-    // The next id is taken: what lies above the history counts as lost, and is told.
-    let second = gateway.publish("strange", "2").await;
-    let mut stream = gateway.resume("/v1/rooms/strange/stream", Some(&first)).await;
+    // The next id is taken: entries above the history count as lost, and streams are told.
+    let second = gateway.publish("others", "2").await;
+    let mut stream = gateway.resume("/v1/rooms/others/stream", Some(&first)).await;
     assert_eq!(stream.event().await.json()["reason"], "lost_tail");
     assert_eq!(stream.data().await, "2");
-    // One beyond all time leaves no id above it.
+    // After an id in the far future there would be no room for further ids.
     for far in ["9999999999999999-1", "18446744073709551615-1"] {
-        world.server().cli(&["XADD", "roomcast:{strange}:log", far, "e", "x"]);
-        let id = gateway.publish("strange", "3").await;
-        let mut stream = gateway.resume("/v1/rooms/strange/stream", Some(&second)).await;
+        world.server().cli(&["XADD", "roomcast:{others}:log", far, "e", "x"]);
+        let id = gateway.publish("others", "3").await;
+        let mut stream = gateway.resume("/v1/rooms/others/stream", Some(&second)).await;
         assert_eq!(stream.event().await.event, "stream.gap");
-        // Each stranger's entry costs the log what was there before it, which a replica may still have at hand, and each
-        // loss is told.
+        // Each such entry costs the log its earlier events, which a replica may still have in its ring; each loss is
+        // told.
         loop {
             let event = stream.event().await;
             assert!(event.event == "stream.gap" || event.data == "3", "{far}: {event:?}");
@@ -451,7 +473,7 @@ async fn a_head_of_another_type_keeps_no_other_room_from_being_compared() {
         world.server().cli(&["DEL", &head]);
         world.server().cli(&["RPUSH", &head, "x"]);
     }
-    // Appended, but announced to nobody.
+    // Appended, but announced on a channel without subscribers.
     let parts = [
         include_str!("../../src/broker/redis/scripts/log.lua"),
         include_str!("../../src/broker/redis/scripts/append.lua"),
@@ -465,6 +487,75 @@ async fn a_head_of_another_type_keeps_no_other_room_from_being_compared() {
         world.server().cli(&arguments);
         assert_eq!(streams[n].data().await, "unannounced");
     }
+}
+
+/// Members that join and leave together: an event that names so many is large enough for the log to be trimmed with it.
+const MEMBERS: usize = 50;
+
+/// Has new members join a room and leave it.
+async fn join_and_leave(gateway: &Gateway, room: &str, round: usize) {
+    let path = |n| format!("/v1/rooms/{room}/stream?subscriber=member-{round}-{n}");
+    let paths: Vec<_> = (0..MEMBERS).map(path).collect();
+    drop(join_all(paths.iter().map(|path| gateway.stream(path))).await);
+}
+
+#[tokio::test]
+async fn p4_presence_events_that_were_trimmed_for_bytes_or_age_are_told_by_one_gap() {
+    let limits: [fn(&mut Settings); 2] = [
+        |settings| settings.retention.bytes = 16 * 1024,
+        |settings| {
+            settings.retention.bytes = 64 * 1024;
+            settings.retention.age = Duration::from_secs(3);
+        },
+    ];
+    for limit in limits {
+        let world = World::redis().await;
+        let settings = |settings: &mut Settings| {
+            limit(settings);
+            settings.presence.grace = Duration::from_millis(10);
+        };
+        let gateway = world.gateway_with(settings).await;
+        let mut watcher = gateway.stream("/v1/rooms/trimmed/stream?subscriber=watcher&presence=true").await;
+        let first = watcher.event().await;
+        assert_eq!(first.event, "presence.join");
+        let mut rounds = 0..;
+        eventually("the events after the first are trimmed", async || {
+            join_and_leave(&gateway, "trimmed", rounds.next()?).await;
+            let log = world.server().cli(&["XRANGE", "roomcast:{trimmed}:log", "-", "+", "COUNT", "1"]);
+            let offset: u64 = log.lines().next()?.split_once('-')?.1.parse().ok()?;
+            (offset > 2).then_some(())
+        })
+        .await;
+        // Another replica, which has none of the events in its ring.
+        let other = world.gateway_with(settings).await;
+        let mut resumed = other.resume("/v1/rooms/trimmed/stream", Some(&first.id)).await;
+        assert_eq!(resumed.opened["rooms"]["trimmed"]["resume"], "gap");
+        let gap = resumed.event().await;
+        assert_eq!((gap.event.as_str(), &gap.json()["from"]), ("stream.gap", &json!(first.id)));
+        gateway.publish("trimmed", "next").await;
+        loop {
+            let event = resumed.event().await;
+            if event.data == "next" {
+                break;
+            }
+            assert!(event.event.starts_with("presence."), "{event:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn p4_a_presence_event_after_another_clients_entry_is_appended_and_the_loss_is_told() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let mut watcher = gateway.stream("/v1/rooms/others/stream?subscriber=watcher&presence=true").await;
+    let first = watcher.event().await.id;
+    let taken = first.replace("-1", "-9");
+    world.server().cli(&["XADD", "roomcast:{others}:log", &taken, "e", "x"]);
+    let _member = gateway.stream("/v1/rooms/others/stream?subscriber=member").await;
+    let gap = watcher.event().await;
+    assert_eq!((gap.event.as_str(), &gap.json()["reason"]), ("stream.gap", &json!("lost_tail")));
+    let joined = watcher.event().await;
+    assert_eq!((joined.event.as_str(), &joined.json()["present"]), ("presence.join", &json!(2)));
 }
 
 #[tokio::test]
@@ -484,17 +575,17 @@ async fn a_redis_that_refuses_writes_is_named() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
     let publish = async || gateway.send(gateway.request(Method::POST, "/v1/rooms/refused/events").body("x")).await;
-    for (setting, value, well, code) in
+    for (setting, bad, good, code) in
         [("maxmemory", "1", "0", "out_of_memory"), ("min-replicas-to-write", "1", "0", "no_replicas")]
     {
-        world.server().cli(&["CONFIG", "SET", setting, value]);
+        world.server().cli(&["CONFIG", "SET", setting, bad]);
         let (status, problem) = publish().await;
         assert_eq!((status.as_u16(), &problem["code"]), (503, &json!(code)));
-        eventually("the monitor is told", async || {
+        eventually("the gateway is degraded", async || {
             (gateway.get("/healthz").await.1["commands"] == code).then_some(())
         })
         .await;
-        world.server().cli(&["CONFIG", "SET", setting, well]);
+        world.server().cli(&["CONFIG", "SET", setting, good]);
         gateway.until_well().await;
         assert_eq!(publish().await.0, 201);
     }

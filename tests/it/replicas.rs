@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::{Gateway, World, eventually, spawn, within};
 
-async fn three(world: &World) -> Vec<Gateway> {
+async fn three_replicas(world: &World) -> Vec<Gateway> {
     let mut replicas = Vec::new();
     for _ in 0..3 {
         replicas.push(world.gateway().await);
@@ -18,7 +18,7 @@ async fn three(world: &World) -> Vec<Gateway> {
 #[tokio::test]
 async fn p1_five_publishers_and_nine_subscribers_on_three_replicas_see_one_order() {
     let world = World::redis().await;
-    let replicas = three(&world).await;
+    let replicas = three_replicas(&world).await;
     let mut streams = Vec::new();
     for replica in &replicas {
         for _ in 0..3 {
@@ -52,7 +52,7 @@ async fn p1_five_publishers_and_nine_subscribers_on_three_replicas_see_one_order
     }
     let mut all = Vec::new();
     for record in records {
-        all.push(within("a record is whole", record).await.unwrap());
+        all.push(within("a stream has all events", record).await.unwrap());
     }
     assert_eq!(all.len(), 9);
     assert!(all.iter().all(|record| *record == all[0]));
@@ -62,7 +62,7 @@ async fn p1_five_publishers_and_nine_subscribers_on_three_replicas_see_one_order
 #[tokio::test]
 async fn p2_a_subscriber_resumes_on_another_replica() {
     let world = World::redis().await;
-    let replicas = three(&world).await;
+    let replicas = three_replicas(&world).await;
     let mut stream = replicas[0].room("moving").await;
     replicas[1].publish("moving", "1").await;
     assert_eq!(stream.data().await, "1");
@@ -75,11 +75,11 @@ async fn p2_a_subscriber_resumes_on_another_replica() {
     assert_eq!(stream.datas(2).await, ["2", "3"]);
 }
 
-/// Each replica knows another part of what is lost, and finds it out one after the other.
+/// Each replica knows a different part of the lost events, and they find the loss one after the other.
 #[tokio::test]
 async fn p4_one_loss_is_told_by_one_gap_though_each_replica_knows_another_part_of_it() {
     let world = World::redis().await;
-    let replicas = three(&world).await;
+    let replicas = three_replicas(&world).await;
     let mut streams = Vec::new();
     for replica in &replicas {
         streams.push(replica.room("lost").await);
@@ -92,9 +92,9 @@ async fn p4_one_loss_is_told_by_one_gap_though_each_replica_knows_another_part_o
         assert_eq!(stream.datas(3).await, ["1", "2", "3"]);
     }
     world.redis.as_ref().unwrap().cli(&["FLUSHALL"]);
-    // This one knows nothing of the room, and begins an epoch in which no loss is marked.
-    let stranger = world.gateway().await;
-    stranger.publish("lost", "4").await;
+    // A replica that knows nothing of the room begins an epoch without a recorded loss.
+    let newcomer = world.gateway().await;
+    newcomer.publish("lost", "4").await;
     for (replica, text) in replicas.iter().zip(["5", "6", "7"]) {
         replica.publish("lost", text).await;
     }
@@ -102,20 +102,20 @@ async fn p4_one_loss_is_told_by_one_gap_though_each_replica_knows_another_part_o
         let gap = stream.event().await;
         assert_eq!((gap.event.as_str(), &gap.json()["reason"]), ("stream.gap", &json!("log_lost")));
         assert_eq!(stream.datas(4).await, ["4", "5", "6", "7"]);
-        // Nobody who joins now is told of what came before.
+        // A stream that is opened now is told of no earlier loss.
         let mut fresh = replica.room("lost").await;
         replica.publish("lost", "8").await;
         assert_eq!(fresh.data().await, "8");
     }
-    let mut late = stranger.resume("/v1/rooms/lost/stream", Some(&start)).await;
+    let mut late = newcomer.resume("/v1/rooms/lost/stream", Some(&start)).await;
     assert_eq!(late.event().await.json()["reason"], "log_lost");
     assert_eq!(late.datas(4).await, ["4", "5", "6", "7"]);
 }
 
 #[tokio::test]
-async fn occupancy_counts_every_replica_and_forgets_one_that_left() {
+async fn subscriber_counts_include_every_replica_until_it_stops() {
     let world = World::redis().await;
-    let mut replicas = three(&world).await;
+    let mut replicas = three_replicas(&world).await;
     let mut streams = Vec::new();
     for replica in &replicas {
         streams.push(replica.room("counted").await);
@@ -135,7 +135,7 @@ async fn occupancy_counts_every_replica_and_forgets_one_that_left() {
 #[tokio::test]
 async fn values_are_shared_by_all_replicas() {
     let world = World::redis().await;
-    let replicas = three(&world).await;
+    let replicas = three_replicas(&world).await;
     let path = "/v1/hashes/shared/fields/f";
     replicas[0].send(replicas[0].request(Method::PUT, path).body("here")).await;
     assert_eq!(replicas[1].get(path).await.1["value"], "here");
@@ -146,13 +146,13 @@ async fn values_are_shared_by_all_replicas() {
 }
 
 #[tokio::test]
-async fn deployments_with_other_prefixes_do_not_meet() {
+async fn deployments_with_different_prefixes_are_separate() {
     let world = World::redis().await;
     let one = world.gateway_with(|settings| settings.redis.prefix = "one".into()).await;
     let two = world.gateway_with(|settings| settings.redis.prefix = "two".into()).await;
     let mut stream = two.room("same").await;
-    one.publish("same", "of one").await;
-    two.publish("same", "of two").await;
-    assert_eq!(stream.data().await, "of two");
+    one.publish("same", "from one").await;
+    two.publish("same", "from two").await;
+    assert_eq!(stream.data().await, "from two");
     assert_eq!(one.get("/v1/rooms/same").await.1["retained"], 1);
 }

@@ -1,7 +1,7 @@
-//! The Lua scripts and the rules in `follow` are the same rules: random steps through both lead to the same heads.
+//! The Lua scripts follow the rules in `roomcast::log`: random steps through both lead to the same heads and logs.
 //!
-//! The two count epochs by clocks of their own, so heads are compared with each epoch replaced by its place in the order
-//! in which epochs began.
+//! Redis and the model number epochs by clocks of their own, so heads are compared with each epoch's number replaced by
+//! its index in the order in which the epochs began.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,27 +14,29 @@ use crate::support::RedisServer;
 
 const HEAD: &str = "{room}:head";
 const LOG: &str = "{room}:log";
+const MEMBERS: &str = "{room}:members";
+const PRESENCE: &str = "{room}:presence";
 const SEQUENCES: u64 = 150;
-/// Of the test of what is dropped.
-const DROP_SEQUENCES: u64 = 12;
-const DROP_APPENDS: u64 = 600;
-/// A node of a stream, and what a stream takes without entries.
-const NODE_BYTES: u64 = 4096;
 const STEPS: usize = 40;
+/// Sequences and steps of the tests of trimming.
+const TRIM_SEQUENCES: u64 = 12;
+const TRIM_STEPS: u64 = 600;
+/// Bytes of a stream's node, and of a stream without entries.
+const NODE_BYTES: u64 = 4096;
 
-/// A room as the rules have it.
+/// A room according to the rules.
 #[derive(Clone, Default)]
 struct Model {
     head: Option<Head>,
     log: Vec<EventId>,
 }
 
-/// The stored form of a head, as the README describes it.
+/// The stored form of a head, as docs/redis.md describes it.
 fn render(head: &Head) -> String {
     let mut text = String::new();
-    for (place, epoch) in head.history.epochs().iter().rev().enumerate() {
-        let _ = write!(text, "{}{}-{}", if place == 0 { "" } else { " " }, epoch.epoch, epoch.end);
-        if place == 0 {
+    for (index, epoch) in head.history.epochs().iter().rev().enumerate() {
+        let _ = write!(text, "{}{}-{}", if index == 0 { "" } else { " " }, epoch.epoch, epoch.end);
+        if index == 0 {
             let _ = write!(text, " {}", head.replication_id);
         }
         if let Some(since) = epoch.lost_since {
@@ -53,29 +55,51 @@ fn render(head: &Head) -> String {
     text
 }
 
-/// Replaces each epoch by its place among all that ever began here.
-fn normal(text: &str, epochs: &[u64]) -> String {
-    let place = |number: &str| {
+/// Replaces each epoch's number by its index in `epochs`.
+fn normalize(text: &str, epochs: &[u64]) -> String {
+    let name = |number: &str| {
         let number: u64 = number.parse().unwrap();
-        epochs.iter().position(|epoch| *epoch == number).map_or(format!("?{number}"), |place| format!("e{place}"))
+        epochs.iter().position(|epoch| *epoch == number).map_or(format!("?{number}"), |index| format!("e{index}"))
     };
     let tokens = text.split(' ').map(|token| {
         let (tag, rest) = token.split_at(token.find(|c: char| c.is_ascii_digit()).unwrap_or(0));
         match rest.split_once('-') {
             Some((epoch, offset)) => match offset.split_once('/') {
-                Some((offset, entered)) => format!("{tag}{}-{offset}/{}", place(epoch), place(entered)),
-                None => format!("{tag}{}-{offset}", place(epoch)),
+                Some((offset, entered)) => format!("{tag}{}-{offset}/{}", name(epoch), name(entered)),
+                None => format!("{tag}{}-{offset}", name(epoch)),
             },
-            None if tag == "^" => format!("^{}", place(rest)),
+            None if tag == "^" => format!("^{}", name(rest)),
             None => token.to_owned(),
         }
     });
     tokens.collect::<Vec<_>>().join(" ")
 }
 
+/// A script that runs after the prelude for logs.
+fn log_script(script: &str) -> Script {
+    Script::new(&[include_str!("../../src/broker/redis/scripts/log.lua"), script].concat())
+}
+
+fn append_script() -> Script {
+    log_script(include_str!("../../src/broker/redis/scripts/append.lua"))
+}
+
+fn update_presence_script() -> Script {
+    log_script(include_str!("../../src/broker/redis/scripts/update_presence.lua"))
+}
+
+/// How an entry is appended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writer {
+    Append,
+    UpdatePresence,
+}
+
+/// A room on Redis and its model.
 struct Pair {
     connection: Connection,
     append: Script,
+    update_presence: Script,
     clear: Script,
     ensure_epoch: Script,
     replication_id: String,
@@ -83,44 +107,47 @@ struct Pair {
     time: u64,
     /// Epochs in the order in which they began, in Redis and in the model.
     epochs: Vec<(u64, u64)>,
-    /// Every id that was given out, as the place of its epoch and its offset.
+    /// Every id that was given out, as the index of its epoch and its offset.
     given: Vec<(usize, u64)>,
+    /// Members that have joined.
+    joined: u64,
 }
 
 impl Pair {
-    fn watermarks(&self, dice: &mut fastrand::Rng) -> (Vec<String>, Vec<EventId>) {
-        let count = dice.usize(..4).min(self.given.len());
+    /// Random watermarks among the ids that were given out, for the scripts and for the model.
+    fn watermarks(&self, rng: &mut fastrand::Rng) -> (Vec<String>, Vec<EventId>) {
+        let count = rng.usize(..4).min(self.given.len());
         let mut highest: BTreeMap<usize, u64> = BTreeMap::new();
-        for (place, offset) in (0..count).map(|_| self.given[dice.usize(..self.given.len())]) {
-            let watermarks = highest.entry(place).or_default();
-            *watermarks = offset.max(*watermarks);
+        for (index, offset) in (0..count).map(|_| self.given[rng.usize(..self.given.len())]) {
+            let known = highest.entry(index).or_default();
+            *known = offset.max(*known);
         }
         let ids = |side: fn(&(u64, u64)) -> u64| {
             highest
                 .iter()
-                .map(|(place, offset)| EventId::new(side(&self.epochs[*place]), *offset))
+                .map(|(index, offset)| EventId::new(side(&self.epochs[*index]), *offset))
                 .collect::<Vec<_>>()
         };
         (ids(|pair| pair.0).iter().map(EventId::to_string).collect(), ids(|pair| pair.1))
     }
 
-    fn vouch_model(&mut self, watermarks: &[EventId]) -> &mut Head {
+    fn ensure_model_epoch(&mut self, watermarks: &[EventId]) -> &mut Head {
         self.time += 1;
         if self.model.head.is_none() {
             self.model.log.clear();
         }
         let oldest = self.model.log.first().copied();
-        let moment = StepContext { replication_id: &self.replication_id, time: self.time, random: 3, oldest };
-        let (head, _) = Head::ensure_epoch(self.model.head.take(), watermarks, moment);
+        let context = StepContext { replication_id: &self.replication_id, time: self.time, random: 3, oldest };
+        let (head, _) = Head::ensure_epoch(self.model.head.take(), watermarks, context);
         self.model.head.insert(head)
     }
 
-    fn clear(&mut self, dice: &mut fastrand::Rng) {
-        let (texts, watermarks) = self.watermarks(dice);
+    fn clear(&mut self, rng: &mut fastrand::Rng) {
+        let (texts, watermarks) = self.watermarks(rng);
         let mut call = self.clear.key(HEAD);
         call.key(LOG).arg("channel").arg(7_200_000).arg(3).arg(texts);
         let _: () = call.invoke(&mut self.connection).unwrap();
-        self.vouch_model(&watermarks).history.clear();
+        self.ensure_model_epoch(&watermarks).history.clear();
         self.model.log.clear();
         self.note_epoch();
     }
@@ -135,39 +162,55 @@ impl Pair {
         }
     }
 
-    fn step(&mut self, append: bool, dice: &mut fastrand::Rng) {
-        let (texts, watermarks) = self.watermarks(dice);
-        let appended = if append {
-            let mut call = self.append.key(HEAD);
-            call.key(LOG).arg("{}").arg("channel").arg(1000).arg(3_600_000).arg(7_200_000).arg(3);
-            call.arg(300_000).arg("").arg(1_000_000).arg("0").arg(texts);
-            let (id, _): (String, bool) = call.invoke(&mut self.connection).unwrap();
-            Some(id.parse::<EventId>().unwrap())
-        } else {
-            let mut call = self.ensure_epoch.key(HEAD);
-            call.key(LOG).arg(7_200_000).arg(3).arg("").arg(texts);
-            let _: String = call.invoke(&mut self.connection).unwrap();
-            None
-        };
-        let history = &mut self.vouch_model(&watermarks).history;
-        let modelled = append.then(|| history.extend());
-        self.model.log.extend(modelled);
+    /// Reads the head as a replica does that finds a conflict.
+    fn ensure_epoch(&mut self, rng: &mut fastrand::Rng) {
+        let (texts, watermarks) = self.watermarks(rng);
+        let mut call = self.ensure_epoch.key(HEAD);
+        call.key(LOG).arg(7_200_000).arg(3).arg("").arg(texts);
+        let _: String = call.invoke(&mut self.connection).unwrap();
+        self.ensure_model_epoch(&watermarks);
         self.note_epoch();
-        if let (Some(id), Some(model)) = (appended, modelled) {
-            let place = self.epochs.iter().position(|pair| pair.1 == model.epoch).unwrap();
-            assert_eq!((self.epochs[place].0, id.offset), (id.epoch, model.offset));
-            self.given.push((place, id.offset));
-        }
+    }
+
+    fn append(&mut self, writer: Writer, rng: &mut fastrand::Rng) {
+        let (texts, watermarks) = self.watermarks(rng);
+        let id = match writer {
+            Writer::Append => {
+                let mut call = self.append.key(HEAD);
+                call.key(LOG).arg("{}").arg("channel").arg(1000).arg(3_600_000).arg(7_200_000).arg(3);
+                call.arg(300_000).arg("").arg(1_000_000).arg("0").arg(texts);
+                let (id, _): (String, bool) = call.invoke(&mut self.connection).unwrap();
+                id
+            }
+            Writer::UpdatePresence => {
+                self.joined += 1;
+                let mut call = self.update_presence.key(MEMBERS);
+                call.key(PRESENCE).key(HEAD).key(LOG);
+                call.arg("r/1").arg(7_200_000).arg(3).arg("room").arg("channel").arg("control");
+                call.arg(1000).arg(1_000_000).arg(3_600_000).arg("now").arg("0").arg(1).arg(0).arg(1);
+                call.arg("join").arg(format!("m{}", self.joined)).arg(0).arg("owner").arg("-").arg("\"n\":1");
+                let _: Vec<String> = call.arg(texts).invoke(&mut self.connection).unwrap();
+                let head: String = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
+                head.split(' ').next().unwrap().to_owned()
+            }
+        };
+        let id: EventId = id.parse().unwrap();
+        let modelled = self.ensure_model_epoch(&watermarks).history.extend();
+        self.model.log.push(modelled);
+        self.note_epoch();
+        let index = self.epochs.iter().position(|pair| pair.1 == modelled.epoch).unwrap();
+        assert_eq!((self.epochs[index].0, id.offset), (id.epoch, modelled.offset));
+        self.given.push((index, id.offset));
     }
 
     fn compare(&mut self, trail: &str) {
         let head: Option<String> = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
         let (ours, theirs): (Vec<_>, Vec<_>) = self.epochs.iter().copied().unzip();
-        let head = head.map(|head| normal(&head, &ours));
-        let expected = self.model.head.as_ref().map(|head| normal(&render(head), &theirs));
+        let head = head.map(|head| normalize(&head, &ours));
+        let expected = self.model.head.as_ref().map(|head| normalize(&render(head), &theirs));
         assert_eq!(head, expected, "{trail}");
-        let log: Vec<_> = self.entries().iter().map(|id| normal(id, &ours)).collect();
-        let expected: Vec<_> = self.model.log.iter().map(|id| normal(&id.to_string(), &theirs)).collect();
+        let log: Vec<_> = self.entries().iter().map(|id| normalize(id, &ours)).collect();
+        let expected: Vec<_> = self.model.log.iter().map(|id| normalize(&id.to_string(), &theirs)).collect();
         assert_eq!(log, expected, "{trail}");
     }
 
@@ -177,7 +220,7 @@ impl Pair {
         reply.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// As a server does that restarts from an older dataset.
+    /// Restores an earlier state, as a server does that restarts from an older dataset.
     fn restore(&mut self, saved: &(Option<String>, Vec<String>, Model)) {
         let (head, entries, model) = saved;
         let _: () = redis::cmd("DEL").arg(HEAD).arg(LOG).query(&mut self.connection).unwrap();
@@ -188,11 +231,11 @@ impl Pair {
             let _: () = redis::cmd("XADD").arg(LOG).arg(id).arg("e").arg("{}").query(&mut self.connection).unwrap();
         }
         self.model = model.clone();
-        self.change_mark();
+        self.change_replication_id();
     }
 
-    /// The head turns out to be another server's.
-    fn change_mark(&mut self) {
+    /// Makes the head another server's.
+    fn change_replication_id(&mut self) {
         let other = "f".repeat(40);
         let head: Option<String> = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
         if let (Some(head), Some(model)) = (head, &mut self.model.head) {
@@ -207,55 +250,56 @@ impl Pair {
 async fn the_scripts_and_the_rules_agree_on_random_steps() {
     let server = RedisServer::start().await;
     tokio::task::spawn_blocking(move || {
-        let prelude = include_str!("../../src/broker/redis/scripts/log.lua");
-        let script = |text: &str| Script::new(&[prelude, text].concat());
         let info = server.cli(&["INFO", "replication"]);
         let replication_id =
             info.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap().trim().to_owned();
         for seed in 0..SEQUENCES {
-            let mut dice = fastrand::Rng::with_seed(seed);
+            let mut rng = fastrand::Rng::with_seed(seed);
             server.cli(&["FLUSHALL"]);
             let mut pair = Pair {
                 connection: redis::Client::open(server.url()).unwrap().get_connection().unwrap(),
-                append: script(include_str!("../../src/broker/redis/scripts/append.lua")),
-                clear: script(include_str!("../../src/broker/redis/scripts/clear.lua")),
-                ensure_epoch: script(include_str!("../../src/broker/redis/scripts/ensure_epoch.lua")),
+                append: append_script(),
+                update_presence: update_presence_script(),
+                clear: log_script(include_str!("../../src/broker/redis/scripts/clear.lua")),
+                ensure_epoch: log_script(include_str!("../../src/broker/redis/scripts/ensure_epoch.lua")),
                 replication_id: replication_id.clone(),
                 model: Model::default(),
                 time: 1000,
                 epochs: Vec::new(),
                 given: Vec::new(),
+                joined: 0,
             };
             let mut saved = (None, Vec::new(), Model::default());
             let mut trail = format!("seed {seed}:");
             for _ in 0..STEPS {
-                let what = dice.u8(..12);
-                let _ = write!(trail, " {what}");
-                match what {
-                    0..=3 => pair.step(true, &mut dice),
-                    4 | 5 => pair.step(false, &mut dice),
+                let step = rng.u8(..14);
+                let _ = write!(trail, " {step}");
+                match step {
+                    0..=3 => pair.append(Writer::Append, &mut rng),
+                    4 | 5 => pair.ensure_epoch(&mut rng),
                     6 => {
-                        let keep = dice.usize(..4);
+                        let keep = rng.usize(..4);
                         server.cli(&["XTRIM", LOG, "MAXLEN", &keep.to_string()]);
-                        let drop = pair.model.log.len().saturating_sub(keep);
-                        pair.model.log.drain(..drop);
+                        let dropped = pair.model.log.len().saturating_sub(keep);
+                        pair.model.log.drain(..dropped);
                     }
                     7 => {
                         let head = redis::cmd("GET").arg(HEAD).query(&mut pair.connection).unwrap();
                         saved = (head, pair.entries(), pair.model.clone());
                     }
                     8 => pair.restore(&saved),
-                    9 => pair.change_mark(),
-                    10 => pair.clear(&mut dice),
-                    11 if dice.bool() => {
+                    9 => pair.change_replication_id(),
+                    10 => pair.clear(&mut rng),
+                    11 | 12 => pair.append(Writer::UpdatePresence, &mut rng),
+                    13 if rng.bool() => {
                         server.cli(&["DEL", HEAD]);
                         pair.model.head = None;
                     }
                     _ => {
-                        // Many epochs: the oldest are cut from the history.
+                        // Many epochs, so that the oldest are dropped from the history.
                         for _ in 0..12 {
-                            pair.change_mark();
-                            pair.step(false, &mut dice);
+                            pair.change_replication_id();
+                            pair.ensure_epoch(&mut rng);
                         }
                     }
                 }
@@ -267,43 +311,68 @@ async fn the_scripts_and_the_rules_agree_on_random_steps() {
     .unwrap();
 }
 
-/// An entry as it was appended: its id, its bytes, and the time that it tells.
+/// An entry as it was appended: its id, its bytes, and its time.
 type Entry = (String, u64, u64);
 
-/// What a log may take: half more than the limit, one event, and the node that is being filled.
-fn most(limit: u64, largest: u64) -> u64 {
+/// Most bytes that a log may take: half more than the limit, one event, and the node that is being filled.
+fn max_weight(limit: u64, largest: u64) -> u64 {
     limit + limit / 2 + largest + 2 * NODE_BYTES
 }
 
-#[tokio::test]
-async fn what_a_log_drops_is_its_oldest_and_had_to_go_for_age_or_bytes() {
+/// Appends entries of random sizes, and checks what the log drops: its oldest entries, and only for their age or for
+/// the log's bytes.
+async fn check_trimming(writer: Writer) {
     let server = RedisServer::start().await;
     tokio::task::spawn_blocking(move || {
-        let prelude = include_str!("../../src/broker/redis/scripts/log.lua");
-        let append = Script::new(&[prelude, include_str!("../../src/broker/redis/scripts/append.lua")].concat());
+        let (append, update_presence) = (append_script(), update_presence_script());
         let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
         let (mut dropped_for_age, mut dropped_for_bytes) = (0, 0);
-        for seed in 0..DROP_SEQUENCES {
-            let mut dice = fastrand::Rng::with_seed(seed);
+        for seed in 0..TRIM_SEQUENCES {
+            let mut rng = fastrand::Rng::with_seed(seed);
             server.cli(&["FLUSHALL"]);
-            let limit = [20_000, 100_000, 1_000_000][dice.usize(..3)];
-            let lifetime = dice.u64(50..400);
+            let limit = [20_000, 100_000, 1_000_000][rng.usize(..3)];
+            let lifetime = rng.u64(50..400);
             let mut kept: Vec<Entry> = Vec::new();
             let (mut usual, mut largest) = (1, 0);
-            for now in 0..DROP_APPENDS {
+            for now in 0..TRIM_STEPS {
                 // Phases of small events, of large ones, and of both.
-                if dice.u8(..60) == 0 {
-                    usual = [1, 100, 3000, usize::try_from(limit / 4).unwrap()][dice.usize(..4)];
+                if rng.u8(..60) == 0 {
+                    usual = [1, 100, 3000, usize::try_from(limit / 4).unwrap()][rng.usize(..4)];
                 }
-                let event =
-                    format!(r#"{{"published_at":"{now:08}","data":"{}"}}"#, "x".repeat(dice.usize(..=usual)));
-                let bytes = event.len() as u64;
-                largest = largest.max(bytes);
+                let data = "x".repeat(rng.usize(..=usual));
                 let too_old = now.saturating_sub(lifetime);
-                let mut call = append.key(HEAD);
-                call.key(LOG).arg(event).arg("channel").arg(1_000_000).arg(3_600_000).arg(7_200_000).arg(3);
-                call.arg(300_000).arg("").arg(limit).arg(format!("{too_old:08}"));
-                let (id, _): (String, bool) = call.invoke(&mut connection).unwrap();
+                match writer {
+                    Writer::Append => {
+                        let event = format!(r#"{{"published_at":"{now:08}","data":"{data}"}}"#);
+                        let mut call = append.key(HEAD);
+                        call.key(LOG).arg(event).arg("channel").arg(1_000_000).arg(3_600_000).arg(7_200_000);
+                        call.arg(3).arg(300_000).arg("").arg(limit).arg(format!("{too_old:08}"));
+                        let _: (String, bool) = call.invoke(&mut connection).unwrap();
+                    }
+                    Writer::UpdatePresence => {
+                        // A member whose profile changes: one presence.join for each step.
+                        let mut call = update_presence.key(MEMBERS);
+                        call.key(PRESENCE).key(HEAD).key(LOG);
+                        call.arg("r/1").arg(7_200_000).arg(3).arg("room").arg("channel").arg("control");
+                        call.arg(1_000_000).arg(limit).arg(3_600_000).arg(format!("{now:08}"));
+                        call.arg(format!("{too_old:08}")).arg(1).arg(0).arg(1);
+                        call.arg("join").arg("m").arg(0).arg("owner").arg("-");
+                        call.arg(format!(r#""n":{now},"data":"{data}""#));
+                        let _: Vec<String> = call.invoke(&mut connection).unwrap();
+                    }
+                }
+                let mut newest: Vec<(String, (String, String))> = redis::cmd("XREVRANGE")
+                    .arg(LOG)
+                    .arg("+")
+                    .arg("-")
+                    .arg("COUNT")
+                    .arg(1)
+                    .query(&mut connection)
+                    .unwrap();
+                let (id, (_, stored)) = newest.pop().unwrap();
+                assert!(stored.starts_with(&format!(r#"{{"published_at":"{now:08}""#)), "{stored}");
+                let bytes = stored.len() as u64;
+                largest = largest.max(bytes);
                 kept.push((id, bytes, now));
                 let ids: Vec<(String, redis::Value)> =
                     redis::cmd("XRANGE").arg(LOG).arg("-").arg("+").query(&mut connection).unwrap();
@@ -314,25 +383,35 @@ async fn what_a_log_drops_is_its_oldest_and_had_to_go_for_age_or_bytes() {
                     .arg(0)
                     .query(&mut connection)
                     .unwrap();
-                let place = format!("seed {seed}, append {now}, limit {limit}, weight {weight}");
-                assert!(weight <= most(limit, largest), "{place}");
+                let step = format!("seed {seed}, step {now}, limit {limit}, weight {weight}");
+                assert!(weight <= max_weight(limit, largest), "{step}");
                 let dropped: Vec<_> = kept.drain(..kept.len() - ids.len()).collect();
-                assert!(kept.iter().map(|entry| &entry.0).eq(ids.iter().map(|(id, _)| id)), "{place}");
-                // What is too old goes soon, several times as fast as it comes.
-                assert!(kept[0].2 + 32 >= too_old, "{place}: {:?}", kept[0]);
+                assert!(kept.iter().map(|entry| &entry.0).eq(ids.iter().map(|(id, _)| id)), "{step}");
+                // Old entries are dropped several times as fast as new ones come.
+                assert!(kept[0].2 + 32 >= too_old, "{step}: {:?}", kept[0]);
                 let young: Vec<_> = dropped.iter().filter(|entry| entry.2 >= too_old).collect();
                 dropped_for_age += dropped.len() - young.len();
                 dropped_for_bytes += young.len();
-                // With what had to go for bytes, the log was heavier than it may be. (Redis's allocator gives up to a
-                // quarter more than is asked for.)
+                // With the entries that were dropped for bytes, the log was above its limit. (Redis's allocator may use
+                // a quarter more than it was asked for.)
                 let freed: u64 = dropped.iter().map(|entry| entry.1 * 5 / 4 + 64).sum();
-                assert!(young.is_empty() || weight + freed + 2 * NODE_BYTES >= limit, "{place}: {freed}");
+                assert!(young.is_empty() || weight + freed + 2 * NODE_BYTES >= limit, "{step}: {freed}");
                 let last = young.last().map_or(0, |entry| entry.1 * 5 / 4);
-                assert!(young.is_empty() || weight + last + freed / 4 + 3 * NODE_BYTES >= limit, "{place}: {last}");
+                assert!(young.is_empty() || weight + last + freed / 4 + 3 * NODE_BYTES >= limit, "{step}: {last}");
             }
         }
         assert!(dropped_for_age > 500 && dropped_for_bytes > 500, "{dropped_for_age} {dropped_for_bytes}");
     })
     .await
     .unwrap();
+}
+
+#[tokio::test]
+async fn a_log_drops_its_oldest_events_and_only_for_age_or_bytes() {
+    check_trimming(Writer::Append).await;
+}
+
+#[tokio::test]
+async fn a_log_drops_its_oldest_presence_events_and_only_for_age_or_bytes() {
+    check_trimming(Writer::UpdatePresence).await;
 }

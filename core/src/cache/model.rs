@@ -67,7 +67,7 @@ struct ModelReplica {
 
 /// What a subscriber received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Delivery {
+enum Received {
     Event(ModelEvent),
     Gap(Gap),
 }
@@ -77,7 +77,7 @@ struct ModelSubscriber {
     replica: usize,
     position: EventId,
     reported: Option<ReportedLoss>,
-    received: Vec<Delivery>,
+    received: Vec<Received>,
 }
 
 /// What a delivery, or the lack of one, did wrong.
@@ -262,7 +262,7 @@ impl World {
                 if events[0].id <= history.cleared() {
                     self.violations.insert(Violation::ClearedEvent);
                 }
-                self.deliver(subscriber, Delivery::Event(events[0]));
+                self.deliver(subscriber, Received::Event(events[0]));
             }
             Lookup::Nothing => {}
             Lookup::Unknown => self.poll_log(subscriber),
@@ -281,7 +281,7 @@ impl World {
                 if self.misses_any(subscriber, |lost| lost < id && is_known(lost)) {
                     self.violations.insert(Violation::LateGap);
                 }
-                self.deliver(subscriber, Delivery::Event(event));
+                self.deliver(subscriber, Received::Event(event));
             }
             Next::Gap(gap) => {
                 let has_skipped =
@@ -290,7 +290,7 @@ impl World {
                     self.violations.insert(Violation::SkippedEvent);
                 }
                 self.check_gap(subscriber, gap);
-                self.deliver(subscriber, Delivery::Gap(gap));
+                self.deliver(subscriber, Received::Gap(gap));
             }
             Next::Nothing => {}
         }
@@ -325,11 +325,11 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, subscriber: usize, delivery: Delivery) {
+    fn deliver(&mut self, subscriber: usize, delivery: Received) {
         let subscriber = &mut self.subscribers[subscriber];
         subscriber.position = match delivery {
-            Delivery::Event(event) => event.id,
-            Delivery::Gap(gap) => {
+            Received::Event(event) => event.id,
+            Received::Gap(gap) => {
                 subscriber.reported = Some(ReportedLoss::after_gap(subscriber.reported, gap));
                 gap.to
             }
@@ -449,15 +449,15 @@ impl World {
 impl ModelSubscriber {
     fn events(&self) -> impl Iterator<Item = &ModelEvent> {
         self.received.iter().filter_map(|delivery| match delivery {
-            Delivery::Event(event) => Some(event),
-            Delivery::Gap(_) => None,
+            Received::Event(event) => Some(event),
+            Received::Gap(_) => None,
         })
     }
 
     fn gaps(&self) -> impl Iterator<Item = &Gap> {
         self.received.iter().filter_map(|delivery| match delivery {
-            Delivery::Gap(gap) => Some(gap),
-            Delivery::Event(_) => None,
+            Received::Gap(gap) => Some(gap),
+            Received::Event(_) => None,
         })
     }
 

@@ -48,8 +48,9 @@ impl<E: CachedEvent + Clone> Ring<E> {
         self.limits
     }
 
-    /// The events that follow a position, of about `max_bytes` in all and at least one. If the first one is not in the
-    /// ring, or another thing than an event follows, that is the error.
+    /// The events that follow a position: at least one, and about `max_bytes` in all. If the next event is not in the
+    /// ring, the error is what follows by the ring's events: nothing, or a gap. Such a gap is one of the log only if the
+    /// ring's events and the history come from one read.
     pub fn after(
         &self,
         history: &EpochHistory,

@@ -213,6 +213,53 @@ impl Reader {
     }
 }
 
+/// One whole read. Returns whether another one is needed.
+fn read_log(cache: &mut LogCache<SampleEvent>, server: &SampleServer, limit: usize) -> bool {
+    cache.begin_read();
+    let [first, page] = pages(&server.log, server.history_list.end(), cache.read_from(), limit);
+    cache.compare(server.history(), &first);
+    cache.end_read(server.history(), page)
+}
+
+#[test]
+fn a_conflict_beyond_the_page_is_compared_with_the_next_one() {
+    let limits = RingLimits { events: 2, bytes: usize::MAX };
+    let (mut server, mut cache) = (SampleServer::new(), LogCache::new(limits));
+    read_log(&mut cache, &server, limits.events);
+    let forge = |id| SampleEvent { id, bytes: 1, content: 1_000_000 };
+    let mut append = |cache: &mut LogCache<SampleEvent>| {
+        let event = server.append(1);
+        (event.id, cache.receive(event))
+    };
+    append(&mut cache);
+    let (second, _) = append(&mut cache);
+    assert_eq!(cache.receive(forge(second)), AnnouncementOutcome::Conflict);
+    append(&mut cache);
+    let (fourth, _) = append(&mut cache);
+    let fifth = EventId::new(fourth.epoch, fourth.offset + 1);
+    assert_eq!(cache.receive(forge(fifth)), AnnouncementOutcome::Added, "subscribers receive the forged event");
+    assert_eq!(append(&mut cache), (fifth, AnnouncementOutcome::Conflict));
+    assert!(read_log(&mut cache, &server, limits.events), "the page ends with the third event");
+    assert_eq!(cache.retractions(), 0);
+    assert!(!read_log(&mut cache, &server, limits.events));
+    assert_eq!((cache.retractions(), cache.retracted_after(0, fifth)), (1, Some(fifth)));
+}
+
+#[test]
+fn announcements_during_a_read_are_delivered_even_if_the_log_retains_nothing() {
+    let limits = RingLimits { events: 2, bytes: usize::MAX };
+    let (mut server, mut cache) = (SampleServer::new(), LogCache::new(limits));
+    read_log(&mut cache, &server, limits.events);
+    let start = cache.end().unwrap();
+    cache.begin_read();
+    let events = [server.append(1), server.append(1)];
+    for event in events {
+        assert_eq!(cache.receive(event), AnnouncementOutcome::Deferred);
+    }
+    assert!(!cache.end_read(server.history(), Vec::new()));
+    assert_eq!(answer(&cache, start, usize::MAX), Answer::Events(events.to_vec()));
+}
+
 fn answer(cache: &LogCache<SampleEvent>, position: EventId, max_bytes: usize) -> Answer {
     match cache.after(position, None, max_bytes) {
         Lookup::Events(events) => Answer::Events(events),
@@ -302,10 +349,7 @@ proptest! {
         }
         // If nothing was forged and nothing gets lost meanwhile, the cache equals the log after one more read.
         if reading.is_none() && forged.is_empty() {
-            cache.begin_read();
-            let [first, page] = pages(&server.log, server.history_list.end(), cache.read_from(), limits.events);
-            cache.compare(server.history(), &first);
-            cache.end_read(server.history(), page);
+            read_log(&mut cache, &server, limits.events);
             prop_assert_eq!(cache.retractions(), 0);
             for position in server.positions() {
                 let expected = expected_answer(&server.history_list, &server.log, position, usize::MAX);

@@ -9,7 +9,7 @@ use super::{HashName, RoomName};
 pub enum Topic {
     /// A room. Its log holds the events that were published to it.
     Room(RoomName),
-    /// A shared hash. Its log holds the changes of its fields.
+    /// A shared hash. Nothing makes logs of hashes yet; their keys and records are reserved.
     Hash(HashName),
 }
 

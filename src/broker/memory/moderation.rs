@@ -10,7 +10,7 @@ use crate::broker::{BrokerError, ModerationStore, Removal, StoredRemoval};
 
 #[async_trait]
 impl ModerationStore for MemoryBroker {
-    async fn remove(&self, removal: &Removal) -> Result<(), BrokerError> {
+    async fn store_removal(&self, removal: &Removal) -> Result<(), BrokerError> {
         let lsn = {
             let mut state = self.state();
             self.check_journal()?;

@@ -12,6 +12,7 @@ use crate::broker::{
     PresenceUpdate,
 };
 use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId, Topic};
+use crate::timestamp;
 
 /// The most members that one `presence.join` or `presence.leave` names.
 const MAX_EVENT_MEMBERS: usize = 100;
@@ -44,7 +45,7 @@ impl MemoryBroker {
         changes: &[MemberChange],
         watch: bool,
     ) -> Result<Vec<MemberOutcome>, BrokerError> {
-        let time = format!("{:.3}", jiff::Timestamp::now());
+        let time = timestamp::now();
         let step = MembersStep { room, changes, watch, remove_stale: self.lease_has_passed(), time: &time };
         let MembersUpdate { outcomes, left, joined, is_watched, present } = log.update_members(&step)?;
         if is_watched {

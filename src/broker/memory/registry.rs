@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use super::MemoryBroker;
 use crate::broker::{BrokerError, Replica, ReplicaRegistry, SubscriberCounts};
 use crate::names::RoomName;
+use crate::timestamp;
 
 #[async_trait]
 impl ReplicaRegistry for MemoryBroker {
@@ -30,7 +31,7 @@ impl ReplicaRegistry for MemoryBroker {
             version: env!("CARGO_PKG_VERSION").into(),
             streams: state.streams,
             rooms: state.subscribers.len() as u64,
-            reported_at: format!("{:.3}", jiff::Timestamp::now()),
+            reported_at: timestamp::now(),
         }])
     }
 }

@@ -27,7 +27,7 @@ use crate::names::{EventId, HashName, RoomName, Topic};
 
 /// Logs of rooms that were read and never written may use this fraction of the memory, so that readers can't keep
 /// publishers out.
-const UNUSED_FRACTION: usize = 8;
+const UNUSED_DIVISOR: usize = 8;
 
 /// The logs, hashes, members and removals of this process.
 pub struct MemoryState {
@@ -143,7 +143,7 @@ impl MemoryState {
 
     /// How many logs there may be that were never written.
     fn max_unused_logs(&self) -> usize {
-        self.ledger.max_bytes() / UNUSED_FRACTION / OVERHEAD_BYTES
+        self.ledger.max_bytes() / UNUSED_DIVISOR / OVERHEAD_BYTES
     }
 
     /// Adds a record of the data folder. Does not check the limit. None if the record is an entry of a log without a head.

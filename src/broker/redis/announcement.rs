@@ -1,60 +1,61 @@
-//! What goes over a room's channel: `<id> <length>\n<event>`, and for large events header and event as two adjacent
-//! messages. The length makes an announcement checkable in itself. `<id> cleared\n` says that the log was emptied.
+//! Messages on a topic's channel: `<id> <length>\n<event>`; for large events header and event as two adjacent messages.
+//! The length makes a truncated announcement detectable. `<id> cleared\n` says that the log was emptied up to that id.
 
 use bytes::Bytes;
 
 use crate::broker::LogEntry;
 use crate::names::EventId;
 
-/// Puts announcements together from the messages of one connection.
+/// Assembles announcements from the messages of one connection.
 #[derive(Default)]
 pub(super) struct Assembler {
-    /// A header whose event is the next message, and its channel.
-    announced: Option<(String, EventId, usize)>,
+    /// A header whose event is expected as the next message: channel, id and length.
+    header: Option<(String, EventId, usize)>,
 }
 
-/// What a message turned out to be.
+/// What a message was.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ChannelMessage {
-    /// A whole announcement.
+    /// A complete announcement, or the second message of one.
     LogEntry(LogEntry),
-    /// The first half of one.
+    /// The first of two messages.
     Header,
-    /// The log was emptied up to there.
+    /// The log was emptied up to this position.
     Cleared(EventId),
-    /// Neither.
+    /// No announcement.
     Malformed,
 }
 
 impl Assembler {
     pub(super) fn push(&mut self, channel: &str, message: &[u8]) -> ChannelMessage {
-        // A script's two messages are adjacent on every connection, so anything else here is not its second.
-        if let Some((expected, id, length)) = self.announced.take()
+        // The two messages of a script are adjacent on every connection: any other message here is not the second one.
+        if let Some((expected, id, length)) = self.header.take()
             && expected == channel
             && message.len() == length
         {
             return ChannelMessage::LogEntry(LogEntry { id, stored: Bytes::copy_from_slice(message) });
         }
-        let Some((id, what, rest)) = header(message) else { return ChannelMessage::Malformed };
-        if what == "cleared" && rest.is_empty() {
+        let Some((id, content, rest)) = parse_header(message) else { return ChannelMessage::Malformed };
+        if content == "cleared" && rest.is_empty() {
             return ChannelMessage::Cleared(id);
         }
-        let Ok(length) = what.parse::<usize>() else { return ChannelMessage::Malformed };
+        let Ok(length) = content.parse::<usize>() else { return ChannelMessage::Malformed };
         if rest.len() == length {
             return ChannelMessage::LogEntry(LogEntry { id, stored: Bytes::copy_from_slice(rest) });
         }
         if !rest.is_empty() {
             return ChannelMessage::Malformed;
         }
-        self.announced = Some((channel.to_owned(), id, length));
+        self.header = Some((channel.to_owned(), id, length));
         ChannelMessage::Header
     }
 }
 
-fn header(message: &[u8]) -> Option<(EventId, &str, &[u8])> {
+/// Id, length or `cleared`, and the bytes after the first line.
+fn parse_header(message: &[u8]) -> Option<(EventId, &str, &[u8])> {
     let end = message.iter().take(64).position(|byte| *byte == b'\n')?;
-    let (id, what) = std::str::from_utf8(&message[..end]).ok()?.split_once(' ')?;
-    Some((id.parse().ok()?, what, &message[end + 1..]))
+    let (id, content) = std::str::from_utf8(&message[..end]).ok()?.split_once(' ')?;
+    Some((id.parse().ok()?, content, &message[end + 1..]))
 }
 
 #[cfg(test)]
@@ -75,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_or_foreign_message_is_junk() {
+    fn a_truncated_or_unrelated_message_is_malformed() {
         let mut assembler = Assembler::default();
         for malformed in [
             &b"7-1 3\n{}"[..],

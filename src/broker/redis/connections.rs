@@ -1,10 +1,12 @@
-//! Which connection a command takes: one of two small bb8 pools of shared, multiplexed connections, or the live conn.
+//! The connections of commands: two small bb8 pools of shared, multiplexed connections, and the live connection, which
+//! announcements come over.
 //!
-//! A connection is cloned out of its pool and its slot let go at once: held for the length of a command, it would
-//! carry one command a round trip instead of dozens. Writes and reads are apart, so that no large reply delays a write.
+//! A command clones a connection out of its pool and returns the pool's slot at once: a command that held the slot
+//! until its answer would let the connection carry one command a round trip instead of dozens. Reads and writes have
+//! separate pools, so that no large reply delays a write.
 //!
-//! While all is well, writes go over the live conn, which is the one that announcements come over: a publish's answer and
-//! its announcement then come together, in one write of Redis and one wake-up here.
+//! While the live connection is promoted, writes go over it: the answer to a publish and its announcement then come
+//! together, in one write of Redis and one wake-up of this process.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -18,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use super::error::{breaks_connection, fault_from};
 use crate::broker::{BrokerError, Fault, FaultKind};
 
-/// Longest wait for a connection. With it and three times [`ANSWER_LIMIT`], which is what a script takes that has to be
-/// loaded again, a call stays below [`crate::broker::CALL_LIMIT`].
+/// Longest wait for a connection. A script that has to be loaded again takes three answers, and one wait and three
+/// times [`ANSWER_LIMIT`] stay below [`crate::broker::CALL_LIMIT`].
 const CHECKOUT_LIMIT: Duration = Duration::from_millis(1200);
 /// Longest time to connect and to log in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
@@ -27,24 +29,25 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 const ANSWER_LIMIT: Duration = Duration::from_millis(1200);
 const WRITE_CONNECTIONS: u32 = 1;
 const READ_CONNECTIONS: u32 = 2;
-/// Commands that wait in one connection before senders have to.
+/// Commands that one connection queues before senders have to wait.
 const PIPELINE_COMMANDS: usize = 1024;
 
-/// The pools, and the live conn.
+/// The pools, and the live connection while it is promoted.
 pub(super) struct RedisConnections {
     writes: Pool<Manager>,
     reads: Pool<Manager>,
     promoted: Mutex<Option<Promoted>>,
 }
 
-/// A live conn over which a probe came back from the master, and the conn that the probe went over.
+/// A live connection that leads to the same master as a connection of the write pool: a probe that was appended over
+/// that one was announced on the live one.
 struct Promoted {
     live: RedisConn,
-    by: RedisConn,
+    probed: RedisConn,
 }
 
 impl RedisConnections {
-    /// Connects when first used, so a Redis that is away at start is no failure.
+    /// Pools that connect when they are first used: a Redis that is away at the start is no error.
     pub(super) fn new(client: &Client) -> Self {
         Self {
             writes: pool(client, WRITE_CONNECTIONS),
@@ -53,18 +56,21 @@ impl RedisConnections {
         }
     }
 
-    /// The live conn while it is promoted: what breaks either of the two may be a failover, after which the live one could lead to the old
-    /// master. A write that is not answered over it ends the proof, and not the conn, which may have thousands of channels.
+    /// The live connection while it is promoted, else one of the write pool.
+    ///
+    /// If either connection breaks, the cause may be a failover, and the live connection may lead to the old master:
+    /// the promotion ends. If a write over the live connection is not answered, only the promotion ends and not the
+    /// connection, which may have thousands of subscriptions.
     pub(super) async fn for_write(&self) -> Result<RedisConn, BrokerError> {
-        let is_whole = |promoted: &&Promoted| !promoted.live.is_broken() && !promoted.by.is_broken();
-        let live = self.promoted().as_ref().filter(is_whole).map(|promoted| promoted.live.clone());
+        let is_usable = |promoted: &&Promoted| !promoted.live.is_broken() && !promoted.probed.is_broken();
+        let live = self.promoted().as_ref().filter(is_usable).map(|promoted| promoted.live.clone());
         match live {
             Some(live) => Ok(live),
             None => self.for_probe().await,
         }
     }
 
-    /// Never the live conn, so that the probe sees whether the two lead to one server.
+    /// Never the live connection, so that the probe shows whether the two lead to one server.
     pub(super) async fn for_probe(&self) -> Result<RedisConn, BrokerError> {
         checkout(&self.writes).await
     }
@@ -73,20 +79,21 @@ impl RedisConnections {
         checkout(&self.reads).await
     }
 
-    /// Has writes take the live conn: a probe that went over the other one has come back over it.
-    pub(super) async fn promote(&self, mut live: RedisConn, by: RedisConn) {
-        // A replica of the master repeats its announcements, and takes no writes.
+    /// Lets writes use the live connection, on which a probe that was sent over `probed` was announced.
+    pub(super) async fn promote(&self, mut live: RedisConn, probed: RedisConn) {
+        // A replica repeats its master's announcements, and takes no writes.
         let answer: RedisResult<String> =
             redis::cmd("INFO").arg("replication").query_async(live.connection()).await;
         if answer.is_ok_and(|info| info.lines().any(|line| line == "role:master")) {
+            // A token of its own: a write that breaks this clone leaves the live connection as it is.
             let live = RedisConn { broken: live.broken.child_token(), ..live };
-            *self.promoted() = Some(Promoted { live, by });
+            *self.promoted() = Some(Promoted { live, probed });
         } else {
             self.demote();
         }
     }
 
-    /// Has writes take a conn of their own.
+    /// Lets writes use the write pool.
     pub(super) fn demote(&self) {
         *self.promoted() = None;
     }
@@ -100,8 +107,8 @@ fn pool(client: &Client, size: u32) -> Pool<Manager> {
     Pool::builder()
         .max_size(size)
         .connection_timeout(CHECKOUT_LIMIT)
-        // Costs no round trip: it only looks at the conn's own flag. Without it a broken conn would be handed out
-        // for ever.
+        // The test reads a flag and costs no round trip. Without it the pool would hand out a broken connection for
+        // ever.
         .test_on_check_out(true)
         .max_lifetime(None)
         .idle_timeout(None)
@@ -126,19 +133,19 @@ pub(super) struct RedisConn {
 }
 
 impl RedisConn {
-    /// A new connection. What is pushed over it is heard until it is broken; that must not block.
+    /// A new connection. `handle` gets all that Redis pushes over it until the connection is broken; it must not block.
     pub(super) async fn connect(
         client: &Client,
         handle: impl Fn(&PushInfo) + Send + Sync + 'static,
     ) -> RedisResult<Self> {
         let broken = CancellationToken::new();
-        let ends = broken.clone();
+        let disconnected = broken.clone();
         let config = AsyncConnectionConfig::new()
             .set_push_sender(move |push: PushInfo| -> Result<(), SendError> {
                 if push.kind == PushKind::Disconnection {
-                    // A conn that ends while it is idle is replaced before the next command is lost on it.
-                    ends.cancel();
-                } else if !ends.is_cancelled() {
+                    // An idle connection that ends is replaced before a command is lost on it.
+                    disconnected.cancel();
+                } else if !disconnected.is_cancelled() {
                     handle(&push);
                 }
                 Ok(())
@@ -147,7 +154,7 @@ impl RedisConn {
             .set_response_timeout(Some(ANSWER_LIMIT))
             .set_pipeline_buffer_size(PIPELINE_COMMANDS);
         let connecting = client.get_multiplexed_async_connection_with_config(&config);
-        // Bounded as a whole: a hung server accepts connections and then says nothing.
+        // The limit covers the handshake, too: a hung server accepts connections and then does not answer.
         let connection = tokio::time::timeout(CONNECT_LIMIT, connecting).await.map_err(|_| timed_out())??;
         Ok(Self { connection, broken })
     }
@@ -156,8 +163,8 @@ impl RedisConn {
         &mut self.connection
     }
 
-    /// Has it be of no more use.
-    pub(super) fn give_up(&self) {
+    /// Marks the connection as broken: it is used for no more commands.
+    pub(super) fn mark_broken(&self) {
         self.broken.cancel();
     }
 
@@ -165,22 +172,23 @@ impl RedisConn {
         self.broken.is_cancelled()
     }
 
-    /// Resolves when it is of no more use.
-    pub(super) async fn broken(&self) {
+    /// Resolves when the connection is broken.
+    pub(super) async fn until_broken(&self) {
         self.broken.cancelled().await;
     }
 
-    /// Looks at a command's result, so that a conn that is of no more use is replaced.
+    /// Checks the result of a command, and marks the connection as broken if the error says so. `to_broker_error`
+    /// depends on whether the command may have changed anything.
     pub(super) fn check<T>(
         &self,
         result: RedisResult<T>,
-        meaning: impl FnOnce(&RedisError) -> BrokerError,
+        to_broker_error: impl FnOnce(&RedisError) -> BrokerError,
     ) -> Result<T, BrokerError> {
         result.map_err(|error| {
             if breaks_connection(&error) {
-                self.give_up();
+                self.mark_broken();
             }
-            meaning(&error)
+            to_broker_error(&error)
         })
     }
 }

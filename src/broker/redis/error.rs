@@ -1,10 +1,10 @@
-//! What an error of Redis means: which fault it is, and whether the write may have happened all the same.
+//! What an error of Redis means: which fault it is, and whether a write may have been done all the same.
 
 use redis::RedisError;
 
 use crate::broker::{BrokerError, Fault, FaultKind};
 
-/// The fault behind an error. Matched by code: the library knows some of these codes only as extensions.
+/// The fault behind an error. It is matched by code, since the library has no kind of its own for some codes.
 pub(super) fn fault_from(error: &RedisError) -> Fault {
     let kind = match error.code() {
         Some("OOM") => FaultKind::OutOfMemory,
@@ -22,30 +22,30 @@ pub(super) fn fault_from(error: &RedisError) -> Fault {
     Fault::new(kind, error.to_string())
 }
 
-/// Whether the connection is of no more use.
+/// Whether the connection can't be used any more.
 pub(super) fn breaks_connection(error: &RedisError) -> bool {
-    // A timeout does not count as a lost connection to the library, which would keep a half-open one for ever.
+    // The library does not count a timeout as the end of a connection, and would keep a half-open one for ever.
     error.is_timeout() || error.is_io_error() || error.is_unrecoverable_error()
 }
 
-/// A command that only reads, or may be repeated.
+/// The error of a command that only reads, or that may be repeated.
 pub(super) fn read_error(error: &RedisError) -> BrokerError {
     if is_wrong_type(error) { BrokerError::WrongType } else { BrokerError::Unavailable(fault_from(error)) }
 }
 
-/// A command that writes. Unless the server itself said that it was refused, it may have been done.
+/// The error of a command that writes. The write may have been done, unless the server has refused it.
 pub(super) fn write_error(error: &RedisError) -> BrokerError {
     if is_wrong_type(error) {
         return BrokerError::WrongType;
     }
     let fault = fault_from(error);
-    let refused = error.is_connection_refusal()
+    let is_refused = error.is_connection_refusal()
         || !matches!(fault.kind, FaultKind::TimedOut | FaultKind::Unreachable | FaultKind::Failed)
         || matches!(error.code(), Some("NOSCRIPT" | "CROSSSLOT" | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN"));
-    if refused { BrokerError::Unavailable(fault) } else { BrokerError::OutcomeUnknown(fault) }
+    if is_refused { BrokerError::Unavailable(fault) } else { BrokerError::OutcomeUnknown(fault) }
 }
 
 fn is_wrong_type(error: &RedisError) -> bool {
-    // Inside a script's error the code may be wrapped in the text.
+    // In a script's error the code may be within the text.
     error.code() == Some("WRONGTYPE") || error.to_string().contains("WRONGTYPE")
 }

@@ -1,4 +1,4 @@
-//! Fuzz targets: what comes over channels and out of keys that others can write to.
+//! Fuzz targets: the contents of channels and keys that other clients can write to.
 
 use super::announcement::{Assembler, ChannelMessage};
 use super::head;
@@ -6,8 +6,8 @@ use super::keys::Keys;
 use crate::fuzz::{shaped, shaped_text};
 use crate::log::{Head, StepContext};
 
-/// A channel has whole announcements, halves, and anything else; what passes for an entry has the announced length, and is
-/// made of one message, or of two adjacent ones of the same channel.
+/// A channel carries whole announcements, halves, and any other message. What is assembled into an entry has the
+/// announced length, and comes from one message or from two adjacent ones of the same channel.
 #[test]
 fn fuzz_announcements() {
     let samples = ["7-1 2\n{}", "7-1 2\n", "{}", "7-2 10\n{\"text\":1}", "9007199254740991-1 0\n"];
@@ -19,8 +19,8 @@ fn fuzz_announcements() {
             if let ChannelMessage::LogEntry(entry) = assembler.push(channel, &message) {
                 let parts = match message.strip_suffix(&entry.stored[..]) {
                     Some([]) | None => {
-                        let (other, header) = before.take().expect("a message before");
-                        assert_eq!(other, channel, "of the same channel");
+                        let (other, header) = before.take().expect("a header came before");
+                        assert_eq!(other, channel, "both messages are of one channel");
                         header
                     }
                     Some(header) => header.to_vec(),
@@ -37,7 +37,7 @@ fn fuzz_announcements() {
     });
 }
 
-/// What reads as a head is a history that can go on.
+/// A text that parses as a head has a valid history, and a new epoch can begin on it.
 #[test]
 fn fuzz_heads() {
     let samples = [
@@ -52,17 +52,17 @@ fn fuzz_heads() {
         assert!(!numbers.is_empty() && numbers.is_sorted_by(|a, b| a < b), "epochs rise: {numbers:?}");
         assert!(
             text.starts_with(&format!("{} {}", head.history.end(), head.replication_id)),
-            "it begins with the newest"
+            "a head begins with its newest epoch"
         );
         assert!(head.history.holds(head.history.end()));
         let newest = head.history.newest().epoch;
-        let moment = StepContext { replication_id: "another server", time: 1, random: 0, oldest: None };
-        let (next, changed) = Head::ensure_epoch(Some(head), &[], moment);
+        let context = StepContext { replication_id: "another server", time: 1, random: 0, oldest: None };
+        let (next, changed) = Head::ensure_epoch(Some(head), &[], context);
         assert!(changed && next.history.newest().epoch > newest);
     });
 }
 
-/// A channel leads to a room only if it is that room's.
+/// A channel is resolved to a topic only if it is that topic's channel.
 #[test]
 fn fuzz_channels() {
     let keys = Keys::new("roomcast", "replica");

@@ -26,19 +26,22 @@ impl Condition {
     }
 }
 
-type Fields = Vec<(Vec<u8>, Vec<u8>)>;
-pub(super) type Page = (Option<String>, Fields);
+type RawFields = Vec<(Vec<u8>, Vec<u8>)>;
+/// The cursor of the next page, and the fields of this one.
+pub(super) type RawPage = (Option<String>, RawFields);
 
-/// What the conditional scripts answer.
-enum Conditional {
+/// The answer of a conditional script.
+enum ConditionalReply {
+    /// The condition held. True if a field was created or removed.
     Done(bool),
+    /// The condition did not hold: the current value.
     Refused(Option<Bytes>),
 }
 
-impl FromRedisValue for Conditional {
+impl FromRedisValue for ConditionalReply {
     fn from_redis_value(value: Value) -> Result<Self, redis::ParsingError> {
         match value {
-            Value::Array(present) => Ok(Self::Refused(present.into_iter().next().and_then(bytes))),
+            Value::Array(current) => Ok(Self::Refused(current.into_iter().next().and_then(bytes))),
             other => bool::from_redis_value(other).map(Self::Done),
         }
     }
@@ -58,14 +61,14 @@ impl RedisBroker {
         conn.check(result, read_error)
     }
 
-    /// A page of a hash, and where the next one starts.
-    pub(super) async fn scan(&self, key: String, from: Option<&str>, limit: usize) -> Result<Page, BrokerError> {
-        // The caller's text goes to Redis only as a number, which is all that a cursor of it can be.
-        let from: u64 = from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
+    /// About `limit` fields of a hash, from a cursor on.
+    pub(super) async fn scan(&self, key: String, from: Option<&str>, limit: usize) -> Result<RawPage, BrokerError> {
+        // Redis's cursors are numbers: other text from the client is not sent to Redis.
+        let cursor: u64 = from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
         let mut command = redis::cmd("HSCAN");
-        command.arg(key).arg(from).arg("COUNT").arg(limit);
+        command.arg(key).arg(cursor).arg("COUNT").arg(limit);
         let mut conn = self.connections.for_read().await?;
-        let result: RedisResult<(String, Fields)> = command.query_async(conn.connection()).await;
+        let result: RedisResult<(String, RawFields)> = command.query_async(conn.connection()).await;
         let (next, found) = conn.check(result, read_error)?;
         Ok(((next != "0").then_some(next), found))
     }
@@ -77,7 +80,7 @@ impl RedisBroker {
         field: &FieldName,
         value: &[u8],
         condition: &Condition,
-    ) -> Result<Conditional, BrokerError> {
+    ) -> Result<ConditionalReply, BrokerError> {
         let mut conn = self.connections.for_write().await?;
         let mut call = script.key(self.keys.hash(hash));
         call.arg(field.as_str()).arg(value).arg(condition.name());
@@ -121,9 +124,9 @@ impl HashStore for RedisBroker {
     ) -> Result<SetOutcome, BrokerError> {
         let script = &self.scripts.hash_set;
         Ok(match self.write_conditionally(script, hash, field, &value, condition).await? {
-            Conditional::Done(true) => SetOutcome::Created,
-            Conditional::Done(false) => SetOutcome::Replaced,
-            Conditional::Refused(present) => SetOutcome::Refused(present),
+            ConditionalReply::Done(true) => SetOutcome::Created,
+            ConditionalReply::Done(false) => SetOutcome::Replaced,
+            ConditionalReply::Refused(current) => SetOutcome::Refused(current),
         })
     }
 
@@ -135,9 +138,9 @@ impl HashStore for RedisBroker {
     ) -> Result<RemoveOutcome, BrokerError> {
         let script = &self.scripts.hash_remove;
         Ok(match self.write_conditionally(script, hash, field, b"", condition).await? {
-            Conditional::Done(true) => RemoveOutcome::Removed,
-            Conditional::Done(false) => RemoveOutcome::Absent,
-            Conditional::Refused(present) => RemoveOutcome::Refused(present),
+            ConditionalReply::Done(true) => RemoveOutcome::Removed,
+            ConditionalReply::Done(false) => RemoveOutcome::Absent,
+            ConditionalReply::Refused(current) => RemoveOutcome::Refused(current),
         })
     }
 
@@ -169,8 +172,8 @@ impl HashStore for RedisBroker {
         let result = call.arg(field.as_str()).arg(by).invoke_async(conn.connection()).await;
         conn.check(result, |error| {
             let text = error.to_string();
-            let number = ["not an integer", "would overflow"].iter().any(|refusal| text.contains(refusal));
-            if number { BrokerError::NotANumber } else { write_error(error) }
+            let is_not_a_number = ["not an integer", "would overflow"].iter().any(|refusal| text.contains(refusal));
+            if is_not_a_number { BrokerError::NotANumber } else { write_error(error) }
         })
     }
 }

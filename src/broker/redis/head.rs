@@ -1,9 +1,9 @@
-//! The stored form of a head; it is described, and written, in `scripts/head.lua`. This side only reads it.
+//! Parses the stored form of a head. `scripts/log.lua` describes the form and writes it.
 
 use crate::log::{Epoch, EpochHistory, Head, LateLoss};
 use crate::names::EventId;
 
-/// Reads a head; `None` if it is malformed, which counts as none.
+/// Parses a head. `None` if it is malformed, which counts as no head.
 pub(super) fn parse(text: &str) -> Option<Head> {
     let mut tokens = text.split(' ');
     let newest: EventId = tokens.next()?.parse().ok()?;
@@ -19,8 +19,8 @@ pub(super) fn parse(text: &str) -> Option<Head> {
             epochs.last_mut()?.late = Some(late);
         } else if let Some(position) = token.strip_prefix('=') {
             cleared = position.parse().ok()?;
-        } else if let Some(cut) = token.strip_prefix('^') {
-            dropped = cut.parse().ok()?;
+        } else if let Some(epoch) = token.strip_prefix('^') {
+            dropped = epoch.parse().ok()?;
         } else {
             let id: EventId = token.parse().ok()?;
             epochs.push(Epoch::new(id.epoch, id.offset));
@@ -30,7 +30,7 @@ pub(super) fn parse(text: &str) -> Option<Head> {
     Some(Head { replication_id, history: EpochHistory::from_parts(epochs, dropped, cleared)? })
 }
 
-/// The replication_id in what `INFO replication` says.
+/// The server's replication id in the answer to `INFO replication`.
 pub(super) fn server_replication_id(info: &str) -> Option<&str> {
     info.lines().find_map(|line| line.strip_prefix("master_replid:"))
 }
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_head_reads_as_its_chain() {
+    fn a_head_is_parsed_into_its_history() {
         let head = parse("30-2 abc ~20-7 ?9-1/10 20-7 10-0 ~9-1 ^9 =20-5").unwrap();
         assert_eq!(head.replication_id, "abc");
         let late = LateLoss { since: EventId::new(9, 1), entered: 10 };
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_junk_head_counts_as_none() {
+    fn a_malformed_head_counts_as_none() {
         for malformed in ["", "x", "1-1", "1-1 ab 2-2", "1-1 ab ~", "1-1 ab x-1", "1-1 ab ?1-1", "1-1 ab  "] {
             assert_eq!(parse(malformed), None, "{malformed:?}");
         }

@@ -1,46 +1,46 @@
-//! Names of keys and channels. The README documents them.
+//! Names of keys and channels, as docs/redis.md lists them.
 
 use crate::digest::sha1_hex;
 use crate::names::{HashName, RoomName, Topic};
 
-/// Where this deployment's keys begin, and how its hashes are named.
+/// The names of a deployment's keys and channels.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
     replica: String,
-    /// Tells this process from an earlier one of the same name.
-    incarnation: String,
+    /// `<replica>/<random>`: tells this process from an earlier one with the same replica name.
+    process: String,
 }
 
 impl Keys {
     pub(super) fn new(prefix: &str, replica: &str) -> Self {
-        // No name has a slash in it.
-        let incarnation = format!("{replica}/{:08x}", fastrand::u32(..));
-        Self { prefix: prefix.into(), replica: replica.into(), incarnation }
+        // A slash, since replica names have none.
+        let process = format!("{replica}/{:08x}", fastrand::u32(..));
+        Self { prefix: prefix.into(), replica: replica.into(), process }
     }
 
     pub(super) fn head(&self, topic: &Topic) -> String {
-        self.log_part(topic, "head")
+        self.topic_name(topic, "head")
     }
 
     pub(super) fn log(&self, topic: &Topic) -> String {
-        self.log_part(topic, "log")
+        self.topic_name(topic, "log")
     }
 
     pub(super) fn live(&self, topic: &Topic) -> String {
-        self.log_part(topic, "live")
+        self.topic_name(topic, "live")
     }
 
-    /// What an idempotency key has done.
+    /// The key under which an idempotency key's result is stored.
     pub(super) fn idempotency(&self, topic: &Topic, key: &str) -> String {
-        format!("{}:{key}", self.log_part(topic, "once"))
+        format!("{}:{key}", self.topic_name(topic, "once"))
     }
 
-    /// A key or channel of a topic's log: all of them share a slot.
-    fn log_part(&self, topic: &Topic, part: &str) -> String {
+    /// A key or channel of a topic. Those of one topic share a hash tag, and so a slot.
+    fn topic_name(&self, topic: &Topic, suffix: &str) -> String {
         match topic {
-            Topic::Room(room) => format!("{}:{{{room}}}:{part}", self.prefix),
-            Topic::Hash(hash) => format!("{}:{part}", self.hash(hash)),
+            Topic::Room(room) => format!("{}:{{{room}}}:{suffix}", self.prefix),
+            Topic::Hash(hash) => format!("{}:{suffix}", self.hash(hash)),
         }
     }
 
@@ -52,7 +52,8 @@ impl Keys {
         format!("{}:{{{room}}}:presence", self.prefix)
     }
 
-    /// A digest, since it is of a caller: it may be long, and is nobody's business.
+    /// A rate limit's bucket. Its name is a digest, since the key names a caller: it may be long, and it is personal
+    /// data.
     pub(super) fn bucket(&self, key: &str) -> String {
         format!("{}:rate:{}", self.prefix, sha1_hex(key.as_bytes()))
     }
@@ -61,12 +62,12 @@ impl Keys {
         format!("{}:removals", self.prefix)
     }
 
-    /// The channel of what concerns all replicas.
+    /// The channel for messages to all replicas.
     pub(super) fn control(&self) -> String {
         format!("{}:control", self.prefix)
     }
 
-    /// The topic whose channel this is.
+    /// The topic that a channel belongs to.
     pub(super) fn topic_of_channel(&self, channel: &str) -> Option<Topic> {
         let name = channel.strip_prefix(&self.prefix)?.strip_suffix("}:live")?;
         match name.strip_prefix(":hash:{") {
@@ -79,21 +80,23 @@ impl Keys {
         format!("{}:hash:{{{hash}}}", self.prefix)
     }
 
-    /// The probe is appended like an event, under keys that no room's name can reach.
-    pub(super) fn probe(&self, part: &str) -> String {
-        format!("{}:probe:{{{}}}:{part}", self.prefix, self.replica)
+    /// A key or channel of the replica's probe. No room or hash can have such a name.
+    pub(super) fn probe(&self, suffix: &str) -> String {
+        format!("{}:probe:{{{}}}:{suffix}", self.prefix, self.replica)
     }
 
-    pub(super) fn replicas(&self) -> String {
+    /// The set of all processes.
+    pub(super) fn processes(&self) -> String {
         format!("{}:replicas", self.prefix)
     }
 
-    pub(super) fn lease(&self, replica: &str) -> String {
-        format!("{}:replica:{replica}", self.prefix)
+    pub(super) fn lease(&self, process: &str) -> String {
+        format!("{}:replica:{process}", self.prefix)
     }
 
-    pub(super) fn rooms_of(&self, replica: &str) -> String {
-        format!("{}:replica:{replica}:rooms", self.prefix)
+    /// The subscriber counts of a process, by room.
+    pub(super) fn subscriber_counts(&self, process: &str) -> String {
+        format!("{}:replica:{process}:rooms", self.prefix)
     }
 
     /// This replica's name.
@@ -101,9 +104,9 @@ impl Keys {
         &self.replica
     }
 
-    /// This process, under which it keeps its lease.
-    pub(super) fn incarnation(&self) -> &str {
-        &self.incarnation
+    /// This process, under which its lease, its counts and its members are stored.
+    pub(super) fn process(&self) -> &str {
+        &self.process
     }
 }
 
@@ -112,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_channel_leads_back_to_its_room() {
+    fn a_channel_names_its_room() {
         let keys = Keys::new("rc", "r1");
         let room = Topic::from(RoomName::new("chat:42").unwrap());
         assert_eq!(keys.live(&room), "rc:{chat:42}:live");

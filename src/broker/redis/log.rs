@@ -1,4 +1,4 @@
-//! Logs on Redis: streams, with a head beside each; appended to by scripts, read without.
+//! Logs on Redis: streams, each with a head beside it. Scripts write them; reads take no script.
 
 use std::time::Duration;
 
@@ -8,25 +8,26 @@ use redis::{RedisResult, Value, pipe};
 
 use super::connections::RedisConn;
 use super::error::{read_error, write_error};
-use super::{RedisBroker, head, id_texts, milliseconds, random, too_old};
+use super::{RedisBroker, head, id_texts, milliseconds, random};
 use crate::broker::{
     Appended, BrokerError, Fault, FaultKind, IdempotencyKey, LogEntry, LogSlice, LogStore, ReadRange, Retention,
 };
 use crate::log::{EpochHistory, Head};
 use crate::names::{EventId, Topic};
+use crate::timestamp;
 
-/// How often a read is tried again because the head changed meanwhile, or had to begin an epoch.
+/// Attempts of a read: one is repeated if the head has changed meanwhile, or if an epoch had to begin.
 const READ_ATTEMPTS: usize = 5;
-/// Lifetime of the probe's keys once a replica is gone.
+/// Lifetime of the probe's keys after the replica has stopped.
 const PROBE_LIFETIME: Duration = Duration::from_mins(1);
-/// Heads compared in one command.
+/// Heads that are read in one command.
 const BATCH_HEADS: usize = 500;
 
 impl RedisBroker {
-    /// The probe's id, and the conn that it went over.
+    /// Appends a probe. Returns its id, and the connection over which it was appended.
     pub(super) async fn append_probe(&self, nonce: &[u8]) -> Result<(EventId, RedisConn), BrokerError> {
-        let keys = ["head", "log", "live"].map(|part| self.keys.probe(part));
-        let lifetimes = Retention {
+        let keys = ["head", "log", "live"].map(|suffix| self.keys.probe(suffix));
+        let retention = Retention {
             events: 0,
             bytes: 0,
             age: PROBE_LIFETIME,
@@ -34,39 +35,40 @@ impl RedisBroker {
             idempotency_window: PROBE_LIFETIME,
         };
         let conn = self.connections.for_probe().await?;
-        let appended = self.append_to(conn.clone(), keys, &[], nonce, lifetimes, None).await?;
+        let appended = self.run_append(conn.clone(), keys, &[], nonce, retention, None).await?;
         Ok((appended.id, conn))
     }
 
-    async fn append_to(
+    async fn run_append(
         &self,
         mut conn: RedisConn,
         [head, log, live]: [String; 3],
         watermarks: &[EventId],
         stored: &[u8],
         retention: Retention,
-        key: Option<(String, &str)>,
+        idempotency: Option<(String, &str)>,
     ) -> Result<Appended, BrokerError> {
         let mut call = self.scripts.append.key(head);
         call.key(log);
-        let (key, content) = key.unzip();
+        let (key, content) = idempotency.unzip();
         if let Some(key) = key {
             call.key(key);
         }
         call.arg(stored).arg(live).arg(retention.events);
         call.arg(milliseconds(retention.age)).arg(milliseconds(retention.age + retention.head)).arg(random());
         call.arg(milliseconds(retention.idempotency_window)).arg(content.unwrap_or_default());
-        call.arg(retention.bytes).arg(too_old(retention.age)).arg(id_texts(watermarks));
+        call.arg(retention.bytes).arg(timestamp::ago(retention.age)).arg(id_texts(watermarks));
         let result: RedisResult<Option<(String, bool)>> = call.invoke_async(conn.connection()).await;
         let (id, replayed) = conn.check(result, write_error)?.ok_or(BrokerError::KeyReused)?;
         Ok(Appended { id: parse_id(&id)?, replayed })
     }
 
-    /// Head, replication_id and entries as of one moment, without a script: the cheapest way, good wherever no epoch has to begin.
+    /// Head, replication id and entries as of one moment; `None` if the head has changed meanwhile. Takes no script:
+    /// this costs least, and is enough if no epoch has to begin.
     ///
-    /// Every append changes the head, so what lies between two equal ones was read together. (`MULTI` would say the same,
-    /// and a Redis without memory left refuses even reads in it.)
-    async fn read_without_script(
+    /// Every append changes the head, so all that is read between two equal heads belongs together. (`MULTI` would
+    /// ensure the same, but a Redis without memory left refuses even reads in it.)
+    async fn read_once(
         &self,
         topic: &Topic,
         range: ReadRange,
@@ -81,16 +83,16 @@ impl RedisBroker {
             ReadRange::Newest => ("XREVRANGE", "+".into(), String::from("-")),
         };
         let mut conn = self.connections.for_read().await?;
-        let mut step = pipe();
-        step.cmd("GET").arg(self.keys.head(topic));
-        step.cmd("INFO").arg("replication");
-        step.cmd("XLEN").arg(&log);
-        step.cmd("XRANGE").arg(&log).arg("-").arg("+").arg("COUNT").arg(1);
-        step.cmd(command).arg(&log).arg(from).arg(to).arg("COUNT").arg(limit.max(1));
-        step.cmd("GET").arg(self.keys.head(topic));
-        let result = step.query_async(conn.connection()).await;
-        let (head, info, retained, oldest, entries, after): Reply = conn.check(result, read_error)?;
-        if head != after {
+        let mut pipeline = pipe();
+        pipeline.cmd("GET").arg(self.keys.head(topic));
+        pipeline.cmd("INFO").arg("replication");
+        pipeline.cmd("XLEN").arg(&log);
+        pipeline.cmd("XRANGE").arg(&log).arg("-").arg("+").arg("COUNT").arg(1);
+        pipeline.cmd(command).arg(&log).arg(from).arg(to).arg("COUNT").arg(limit.max(1));
+        pipeline.cmd("GET").arg(self.keys.head(topic));
+        let result = pipeline.query_async(conn.connection()).await;
+        let (head, info, retained, oldest, entries, head_after): Reply = conn.check(result, read_error)?;
+        if head != head_after {
             return Ok(None);
         }
         let mut entries = parse_entries(entries);
@@ -99,7 +101,7 @@ impl RedisBroker {
         }
         Ok(Some(PlainRead {
             head: head.as_deref().and_then(head::parse),
-            text: head,
+            stored_head: head,
             replication_id: head::server_replication_id(&info).unwrap_or_default().to_owned(),
             retained,
             oldest: parse_entries(oldest).first().map(|entry| entry.id),
@@ -107,13 +109,14 @@ impl RedisBroker {
         }))
     }
 
-    /// Milliseconds that a head lives: longer than its log.
+    /// Lifetime of a topic's head in milliseconds: longer than that of its log.
     pub(super) fn head_lifetime(&self, topic: &Topic) -> u64 {
         let retention = self.retention.for_topic(topic);
         milliseconds(retention.age + retention.head)
     }
 
-    /// `malformed` is a head that can't be read here, so that it counts as none there too.
+    /// Checks a topic's head, and begins a new epoch if it does not match. `malformed` is a stored head that
+    /// [`head::parse`] rejects: the script then replaces it even if it can parse it.
     async fn ensure_epoch(
         &self,
         topic: &Topic,
@@ -130,11 +133,11 @@ impl RedisBroker {
     }
 }
 
-/// What a plain read found.
+/// What a read without a script has found.
 struct PlainRead {
     head: Option<Head>,
     /// The head as it is stored, malformed or not.
-    text: Option<String>,
+    stored_head: Option<String>,
     replication_id: String,
     retained: u64,
     oldest: Option<EventId>,
@@ -142,30 +145,32 @@ struct PlainRead {
 }
 
 impl PlainRead {
-    /// Whether the head stands as it is: the same server's, and nothing watermarks is missing.
+    /// The history, if the head is this server's and does not conflict with the watermarks.
     fn history(&self, watermarks: &[EventId]) -> Option<&EpochHistory> {
         let head = self.head.as_ref().filter(|head| head.replication_id == self.replication_id)?;
-        let contradicted = watermarks.iter().any(|id| head.history.conflicts_with(*id));
-        (!contradicted).then_some(&head.history)
+        let has_conflict = watermarks.iter().any(|id| head.history.conflicts_with(*id));
+        (!has_conflict).then_some(&head.history)
     }
 }
 
-/// The entries of a stream's reply. What has no id of ours, or not our one field, is not ours.
+/// The entries in a stream's reply. Entries without a valid id or without the field `e` are another client's, and left
+/// out.
 fn parse_entries(reply: Value) -> Vec<LogEntry> {
-    type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+    type EntryFields = Vec<(Vec<u8>, Vec<u8>)>;
     let Value::Array(reply) = reply else { return Vec::new() };
     let entry = |entry| {
-        let (id, mut fields): (String, Fields) = redis::from_redis_value(entry).ok()?;
+        let (id, mut fields): (String, EntryFields) = redis::from_redis_value(entry).ok()?;
         let (_, stored) = fields.pop().filter(|(field, _)| field == b"e")?;
         Some(LogEntry { id: id.parse().ok()?, stored: stored.into() })
     };
     reply.into_iter().filter_map(entry).collect()
 }
 
-/// The id that a script has answered once it had written.
+/// Parses the id that a script has returned after it had written.
 fn parse_id(answer: &str) -> Result<EventId, BrokerError> {
     answer.parse().map_err(|_| {
-        BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, format!("Redis answered {answer:?} for an id")))
+        let detail = format!("Redis returned {answer:?} instead of an event id");
+        BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, detail))
     })
 }
 
@@ -179,9 +184,9 @@ impl LogStore for RedisBroker {
         key: Option<&IdempotencyKey>,
     ) -> Result<Appended, BrokerError> {
         let keys = [self.keys.head(topic), self.keys.log(topic), self.keys.live(topic)];
-        let key = key.map(|key| (self.keys.idempotency(topic, &key.key), key.content.as_str()));
+        let idempotency = key.map(|key| (self.keys.idempotency(topic, &key.key), key.content.as_str()));
         let conn = self.connections.for_write().await?;
-        self.append_to(conn, keys, watermarks, &stored, self.retention.for_topic(topic), key).await
+        self.run_append(conn, keys, watermarks, &stored, self.retention.for_topic(topic), idempotency).await
     }
 
     async fn read(
@@ -192,18 +197,18 @@ impl LogStore for RedisBroker {
         limit: usize,
     ) -> Result<LogSlice, BrokerError> {
         for _ in 0..READ_ATTEMPTS {
-            let Some(plain) = self.read_without_script(topic, range, limit).await? else { continue };
-            let Some(history) = plain.history(watermarks).cloned() else {
-                let malformed = plain.head.is_none().then_some(plain.text).flatten();
+            let Some(read) = self.read_once(topic, range, limit).await? else { continue };
+            let Some(history) = read.history(watermarks).cloned() else {
+                let malformed = read.head.is_none().then_some(read.stored_head).flatten();
                 self.ensure_epoch(topic, watermarks, malformed.as_deref()).await?;
                 continue;
             };
-            let mut entries = plain.entries;
+            let mut entries = read.entries;
             entries.retain(|entry| history.holds(entry.id));
             entries.truncate(limit);
-            return Ok(LogSlice { history, oldest: plain.oldest, retained: plain.retained, entries });
+            return Ok(LogSlice { history, oldest: read.oldest, retained: read.retained, entries });
         }
-        let detail = "the room's head changed at every attempt to read it";
+        let detail = format!("the head of {topic} has changed during each of {READ_ATTEMPTS} reads");
         Err(BrokerError::Unavailable(Fault::new(FaultKind::Failed, detail)))
     }
 
@@ -227,19 +232,19 @@ impl LogStore for RedisBroker {
     async fn histories(&self, topics: &[Topic]) -> Result<Vec<Option<EpochHistory>>, BrokerError> {
         let mut histories = Vec::with_capacity(topics.len());
         for batch in topics.chunks(BATCH_HEADS) {
-            let mut step = pipe();
-            // A key of another type is that room's trouble alone.
-            step.ignore_errors();
-            step.cmd("INFO").arg("replication");
+            let mut pipeline = pipe();
+            // A key of another type is an error of its own topic alone.
+            pipeline.ignore_errors();
+            pipeline.cmd("INFO").arg("replication");
             for topic in batch {
-                step.cmd("GET").arg(self.keys.head(topic));
+                pipeline.cmd("GET").arg(self.keys.head(topic));
             }
-            // Of its own, since a Redis that refuses writes can be read.
+            // GET and PEXPIRE are separate commands, since a Redis that refuses writes can still be read.
             for topic in batch {
-                step.cmd("PEXPIRE").arg(self.keys.head(topic)).arg(self.head_lifetime(topic));
+                pipeline.cmd("PEXPIRE").arg(self.keys.head(topic)).arg(self.head_lifetime(topic));
             }
             let mut conn = self.connections.for_read().await?;
-            let result = step.query_async(conn.connection()).await;
+            let result = pipeline.query_async(conn.connection()).await;
             let reply: Vec<RedisResult<Value>> = conn.check(result, read_error)?;
             let text = |value: RedisResult<Value>| redis::from_redis_value::<Option<String>>(value.ok()?).ok()?;
             let mut reply = reply.into_iter().take(1 + batch.len()).map(text);

@@ -9,21 +9,21 @@ use super::error::{read_error, write_error};
 use super::{RedisBroker, milliseconds};
 use crate::broker::{BrokerError, ModerationStore, REMOVAL_LIFETIME, Removal, StoredRemoval};
 
-/// Removals that are remembered at one time; beyond them new ones are refused.
+/// Removals that are stored at one time; more are refused.
 const MAX_REMOVALS: usize = 100_000;
-/// How long removals are remembered after the last one.
-const REMOVALS_LIFETIME: Duration = Duration::from_hours(31 * 24);
-/// Removals that are read at a time.
+/// Lifetime of the stream after the last removal.
+const STREAM_LIFETIME: Duration = Duration::from_hours(31 * 24);
+/// Removals in one page.
 const PAGE_REMOVALS: usize = 1000;
 
 #[async_trait]
 impl ModerationStore for RedisBroker {
-    async fn remove(&self, removal: &Removal) -> Result<(), BrokerError> {
+    async fn store_removal(&self, removal: &Removal) -> Result<(), BrokerError> {
         let text = serde_json::to_string(removal).expect("names and numbers are JSON");
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut conn = self.connections.for_write().await?;
         let mut call = self.scripts.remove.key(self.keys.removals());
-        call.arg(text).arg(self.keys.control()).arg(MAX_REMOVALS).arg(milliseconds(REMOVALS_LIFETIME));
+        call.arg(text).arg(self.keys.control()).arg(MAX_REMOVALS).arg(milliseconds(STREAM_LIFETIME));
         call.arg(milliseconds(now)).arg(milliseconds(REMOVAL_LIFETIME));
         let result: RedisResult<String> = call.invoke_async(conn.connection()).await;
         conn.check(result, write_error).map(|_| ())
@@ -37,7 +37,7 @@ impl ModerationStore for RedisBroker {
         let mut conn = self.connections.for_read().await?;
         let result: RedisResult<Reply> = command.query_async(conn.connection()).await;
         let page = conn.check(result, read_error)?;
-        // One that can't be read removes nobody, and yet what comes after it is not waited for.
+        // An entry that can't be parsed becomes a removal of nothing: reading goes on after it.
         let removal = |fields: Vec<(String, String)>| serde_json::from_str(&fields.into_iter().next()?.1).ok();
         Ok(page.into_iter().map(|(id, fields)| (id, removal(fields).unwrap_or_default())).collect())
     }

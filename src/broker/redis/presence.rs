@@ -1,4 +1,4 @@
-//! Presence on Redis: a hash of members a room, changed by one script.
+//! Presence on Redis: a hash of members for each room, changed by one script.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,35 +12,38 @@ use crate::broker::{
     PresenceUpdate,
 };
 use crate::names::{EventId, RoomName, SubscriberId, Topic};
+use crate::timestamp;
 
-/// Rooms whose presence_summaries is read in one command.
+/// Rooms whose summaries are read in one command.
 const BATCH_ROOMS: usize = 500;
-/// The field of presence_summaries that says that somebody has asked to see.
+/// The field of a room's presence key that says that a stream has asked for presence events.
 const WATCHED: &str = "";
 
-/// A member as it is stored: "<generation> <since> <replica> <owner> <address or -> <profile>". Who it is, and of which process.
-fn parse_member(subscriber: &[u8], stored: &[u8], own: &str) -> Option<(MemberView, String)> {
+/// Member counts by process, with the field [`WATCHED`] among them.
+type MemberCounts = BTreeMap<String, u64>;
+
+/// Parses a stored member, `<generation> <since> <process> <owner> <address or -> <profile>`. Returns it and its
+/// process.
+fn parse_member(subscriber: &[u8], stored: &[u8], own_process: &str) -> Option<(MemberView, String)> {
     let subscriber = SubscriberId::new(std::str::from_utf8(subscriber).ok()?).ok()?;
     let mut parts = std::str::from_utf8(stored).ok()?.splitn(6, ' ');
-    let (generation, since, incarnation) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?);
+    let (generation, since, process) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?);
     let (address, profile) = (parts.nth(1)?.parse().ok(), parts.next()?);
-    let replica = incarnation.split('/').next()?.to_owned();
-    let is_here = incarnation == own;
-    let parse_member = MemberView {
+    let member = MemberView {
         subscriber,
         profile: profile.into(),
         since: since.into(),
-        replica,
-        is_here,
+        replica: process.split('/').next()?.to_owned(),
+        is_here: process == own_process,
         generation,
         address,
     };
-    Some((parse_member, incarnation.to_owned()))
+    Some((member, process.to_owned()))
 }
 
-fn member_outcome(answer: &str) -> MemberOutcome {
+fn parse_outcome(answer: &str) -> MemberOutcome {
     match answer {
-        "taken" => MemberOutcome::NameTaken,
+        "name_taken" => MemberOutcome::NameTaken,
         "superseded" => MemberOutcome::Superseded,
         generation => generation.parse().map_or(MemberOutcome::Absent, MemberOutcome::Present),
     }
@@ -57,103 +60,87 @@ impl PresenceStore for RedisBroker {
     ) -> Result<PresenceUpdate, BrokerError> {
         let topic = Topic::from(room.clone());
         let retention = self.retention.for_topic(&topic);
-        self.take_lease().await?;
-        let gone = self.gone().await?;
+        self.ensure_lease().await?;
+        let dead = self.confirmed_dead().await?;
         let mut conn = self.connections.for_write().await?;
         let mut call = self.scripts.update_presence.key(self.keys.members(room));
         call.key(self.keys.presence(room)).key(self.keys.head(&topic)).key(self.keys.log(&topic));
-        call.arg(self.keys.incarnation()).arg(self.head_lifetime(&room.clone().into())).arg(random());
+        call.arg(self.keys.process()).arg(self.head_lifetime(&topic)).arg(random());
         call.arg(room.as_str()).arg(self.keys.live(&topic)).arg(self.keys.control());
-        call.arg(retention.events).arg(milliseconds(retention.age));
-        call.arg(format!("{:.3}", jiff::Timestamp::now())).arg(u8::from(watched));
-        call.arg(gone.len()).arg(gone);
+        call.arg(retention.events).arg(retention.bytes).arg(milliseconds(retention.age));
+        call.arg(timestamp::now()).arg(timestamp::ago(retention.age)).arg(u8::from(watched));
+        call.arg(dead.len()).arg(dead);
         call.arg(changes.len());
         for change in changes {
-            match change {
+            let (verb, member, generation, address, profile) = match change {
                 MemberChange::Join { member, generation } => {
-                    call.arg("enter")
-                        .arg(member.subscriber.as_str())
-                        .arg(generation.unwrap_or(0))
-                        .arg(&*member.owner);
                     let address = member.address.map_or_else(|| "-".into(), |address| address.to_string());
-                    call.arg(address).arg(&*member.profile)
+                    ("join", member, generation, address, &*member.profile)
                 }
-                MemberChange::Leave { member, generation } => {
-                    call.arg("leave")
-                        .arg(member.subscriber.as_str())
-                        .arg(generation.unwrap_or(0))
-                        .arg(&*member.owner);
-                    call.arg("-").arg("")
-                }
+                MemberChange::Leave { member, generation } => ("leave", member, generation, "-".into(), ""),
             };
+            call.arg(verb).arg(member.subscriber.as_str()).arg(generation.unwrap_or(0)).arg(&*member.owner);
+            call.arg(address).arg(profile);
         }
         call.arg(id_texts(watermarks));
         let result: RedisResult<Vec<String>> = call.invoke_async(conn.connection()).await;
         let mut answers = conn.check(result, write_error)?;
-        let has_stale = answers.pop().is_some_and(|more| more == "1");
-        Ok(PresenceUpdate { outcomes: answers.iter().map(|answer| member_outcome(answer)).collect(), has_stale })
+        let has_stale = answers.pop().is_some_and(|has_more| has_more == "1");
+        Ok(PresenceUpdate { outcomes: answers.iter().map(|answer| parse_outcome(answer)).collect(), has_stale })
     }
 
     async fn presence_summaries(&self, rooms: &[RoomName]) -> Result<Vec<PresenceSummary>, BrokerError> {
-        let mut reply = Vec::with_capacity(rooms.len());
+        let mut found: Vec<(MemberCounts, u64)> = Vec::with_capacity(rooms.len());
         for batch in rooms.chunks(BATCH_ROOMS) {
-            let mut step = pipe();
-            // A key of another type is that room's trouble alone.
-            step.ignore_errors();
+            let mut pipeline = pipe();
+            // A key of another type is an error of its own room alone.
+            pipeline.ignore_errors();
             for room in batch {
-                step.cmd("HGETALL").arg(self.keys.presence(room));
+                pipeline.cmd("HGETALL").arg(self.keys.presence(room));
             }
             for room in batch {
-                step.cmd("HLEN").arg(self.keys.members(room));
+                pipeline.cmd("HLEN").arg(self.keys.members(room));
             }
             for room in batch {
                 let lifetime = self.head_lifetime(&room.clone().into());
-                step.cmd("PEXPIRE").arg(self.keys.presence(room)).arg(lifetime);
-                step.cmd("PEXPIRE").arg(self.keys.members(room)).arg(lifetime);
+                pipeline.cmd("PEXPIRE").arg(self.keys.presence(room)).arg(lifetime);
+                pipeline.cmd("PEXPIRE").arg(self.keys.members(room)).arg(lifetime);
             }
             let mut conn = self.connections.for_read().await?;
-            let result = step.query_async(conn.connection()).await;
-            let found: Vec<RedisResult<Value>> = conn.check(result, read_error)?;
-            let mut found = found.into_iter();
-            let counts: Vec<_> = found.by_ref().take(batch.len()).collect();
-            let sizes = found.map(|size| size.ok().and_then(|size| redis::from_redis_value::<u64>(size).ok()));
-            reply.extend(counts.into_iter().zip(sizes));
+            let result = pipeline.query_async(conn.connection()).await;
+            let reply: Vec<RedisResult<Value>> = conn.check(result, read_error)?;
+            let mut reply = reply.into_iter();
+            let counts: Vec<_> = reply.by_ref().take(batch.len()).map(parse_or_default::<MemberCounts>).collect();
+            found.extend(counts.into_iter().zip(reply.map(parse_or_default::<u64>)));
         }
-        let rosters = reply.into_iter().map(|(counts, size)| {
-            let counts = counts.ok().and_then(|counts| redis::from_redis_value(counts).ok());
-            (counts.unwrap_or_default(), size.unwrap_or(0))
-        });
-        let rosters: Vec<(BTreeMap<String, u64>, u64)> = rosters.collect();
-        let own = self.keys.incarnation();
-        let others: BTreeSet<_> = rosters
-            .iter()
-            .flat_map(|(counts, _)| counts.keys())
-            .filter(|of| *of != own && *of != WATCHED)
-            .collect();
-        let gone = self.without_lease(others.into_iter().cloned().collect()).await?;
-        self.set_gone(gone.clone());
-        let presence_summaries = |(counts, size): &(BTreeMap<String, u64>, u64)| {
+        let own_process = self.keys.process();
+        let processes = found.iter().flat_map(|(counts, _)| counts.keys());
+        let others: BTreeSet<_> =
+            processes.filter(|process| *process != own_process && *process != WATCHED).collect();
+        let dead = self.without_lease(others.into_iter().cloned().collect()).await?;
+        self.set_dead(dead.clone());
+        let summary = |(counts, members): &(MemberCounts, u64)| {
             let counted: u64 =
-                counts.iter().filter(|(replica, _)| *replica != WATCHED).map(|(_, count)| count).sum();
+                counts.iter().filter(|(process, _)| *process != WATCHED).map(|(_, count)| count).sum();
             PresenceSummary {
-                own: counts.get(own).copied().unwrap_or(0),
-                // Wrong counts are mended by the same step.
-                has_stale: counted != *size || gone.iter().any(|replica| counts.contains_key(replica)),
+                own: counts.get(own_process).copied().unwrap_or(0),
+                // The step that removes members of dead processes also mends wrong counts.
+                has_stale: counted != *members || dead.iter().any(|process| counts.contains_key(process)),
                 watched: counts.contains_key(WATCHED),
             }
         };
-        Ok(rosters.iter().map(presence_summaries).collect())
+        Ok(found.iter().map(summary).collect())
     }
 
     async fn members(&self, room: &RoomName, from: Option<&str>, limit: usize) -> Result<MemberPage, BrokerError> {
         let (next, found) = self.scan(self.keys.members(room), from, limit).await?;
-        let members = found.iter().filter_map(|(name, stored)| parse_member(name, stored, self.keys.incarnation()));
+        let members = found.iter().filter_map(|(name, stored)| parse_member(name, stored, self.keys.process()));
         let members: Vec<_> = members.collect();
         let others: BTreeSet<_> =
-            members.iter().filter(|(parse_member, _)| !parse_member.is_here).map(|(_, of)| of).collect();
-        let gone = self.without_lease(others.into_iter().cloned().collect()).await?;
-        let there = members.into_iter().filter(|(_, of)| !gone.contains(of)).map(|(parse_member, _)| parse_member);
-        Ok(MemberPage { members: there.collect(), next })
+            members.iter().filter(|(member, _)| !member.is_here).map(|(_, process)| process).collect();
+        let dead = self.without_lease(others.into_iter().cloned().collect()).await?;
+        let alive = members.into_iter().filter(|(_, process)| !dead.contains(process)).map(|(member, _)| member);
+        Ok(MemberPage { members: alive.collect(), next })
     }
 
     async fn member(&self, room: &RoomName, subscriber: &SubscriberId) -> Result<Option<MemberView>, BrokerError> {
@@ -163,6 +150,11 @@ impl PresenceStore for RedisBroker {
         let result: RedisResult<Option<Vec<u8>>> = command.query_async(conn.connection()).await;
         let stored = conn.check(result, read_error)?;
         let name = subscriber.as_str().as_bytes();
-        Ok(stored.and_then(|stored| Some(parse_member(name, &stored, self.keys.incarnation())?.0)))
+        Ok(stored.and_then(|stored| Some(parse_member(name, &stored, self.keys.process())?.0)))
     }
+}
+
+/// A reply of a pipeline; the default if the command has failed.
+fn parse_or_default<T: redis::FromRedisValue + Default>(reply: RedisResult<Value>) -> T {
+    reply.ok().and_then(|value| redis::from_redis_value(value).ok()).unwrap_or_default()
 }

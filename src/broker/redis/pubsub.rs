@@ -1,6 +1,7 @@
-//! One connection a replica for announcements, supervised: batched subscriptions, one change in flight at a time, pings
-//! with a limit, and reconnects with jitter. After each confirmation the listener is told to invalidate the topic, so that it
-//! reads what it may have missed. Writes may go over it too.
+//! The live connection: one for each replica, over which announcements come. A supervised task subscribes in batches,
+//! with one change in flight at a time, pings with a time limit, and reconnects with jitter. After each confirmed
+//! subscription it tells the listener to invalidate the topic, which then reads what it may have missed. Writes may use
+//! the connection, too.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,31 +20,31 @@ use super::keys::Keys;
 use crate::broker::Listeners;
 use crate::names::{RoomName, SubscriberId, Topic};
 
-/// Channels in one SUBSCRIBE: a bounded command, and still few of them for many rooms.
+/// Channels in one SUBSCRIBE: bounds the command, and still takes few commands for many topics.
 const BATCH_CHANNELS: usize = 1000;
 /// Longest wait for a confirmation or a pong.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
-/// Pause between pings of a quiet connection.
+/// Pause between pings while no subscription changes.
 const PING_EVERY: Duration = Duration::from_secs(1);
-const RECONNECT_FIRST: Duration = Duration::from_millis(50);
-const RECONNECT_MOST: Duration = Duration::from_secs(1);
+const MIN_RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the rest of the broker knows of the pub/sub connection.
+/// The live connection, and the topics that it should be subscribed to.
 pub(super) struct PubSub {
     keys: Keys,
     interests: Mutex<Interests>,
     changed: Notify,
     reset: Notify,
     probe: watch::Sender<Vec<u8>>,
-    /// The connection, once the probe's channel was confirmed on it.
+    /// The connection, once Redis has confirmed the probe's channel on it.
     conn: Mutex<Option<RedisConn>>,
 }
 
 #[derive(Default)]
 struct Interests {
-    /// Wanted rooms, and whether Redis has confirmed them on the present connection.
+    /// Wanted topics, and whether Redis has confirmed them on the present connection.
     wanted: HashMap<Topic, watch::Sender<bool>>,
-    /// Rooms whose state may differ from what Redis was told.
+    /// Topics whose subscription may differ from what is wanted.
     dirty: HashSet<Topic>,
 }
 
@@ -59,7 +60,7 @@ impl PubSub {
         }
     }
 
-    /// Returns once Redis has confirmed the subscription.
+    /// Returns once Redis has confirmed the subscription; waits for as long as Redis is away.
     pub(super) async fn subscribe(&self, topic: &Topic) {
         let mut confirmed = {
             let mut interests = self.interests();
@@ -71,7 +72,7 @@ impl PubSub {
             receiver
         };
         self.changed.notify_one();
-        // An error means that the interest was withdrawn meanwhile: there is nothing left to wait for.
+        // An error means that the topic was unsubscribed meanwhile: there is nothing left to wait for.
         let _ = confirmed.wait_for(|confirmed| *confirmed).await;
     }
 
@@ -83,12 +84,12 @@ impl PubSub {
         self.changed.notify_one();
     }
 
-    /// The last probe that came back.
+    /// The last probe whose announcement has arrived.
     pub(super) fn probes(&self) -> watch::Receiver<Vec<u8>> {
         self.probe.subscribe()
     }
 
-    /// Which connection announcements come over now; none between two.
+    /// The connection over which announcements come; none while it is being replaced.
     pub(super) fn conn(&self) -> Option<RedisConn> {
         self.current().clone()
     }
@@ -98,78 +99,80 @@ impl PubSub {
         self.reset.notify_one();
     }
 
-    /// Keeps a connection up, for ever: it ends only where hearing has panicked, which is in no task of ours.
+    /// Keeps a connection up, for ever. Returns only if a listener has panicked: that happens in the library's task,
+    /// which nobody supervises, and this task is supervised.
     pub(super) async fn run(&self, client: Client, listeners: Listeners) {
         let schedule = ExponentialBuilder::new()
-            .with_min_delay(RECONNECT_FIRST)
-            .with_max_delay(RECONNECT_MOST)
+            .with_min_delay(MIN_RECONNECT_PAUSE)
+            .with_max_delay(MAX_RECONNECT_PAUSE)
             .without_max_times()
             .with_jitter();
-        let mut delays = schedule.build();
+        let mut pauses = schedule.build();
         loop {
             let handler = PushHandler::new(&self.keys, self.probe.clone(), listeners.clone());
             let panicked = CancellationToken::new();
-            let alarm = panicked.clone();
+            let on_panic = panicked.clone();
             let handle = move |push: &PushInfo| {
                 if catch_unwind(AssertUnwindSafe(|| handler.handle(push))).is_err() {
-                    alarm.cancel();
+                    on_panic.cancel();
                 }
             };
             match RedisConn::connect(&client, handle).await {
                 Ok(conn) => {
-                    let end = tokio::select! {
-                        end = self.serve(&conn, &listeners) => end,
+                    let reason = tokio::select! {
+                        reason = self.serve(&conn, &listeners) => reason,
                         () = panicked.cancelled() => return,
                     };
-                    // Whoever still waits for an answer over it holds it open.
-                    conn.give_up();
+                    // Clones that wait for answers keep the connection open: this stops its announcements.
+                    conn.mark_broken();
                     if self.current().take().is_some() {
-                        delays = schedule.build();
+                        pauses = schedule.build();
                     }
-                    tracing::warn!(reason = end, "the pub/sub connection to Redis ended; connecting again");
+                    tracing::warn!(reason, "the pub/sub connection to Redis has ended; reconnecting");
                 }
-                // The probe says once that Redis is away.
+                // The probe logs once that Redis is away.
                 Err(error) => tracing::debug!(%error, "no pub/sub connection to Redis"),
             }
             self.forget_confirmations();
-            sleep(delays.next().unwrap_or(RECONNECT_MOST).min(RECONNECT_MOST)).await;
+            sleep(pauses.next().unwrap_or(MAX_RECONNECT_PAUSE).min(MAX_RECONNECT_PAUSE)).await;
         }
     }
 
+    /// Uses a connection until it ends. Returns why it has ended.
     async fn serve(&self, conn: &RedisConn, listeners: &Listeners) -> &'static str {
         tokio::select! {
-            () = conn.broken() => "closed",
-            why = self.tell(conn, listeners) => why,
+            () = conn.until_broken() => "closed",
+            reason = self.keep_subscribed(conn, listeners) => reason,
             () = self.reset.notified() => "announcements did not arrive",
         }
     }
 
-    /// Tells Redis what is wanted, and pings it in between.
-    async fn tell(&self, conn: &RedisConn, listeners: &Listeners) -> &'static str {
+    /// Subscribes to what is wanted, and pings while nothing changes. Returns why it has failed.
+    async fn keep_subscribed(&self, conn: &RedisConn, listeners: &Listeners) -> &'static str {
         let mut own = conn.clone();
         let connection = own.connection();
         connection.set_response_timeout(ANSWER_LIMIT);
-        if !answered(connection.subscribe(&[self.keys.probe("live"), self.keys.control()])).await {
+        if !is_confirmed(connection.subscribe(&[self.keys.probe("live"), self.keys.control()])).await {
             return "the first subscription was not confirmed";
         }
-        // Some may have been missed since the last connection.
+        // Removals may have been missed since the last connection.
         listeners.moderation.removals_changed();
         *self.current() = Some(conn.clone());
         self.mark_all_dirty();
         let mut subscribed = HashSet::new();
         loop {
-            let (join, leave) = self.take_changes(&subscribed);
-            if !leave.is_empty() {
-                if !answered(connection.unsubscribe(self.channels(&leave))).await {
-                    return "leaving channels was not confirmed";
+            let (to_subscribe, to_unsubscribe) = self.next_changes(&subscribed);
+            if !to_unsubscribe.is_empty() {
+                if !is_confirmed(connection.unsubscribe(self.channels(&to_unsubscribe))).await {
+                    return "an unsubscription was not confirmed";
                 }
-                subscribed.retain(|topic| !leave.contains(topic));
+                subscribed.retain(|topic| !to_unsubscribe.contains(topic));
             }
-            if !join.is_empty() {
-                if !answered(connection.subscribe(self.channels(&join))).await {
-                    return "subscriptions were not confirmed";
+            if !to_subscribe.is_empty() {
+                if !is_confirmed(connection.subscribe(self.channels(&to_subscribe))).await {
+                    return "a subscription was not confirmed";
                 }
-                for topic in join {
+                for topic in to_subscribe {
                     if let Some(confirmed) = self.interests().wanted.get(&topic) {
                         confirmed.send_replace(true);
                     }
@@ -179,24 +182,24 @@ impl PubSub {
                 continue;
             }
             if timeout(PING_EVERY, self.changed.notified()).await.is_err()
-                && !answered(redis::cmd("PING").query_async::<String>(connection)).await
+                && !is_confirmed(redis::cmd("PING").query_async::<String>(connection)).await
             {
-                return "no pong";
+                return "a ping was not answered";
             }
         }
     }
 
-    /// At most a batch of rooms to join and to leave; more stay for the next call.
-    fn take_changes(&self, subscribed: &HashSet<Topic>) -> (Vec<Topic>, Vec<Topic>) {
+    /// Topics to subscribe to and to unsubscribe from, at most a batch; the rest stays for the next call.
+    fn next_changes(&self, subscribed: &HashSet<Topic>) -> (Vec<Topic>, Vec<Topic>) {
         let mut interests = self.interests();
         let batch: Vec<_> = interests.dirty.iter().take(BATCH_CHANNELS).cloned().collect();
-        let (mut join, mut leave) = (Vec::new(), Vec::new());
+        let (mut to_subscribe, mut to_unsubscribe) = (Vec::new(), Vec::new());
         for topic in batch {
             interests.dirty.remove(&topic);
             match (interests.wanted.get(&topic), subscribed.contains(&topic)) {
-                (Some(_), false) => join.push(topic),
-                (None, true) => leave.push(topic),
-                // Left and joined again before Redis was told: it is subscribed still.
+                (Some(_), false) => to_subscribe.push(topic),
+                (None, true) => to_unsubscribe.push(topic),
+                // Unsubscribed and wanted again before Redis was told: the subscription still holds.
                 (Some(confirmed), true) => drop(confirmed.send_replace(true)),
                 (None, false) => {}
             }
@@ -204,7 +207,7 @@ impl PubSub {
         if !interests.dirty.is_empty() {
             self.changed.notify_one();
         }
-        (join, leave)
+        (to_subscribe, to_unsubscribe)
     }
 
     fn channels(&self, topics: &[Topic]) -> Vec<String> {
@@ -231,11 +234,11 @@ impl PubSub {
     }
 }
 
-/// What hears one connection's messages. It moves them on and waits for nothing: as long as it runs, nothing more is read.
+/// Handles what Redis pushes over one connection. It must not wait: the connection reads nothing until it returns.
 struct PushHandler {
     keys: Keys,
     probe_channel: String,
-    control: String,
+    control_channel: String,
     assembler: Mutex<Assembler>,
     probe: watch::Sender<Vec<u8>>,
     listeners: Listeners,
@@ -243,8 +246,8 @@ struct PushHandler {
 
 impl PushHandler {
     fn new(keys: &Keys, probe: watch::Sender<Vec<u8>>, listeners: Listeners) -> Self {
-        let (probe_channel, control) = (keys.probe("live"), keys.control());
-        Self { keys: keys.clone(), probe_channel, control, assembler: Mutex::default(), probe, listeners }
+        let (probe_channel, control_channel) = (keys.probe("live"), keys.control());
+        Self { keys: keys.clone(), probe_channel, control_channel, assembler: Mutex::default(), probe, listeners }
     }
 
     fn handle(&self, push: &PushInfo) {
@@ -254,7 +257,7 @@ impl PushHandler {
             return;
         };
         let Ok(channel) = std::str::from_utf8(channel) else { return };
-        if channel == self.control {
+        if channel == self.control_channel {
             return handle_control_message(payload, &self.listeners);
         }
         let message = self.assembler.lock().expect("no holder of the lock panics").push(channel, payload);
@@ -274,10 +277,11 @@ impl PushHandler {
     }
 }
 
-/// A message for all replicas: `removed`, or `superseded <room> <subscriber> <generation>`. A hint, as all messages are.
+/// Handles a message to all replicas: `removed`, or `superseded <room> <subscriber> <generation>`. Like announcements,
+/// these messages are hints.
 fn handle_control_message(message: &[u8], listeners: &Listeners) {
-    let words = std::str::from_utf8(message).unwrap_or_default();
-    let mut words = words.split(' ');
+    let message = std::str::from_utf8(message).unwrap_or_default();
+    let mut words = message.split(' ');
     match (words.next(), words.next(), words.next(), words.next(), words.next()) {
         (Some("removed"), None, ..) => listeners.moderation.removals_changed(),
         (Some("superseded"), Some(room), Some(subscriber), Some(generation), None) => {
@@ -287,15 +291,15 @@ fn handle_control_message(message: &[u8], listeners: &Listeners) {
                 listeners.presence.superseded(&room, &subscriber, generation);
             }
         }
-        _ => tracing::debug!("a message on the control channel can't be read"),
+        _ => tracing::debug!("ignored a malformed message on Redis's control channel"),
     }
 }
 
-async fn answered<T>(answer: impl Future<Output = redis::RedisResult<T>>) -> bool {
+async fn is_confirmed<T>(answer: impl Future<Output = redis::RedisResult<T>>) -> bool {
     match timeout(ANSWER_LIMIT, answer).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => {
-            tracing::warn!(%error, "Redis refused or did not answer on the pub/sub connection");
+            tracing::warn!(%error, "a command on the pub/sub connection to Redis has failed");
             false
         }
         Err(_) => false,

@@ -1,4 +1,4 @@
-//! Shared rate limits on Redis: one string a caller, changed by a script.
+//! Shared rate limits on Redis: one string for each bucket, changed by a script.
 
 use std::time::Duration;
 

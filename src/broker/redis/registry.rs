@@ -1,4 +1,5 @@
-//! Who has subscribers where: each replica keeps a lease and its counts by room; what a dead one left goes with it.
+//! The registry of replicas on Redis: each process keeps a lease, and its subscriber counts by room. Both expire when
+//! the process has died.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -6,27 +7,29 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use redis::pipe;
+use tokio::time::timeout;
 
 use super::error::read_error;
 use super::{RedisBroker, milliseconds};
-use crate::broker::{BrokerError, Replica, ReplicaRegistry, SubscriberCounts};
+use crate::broker::{BrokerError, CALL_LIMIT, Fault, FaultKind, Replica, ReplicaRegistry, SubscriberCounts};
 use crate::names::RoomName;
+use crate::timestamp;
 
-/// What Redis was told last, and what it said.
+/// What this process has reported to Redis, and what it knows of other processes.
 #[derive(Default)]
 pub(super) struct RegistryState(Mutex<Reported>);
 
 #[derive(Default)]
 struct Reported {
-    /// So that only changes are sent.
+    /// The counts that Redis has: only changes are sent.
     subscribers: SubscriberCounts,
-    /// Since when every report has been taken.
+    /// Since when all reports have succeeded.
     since: Option<Instant>,
-    /// Replicas that still have members, and no lease.
-    gone: Vec<String>,
+    /// Processes that have members and had no lease at the last comparison.
+    dead: Vec<String>,
 }
 
-/// Rooms written or read in one command.
+/// Rooms written in one command.
 const BATCH_ROOMS: usize = 1000;
 
 impl RedisBroker {
@@ -34,59 +37,49 @@ impl RedisBroker {
         self.registry.0.lock().expect("no holder of the lock panics")
     }
 
-    /// Which of these replicas have no lease now. None of them for the length of a lease after an outage: they may not have been able to
-    /// renew it.
-    pub(super) async fn without_lease(&self, replicas: Vec<String>) -> Result<Vec<String>, BrokerError> {
-        let can_tell = self.registry().since.is_some_and(|since| since.elapsed() >= self.lease);
-        if replicas.is_empty() || !can_tell {
+    /// The processes among these that have no lease now. None until reports have succeeded for the length of a lease:
+    /// after an outage, living processes may not have been able to renew theirs yet.
+    pub(super) async fn without_lease(&self, processes: Vec<String>) -> Result<Vec<String>, BrokerError> {
+        let is_reliable = self.registry().since.is_some_and(|since| since.elapsed() >= self.lease);
+        if processes.is_empty() || !is_reliable {
             return Ok(Vec::new());
         }
         let mut command = redis::cmd("MGET");
-        command.arg(replicas.iter().map(|replica| self.keys.lease(replica)).collect::<Vec<_>>());
+        command.arg(processes.iter().map(|process| self.keys.lease(process)).collect::<Vec<_>>());
         let mut conn = self.connections.for_read().await?;
         let result = command.query_async(conn.connection()).await;
         let leases: Vec<Option<String>> = conn.check(result, read_error)?;
-        let found = replicas.into_iter().zip(leases);
-        Ok(found.filter_map(|(replica, lease)| lease.is_none().then_some(replica)).collect())
+        let found = processes.into_iter().zip(leases);
+        Ok(found.filter_map(|(process, lease)| lease.is_none().then_some(process)).collect())
     }
 
-    /// Replicas that had no lease when it was looked at last, and have none now: one that has come back is not to lose its members again.
-    pub(super) async fn gone(&self) -> Result<Vec<String>, BrokerError> {
-        let gone = self.registry().gone.clone();
-        self.without_lease(gone).await
+    /// Processes that had no lease at the last comparison and have none now. One that has come back keeps its members.
+    pub(super) async fn confirmed_dead(&self) -> Result<Vec<String>, BrokerError> {
+        let dead = self.registry().dead.clone();
+        self.without_lease(dead).await
     }
 
-    pub(super) fn set_gone(&self, gone: Vec<String>) {
-        self.registry().gone = gone;
+    pub(super) fn set_dead(&self, dead: Vec<String>) {
+        self.registry().dead = dead;
     }
 
-    /// Whoever has members has a lease before.
-    pub(super) async fn take_lease(&self) -> Result<(), BrokerError> {
+    /// Writes this process's lease unless it has reported already: a process needs one before it has members.
+    pub(super) async fn ensure_lease(&self) -> Result<(), BrokerError> {
         if self.registry().since.is_some() {
             return Ok(());
         }
-        let mut step = pipe();
-        let own = self.keys.incarnation();
-        let report = self.own_report(0, 0);
-        step.cmd("SET").arg(self.keys.lease(own)).arg(report).arg("PX").arg(milliseconds(self.lease)).ignore();
-        step.cmd("SADD").arg(self.keys.replicas()).arg(own).ignore();
+        let mut pipeline = pipe();
+        self.add_lease(&mut pipeline, self.own_report(0, 0));
         let mut conn = self.connections.for_read().await?;
-        let result: redis::RedisResult<()> = step.query_async(conn.connection()).await;
+        let result: redis::RedisResult<()> = pipeline.query_async(conn.connection()).await;
         conn.check(result, read_error)
     }
 
-    pub(super) async fn report_counts_and_lease(
-        &self,
-        now: &SubscriberCounts,
-        streams: u64,
-    ) -> Result<(), BrokerError> {
-        let reported = self.report_counts(now, streams).await;
-        let mut registry = self.registry();
-        match &reported {
-            Ok(()) => drop(registry.since.get_or_insert_with(Instant::now)),
-            Err(_) => registry.since = None,
-        }
-        reported
+    fn add_lease(&self, pipeline: &mut redis::Pipeline, report: String) {
+        let own = self.keys.process();
+        let lifetime = milliseconds(self.lease);
+        pipeline.cmd("SET").arg(self.keys.lease(own)).arg(report).arg("PX").arg(lifetime).ignore();
+        pipeline.cmd("SADD").arg(self.keys.processes()).arg(own).ignore();
     }
 
     fn own_report(&self, streams: u64, rooms: u64) -> String {
@@ -95,71 +88,68 @@ impl RedisBroker {
             version: env!("CARGO_PKG_VERSION").into(),
             streams,
             rooms,
-            reported_at: format!("{:.3}", jiff::Timestamp::now()),
+            reported_at: timestamp::now(),
         };
         serde_json::to_string(&report).expect("names and numbers are JSON")
     }
 
-    async fn report_counts(&self, now: &SubscriberCounts, streams: u64) -> Result<(), BrokerError> {
-        let told = self.registry().subscribers.clone();
-        let report = self.own_report(streams, now.len() as u64);
-        let own = self.keys.incarnation();
-        let (lease, rooms) = (self.keys.lease(own), self.keys.rooms_of(own));
-        let lifetime = milliseconds(self.lease);
-        let changed: Vec<_> = now.iter().filter(|(room, count)| told.get(room.as_str()) != Some(count)).collect();
-        let gone: Vec<_> = told.keys().filter(|room| !now.contains_key(room.as_str())).collect();
+    async fn write_report(&self, now: &SubscriberCounts, streams: u64) -> Result<(), BrokerError> {
+        let reported = self.registry().subscribers.clone();
+        let counts_key = self.keys.subscriber_counts(self.keys.process());
+        let changed: Vec<_> =
+            now.iter().filter(|(room, count)| reported.get(room.as_str()) != Some(count)).collect();
+        let emptied: Vec<_> = reported.keys().filter(|room| !now.contains_key(room.as_str())).collect();
         let mut pipeline = pipe();
-        pipeline.cmd("SET").arg(&lease).arg(report).arg("PX").arg(lifetime).ignore();
-        pipeline.cmd("SADD").arg(self.keys.replicas()).arg(own).ignore();
+        self.add_lease(&mut pipeline, self.own_report(streams, now.len() as u64));
         for batch in changed.chunks(BATCH_ROOMS) {
-            let command = pipeline.cmd("HSET").arg(&rooms);
+            let command = pipeline.cmd("HSET").arg(&counts_key);
             for (room, count) in batch {
                 command.arg(room.as_str()).arg(count);
             }
             command.ignore();
         }
-        for batch in gone.chunks(BATCH_ROOMS) {
+        for batch in emptied.chunks(BATCH_ROOMS) {
             let names: Vec<_> = batch.iter().map(|room| room.as_str()).collect();
-            pipeline.cmd("HDEL").arg(&rooms).arg(names).ignore();
+            pipeline.cmd("HDEL").arg(&counts_key).arg(names).ignore();
         }
-        pipeline.cmd("HLEN").arg(&rooms);
-        pipeline.cmd("PEXPIRE").arg(&rooms).arg(lifetime).ignore();
+        pipeline.cmd("HLEN").arg(&counts_key);
+        pipeline.cmd("PEXPIRE").arg(&counts_key).arg(milliseconds(self.lease)).ignore();
         let mut conn = self.connections.for_read().await?;
         let result: redis::RedisResult<(usize,)> = pipeline.query_async(conn.connection()).await;
-        let (held,) = conn.check(result, read_error)?;
-        // Fewer than there should be: the counts had expired or were deleted, and all are due again.
-        let told = &mut self.registry().subscribers;
-        if held == now.len() {
-            told.clone_from(now);
+        let (stored,) = conn.check(result, read_error)?;
+        let reported = &mut self.registry().subscribers;
+        if stored == now.len() {
+            reported.clone_from(now);
         } else {
-            told.clear();
+            // The counts had expired or were deleted: the next report sends all of them.
+            reported.clear();
         }
         Ok(())
     }
 
-    pub(super) async fn read_subscriber_counts(&self) -> Result<SubscriberCounts, BrokerError> {
-        let mut subscriber_counts = SubscriberCounts::new();
-        for (replica, _) in self.read_leases().await? {
+    async fn read_subscriber_counts(&self) -> Result<SubscriberCounts, BrokerError> {
+        let mut subscribers = SubscriberCounts::new();
+        for (process, _) in self.read_leases().await? {
             let mut conn = self.connections.for_read().await?;
-            let result =
-                redis::cmd("HGETALL").arg(self.keys.rooms_of(&replica)).query_async(conn.connection()).await;
+            let key = self.keys.subscriber_counts(&process);
+            let result = redis::cmd("HGETALL").arg(key).query_async(conn.connection()).await;
             let counts: Vec<(String, u64)> = conn.check(result, read_error)?;
             for (room, count) in counts {
                 if let Ok(room) = RoomName::new(&room) {
-                    *subscriber_counts.entry(room).or_default() += count;
+                    *subscribers.entry(room).or_default() += count;
                 }
             }
         }
-        Ok(subscriber_counts)
+        Ok(subscribers)
     }
 
-    pub(super) async fn read_topic_subscribers(&self, room: &RoomName) -> Result<u64, BrokerError> {
-        let replicas = self.read_leases().await?;
+    async fn read_subscriber_count(&self, room: &RoomName) -> Result<u64, BrokerError> {
+        let processes = self.read_leases().await?;
         let mut pipeline = pipe();
-        for (replica, _) in &replicas {
-            pipeline.cmd("HGET").arg(self.keys.rooms_of(replica)).arg(room.as_str());
+        for (process, _) in &processes {
+            pipeline.cmd("HGET").arg(self.keys.subscriber_counts(process)).arg(room.as_str());
         }
-        if replicas.is_empty() {
+        if processes.is_empty() {
             return Ok(0);
         }
         let mut conn = self.connections.for_read().await?;
@@ -168,49 +158,63 @@ impl RedisBroker {
         Ok(counts.into_iter().flatten().sum())
     }
 
-    /// Replicas whose lease holds, and what they reported; those without one are struck from the list.
-    pub(super) async fn read_leases(&self) -> Result<Vec<(String, String)>, BrokerError> {
+    /// The processes that have a lease, and their reports. Deletes the others from the set of processes.
+    async fn read_leases(&self) -> Result<Vec<(String, String)>, BrokerError> {
         let mut conn = self.connections.for_read().await?;
-        let result = redis::cmd("SMEMBERS").arg(self.keys.replicas()).query_async(conn.connection()).await;
-        let replicas: Vec<String> = conn.check(result, read_error)?;
-        if replicas.is_empty() {
+        let result = redis::cmd("SMEMBERS").arg(self.keys.processes()).query_async(conn.connection()).await;
+        let processes: Vec<String> = conn.check(result, read_error)?;
+        if processes.is_empty() {
             return Ok(Vec::new());
         }
-        let leases: Vec<_> = replicas.iter().map(|replica| self.keys.lease(replica)).collect();
+        let leases: Vec<_> = processes.iter().map(|process| self.keys.lease(process)).collect();
         let result = redis::cmd("MGET").arg(leases).query_async(conn.connection()).await;
         let leases: Vec<Option<String>> = conn.check(result, read_error)?;
-        let (live, dead): (Vec<_>, Vec<_>) =
-            replicas.into_iter().zip(leases).partition(|(_, lease)| lease.is_some());
+        let (alive, dead): (Vec<_>, Vec<_>) =
+            processes.into_iter().zip(leases).partition(|(_, lease)| lease.is_some());
         if !dead.is_empty() {
-            let dead: Vec<_> = dead.into_iter().map(|(replica, _)| replica).collect();
+            let dead: Vec<_> = dead.into_iter().map(|(process, _)| process).collect();
             let mut command = redis::cmd("SREM");
-            command.arg(self.keys.replicas()).arg(dead);
+            command.arg(self.keys.processes()).arg(dead);
             let result: redis::RedisResult<u64> = command.query_async(conn.connection()).await;
-            // Only tidiness: a Redis that refuses writes can say who is there.
+            // Not needed for the answer: a Redis that refuses writes can still be read.
             let _ = conn.check(result, read_error);
         }
-        Ok(live.into_iter().filter_map(|(replica, report)| Some((replica, report?))).collect())
+        Ok(alive.into_iter().filter_map(|(process, report)| Some((process, report?))).collect())
     }
+}
+
+/// Bounds a read that takes several commands: their limits together are longer than [`CALL_LIMIT`].
+async fn within_call_limit<T>(read: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
+    timeout(CALL_LIMIT, read).await.unwrap_or_else(|_| {
+        let detail = "the replicas' counts could not be read in time";
+        Err(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, detail)))
+    })
 }
 
 #[async_trait]
 impl ReplicaRegistry for RedisBroker {
     async fn report(&self, subscribers: &SubscriberCounts, streams: u64) -> Result<(), BrokerError> {
-        self.report_counts_and_lease(subscribers, streams).await
+        let reported = self.write_report(subscribers, streams).await;
+        let mut registry = self.registry();
+        match &reported {
+            Ok(()) => drop(registry.since.get_or_insert_with(Instant::now)),
+            Err(_) => registry.since = None,
+        }
+        reported
     }
 
     async fn subscriber_counts(&self) -> Result<SubscriberCounts, BrokerError> {
-        self.read_subscriber_counts().await
+        within_call_limit(self.read_subscriber_counts()).await
     }
 
     async fn subscriber_count(&self, room: &RoomName) -> Result<u64, BrokerError> {
-        self.read_topic_subscribers(room).await
+        within_call_limit(self.read_subscriber_count(room)).await
     }
 
     async fn replicas(&self) -> Result<Vec<Replica>, BrokerError> {
-        let reports = self.read_leases().await?.into_iter();
+        let reports = within_call_limit(self.read_leases()).await?.into_iter();
         let reports = reports.filter_map(|(_, report)| serde_json::from_str::<Replica>(&report).ok());
-        // Of two processes of one name, the later one.
+        // If two processes have one replica name, the later report counts.
         let mut latest: BTreeMap<String, Replica> = BTreeMap::new();
         for report in reports {
             let before = latest.get(&report.replica);

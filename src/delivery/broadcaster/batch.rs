@@ -1,4 +1,4 @@
-//! Events that a broadcaster writes together, encoded once for all members.
+//! Events that a broadcaster writes together, encoded once for all streams.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub(super) struct EncodedBatch<'a> {
     events: &'a [Arc<LiveEvent>],
     /// All the events, as chunks of an HTTP/1.1 body.
     pub(super) bytes: Bytes,
-    /// Whether a member may get only some of the events although it selects none: one of them excludes subscribers,
+    /// Whether a stream may get only some of the events although it selects none: one of them excludes subscribers,
     /// or is about presence.
     pub(super) is_selective: bool,
 }
@@ -32,7 +32,7 @@ impl<'a> EncodedBatch<'a> {
 
     /// The bytes for one stream, and the number of events in them.
     pub(super) fn for_session(&self, session: &StreamSession) -> (Bytes, usize) {
-        if !self.is_selective && session.wants_all() {
+        if !self.is_selective && session.has_no_selection() {
             return (self.bytes.clone(), self.events.len());
         }
         let events: Vec<_> = self.events.iter().filter(|event| session.wants(event)).collect();

@@ -1,4 +1,4 @@
-//! The inbox of a broadcaster: how streams reach it, and how its members wake it.
+//! The inbox of a broadcaster: how streams reach it, and how its streams wake it.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Wake;
@@ -17,21 +17,21 @@ pub(super) struct Inbox {
 
 #[derive(Default)]
 pub(super) struct InboxContents {
-    /// Streams that the broadcaster has not accepted yet. They count as members.
+    /// Streams that the broadcaster has not accepted yet.
     pub(super) joining: Vec<(StreamConn, CaughtUp)>,
-    /// Slots of members that their sockets or their presence sessions have woken.
+    /// Slots of streams that their sockets or their presence sessions have woken.
     pub(super) woken: Vec<usize>,
-    /// How many streams the broadcaster has or will have.
-    pub(super) members: usize,
+    /// How many streams the broadcaster has, those that it has not accepted yet included.
+    pub(super) streams: usize,
 }
 
-/// Wakes a broadcaster on behalf of one member.
-pub(super) struct MemberWaker {
+/// Wakes a broadcaster on behalf of one stream.
+pub(super) struct StreamWaker {
     pub(super) inbox: Arc<Inbox>,
     pub(super) slot: usize,
 }
 
-impl Wake for MemberWaker {
+impl Wake for StreamWaker {
     fn wake(self: Arc<Self>) {
         self.inbox.contents().woken.push(self.slot);
         self.inbox.notify.notify_one();
@@ -46,12 +46,12 @@ impl Inbox {
     /// Adds a stream, and wakes the broadcaster.
     pub(super) fn add(&self, conn: StreamConn, caught_up: CaughtUp) {
         let mut contents = self.contents();
-        contents.members += 1;
+        contents.streams += 1;
         contents.joining.push((conn, caught_up));
         self.notify.notify_one();
     }
 
-    /// Resolves when a stream has been added, or a member has been woken.
+    /// Resolves when a stream has been added or woken.
     pub(super) async fn changed(&self) {
         self.notify.notified().await;
     }

@@ -1,7 +1,7 @@
 //! Publishing many events, to one room or several, with one request.
 //!
-//! A batch passes four steps: [`parse`] checks all events before anything is stored, [`plan`] sorts their copies by
-//! room, [`publish`] stores the copies, and [`collect`] makes the answer.
+//! A batch passes four steps: `parse` checks all events before anything is stored, `plan` sorts their copies by room,
+//! `publish` stores the copies, and `collect` makes the answer.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
@@ -222,10 +222,11 @@ fn copy_count(items: &[ParsedItem]) -> usize {
     items.iter().map(|item| item.rooms.len()).sum()
 }
 
-/// Sorts the copies of all items by room. Each room keeps the order of the batch.
+/// Sorts the copies of all items by room. Each room keeps the order of the batch. The caller's permissions are checked
+/// here, for each room.
 fn plan(caller: &Caller, items: &[ParsedItem]) -> BatchPlan {
     let mut plan = BatchPlan { rooms: Vec::new(), forbidden: Vec::new() };
-    let mut plan_of_room: HashMap<&RoomName, usize> = HashMap::new();
+    let mut positions: HashMap<&RoomName, usize> = HashMap::new();
     for (index, item) in items.iter().enumerate() {
         for room in &item.rooms {
             if !caller.may(Permission::Publish, room.as_str()) {
@@ -233,11 +234,11 @@ fn plan(caller: &Caller, items: &[ParsedItem]) -> BatchPlan {
                 plan.forbidden.push(CopyOutcome { item: index, room: room.clone(), result });
                 continue;
             }
-            let at = *plan_of_room.entry(room).or_insert_with(|| {
+            let position = *positions.entry(room).or_insert_with(|| {
                 plan.rooms.push(RoomPlan { room: room.clone(), items: Vec::new() });
                 plan.rooms.len() - 1
             });
-            plan.rooms[at].items.push(index);
+            plan.rooms[position].items.push(index);
         }
     }
     plan

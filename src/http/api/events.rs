@@ -23,7 +23,7 @@ use crate::http::{App, idempotency};
 use crate::live::LogPage;
 use crate::log::{Gap, Next};
 use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId};
-use crate::trace;
+use crate::{timestamp, trace};
 
 /// Subscribers that an event can exclude.
 const MAX_EXCEPT: usize = 100;
@@ -84,14 +84,7 @@ pub(super) fn new_event(
         let detail = format!("except has more than {MAX_EXCEPT} subscribers");
         return Err(Problem::new(Code::InvalidBody, detail));
     }
-    Ok(Event {
-        name,
-        data,
-        published_at: format!("{:.3}", jiff::Timestamp::now()),
-        except,
-        publish_id,
-        traceparent: trace::current(),
-    })
+    Ok(Event { name, data, published_at: timestamp::now(), except, publish_id, traceparent: trace::current() })
 }
 
 /// Appends an event to a room's log, and counts it.

@@ -44,7 +44,7 @@ impl RemovalQuery {
     }
 }
 
-/// The time so many seconds from now, in milliseconds since 1970. 0 for no seconds: the removal bans nobody.
+/// The time so many seconds from now, in milliseconds since 1970. 0 for no seconds, so that no stream is denied.
 fn until(seconds: u64) -> u64 {
     if seconds == 0 {
         return 0;

@@ -17,7 +17,7 @@ pub fn refuse_foreign(uri: &Uri, headers: &HeaderMap, allowed: impl Fn(&[u8]) ->
     let is_local = uri.authority().or(host.as_ref()).is_some_and(|authority| is_loopback_host(authority.host()));
     if !is_local {
         let detail = "a gateway without keys serves only this machine, as localhost or 127.0.0.1; \
-                      keys (such as --jwt-hs256-secret) or --insecure-allow-anonymous change that";
+                      a key (such as --jwt-public-key) or --insecure-allow-anonymous changes that";
         return Err(Problem::new(Code::ForeignHost, detail));
     }
     let origin = headers.get(header::ORIGIN).map(HeaderValue::as_bytes);

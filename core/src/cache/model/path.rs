@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use stateright::Path;
 
-use super::{Delivery, ModelEvent, ModelReplica, ModelStep, ModelSubscriber, Violation, World};
+use super::{ModelEvent, ModelReplica, ModelStep, ModelSubscriber, Received, Violation, World};
 use crate::names::EventId;
 
 /// Names of the replicas and subscribers by their numbers in a world. The numbers may change with a step, the names do
@@ -129,7 +129,7 @@ impl ModelSubscriber {
     }
 }
 
-impl std::fmt::Display for Delivery {
+impl std::fmt::Display for Received {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Event(event) => write!(f, "event {}", event.id),

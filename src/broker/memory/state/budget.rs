@@ -12,7 +12,7 @@ pub const IDEMPOTENCY_KEY_BYTES: usize = 256;
 const PUBLISH_BYTES: usize = 1024 + 2 * OVERHEAD_BYTES + IDEMPOTENCY_KEY_BYTES;
 /// A refused write counts for health with at most this fraction of the limit: if only larger writes fail, the broker is
 /// well.
-const REFUSED_FRACTION: usize = 8;
+const REFUSED_DIVISOR: usize = 8;
 
 /// The size of a log's entry.
 pub fn entry_bytes(stored: &[u8]) -> usize {
@@ -72,7 +72,7 @@ impl ByteBudget {
         if self.used + bytes <= self.limit {
             return Ok(());
         }
-        self.refused = self.refused.max(bytes.min(self.limit / REFUSED_FRACTION));
+        self.refused = self.refused.max(bytes.min(self.limit / REFUSED_DIVISOR));
         let detail = format!("the embedded broker is full: it holds at most {} bytes", self.limit);
         Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)))
     }

@@ -1,13 +1,15 @@
--- Empties a room's log and keeps its head, in which it says so; announces that. Returns up to where.
--- KEYS: head, log. ARGV: channel, head's lifetime (ms), random, known ids…
+-- Empties a topic's log and announces it. The head stays, and records it. Returns the position up to which the log was
+-- emptied.
+-- KEYS: head, log. ARGV: channel, head's lifetime (ms), random, watermarks…
 
--- The log's own type is checked before the first write: what else is stored there is not ours to drop.
+-- Fails before the first write if the key has another type: UNLINK would delete a value that is no log.
 redis.call('XLEN', KEYS[2])
-local head = vouch(redis.call('GET', KEYS[1]), KEYS[2], server_mark(), ids_from(4), tonumber(ARGV[3]))
+local text, replication_id = redis.call('GET', KEYS[1]), server_replication_id()
+local head = ensure_epoch(text, KEYS[2], replication_id, watermarks_from(4), tonumber(ARGV[3]))
 head.cleared = { head.epochs[1].number, head.epochs[1].last }
--- First, since Redis without memory left takes it, and then the rest too.
+-- UNLINK comes before SET: Redis runs it without memory left, and then runs the rest of the script, too.
 redis.call('UNLINK', KEYS[2])
 redis.call('SET', KEYS[1], render(head), 'PX', ARGV[2])
--- A hint only: whoever reads the head finds it there.
+-- Announcements are hints: replicas that read the head find the position there.
 redis.pcall('PUBLISH', ARGV[1], id_text(head.cleared) .. ' cleared\n')
 return id_text(head.cleared)

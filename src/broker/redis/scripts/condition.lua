@@ -1,27 +1,27 @@
 -- Prelude of the conditional writes. KEYS: hash. ARGV: field, …, condition (always, absent, present, matches), entity
--- tags… A tag is the SHA-1 of the value.
+-- tags… An entity tag is the SHA-1 of a value.
 
-local function condition_holds(present)
+local function condition_holds(value)
   local condition = ARGV[3]
   if condition == 'absent' then
-    return not present
+    return not value
   elseif condition == 'present' then
-    return present and true
+    return value and true
   end
-  local tag = present and redis.sha1hex(present)
-  for place = 4, #ARGV do
-    if ARGV[place] == tag then
+  local tag = value and redis.sha1hex(value)
+  for index = 4, #ARGV do
+    if ARGV[index] == tag then
       return true
     end
   end
   return false
 end
 
--- The answer where the condition does not hold: {present value or false}.
+-- The script's answer if the condition does not hold: {current value or false}. Nil if it holds.
 local function refusal()
   if ARGV[3] == 'always' then
     return nil
   end
-  local present = redis.call('HGET', KEYS[1], ARGV[1])
-  return not condition_holds(present) and { present } or nil
+  local value = redis.call('HGET', KEYS[1], ARGV[1])
+  return not condition_holds(value) and { value } or nil
 end

@@ -1,11 +1,11 @@
--- Vouches for a room's head, and creates it where there is none. Returns it.
--- KEYS: head, log. ARGV: head's lifetime (ms), random, a head that the caller can't read or "", known ids…
+-- Checks the head of a topic's log, and begins a new epoch if it does not match. Returns the head.
+-- KEYS: head, log. ARGV: head's lifetime (ms), random, a head that the replica can't parse or "", watermarks…
 
 local text = redis.call('GET', KEYS[1])
--- One that only looks like a head from here must not stand in the reader's way for ever.
-local found = text ~= ARGV[3] and text or nil
-local head, changed = vouch(found, KEYS[2], server_mark(), ids_from(4), tonumber(ARGV[2]))
-if changed then
+-- This script may accept a head that the replica rejects. Without the comparison such a head would stay for ever.
+local valid = text ~= ARGV[3] and text or nil
+local head, has_changed = ensure_epoch(valid, KEYS[2], server_replication_id(), watermarks_from(4), tonumber(ARGV[2]))
+if has_changed then
   text = render(head)
   redis.call('SET', KEYS[1], text, 'PX', ARGV[1])
 end

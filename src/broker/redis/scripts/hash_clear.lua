@@ -1,4 +1,4 @@
--- Removes a hash. Returns 1, or 0 where there was none. A key of another type is left alone.
+-- Deletes a hash. Returns 1, or 0 if there was none. Fails for a key of another type.
 -- KEYS: hash.
 
 if redis.call('HLEN', KEYS[1]) == 0 then

@@ -1,20 +1,20 @@
--- Sets and removes fields, all at once. Returns {created, replaced, removed}.
+-- Sets and removes fields in one step. Returns {created, replaced, removed}.
 -- KEYS: hash. ARGV: triples of "set", field, value or "remove", field, "".
 
 local created, replaced, removed = 0, 0, 0
--- HSET is the first write wherever there is one: refused for lack of memory, it leaves nothing half done.
-for place = 1, #ARGV, 3 do
-  if ARGV[place] == 'set' then
-    if redis.call('HSET', KEYS[1], ARGV[place + 1], ARGV[place + 2]) == 1 then
+-- The first write is an HSET if there is one, so that nothing is half done if Redis refuses it for lack of memory.
+for index = 1, #ARGV, 3 do
+  if ARGV[index] == 'set' then
+    if redis.call('HSET', KEYS[1], ARGV[index + 1], ARGV[index + 2]) == 1 then
       created = created + 1
     else
       replaced = replaced + 1
     end
   end
 end
-for place = 1, #ARGV, 3 do
-  if ARGV[place] == 'remove' then
-    removed = removed + redis.call('HDEL', KEYS[1], ARGV[place + 1])
+for index = 1, #ARGV, 3 do
+  if ARGV[index] == 'remove' then
+    removed = removed + redis.call('HDEL', KEYS[1], ARGV[index + 1])
   end
 end
 return { created, replaced, removed }

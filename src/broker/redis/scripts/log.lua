@@ -1,16 +1,25 @@
--- Prelude of every script that reads or writes a room's head; the rules are those of src/follow.
+-- Prelude of every script that reads or writes the head of a topic's log. The rules are those of core/src/log.
 --
--- A head is one string: "<epoch>-<last offset> <mark>", then tokens about the rest of the chain, newest epoch first:
---   ~<epoch>-<offset>          whoever enters the epoch named last may have missed what came after this position
---   ?<epoch>-<offset>/<epoch>  the same, but whoever entered the second epoch when that was marked has been told there
+-- A head is one string: "<epoch>-<last offset> <replication id>" for the newest epoch, then tokens from newer to older:
+--   ~<epoch>-<offset>          streams that enter the epoch before this token from an older one may miss events after
+--                              this position
+--   ?<epoch>-<offset>/<epoch>  the same, for a loss that was found later: streams that entered the second epoch after
+--                              the loss had been recorded there were told at that time
 --   <epoch>-<last offset>      the next older epoch
---   ^<epoch>                   the newest epoch that was cut from the chain
---   =<epoch>-<offset>          up to there the log was emptied on purpose
--- A junk head counts as none. Epochs are microseconds, exact in Lua's numbers below 2^53.
+--   ^<epoch>                   the newest epoch that was dropped from the history
+--   =<epoch>-<offset>          the log was emptied on purpose up to this position
+-- A malformed head counts as none. Epochs are microseconds since 1970: Lua's numbers are exact below 2^53.
 
+local HEAD_PATTERN = '^(%d+)%-(%d+) (%x+)(.*)$'
 local KEPT_EPOCHS = 32
--- Above this, Lua pays more for joining strings than Redis does for a second PUBLISH.
+-- Above this, Lua takes longer to join strings than Redis takes for a second PUBLISH.
 local LARGE_BYTES = 4096
+-- A log's bytes and age are checked with every so many events, and with large events.
+local TRIM_EVERY = 16
+-- Entries that are dropped for their age in one step, and entries that are read in one reply while trimming.
+local MAX_DROPPED_FOR_AGE = 4 * TRIM_EVERY
+local MAX_CHUNK = 64
+local DAY = 24 * 3600 * 1000000
 
 -- tostring would print 1.79e+15.
 local function whole(number)
@@ -21,15 +30,15 @@ local function id_text(id)
   return whole(id[1]) .. '-' .. whole(id[2])
 end
 
--- Which server's history this is. Never passed in or cached: only read in the same step does it survive a
--- partial resync or a failover and back.
-local function server_mark()
+-- The server's replication id, which names the server's history. It must be read in the step that uses it: an id from
+-- an earlier step would hide a partial resync, or a failover and back.
+local function server_replication_id()
   local info = redis.call('INFO', 'replication')
-  local _, at = string.find(info, '\nmaster_replid:', 1, true)
-  return string.sub(info, at + 1, at + 40)
+  local _, colon = string.find(info, '\nmaster_replid:', 1, true)
+  return string.sub(info, colon + 1, colon + 40)
 end
 
--- A hint only, so its failure is nobody's: the log is the truth.
+-- Announcements are hints and the log is the truth, so a PUBLISH that fails does not fail the script.
 local function announce(channel, id, event)
   local header = id .. ' ' .. #event .. '\n'
   if #event > LARGE_BYTES then
@@ -41,53 +50,54 @@ local function announce(channel, id, event)
 end
 
 local function parse(text)
-  local epoch, last, mark, rest = string.match(text or '', '^(%d+)%-(%d+) (%x+)(.*)$')
+  local epoch, last, replication_id, rest = string.match(text or '', HEAD_PATTERN)
   if not epoch then
     return nil
   end
-  local head = { mark = mark, epochs = { { number = tonumber(epoch), last = tonumber(last) } }, cut = 0 }
+  local epochs = { { number = tonumber(epoch), last = tonumber(last) } }
+  local head = { replication_id = replication_id, epochs = epochs, dropped = 0 }
   for tag, first, second, third in string.gmatch(rest, ' ([~?^=]?)(%d+)%-?(%d*)/?(%d*)') do
     first, second = tonumber(first), tonumber(second)
     if tag == '' then
-      table.insert(head.epochs, { number = first, last = second })
+      table.insert(epochs, { number = first, last = second })
     elseif tag == '~' then
-      head.epochs[#head.epochs].since = { first, second }
+      epochs[#epochs].lost_since = { first, second }
     elseif tag == '?' then
-      head.epochs[#head.epochs].late = { since = { first, second }, entered = tonumber(third) }
+      epochs[#epochs].late = { since = { first, second }, entered = tonumber(third) }
     elseif tag == '=' then
       head.cleared = { first, second }
     else
-      head.cut = first
+      head.dropped = first
     end
   end
   return head
 end
 
 local function render(head)
-  local parts = {}
-  for place, epoch in ipairs(head.epochs) do
-    table.insert(parts, whole(epoch.number) .. '-' .. whole(epoch.last))
-    if place == 1 then
-      table.insert(parts, head.mark)
+  local tokens = {}
+  for index, epoch in ipairs(head.epochs) do
+    table.insert(tokens, whole(epoch.number) .. '-' .. whole(epoch.last))
+    if index == 1 then
+      table.insert(tokens, head.replication_id)
     end
-    if epoch.since then
-      table.insert(parts, '~' .. id_text(epoch.since))
+    if epoch.lost_since then
+      table.insert(tokens, '~' .. id_text(epoch.lost_since))
     end
     if epoch.late then
-      table.insert(parts, '?' .. id_text(epoch.late.since) .. '/' .. whole(epoch.late.entered))
+      table.insert(tokens, '?' .. id_text(epoch.late.since) .. '/' .. whole(epoch.late.entered))
     end
   end
-  if head.cut > 0 then
-    table.insert(parts, '^' .. whole(head.cut))
+  if head.dropped > 0 then
+    table.insert(tokens, '^' .. whole(head.dropped))
   end
   if head.cleared then
-    table.insert(parts, '=' .. id_text(head.cleared))
+    table.insert(tokens, '=' .. id_text(head.cleared))
   end
-  return table.concat(parts, ' ')
+  return table.concat(tokens, ' ')
 end
 
--- Begins an epoch above `floor` and above every epoch of the chain.
-local function begin(head, log, mark, floor, random)
+-- Begins an epoch above `floor` and above all epochs of the history.
+local function begin_epoch(head, log_key, replication_id, floor, random)
   local time = redis.call('TIME')
   local number = tonumber(time[1]) * 1000000 + tonumber(time[2])
   if head.epochs[1] then
@@ -96,26 +106,24 @@ local function begin(head, log, mark, floor, random)
   if number <= floor then
     number = floor + 1 + random
   end
-  head.mark = mark
+  head.replication_id = replication_id
   table.insert(head.epochs, 1, { number = number, last = 0 })
   if #head.epochs > KEPT_EPOCHS then
-    local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+    local oldest = redis.call('XRANGE', log_key, '-', '+', 'COUNT', 1)[1]
     local retained = oldest and tonumber(string.match(oldest[1], '^%d+')) or math.huge
     while #head.epochs > KEPT_EPOCHS and head.epochs[#head.epochs].number < retained do
-      head.cut = table.remove(head.epochs).number
+      head.dropped = table.remove(head.epochs).number
     end
   end
 end
 
+-- The earlier one of two positions; the second may be nil.
 local function earlier(a, b)
-  return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2])
+  local is_second = b and (b[1] < a[1] or (b[1] == a[1] and b[2] < a[2]))
+  return is_second and b or a
 end
 
-local function min(a, b)
-  return b and earlier(b, a) and b or a
-end
-
--- The first epoch above a number.
+-- The oldest epoch above a number.
 local function first_above(head, number)
   local found
   for _, epoch in ipairs(head.epochs) do
@@ -126,68 +134,206 @@ local function first_above(head, number)
   return found
 end
 
--- Marks a loss on the first epoch above it, and, for those who have entered that one already, on the newest.
-local function mark_loss(head, since)
+-- Records a loss on the first epoch above it and, for streams that have entered that epoch already, on the newest
+-- epoch.
+local function record_loss(head, since)
   local newest, first = head.epochs[1], first_above(head, since[1])
-  first.since = min(since, first.since)
+  first.lost_since = earlier(since, first.lost_since)
   if first ~= newest then
     local late = newest.late or { since = since, entered = first.number }
-    newest.late = { since = min(since, late.since), entered = math.max(late.entered, first.number) }
+    newest.late = { since = earlier(since, late.since), entered = math.max(late.entered, first.number) }
   end
 end
 
--- The head that this step may use, and whether it has changed. `known` are ids that the replica appended or saw.
-local function vouch(text, log, mark, known, random)
-  local head, changed = parse(text), false
+-- Checks a head, and begins a new epoch if the head is missing, malformed or another server's, or if it conflicts with
+-- `watermarks`: the highest ids, by epoch, that the replica has appended or seen. Returns the head, and whether it has
+-- changed.
+local function ensure_epoch(text, log_key, replication_id, watermarks, random)
+  local head, has_changed = parse(text), false
   local floor = 0
-  for _, id in ipairs(known) do
+  for _, id in ipairs(watermarks) do
     floor = math.max(floor, id[1])
   end
   if not head then
-    -- Entries that no head vouches for can never be told to anyone. Only where there are some: once a script has
-    -- written, Redis lets it go on for lack of memory or replicas, and XADD would no longer be refused.
-    if redis.call('XLEN', log) > 0 then
-      redis.call('XTRIM', log, 'MAXLEN', 0)
+    -- Entries that no head covers can never be delivered. XTRIM runs only if there are any: once a script has written,
+    -- Redis no longer refuses its writes for lack of memory or replicas, and XADD has to be refused then.
+    if redis.call('XLEN', log_key) > 0 then
+      redis.call('XTRIM', log_key, 'MAXLEN', 0)
     end
-    head = { epochs = {}, cut = 0 }
-    begin(head, log, mark, floor, random)
-    changed = true
-  elseif head.mark ~= mark then
-    begin(head, log, mark, floor, random)
-    changed = true
+    head = { epochs = {}, dropped = 0 }
+    begin_epoch(head, log_key, replication_id, floor, random)
+    has_changed = true
+  elseif head.replication_id ~= replication_id then
+    begin_epoch(head, log_key, replication_id, floor, random)
+    has_changed = true
   end
-  local last = {}
+  local ends = {}
   for _, epoch in ipairs(head.epochs) do
-    last[epoch.number] = epoch.last
+    ends[epoch.number] = epoch.last
   end
-  local lost = {}
-  for _, id in ipairs(known) do
-    local on_chain = last[id[1]] and id[2] <= last[id[1]]
-    if id[2] > 0 and id[1] > head.cut and not on_chain then
-      local since = { id[1], last[id[1]] or 0 }
+  local losses = {}
+  for _, id in ipairs(watermarks) do
+    local is_held = ends[id[1]] and id[2] <= ends[id[1]]
+    if id[2] > 0 and id[1] > head.dropped and not is_held then
+      local since = { id[1], ends[id[1]] or 0 }
       local first = first_above(head, id[1])
-      -- Else those who come past it are told so already.
-      if not (first and first.since and not earlier(since, first.since)) then
-        table.insert(lost, since)
+      -- If the first epoch above has recorded the loss, streams that come past it are told already.
+      local recorded = first and first.lost_since
+      if not recorded or earlier(recorded, since) == since then
+        table.insert(losses, since)
       end
     end
   end
-  -- No stream could go on from a position above the chain.
-  if not changed and (#lost > 0 or floor > head.epochs[1].number) then
-    begin(head, log, mark, floor, random)
-    changed = true
+  -- No stream could go on from a position above the history.
+  if not has_changed and (#losses > 0 or floor > head.epochs[1].number) then
+    begin_epoch(head, log_key, replication_id, floor, random)
+    has_changed = true
   end
-  for _, since in ipairs(lost) do
-    mark_loss(head, since)
+  for _, since in ipairs(losses) do
+    record_loss(head, since)
   end
-  return head, changed
+  return head, has_changed
 end
 
-local function ids_from(position)
+-- The watermarks in ARGV from an index on.
+local function watermarks_from(first)
   local ids = {}
-  for place = position, #ARGV do
-    local epoch, offset = string.match(ARGV[place], '^(%d+)%-(%d+)$')
+  for index = first, #ARGV do
+    local epoch, offset = string.match(ARGV[index], '^(%d+)%-(%d+)$')
     table.insert(ids, { tonumber(epoch), tonumber(offset) })
   end
   return ids
+end
+
+-- Begins an epoch above all ids of the log. A log has ids above its head's if the head is older than the log, or if
+-- another client has written there. Entries above the head can't be delivered, so they count as lost.
+local function begin_above_entries(head, log_key, replication_id, random)
+  local highest = 0
+  local info = redis.call('XINFO', 'STREAM', log_key)
+  for index = 1, #info, 2 do
+    if info[index] == 'last-generated-id' then
+      highest = tonumber(string.match(info[index + 1], '^%d+'))
+    end
+  end
+  if highest > tonumber(redis.call('TIME')[1]) * 1000000 + DAY then
+    -- Such an id is no time, and there may be no room for epochs above it.
+    redis.call('DEL', log_key)
+    highest = 0
+  end
+  local since = { head.epochs[1].number, head.epochs[1].last }
+  begin_epoch(head, log_key, replication_id, highest, random)
+  record_loss(head, since)
+end
+
+-- Drops entries that are too old, and then the oldest ones until the log takes at most `max_bytes`. The functions are
+-- nested, since most appends do not trim, and to create functions takes time.
+local function trim(log_key, max_bytes, oldest_time)
+  -- Drops the oldest entries while `is_due` is true for their events, and at most `most` entries.
+  local function drop_oldest(most, is_due)
+    local length, dropped, chunk = redis.call('XLEN', log_key), 0, 1
+    while dropped < most do
+      local oldest = redis.pcall('XRANGE', log_key, '-', '+', 'COUNT', math.min(chunk, most - dropped))
+      local count = 0
+      while oldest[count + 1] and is_due(oldest[count + 1][2][2] or '') do
+        count = count + 1
+      end
+      if count == 0 then
+        return
+      end
+      dropped = dropped + count
+      redis.pcall('XTRIM', log_key, 'MAXLEN', '=', length - dropped)
+      if count < #oldest then
+        return
+      end
+      chunk = math.min(chunk * 4, MAX_CHUNK)
+    end
+  end
+
+  -- Counts all entries: by default Redis looks only at the oldest five nodes, which may be nothing like the others.
+  local function memory_usage()
+    local bytes = redis.pcall('MEMORY', 'USAGE', log_key, 'SAMPLES', 0)
+    return type(bytes) == 'number' and bytes or 0
+  end
+
+  drop_oldest(MAX_DROPPED_FOR_AGE, function(event)
+    local time = string.match(event, '^{"published_at":"([^"]+)"')
+    return time and time < oldest_time
+  end)
+
+  local bytes, length = memory_usage(), redis.call('XLEN', log_key)
+  -- A log takes far more than its limit only after the limit was lowered, or because of one large event.
+  while bytes > 2 * max_bytes and length > 1 do
+    length = math.floor(length / 2)
+    redis.pcall('XTRIM', log_key, 'MAXLEN', '=', length)
+    bytes = memory_usage()
+  end
+  -- Redis frees a node of a stream with the node's last entry, so dropped entries may still take memory. Two rounds are
+  -- enough for Redis's default size of nodes. For larger nodes, more rounds would drop all entries but the last.
+  for _ = 1, 2 do
+    if bytes <= max_bytes or length <= 1 then
+      return
+    end
+    local excess = bytes - max_bytes
+    drop_oldest(length - 1, function(event)
+      local is_due = excess > 0
+      excess = excess - #event
+      return is_due
+    end)
+    bytes, length = memory_usage(), redis.call('XLEN', log_key)
+  end
+end
+
+local function add_entry(log, id, event)
+  -- Trimming by whole nodes takes a tenth of the time. Only a log that keeps no entries is trimmed exactly.
+  local exactness = log.max_entries == '0' and '=' or '~'
+  return redis.pcall('XADD', log.key, 'MAXLEN', exactness, log.max_entries, id, 'e', event)
+end
+
+-- Appends an event to a topic's log, and announces it. Returns the event's id, or nil and Redis's error if nothing was
+-- stored. `log` has these fields:
+--   head_key, key, channel       the topic's head, log and channel
+--   max_entries, max_bytes       what the log keeps, as text and as a number
+--   oldest_time                  events that were published before this time are dropped
+--   ttl, head_ttl                lifetimes of log and head, in milliseconds
+--   random                       added to a new epoch that can't be the time
+--   first_watermark              the index of the first watermark in ARGV
+local function append(log, event)
+  local text, replication_id = redis.call('GET', log.head_key), server_replication_id()
+  local epoch, last, owner, rest = string.match(text or '', HEAD_PATTERN)
+
+  -- In the common case neither the older epochs nor the clock are needed.
+  local is_current = owner == replication_id
+  for index = log.first_watermark, #ARGV do
+    local known_epoch, offset = string.match(ARGV[index], '^(%d+)%-(%d+)$')
+    is_current = is_current and known_epoch == epoch and tonumber(offset) <= tonumber(last)
+  end
+  local head
+  if not is_current then
+    head = ensure_epoch(text, log.key, replication_id, watermarks_from(log.first_watermark), log.random)
+    epoch, last, owner, rest = string.match(render(head), HEAD_PATTERN)
+  end
+
+  -- XADD is the first write, so nothing was stored if it fails. After it nothing may fail.
+  local offset = tonumber(last) + 1
+  local id = epoch .. '-' .. whole(offset)
+  local added = add_entry(log, id, event)
+  if type(added) == 'table' and added.err and string.find(added.err, 'equal or smaller', 1, true) then
+    head = head or parse(text)
+    begin_above_entries(head, log.key, replication_id, log.random)
+    epoch, last, owner, rest = string.match(render(head), HEAD_PATTERN)
+    offset = tonumber(last) + 1
+    id = epoch .. '-' .. whole(offset)
+    added = add_entry(log, id, event)
+  end
+  if type(added) == 'table' and added.err then
+    return nil, added
+  end
+
+  if log.max_entries ~= '0' and (offset % TRIM_EVERY == 0 or #event * 2 * TRIM_EVERY > log.max_bytes) then
+    trim(log.key, log.max_bytes, log.oldest_time)
+  end
+  redis.pcall('PEXPIRE', log.key, log.ttl)
+  redis.call('SET', log.head_key, id .. ' ' .. replication_id .. rest, 'PX', log.head_ttl)
+  announce(log.channel, id, event)
+  return id
 end

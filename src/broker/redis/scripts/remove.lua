@@ -1,23 +1,24 @@
--- Stores a removal, and has all replicas told. Those whose time has passed go from the oldest end; one that holds is never dropped for a
--- new one. Returns its id.
--- KEYS: removals. ARGV: the removal, channel of control, most that are remembered, lifetime (ms) after the last one, now (ms), how long (ms)
--- one that keeps nobody out is known.
+-- Stores a removal and announces it to all replicas. Removals that are over are dropped from the oldest end; a removal
+-- in force is never dropped for a new one. Returns the removal's id.
+-- KEYS: removals. ARGV: removal, control channel, most removals to keep, the key's lifetime (ms), now (ms), how long
+-- (ms) a removal is kept at least, and after its ban has ended.
 
-local MOST_DROPPED = 100
+local MAX_DROPPED = 100
 
-local now, known = tonumber(ARGV[5]), tonumber(ARGV[6])
+local now, kept_for = tonumber(ARGV[5]), tonumber(ARGV[6])
 local dropped = {}
-for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', MOST_DROPPED)) do
-  local read, removal = pcall(cjson.decode, entry[2][2])
-  local until_when = read and type(removal) == 'table' and tonumber(removal['until']) or 0
-  if math.max(until_when, tonumber(string.match(entry[1], '^%d+'))) + known < now then
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', MAX_DROPPED)) do
+  local is_json, removal = pcall(cjson.decode, entry[2][2])
+  local until_time = is_json and type(removal) == 'table' and tonumber(removal['until']) or 0
+  local stored_at = tonumber(string.match(entry[1], '^%d+'))
+  if math.max(until_time, stored_at) + kept_for < now then
     dropped[#dropped + 1] = entry[1]
   end
 end
 if redis.call('XLEN', KEYS[1]) - #dropped >= tonumber(ARGV[3]) then
-  return redis.error_reply('BUSY ' .. ARGV[3] .. ' removals hold, and no more are remembered')
+  return redis.error_reply('BUSY ' .. ARGV[3] .. ' removals are in force, and no more can be stored')
 end
--- The first write, which Redis refuses where there is no room for it.
+-- XADD is the first write: Redis refuses it if there is no memory left.
 local id = redis.call('XADD', KEYS[1], '*', 'r', ARGV[1])
 if #dropped > 0 then
   redis.call('XDEL', KEYS[1], unpack(dropped))

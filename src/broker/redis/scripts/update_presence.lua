@@ -1,224 +1,246 @@
--- Changes who is in a room, and has members of replicas that are gone leave. Appends what changed in effect to the room's log, where
--- somebody has ever asked to see it. Returns for each change the stay's stamp, or gone, taken or superseded, and then 1 if there are
--- more that have to leave.
--- KEYS: members, attendance, head, log. ARGV: replica, members' and head's lifetime (ms), random, room, room's channel, channel
--- of control, entries to keep, log's lifetime (ms), now (RFC 3339), 1 if somebody asks to see, how many replicas are gone, these, how
--- many changes, for each: enter or leave, subscriber, stamp or 0, owner, address or -, card; known ids…
+-- Changes the members of a room, and removes members of dead processes. Once a stream has asked for presence events,
+-- appends presence.join and presence.leave to the room's log. Returns an answer for each change: the session's
+-- generation, or absent, name_taken or superseded; then 1 if members of dead processes are left, else 0.
+-- KEYS: members, presence, head, log.
+-- ARGV: process, lifetime of members and head (ms), random, room, room's channel, control channel, entries to keep,
+-- bytes to keep, log's lifetime (ms), now (RFC 3339), time before which events are too old, 1 if a stream asks for
+-- presence events, number of dead processes, these processes, number of changes, for each: join or leave, subscriber,
+-- generation or 0, owner, address or -, profile; watermarks…
 --
--- A member is one text: "<stamp> <since> <replica> <owner> <address or -> <card>". Attendance counts them by replica; its field "" says that
--- somebody has asked to see.
+-- A member is one text: "<generation> <since> <process> <owner> <address or -> <profile>". The presence key counts
+-- members by process; its field "" says that a stream has asked for presence events.
 
-local FIRST_REPLICA = 12
-local FIELDS = 6
--- Members that one entry of the log names.
-local MOST_NAMED = 100
--- Members of replicas that are gone, of one step.
-local MOST_SWEPT = 1000
-local BATCH = 1000
+local FIRST_PROCESS = 14
+local FIELDS_PER_CHANGE = 6
+local MAX_MEMBERS_PER_EVENT = 100
+-- Members of dead processes that one step removes.
+local MAX_STALE_PER_STEP = 1000
+-- Even, since HSET takes pairs.
+local MAX_ARGUMENTS = 1000
 
-local replica, lifetime, now_text = ARGV[1], ARGV[2], ARGV[9]
-local missing = {}
-for place = FIRST_REPLICA, FIRST_REPLICA + tonumber(ARGV[11]) - 1 do
-  missing[ARGV[place]] = true
+local own_process, head_ttl, now = ARGV[1], ARGV[2], ARGV[10]
+local is_dead = {}
+for index = FIRST_PROCESS, FIRST_PROCESS + tonumber(ARGV[13]) - 1 do
+  is_dead[ARGV[index]] = true
 end
-local first_change = FIRST_REPLICA + tonumber(ARGV[11]) + 1
+local first_change = FIRST_PROCESS + tonumber(ARGV[13]) + 1
 local changes = tonumber(ARGV[first_change - 1])
-local first_known = first_change + changes * FIELDS
 
-local counts, watched = {}, false
-local flat = redis.call('HGETALL', KEYS[2])
-for place = 1, #flat, 2 do
-  if flat[place] == '' then
-    watched = true
+local counts, is_watched = {}, false
+local stored_counts = redis.call('HGETALL', KEYS[2])
+for index = 1, #stored_counts, 2 do
+  if stored_counts[index] == '' then
+    is_watched = true
   else
-    counts[flat[place]] = tonumber(flat[place + 1])
+    counts[stored_counts[index]] = tonumber(stored_counts[index + 1])
   end
 end
--- Part of it is lost, then; what is left is counted.
-local total = 0
-for _, number in pairs(counts) do
-  total = total + number
-end
-local recounts = redis.call('HLEN', KEYS[1]) ~= total
-if recounts then
-  local before = counts
-  counts = {}
-  for of in pairs(before) do
-    counts[of] = 0
+local function total()
+  local sum = 0
+  for _, count in pairs(counts) do
+    sum = sum + count
   end
-  local all = redis.call('HGETALL', KEYS[1])
-  for place = 2, #all, 2 do
-    local of = string.match(all[place], '^%d+ %S+ (%S+) ')
-    if of then
-      counts[of] = (counts[of] or 0) + 1
+  return sum
+end
+-- If the two keys disagree, a part of one was lost: the members that are left are counted.
+local is_recounted = redis.call('HLEN', KEYS[1]) ~= total()
+if is_recounted then
+  for process in pairs(counts) do
+    counts[process] = 0
+  end
+  local members = redis.call('HGETALL', KEYS[1])
+  for index = 2, #members, 2 do
+    local process = string.match(members[index], '^%d+ %S+ (%S+) ')
+    if process then
+      counts[process] = (counts[process] or 0) + 1
     end
   end
 end
-local begins_watch = ARGV[10] == '1' and not watched
-watched = watched or begins_watch
+local starts_watch = ARGV[12] == '1' and not is_watched
+is_watched = is_watched or starts_watch
 
-local function read(text)
-  local stamp, since, of, owner, address, card = string.match(text or '', '^(%d+) (%S+) (%S+) (%S+) (%S+) (.*)$')
-  return stamp
-    and { stamp = tonumber(stamp), since = since, replica = of, owner = owner, address = address, card = card, text = text }
+local function parse_member(text)
+  local generation, since, process, owner, address, profile =
+    string.match(text or '', '^(%d+) (%S+) (%S+) (%S+) (%S+) (.*)$')
+  return generation
+    and {
+      generation = tonumber(generation),
+      since = since,
+      process = process,
+      owner = owner,
+      address = address,
+      profile = profile,
+      text = text,
+    }
 end
 
-local before, now, order, junk = {}, {}, {}, {}
-local function note(name, member)
-  before[name], now[name] = member or false, member or false
+-- The members that this step reads or changes, before and after it; false for no member. `order` makes the events'
+-- order that of the changes.
+local before, after, order, malformed = {}, {}, {}, {}
+local function load_member(name, member)
+  before[name], after[name] = member or false, member or false
   order[#order + 1] = name
 end
 
-local ghosts, more = false, false
-for of in pairs(counts) do
-  ghosts = ghosts or missing[of]
+local has_stale, has_more_stale = false, false
+for process in pairs(counts) do
+  has_stale = has_stale or is_dead[process]
 end
-if ghosts then
-  local all, swept = redis.call('HGETALL', KEYS[1]), 0
-  for place = 1, #all, 2 do
-    local name, found = all[place], read(all[place + 1])
-    local is_ghost = not found or missing[found.replica]
-    more = more or (is_ghost and swept == MOST_SWEPT)
-    if is_ghost and swept < MOST_SWEPT then
-      swept = swept + 1
-      if found then
-        note(name, found)
-        now[name] = false
+if has_stale then
+  local members, removed = redis.call('HGETALL', KEYS[1]), 0
+  for index = 1, #members, 2 do
+    local name, member = members[index], parse_member(members[index + 1])
+    local is_stale = not member or is_dead[member.process]
+    has_more_stale = has_more_stale or (is_stale and removed == MAX_STALE_PER_STEP)
+    if is_stale and removed < MAX_STALE_PER_STEP then
+      removed = removed + 1
+      if member then
+        load_member(name, member)
+        after[name] = false
       else
-        junk[#junk + 1] = name
+        malformed[#malformed + 1] = name
       end
     end
   end
-  for of in pairs(counts) do
-    if missing[of] and not more then
-      counts[of] = 0
+  for process in pairs(counts) do
+    if is_dead[process] and not has_more_stale then
+      counts[process] = 0
     end
   end
 end
 
 local time = redis.call('TIME')
-local stamp = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local newest_generation = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local answers, superseded = {}, {}
 for change = 1, changes do
-  local place = first_change + (change - 1) * FIELDS
-  local name, given, owner = ARGV[place + 1], tonumber(ARGV[place + 2]), ARGV[place + 3]
-  local address, card = ARGV[place + 4], ARGV[place + 5]
-  if now[name] == nil then
-    note(name, read(redis.call('HGET', KEYS[1], name)))
+  local index = first_change + (change - 1) * FIELDS_PER_CHANGE
+  local name, generation, owner = ARGV[index + 1], tonumber(ARGV[index + 2]), ARGV[index + 3]
+  local address, profile = ARGV[index + 4], ARGV[index + 5]
+  if after[name] == nil then
+    load_member(name, parse_member(redis.call('HGET', KEYS[1], name)))
   end
-  local present = now[name]
-  if ARGV[place] == 'leave' then
-    if present and (present.stamp == given or (given == 0 and present.replica == replica and present.owner == owner)) then
-      now[name] = false
+  local member = after[name]
+  if ARGV[index] == 'leave' then
+    local is_own = member and member.process == own_process and member.owner == owner
+    if member and (member.generation == generation or (generation == 0 and is_own)) then
+      after[name] = false
     end
-    answers[change] = 'gone'
-  elseif present and present.owner ~= owner then
-    answers[change] = 'taken'
-  elseif given > 0 and present and present.stamp > given then
+    answers[change] = 'absent'
+  elseif member and member.owner ~= owner then
+    answers[change] = 'name_taken'
+  elseif generation > 0 and member and member.generation > generation then
     answers[change] = 'superseded'
   else
-    if given == 0 then
-      stamp = math.max(stamp + 1, present and present.stamp + 1 or 0)
-      given = stamp
+    if generation == 0 then
+      newest_generation = math.max(newest_generation + 1, member and member.generation + 1 or 0)
+      generation = newest_generation
     end
-    if present and present.replica ~= replica then
-      superseded[#superseded + 1] = name .. ' ' .. whole(given)
+    if member and member.process ~= own_process then
+      superseded[#superseded + 1] = name .. ' ' .. whole(generation)
     end
-    local since = present and present.since or now_text
-    now[name] = { stamp = given, since = since, replica = replica, owner = owner, address = address, card = card }
-    answers[change] = whole(given)
+    after[name] = {
+      generation = generation,
+      since = member and member.since or now,
+      process = own_process,
+      owner = owner,
+      address = address,
+      profile = profile,
+    }
+    answers[change] = whole(generation)
   end
 end
 
-local left, joined, written, gone = {}, {}, {}, junk
-local function count(of, by)
-  counts[of] = math.max(0, (counts[of] or 0) + by)
+local left, joined, written, deleted = {}, {}, {}, malformed
+local function add_to_count(process, number)
+  counts[process] = math.max(0, (counts[process] or 0) + number)
 end
 for _, name in ipairs(order) do
-  local was, is = before[name], now[name]
+  local was, is = before[name], after[name]
   if was then
-    count(was.replica, -1)
+    add_to_count(was.process, -1)
   end
   if is then
-    count(is.replica, 1)
-    local text = table.concat({ whole(is.stamp), is.since, is.replica, is.owner, is.address, is.card }, ' ')
+    add_to_count(is.process, 1)
+    local text =
+      table.concat({ whole(is.generation), is.since, is.process, is.owner, is.address, is.profile }, ' ')
     if not was or was.text ~= text then
       written[#written + 1] = name
       written[#written + 1] = text
     end
-    if not was or was.card ~= is.card then
+    if not was or was.profile ~= is.profile then
       joined[#joined + 1] = is
     end
   elseif was then
-    gone[#gone + 1] = name
+    deleted[#deleted + 1] = name
     left[#left + 1] = was
   end
 end
 
 local events = {}
-local function tell(kind, members)
-  local total = 0
-  for _, number in pairs(counts) do
-    total = total + number
-  end
-  for first = 1, #members, MOST_NAMED do
-    local named = {}
-    for place = first, math.min(#members, first + MOST_NAMED - 1) do
-      named[#named + 1] = '{' .. members[place].card .. ',"since":"' .. members[place].since .. '"}'
+local function add_events(kind, members)
+  local present = whole(total())
+  for first = 1, #members, MAX_MEMBERS_PER_EVENT do
+    local shown = {}
+    for index = first, math.min(#members, first + MAX_MEMBERS_PER_EVENT - 1) do
+      shown[#shown + 1] = '{' .. members[index].profile .. ',"since":"' .. members[index].since .. '"}'
     end
-    events[#events + 1] = '{"published_at":"' .. now_text .. '","event":"presence.' .. kind .. '","data":{"members":['
-      .. table.concat(named, ',') .. '],"present":' .. whole(total) .. '}}'
+    events[#events + 1] = '{"published_at":"' .. now .. '","event":"presence.' .. kind .. '","data":{"members":['
+      .. table.concat(shown, ',') .. '],"present":' .. present .. '}}'
   end
 end
-if watched then
-  tell('leave', left)
-  tell('join', joined)
+if is_watched then
+  add_events('leave', left)
+  add_events('join', joined)
 end
 
 if #events > 0 then
-  local head = vouch(redis.call('GET', KEYS[3]), KEYS[4], server_mark(), ids_from(first_known), tonumber(ARGV[3]))
-  local epoch = head.epochs[1]
-  local exactness = ARGV[7] == '0' and '=' or '~'
-  for place, event in ipairs(events) do
-    local id = id_text({ epoch.number, epoch.last + 1 })
-    local added = redis.pcall('XADD', KEYS[4], 'MAXLEN', exactness, ARGV[7], id, 'e', event)
-    if type(added) == 'table' and added.err then
-      -- The first write: nothing has changed if it fails. What is wrong then with the log, the next publish mends.
-      if place == 1 then
-        return added
+  local log = {
+    head_key = KEYS[3],
+    key = KEYS[4],
+    channel = ARGV[5],
+    max_entries = ARGV[7],
+    max_bytes = tonumber(ARGV[8]),
+    oldest_time = ARGV[11],
+    ttl = ARGV[9],
+    head_ttl = head_ttl,
+    random = tonumber(ARGV[3]),
+    first_watermark = first_change + changes * FIELDS_PER_CHANGE,
+  }
+  for index, event in ipairs(events) do
+    local id, failure = append(log, event)
+    if not id then
+      -- The first event is the step's first write, so nothing has changed if it fails.
+      if index == 1 then
+        return failure
       end
       break
     end
-    epoch.last = epoch.last + 1
-    announce(ARGV[5], id, event)
   end
-  redis.pcall('PEXPIRE', KEYS[4], ARGV[8])
-  redis.call('SET', KEYS[3], render(head), 'PX', lifetime)
 end
 
-local function in_batches(command, key, words)
-  for first = 1, #words, BATCH do
-    redis.call(command, key, unpack(words, first, math.min(#words, first + BATCH - 1)))
+local function run_in_chunks(command, key, arguments)
+  for first = 1, #arguments, MAX_ARGUMENTS do
+    redis.call(command, key, unpack(arguments, first, math.min(#arguments, first + MAX_ARGUMENTS - 1)))
   end
 end
-in_batches('HSET', KEYS[1], written)
-in_batches('HDEL', KEYS[1], gone)
-if #written + #gone > 0 or ghosts or begins_watch or recounts then
-  for of, number in pairs(counts) do
-    if number > 0 then
-      redis.call('HSET', KEYS[2], of, number)
+run_in_chunks('HSET', KEYS[1], written)
+run_in_chunks('HDEL', KEYS[1], deleted)
+if #written + #deleted > 0 or has_stale or starts_watch or is_recounted then
+  for process, count in pairs(counts) do
+    if count > 0 then
+      redis.call('HSET', KEYS[2], process, count)
     else
-      redis.call('HDEL', KEYS[2], of)
+      redis.call('HDEL', KEYS[2], process)
     end
   end
-  if begins_watch then
+  if starts_watch then
     redis.call('HSET', KEYS[2], '', 1)
   end
-  redis.call('PEXPIRE', KEYS[1], lifetime)
-  redis.call('PEXPIRE', KEYS[2], lifetime)
+  redis.call('PEXPIRE', KEYS[1], head_ttl)
+  redis.call('PEXPIRE', KEYS[2], head_ttl)
 end
 for _, name in ipairs(superseded) do
   redis.pcall('PUBLISH', ARGV[6], 'superseded ' .. ARGV[4] .. ' ' .. name)
 end
-answers[#answers + 1] = more and 1 or 0
+answers[#answers + 1] = has_more_stale and 1 or 0
 return answers
