@@ -119,17 +119,18 @@ impl Evidence {
     /// Each id names one event, and each event has one id.
     fn check_ids(&self) {
         let published = self.published.iter().flat_map(|publish| {
-            publish.stored.iter().map(|id| ((publish.room.clone(), *id), publish.content.as_str()))
+            publish.stored.iter().map(|id| ("a publish", (publish.room.clone(), *id), publish.content.as_str()))
         });
-        let logged = self.log.iter().map(|(key, content)| (key.clone(), content.as_str()));
-        let mut contents: BTreeMap<EventKey, &str> = BTreeMap::new();
+        let delivered = self.delivered().map(|(key, content)| ("a delivery", key, content));
+        let logged = self.log.iter().map(|(key, content)| ("the log", key.clone(), content.as_str()));
+        let mut contents: BTreeMap<EventKey, (&str, &str)> = BTreeMap::new();
         let mut ids_by_content: BTreeMap<(String, &str), BTreeSet<EventId>> = BTreeMap::new();
-        for (key, content) in published.chain(self.delivered()).chain(logged) {
+        for (source, key, content) in published.chain(delivered).chain(logged) {
             if self.forged.contains(&key) {
                 continue;
             }
-            let first = *contents.entry(key.clone()).or_insert(content);
-            assert_eq!(first, content, "{key:?} names two events");
+            let (first_source, first) = *contents.entry(key.clone()).or_insert((source, content));
+            assert_eq!(first, content, "{key:?} names two events, for {first_source} and {source}");
             let (room, id) = key;
             ids_by_content.entry((room, content)).or_default().insert(id);
         }
