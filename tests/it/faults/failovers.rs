@@ -21,6 +21,12 @@ async fn follow(follower: &RedisServer, master: &RedisServer) {
         follower.cli(&["INFO", "replication"]).contains("master_link_status:up").then_some(())
     })
     .await;
+    // A linked follower gets no writes until its first acknowledgement, which may take a second.
+    let key = format!("followed-by-{}", follower.port());
+    master.cli(&["SET", &key, "1"]);
+    eventually("the follower gets writes", async || (follower.cli(&["GET", &key]).trim() == "1").then_some(()))
+        .await;
+    master.cli(&["DEL", &key]);
 }
 
 async fn catches_up(follower: &RedisServer, master: &RedisServer) {
