@@ -12,7 +12,7 @@ All ratios are to its figures, so it takes part in every comparison.
 A peer that lacks a program is left out, and the script says what to install. Nchan needs Debian's
 nginx and libnginx-mod-nchan, Socket.IO needs Node.js with npm, and every peer with Redis needs
 redis-server. MERCURE and CENTRIFUGO name the binaries of these two servers, and ROOMCAST names
-another Roomcast binary than target/release/roomcast. All processes use loopback and end with this
+another Roomcast binary than target/dist/roomcast. All processes use loopback and end with this
 script. Results are added to bench/results/results.jsonl.
 
 Each run starts a fresh server on CPU 0 and fanbench on CPU 1, with a raised priority if that is
@@ -315,7 +315,8 @@ def missing_programs():
 
 
 def build(peers):
-    subprocess.run([ROOT / "release/build", "--quiet"], check=True)
+    if "ROOMCAST" not in os.environ:
+        subprocess.run([ROOT / "release/build", "--quiet"], check=True)
     subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=HERE, check=True)
     if "socketio-redis" in peers and not (HERE / "peers/socketio/node_modules").exists():
         subprocess.run(["npm", "ci", "--silent"], cwd=HERE / "peers/socketio", check=True)

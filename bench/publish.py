@@ -10,7 +10,7 @@ Redis runs on CPU 0. Roomcast, fanbench and redis-benchmark run on CPU 1. With o
 fanbench cannot bring a CPU of Redis to its limit. So each measurement is done a second time with
 two endless loops on CPU 0, which leave Redis a third of it. Then Redis is the bottleneck.
 
-It needs redis-server, redis-cli, redis-benchmark, target/release/roomcast (or ROOMCAST) and
+It needs redis-server, redis-cli, redis-benchmark, target/dist/roomcast (or ROOMCAST) and
 bench/target/release/fanbench. Results go to bench/results/publish.json, and from there into
 BENCHMARKS.md, which bench/compare.py writes.
 """

@@ -49,7 +49,7 @@ def output(*command):
 
 
 def version():
-    """Stands for the code, its dependencies and Rust: a profile is of one version only."""
+    """A digest of the code, its dependencies and Rust: a profile is of one version only."""
     digest = hashlib.sha256(output("rustc", "-vV").encode())
     for source in SOURCES:
         path = ROOT / source
@@ -80,7 +80,7 @@ def build():
     }
     gateway = ["cargo", "build", "--profile", "dist", "--locked", "--bin", "roomcast"]
     subprocess.run(gateway, cwd=ROOT, env=environment, check=True)
-    load_tool = ["cargo", "build", "--release", "--locked", "--quiet"]
+    load_tool = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "fanbench"]
     subprocess.run(load_tool, cwd=compare.HERE, check=True)
 
 

@@ -22,7 +22,7 @@ TESTS = Path(__file__).resolve().parent
 SECONDS = 10
 ID, UUID = "1795572211462130-3", "06efabed-9887-4a75-be8f-7dbebef79c52"
 
-# Stands for the gateway: listens, and says so.
+# Takes the place of the gateway: listens, and says so.
 GATEWAY = f"""#!{sys.executable}
 import socket, sys
 if "token" in sys.argv:

@@ -361,21 +361,13 @@ async fn check_trimming(writer: Writer) {
                         let _: Vec<String> = call.invoke(&mut connection).unwrap();
                     }
                 }
-                let mut newest: Vec<(String, (String, String))> = redis::cmd("XREVRANGE")
-                    .arg(LOG)
-                    .arg("+")
-                    .arg("-")
-                    .arg("COUNT")
-                    .arg(1)
-                    .query(&mut connection)
-                    .unwrap();
-                let (id, (_, stored)) = newest.pop().unwrap();
+                let entries: Vec<(String, (String, String))> =
+                    redis::cmd("XRANGE").arg(LOG).arg("-").arg("+").query(&mut connection).unwrap();
+                let (id, (_, stored)) = entries.last().unwrap();
                 assert!(stored.starts_with(&format!(r#"{{"published_at":"{now:08}""#)), "{stored}");
                 let bytes = stored.len() as u64;
                 largest = largest.max(bytes);
-                kept.push((id, bytes, now));
-                let ids: Vec<(String, redis::Value)> =
-                    redis::cmd("XRANGE").arg(LOG).arg("-").arg("+").query(&mut connection).unwrap();
+                kept.push((id.clone(), bytes, now));
                 let weight: u64 = redis::cmd("MEMORY")
                     .arg("USAGE")
                     .arg(LOG)
@@ -385,8 +377,8 @@ async fn check_trimming(writer: Writer) {
                     .unwrap();
                 let step = format!("seed {seed}, step {now}, limit {limit}, weight {weight}");
                 assert!(weight <= max_weight(limit, largest), "{step}");
-                let dropped: Vec<_> = kept.drain(..kept.len() - ids.len()).collect();
-                assert!(kept.iter().map(|entry| &entry.0).eq(ids.iter().map(|(id, _)| id)), "{step}");
+                let dropped: Vec<_> = kept.drain(..kept.len() - entries.len()).collect();
+                assert!(kept.iter().map(|entry| &entry.0).eq(entries.iter().map(|(id, _)| id)), "{step}");
                 // Old entries are dropped several times as fast as new ones come.
                 assert!(kept[0].2 + 32 >= too_old, "{step}: {:?}", kept[0]);
                 let young: Vec<_> = dropped.iter().filter(|entry| entry.2 >= too_old).collect();

@@ -29,7 +29,7 @@ SERVES = re.compile(
 )
 LISTEN = re.compile(r"--listen[ =]([\d.]+):(\d+)")
 
-# Stands for cargo on a page's PATH, so that running does not build.
+# Takes the place of cargo on a page's PATH, so that running does not build.
 CARGO = """#!/usr/bin/env bash
 if [ "$1 $2" = "run --release" ] && { [ $# = 2 ] || [ "$3" = -- ]; }; then
     exec %(binary)s "${@:4}"

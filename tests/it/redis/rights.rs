@@ -5,7 +5,7 @@ use std::process::Command;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use crate::auth::{at, close, token};
+use crate::auth::{all, claims, close, token};
 use crate::support::{Gateway, World, eventually};
 
 const PAGE: &str = include_str!("../../../docs/redis.md");
@@ -27,10 +27,9 @@ fn url_of_user(port: u16) -> String {
 
 /// A token that allows everything.
 fn full_token() -> String {
-    let grants = json!({
-        "publish": ["*"], "subscribe": ["*"], "presence": ["*"], "read": ["*"], "write": ["*"], "admin": true,
-    });
-    token(&json!({"sub": "ann", "exp": at(600), "aud": "roomcast.example", "roomcast": grants}))
+    let mut grants = all();
+    grants["admin"] = json!(true);
+    token(&claims(&grants))
 }
 
 /// A gateway, and a token for its requests.
@@ -63,7 +62,7 @@ impl TokenClient {
 #[tokio::test]
 async fn a_gateway_needs_the_documented_rights_and_no_others() {
     let world = World::redis().await;
-    let server = world.redis.as_ref().unwrap();
+    let server = world.server();
     let command = acl_command();
     let on_port = command.replacen("redis-cli", &format!("redis-cli -p {}", server.port()), 1);
     let output = Command::new("sh").args(["-c", &on_port]).output().unwrap();
@@ -103,7 +102,7 @@ async fn a_gateway_needs_the_documented_rights_and_no_others() {
 
 /// Publishes, reads, streams, presence, and what repairs a log.
 async fn rooms(client: &TokenClient, world: &World) {
-    let server = world.redis.as_ref().unwrap();
+    let server = world.server();
     let publish = || {
         let request = client.request(Method::POST, "/v1/rooms/lobby/events").header("idempotency-key", "once");
         client.send(201, request.body("first"))
