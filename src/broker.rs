@@ -23,12 +23,16 @@ pub mod redis;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 pub use self::error::{BrokerError, Fault, FaultKind, Health};
 pub use self::hash::{Condition, FieldPage, HashStore, PatchOutcome, RemoveOutcome, SetOutcome, entity_tag};
 pub use self::log::{
     Appended, IdempotencyKey, LogEntry, LogListener, LogSlice, LogStore, ReadRange, Retention, RetentionPolicy,
 };
-pub use self::moderation::{ModerationListener, ModerationStore, REMOVAL_LIFETIME, Removal, StoredRemoval};
+pub use self::moderation::{
+    MAX_REMOVALS, ModerationListener, ModerationStore, REMOVAL_LIFETIME, Removal, StoredRemoval,
+};
 pub use self::presence::{
     Generation, Member, MemberChange, MemberOutcome, MemberPage, MemberView, PresenceListener, PresenceStore,
     PresenceSummary, PresenceUpdate, Profile,
@@ -39,6 +43,25 @@ use crate::shutdown::Tasks;
 
 /// The longest time that a call to a broker takes.
 pub const CALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Waits for a call that only reads, at most [`CALL_LIMIT`]. `detail` is the error's detail after that.
+pub async fn read_with_deadline<T>(
+    detail: &str,
+    call: impl Future<Output = Result<T, BrokerError>>,
+) -> Result<T, BrokerError> {
+    let timed_out = || BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, detail));
+    timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| Err(timed_out()))
+}
+
+/// Waits for a call that changes something, at most [`CALL_LIMIT`]. After that the outcome is unknown: the broker may
+/// have done it. `name` is the call's name in the error.
+pub async fn write_with_deadline<T>(
+    name: &str,
+    call: impl Future<Output = Result<T, BrokerError>>,
+) -> Result<T, BrokerError> {
+    let timed_out = || BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, format!("no answer to {name}")));
+    timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| Err(timed_out()))
+}
 
 /// The parts of a replica that receive a broker's announcements.
 #[derive(Clone)]

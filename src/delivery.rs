@@ -23,10 +23,8 @@ pub use self::end_reason::EndReason;
 pub use self::format::StreamFormat;
 pub use self::session::StreamSession;
 pub use self::subscriber::{NameTaken, Subscriber};
-use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::moderation::Moderation;
-use crate::presence::Presence;
 use crate::shutdown::Drain;
 
 /// How streams are delivered.
@@ -42,10 +40,6 @@ pub struct DeliverySettings {
 
 /// What all streams of a replica use.
 pub struct Delivery {
-    /// The live topics.
-    pub live: Arc<Live>,
-    /// The members of rooms.
-    pub presence: Arc<Presence>,
     /// The removals that end streams early.
     pub moderation: Arc<Moderation>,
     /// The counters.
@@ -60,8 +54,8 @@ pub struct Delivery {
 
 impl Delivery {
     /// The body of a refused stream: one `stream.end` block, which repeats the client's position. Counts the refusal.
-    pub fn refusal(&self, format: StreamFormat, reason: EndReason, last_id: Option<&str>) -> String {
+    pub fn refusal(&self, reason: EndReason, last_id: Option<&str>) -> String {
         self.metrics.stream_refused(reason.name());
-        format.end(self.settings.retry, reason, last_id)
+        format::end_block(self.settings.retry, reason, last_id)
     }
 }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::sync::Notify;
@@ -21,7 +21,7 @@ use tracing::{Span, info_span};
 
 pub use self::event::{ENCODINGS, LiveEvent};
 pub use self::group_cursor::{CaughtUp, GroupCursor, GroupPoll};
-pub use self::log_client::{LogClient, LogPage, with_deadline};
+pub use self::log_client::{LogClient, LogPage};
 pub use self::subscription::{Resume, Start, Subscription, Update};
 
 use self::topic::{LiveTopic, TopicGuard};
@@ -31,6 +31,7 @@ use crate::broker::{
 use crate::cache::AnnouncementOutcome;
 use crate::names::{EventId, RoomName, Topic};
 use crate::shutdown::Tasks;
+use crate::timestamp;
 use crate::trace;
 
 /// Longest time until a subscription is open or has failed.
@@ -149,7 +150,9 @@ impl Live {
     /// Clears a topic's log. Once it returns, this replica's cache has none of the cleared events.
     pub async fn clear(&self, topic: &Topic) -> Result<(), BrokerError> {
         let position = self.log.clear(topic).await?;
-        self.cleared(topic, position);
+        if let Some(live) = self.get(topic) {
+            live.clear_to(position);
+        }
         Ok(())
     }
 
@@ -248,8 +251,7 @@ impl Live {
 /// Whether a server can have given out this id. Its epoch is a time in microseconds; an epoch far in the future would
 /// push all later ones above the largest number that can be represented.
 fn is_plausible(id: EventId) -> bool {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u128::from(id.epoch) <= (now + MAX_CLOCK_SKEW).as_micros()
+    u128::from(id.epoch) <= (timestamp::since_1970() + MAX_CLOCK_SKEW).as_micros()
 }
 
 impl LogListener for Live {

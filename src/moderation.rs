@@ -4,16 +4,19 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use crate::broker::{BrokerError, CALL_LIMIT, Fault, FaultKind, ModerationListener, ModerationStore, Removal};
-use crate::live::{LogClient, with_deadline};
+use crate::broker::{
+    BrokerError, CALL_LIMIT, Fault, FaultKind, ModerationListener, ModerationStore, Removal, write_with_deadline,
+};
+use crate::live::LogClient;
 use crate::names::{RoomName, SubscriberId};
 use crate::presence::Presence;
 use crate::shutdown::Tasks;
+use crate::timestamp;
 
 /// How many terminations are kept. Streams apply them as soon as they can, so they need only the latest.
 const RECENT_TERMINATIONS: usize = 16_384;
@@ -121,7 +124,7 @@ impl BanKey {
 
 impl Bans {
     fn add(&mut self, removal: &Removal) {
-        let now = milliseconds();
+        let now = now();
         if now >= self.swept + SWEEP_EVERY {
             self.swept = now;
             self.names.retain(|_, until| *until > now);
@@ -142,7 +145,7 @@ impl Bans {
     /// Whether a stream with this identity is banned or its token revoked. `is_in` tells whether the stream reads a
     /// room.
     fn applies_to(&self, is_in: impl Fn(&RoomName) -> bool, stream: &StreamIdentity<'_>) -> bool {
-        let now = milliseconds();
+        let now = now();
         let keys: Vec<_> = BanKey::from_stream(stream).collect();
         let is_revoked = stream.token.is_some_and(|token| self.tokens.get(token).is_some_and(|until| *until > now));
         is_revoked
@@ -154,7 +157,7 @@ impl Bans {
 
     /// Whether a stream with this identity is banned from this room, or from all rooms if there is none.
     fn has(&self, room: Option<&RoomName>, stream: &StreamIdentity<'_>) -> bool {
-        let now = milliseconds();
+        let now = now();
         let mut keys = BanKey::from_stream(stream).map(|key| (room.cloned(), key));
         keys.any(|key| self.names.get(&key).is_some_and(|until| *until > now))
     }
@@ -223,7 +226,7 @@ impl Moderation {
         let terminations = self.lock_terminations();
         let fresh = usize::try_from(terminations.total.saturating_sub(*seen)).unwrap_or(usize::MAX);
         *seen = terminations.total;
-        let now = milliseconds();
+        let now = now();
         if fresh > terminations.recent.len() && self.bans().applies_to(&is_in, stream) {
             // Some terminations were dropped before this stream could apply them; the bans show that it has to end.
             return Some(Termination::Banned(Arc::default()));
@@ -274,13 +277,13 @@ impl Moderation {
     /// Whether the token with this id was revoked. Fails while the stored removals have never been read.
     pub async fn is_revoked(&self, token: &str) -> Result<bool, BrokerError> {
         self.loaded().await?;
-        Ok(self.bans().tokens.get(token).is_some_and(|until| *until > milliseconds()))
+        Ok(self.bans().tokens.get(token).is_some_and(|until| *until > now()))
     }
 
     /// Ends streams on all replicas, and bans their owners until the removal ends. When it returns, the removal is
     /// stored, but the streams may not have ended yet.
     pub async fn remove(&self, removal: &Removal) -> Result<(), BrokerError> {
-        with_deadline("a removal", self.store.store_removal(removal)).await
+        write_with_deadline("a removal", self.store.store_removal(removal)).await
     }
 
     /// Waits until the stored removals have been read once. Fails after [`FIRST_READ_LIMIT`].
@@ -319,7 +322,7 @@ impl Moderation {
                 after = Some(last.clone());
                 let is_loaded = *self.is_loaded.borrow();
                 for (_, removal) in page {
-                    if removal.bans_at(milliseconds()) {
+                    if removal.bans_at(now()) {
                         self.bans.write().expect("no holder of the lock panics").add(&removal);
                     }
                     // The removals of the first read are older than any stream of this replica.
@@ -368,7 +371,6 @@ impl ModerationListener for Moderation {
 }
 
 /// Now, in milliseconds since 1970.
-fn milliseconds() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+fn now() -> u64 {
+    timestamp::milliseconds(timestamp::since_1970())
 }

@@ -22,9 +22,9 @@ use wildmatch::WildMatch;
 use self::task::RoomPresence;
 use crate::broker::{
     BrokerError, Generation, Member, MemberChange, MemberOutcome, MemberPage, MemberView, PresenceListener,
-    PresenceStore, PresenceUpdate, Removal,
+    PresenceStore, PresenceUpdate, Removal, write_with_deadline,
 };
-use crate::live::{LogClient, with_deadline};
+use crate::live::LogClient;
 use crate::names::{RoomName, SubscriberId};
 use crate::shutdown::Tasks;
 
@@ -225,7 +225,7 @@ impl Presence {
     async fn update(&self, room: &RoomName, changes: &[MemberChange]) -> Result<PresenceUpdate, BrokerError> {
         let watermarks = self.log.watermarks().take_for_call(&room.clone().into());
         let update = self.store.update_presence(room, &watermarks, changes, self.is_watched(room));
-        with_deadline("a presence update", update).await
+        write_with_deadline("a presence update", update).await
     }
 
     fn is_watched(&self, room: &RoomName) -> bool {

@@ -191,14 +191,13 @@ impl RateLimiter {
         keys: impl IntoIterator<Item = RateKey>,
         count: u64,
     ) -> Result<Option<RateStatus>, RateError> {
-        let keys: Vec<_> =
-            keys.into_iter().map(|key| (self.rate(&key), key)).filter(|(rate, _)| *rate > 0).collect();
-        for (rate, key) in &keys {
-            self.refill(key, *rate, count).await?;
+        let keys = keys.into_iter().map(|key| (self.rate(&key), key)).filter(|(rate, _)| *rate > 0);
+        let limits: Vec<_> = keys.map(|(rate, key)| (rate, self.limit(&key), key)).collect();
+        for (rate, limit, key) in &limits {
+            self.refill(key, limit, *rate, count).await?;
         }
         let mut lowest: Option<RateStatus> = None;
-        for (rate, key) in &keys {
-            let limit = self.limit(key);
+        for (rate, limit, key) in &limits {
             let mut quota = lock(&limit.quota);
             quota.tokens = quota.tokens.saturating_sub(count);
             let status = quota.status(key, *rate);
@@ -219,8 +218,7 @@ impl RateLimiter {
     }
 
     /// Makes sure that a quota holds at least `count` tokens. Takes more from the bucket if it does not.
-    async fn refill(&self, key: &RateKey, rate: u32, count: u64) -> Result<(), RateError> {
-        let limit = self.limit(key);
+    async fn refill(&self, key: &RateKey, limit: &LocalLimit, rate: u32, count: u64) -> Result<(), RateError> {
         if lock(&limit.quota).holds(count, Instant::now()) {
             return Ok(());
         }

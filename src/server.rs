@@ -98,8 +98,7 @@ pub async fn run(
     let extra = ExtraListener { app: &app, broadcasters: &broadcasters, tasks: &tasks };
     extra.serve("--metrics-listen", app.settings.server.metrics_listen, http::metrics_router).await?;
     extra.serve("--admin-listen", app.settings.server.admin_listen, http::admin_router).await?;
-    let (router, overload_router) = (http::router(&app), http::overload_router(&app));
-    let connections = Connections::new(&app, app.connections.clone(), broadcasters, router, overload_router);
+    let connections = Connections::new(&app, app.connections.clone(), broadcasters, http::router(&app));
     tracing::info!(address = %listener.local_addr()?, broker = app.broker_kind, "serving");
     ready();
     {
@@ -146,10 +145,9 @@ impl ExtraListener<'_> {
         let Some(address) = address else { return Ok(()) };
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|why| ServeError::Listen { flag, address, why })?;
-        let (router, overload_router) = (router(self.app), http::overload_router(self.app));
         // A tracker of its own: the shutdown does not wait for these connections.
         let connections =
-            Connections::new(self.app, TaskTracker::new(), self.broadcasters.clone(), router, overload_router);
+            Connections::new(self.app, TaskTracker::new(), self.broadcasters.clone(), router(self.app));
         self.tasks.supervise(flag, async move {
             connections.accept(&listener).await;
         });

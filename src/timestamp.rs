@@ -1,6 +1,16 @@
-//! Times as text: RFC 3339 in UTC with milliseconds, so that texts compare as their times do.
+//! The time by the clock. As text it is RFC 3339 in UTC with milliseconds, so that texts compare as their times do.
 
 use std::time::{Duration, SystemTime};
+
+/// The time since 1970.
+pub fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Whole milliseconds.
+pub fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// The time now.
 pub fn now() -> String {
@@ -14,8 +24,7 @@ pub fn format(time: SystemTime) -> String {
 
 /// The time `age` ago, but not before 1970.
 pub fn ago(age: Duration) -> String {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format(SystemTime::UNIX_EPOCH + since_1970.saturating_sub(age))
+    format(SystemTime::UNIX_EPOCH + since_1970().saturating_sub(age))
 }
 
 /// How far a time is from now, by this machine's clock. It may be to come if another machine's clock wrote it.

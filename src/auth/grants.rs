@@ -8,7 +8,7 @@ use wildmatch::WildMatchPattern;
 
 use crate::names::RoomName;
 
-/// Stands for the token's subject in a pattern.
+/// The part of a pattern that is replaced by the token's subject.
 const SUBJECT: &str = "{sub}";
 
 /// A permission for rooms or hashes.

@@ -19,7 +19,7 @@ mod store;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -33,6 +33,7 @@ pub use self::store::StoreError;
 use super::{Broker, BrokerError, Health, Listeners, RetentionPolicy};
 use crate::names::{EventId, Topic};
 use crate::shutdown::Tasks;
+use crate::timestamp;
 
 /// The time between two sweeps, which drop what has expired.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -236,7 +237,7 @@ impl Broker for MemoryBroker {
 
 /// The time, in microseconds since 1970.
 fn now_micros() -> u64 {
-    micros(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+    micros(timestamp::since_1970())
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -37,6 +37,9 @@ pub struct Removal {
 /// still finds it.
 pub const REMOVAL_LIFETIME: Duration = Duration::from_mins(1);
 
+/// Removals that are stored at one time; more are refused.
+pub const MAX_REMOVALS: usize = 100_000;
+
 /// A removal with its id, which orders the stored removals.
 pub type StoredRemoval = (String, Removal);
 

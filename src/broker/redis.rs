@@ -148,10 +148,6 @@ impl RedisBroker {
     }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 fn id_texts(ids: &[EventId]) -> Vec<String> {
     ids.iter().map(EventId::to_string).collect()
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use url::Url;
 
+use crate::names::{NameError, RoomName};
+
 /// The longest lifetime.
 pub(super) const YEAR: Duration = Duration::from_hours(24 * 365);
 
@@ -52,6 +54,11 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
         Ok(count) => Ok(count),
         Err(_) => Err("it must be a whole number".into()),
     }
+}
+
+/// Fails if no room's name can match a pattern.
+pub(super) fn check_room_pattern(pattern: &str) -> Result<(), NameError> {
+    RoomName::new(&pattern.replace('*', "x")).map(|_| ())
 }
 
 /// Whether a host name or an address can only be this machine.

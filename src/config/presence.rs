@@ -5,13 +5,12 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use wildmatch::WildMatch;
 
-use super::parse::{duration_between, pause};
-use crate::names::RoomName;
+use super::parse::{check_room_pattern, duration_between, pause};
 use crate::presence::PresenceSettings;
 
 /// A replica reports this many times within its lease.
 const REPORTS_PER_LEASE: u32 = 3;
-/// Stands for no room, instead of a pattern.
+/// Given instead of a pattern: no room.
 const NO_ROOMS: &str = "none";
 
 /// Members of rooms.
@@ -80,8 +79,7 @@ impl PresenceArgs {
 }
 
 fn room_pattern(pattern: &str) -> Result<String, String> {
-    let without_stars = pattern.replace('*', "x");
-    RoomName::new(&without_stars).map_err(|why| format!("it can't match a room name: {why}"))?;
+    check_room_pattern(pattern).map_err(|why| format!("it can't match a room name: {why}"))?;
     Ok(pattern.into())
 }
 

@@ -6,9 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use wildmatch::WildMatch;
 
-use super::parse::{YEAR, duration_between, lifetime};
+use super::parse::{YEAR, check_room_pattern, duration_between, lifetime};
 use crate::broker::{Retention, RetentionPolicy};
-use crate::names::RoomName;
 
 /// More events than any log should keep, and few enough for every number type that counts them.
 pub(super) const MAX_EVENTS: u64 = 1_000_000_000;
@@ -127,8 +126,7 @@ impl FromStr for RetentionRule {
     fn from_str(text: &str) -> Result<Self, String> {
         let (pattern, limits) =
             text.split_once('=').ok_or("expected a pattern and limits, such as chat.*=events:100,age:10m")?;
-        let without_stars = pattern.replace('*', "x");
-        RoomName::new(&without_stars)
+        check_room_pattern(pattern)
             .map_err(|why| format!("the pattern {pattern:?} can't match a room name: {why}"))?;
         let mut rule = Self { pattern: pattern.into(), events: None, bytes: None, age: None };
         for limit in limits.split(',') {

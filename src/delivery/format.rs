@@ -103,7 +103,6 @@ impl<'a> StreamOpen<'a> {
     }
 }
 
-#[allow(clippy::unused_self, reason = "another format may write its control events in another way")]
 impl StreamFormat {
     /// Whether an event's block is the same for every stream, so that one encoding serves all.
     pub(super) fn is_shared(self) -> bool {
@@ -119,11 +118,6 @@ impl StreamFormat {
                 Cursor::from_positions(rooms).encode()
             }
         }
-    }
-
-    /// The first block of a stream.
-    pub(super) fn open(self, retry: Duration, id: &str, open: &StreamOpen<'_>) -> Bytes {
-        Block::new().retry(retry.as_millis()).id(id).event(Some("stream.open")).data(&to_json(open)).finish().into()
     }
 
     /// Adds an event's block to `blocks`. `id` returns the block's `id:` if that is not the event's id.
@@ -142,42 +136,47 @@ impl StreamFormat {
             (Self::Single | Self::Enveloped, _) => blocks.push(event_block(event)),
         }
     }
+}
 
-    /// The block that says that events of a topic may be missing.
-    pub(super) fn gap(self, id: &str, topic: &Topic, gap: &Gap) -> Bytes {
-        let gap = StreamGap {
-            room: topic.name(),
-            from: gap.from.to_string(),
-            to: gap.to.to_string(),
-            reason: gap.reason.name(),
-        };
-        Block::new().id(id).event(Some("stream.gap")).data(&to_json(&gap)).finish().into()
-    }
+/// The first block of a stream.
+pub(super) fn open_block(retry: Duration, id: &str, open: &StreamOpen<'_>) -> Bytes {
+    Block::new().retry(retry.as_millis()).id(id).event(Some("stream.open")).data(&to_json(open)).finish().into()
+}
 
-    /// The block that gives the position when no other block does. It has data because some clients store an `id:` only
-    /// with data.
-    pub(super) fn position(self, id: &str) -> Bytes {
-        let data = to_json(&StreamPosition { position: id });
-        Block::new().id(id).event(Some("stream.position")).data(&data).finish().into()
-    }
+/// The block that says that events of a topic may be missing.
+pub(super) fn gap_block(id: &str, topic: &Topic, gap: &Gap) -> Bytes {
+    let gap = StreamGap {
+        room: topic.name(),
+        from: gap.from.to_string(),
+        to: gap.to.to_string(),
+        reason: gap.reason.name(),
+    };
+    Block::new().id(id).event(Some("stream.gap")).data(&to_json(&gap)).finish().into()
+}
 
-    /// The comment that keeps an idle stream open.
-    pub(super) fn heartbeat(self) -> Bytes {
-        Bytes::from_static(HEARTBEAT.as_bytes())
-    }
+/// The block that gives the position when no other block does. It has data because some clients store an `id:` only
+/// with data.
+pub(super) fn position_block(id: &str) -> Bytes {
+    let data = to_json(&StreamPosition { position: id });
+    Block::new().id(id).event(Some("stream.position")).data(&data).finish().into()
+}
 
-    /// The last block of a stream. Its `retry:` is random, so that clients whose streams end together do not all
-    /// reconnect together.
-    pub(super) fn end(self, retry: Duration, reason: EndReason, last_id: Option<&str>) -> String {
-        let mut block = Block::new().retry(retry.mul_f64(1.0 + fastrand::f64()).as_millis());
-        // A block without an id would erase the client's position: on each stream, the client's id buffer starts empty
-        // (HTML 9.2.6).
-        if let Some(id) = last_id {
-            block = block.id(id);
-        }
-        let end = StreamEnd { reason: reason.name(), reconnect: reason.reconnect() };
-        block.event(Some("stream.end")).data(&to_json(&end)).finish()
+/// The last block of a stream. Its `retry:` is random, so that clients whose streams end together do not all reconnect
+/// together.
+pub(super) fn end_block(retry: Duration, reason: EndReason, last_id: Option<&str>) -> String {
+    let mut block = Block::new().retry(retry.mul_f64(1.0 + fastrand::f64()).as_millis());
+    // A block without an id would erase the client's position: on each stream, the client's id buffer starts empty
+    // (HTML 9.2.6).
+    if let Some(id) = last_id {
+        block = block.id(id);
     }
+    let end = StreamEnd { reason: reason.name(), reconnect: reason.reconnect() };
+    block.event(Some("stream.end")).data(&to_json(&end)).finish()
+}
+
+/// The comment that keeps an idle stream open.
+pub(super) fn heartbeat() -> Bytes {
+    Bytes::from_static(HEARTBEAT.as_bytes())
 }
 
 /// The heartbeat as one chunk of an HTTP/1.1 body.

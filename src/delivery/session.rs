@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
-use super::format::StreamOpen;
+use super::format::{self, StreamOpen};
 use super::{Delivery, EndReason, StreamFormat, Subscriber};
 use crate::live::{CaughtUp, GroupCursor, LiveEvent, Subscription, Update};
 use crate::moderation::Termination;
@@ -126,7 +126,7 @@ impl StreamSession {
             Phase::Open => {}
         }
         // A client that took its time with the last write gets no events after the end of the lifetime.
-        if self.has_expired(Instant::now()) {
+        if self.ends_at <= Instant::now() {
             // With an expired token, the client can't open another stream.
             return Some(self.end(if self.ends_with_token {
                 EndReason::TokenExpired
@@ -166,7 +166,7 @@ impl StreamSession {
         let expires_at = self.ends_with_token.then(|| SystemTime::now() + left);
         let (subscriber, replica) = (&self.subscriber.id, &self.delivery.replica);
         let open = StreamOpen::new(subscriber, replica, expires_at, self.subscription.opening());
-        self.format.open(self.delivery.settings.retry, &self.last_id(), &open)
+        format::open_block(self.delivery.settings.retry, &self.last_id(), &open)
     }
 
     /// The stream's place, if a broadcaster can serve it: nothing is due now, and the room's shared blocks fit its
@@ -242,10 +242,6 @@ impl StreamSession {
         self.ends_at
     }
 
-    fn has_expired(&self, now: Instant) -> bool {
-        self.ends_at <= now
-    }
-
     /// Whether a newer session of the same subscriber has replaced this one. If not, the waker is woken when one does.
     pub(super) fn is_superseded(&self, waker: &Waker) -> bool {
         self.subscriber.is_superseded(waker)
@@ -255,7 +251,7 @@ impl StreamSession {
     fn end(&mut self, reason: EndReason) -> Bytes {
         self.phase = Phase::Ended;
         self.delivery.metrics.stream_ended(reason.name());
-        self.format.end(self.delivery.settings.retry, reason, Some(&self.last_id())).into()
+        format::end_block(self.delivery.settings.retry, reason, Some(&self.last_id())).into()
     }
 
     /// The `id:` for the stream's position, which the client sends back if the connection breaks now.
@@ -268,7 +264,7 @@ impl StreamSession {
         match update {
             Update::Gap { index, gap } => {
                 self.delivery.metrics.gap(gap.reason.name());
-                Some(self.format.gap(&self.last_id(), self.subscription.topic(*index), gap))
+                Some(format::gap_block(&self.last_id(), self.subscription.topic(*index), gap))
             }
             Update::Events { index, events } => self.write_events(*index, events),
         }
@@ -296,11 +292,7 @@ impl StreamSession {
     }
 
     fn write_heartbeat(&self, heartbeat: &Heartbeat) -> Bytes {
-        if heartbeat.has_unsent_position() {
-            self.format.position(&self.last_id())
-        } else {
-            self.format.heartbeat()
-        }
+        if heartbeat.has_unsent_position() { format::position_block(&self.last_id()) } else { format::heartbeat() }
     }
 }
 

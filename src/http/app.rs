@@ -55,7 +55,7 @@ pub struct AppParts {
     /// The open connections.
     pub connections: TaskTracker,
     /// The settings.
-    pub settings: Arc<Settings>,
+    pub settings: Settings,
     /// The name of this replica.
     pub replica: Arc<str>,
     /// Whether the replica is shutting down.
@@ -88,8 +88,6 @@ impl App {
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), broker.kind()));
         let drain = Drain::new(settings.shutdown.drain_window);
         let delivery = Delivery {
-            live: live.clone(),
-            presence: presence.clone(),
             moderation: moderation.clone(),
             metrics: metrics.clone(),
             drain: drain.clone(),
@@ -112,7 +110,7 @@ impl App {
             access,
             metrics,
             connections: TaskTracker::new(),
-            settings: Arc::new(settings),
+            settings,
             replica,
             drain,
         }))

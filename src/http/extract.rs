@@ -128,8 +128,7 @@ impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
-        let headers = request.headers().clone();
-        match BodyType::from_headers(&headers)? {
+        match BodyType::from_headers(request.headers())? {
             BodyType::Json => parse_json(&read_body(request, app).await?).map(Self),
             BodyType::Text | BodyType::Bytes => {
                 Err(Problem::new(Code::UnsupportedMediaType, "the Content-Type must be application/json"))

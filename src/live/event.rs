@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::broker::LogEntry;
 use crate::cache::CachedEvent;
-use crate::names::{Data, Event, EventId, MalformedEvent};
+use crate::names::{Event, EventId, MalformedEvent};
 
 /// How many encodings an event can keep.
 pub const ENCODINGS: usize = 2;
@@ -27,11 +27,7 @@ impl LiveEvent {
     /// Decodes an entry of a log. Fails if the entry is not an event.
     pub fn new(entry: &LogEntry) -> Result<Self, MalformedEvent> {
         let event = Event::decode(&entry.stored)?;
-        let data = match &event.data {
-            Data::Json(raw) => raw.get(),
-            Data::Text(text) => text,
-        };
-        let line_breaks = data.bytes().filter(|byte| matches!(byte, b'\n' | b'\r')).count();
+        let line_breaks = event.data.as_text().bytes().filter(|byte| matches!(byte, b'\n' | b'\r')).count();
         // The decoded event, and about as much again for its encoding, in which every line of data begins with `data: `.
         let bytes = 2 * (entry.stored.len() + LINE_BYTES * line_breaks);
         Ok(Self { id: entry.id, event, bytes, encodings: Default::default() })
@@ -75,6 +71,7 @@ impl CachedEvent for LiveEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::Data;
 
     #[test]
     fn every_line_of_data_counts() {

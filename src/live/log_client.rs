@@ -9,7 +9,8 @@ use tracing::{Instrument, Span, info_span};
 
 use super::watermarks::Watermarks;
 use crate::broker::{
-    Appended, Broker, BrokerError, CALL_LIMIT, Fault, FaultKind, Health, IdempotencyKey, LogSlice, ReadRange,
+    Appended, Broker, BrokerError, CALL_LIMIT, Health, IdempotencyKey, LogSlice, ReadRange, read_with_deadline,
+    write_with_deadline,
 };
 use crate::log::EpochHistory;
 use crate::names::{Event, EventId, Topic};
@@ -64,7 +65,7 @@ impl LogClient {
         let watermarks = self.watermarks.take_for_call(topic);
         let span = if trace::is_enabled() { info_span!("append", room = topic.name()) } else { Span::none() };
         let append = self.broker.append(topic, &watermarks, event.encode(), key).instrument(span);
-        let appended = with_deadline("an append", append).await?;
+        let appended = write_with_deadline("an append", append).await?;
         // An event that an earlier call appended may be lost by now. Only an event of this call surely existed just
         // now.
         if !appended.replayed {
@@ -76,7 +77,7 @@ impl LogClient {
     /// Clears a topic's log. Returns the position up to which it was cleared.
     pub async fn clear(&self, topic: &Topic) -> Result<EventId, BrokerError> {
         let watermarks = self.watermarks.take_for_call(topic);
-        with_deadline("a request to clear a log", self.broker.clear(topic, &watermarks)).await
+        write_with_deadline("a request to clear a log", self.broker.clear(topic, &watermarks)).await
     }
 
     /// Reads at most `limit` entries of a topic's log.
@@ -85,8 +86,7 @@ impl LogClient {
             let _permit = self.readers.acquire().await.expect("the semaphore is never closed");
             self.broker.read(topic, &self.watermarks.take_for_call(topic), range, limit).await
         };
-        let timed_out = || Err(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "no answer to a read")));
-        let slice = timeout(CALL_LIMIT, read).await.unwrap_or_else(|_| timed_out())?;
+        let slice = read_with_deadline("no answer to a read", read).await?;
         // A client may resume at this position: the replica has to remember that it was given out.
         self.watermarks.add(topic, slice.history.end());
         Ok(slice)
@@ -139,15 +139,4 @@ impl LogClient {
     pub(super) fn unsubscribe(&self, topic: &Topic) {
         self.broker.unsubscribe(topic);
     }
-}
-
-/// Waits for a call that changes something, at most [`CALL_LIMIT`]. After that the outcome is unknown: the broker may
-/// have done it. `name` is the call's name in the error.
-pub async fn with_deadline<T>(
-    name: &str,
-    call: impl Future<Output = Result<T, BrokerError>>,
-) -> Result<T, BrokerError> {
-    timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| {
-        Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::TimedOut, format!("no answer to {name}"))))
-    })
 }

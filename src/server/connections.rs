@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use super::detach::{Detach, FlushTracker};
 use crate::config::Settings;
 use crate::delivery::{Broadcasters, ConnGuard, DetachableStream};
-use crate::http::{App, Peer};
+use crate::http::{self, App, Peer};
 
 /// Connections above the limit that still get a refusal. Further ones are closed without an answer.
 pub(super) const OVERLOAD_CONNECTIONS: usize = 256;
@@ -53,18 +53,12 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) fn new(
-        app: &App,
-        tracker: TaskTracker,
-        broadcasters: Arc<Broadcasters>,
-        router: Router,
-        overloaded: Router,
-    ) -> Self {
+    pub(super) fn new(app: &App, tracker: TaskTracker, broadcasters: Arc<Broadcasters>, router: Router) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(app.settings.requests.max_connections)),
             app: app.clone(),
             router,
-            overloaded,
+            overloaded: http::overload_router(app),
             overload_permits: Arc::new(Semaphore::new(OVERLOAD_CONNECTIONS)),
             tracker,
             broadcasters,

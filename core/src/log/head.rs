@@ -55,7 +55,7 @@ impl Head {
             }
         };
         let lost: Vec<_> = watermarks.iter().copied().filter(|id| head.history.is_unrecorded_loss(*id)).collect();
-        if !has_begun && watermarks.iter().any(|id| head.history.conflicts_with(*id)) {
+        if !has_begun && head.history.conflicts_with(watermarks) {
             head.begin_epoch(epoch_above(head.history.newest().epoch), context);
             has_begun = true;
         }

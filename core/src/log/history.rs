@@ -119,11 +119,11 @@ impl EpochHistory {
         EventId::new(newest.epoch, newest.end)
     }
 
-    /// Whether a watermark, the id of an event or a position that a server gave out, requires a new epoch. It does if
-    /// it is a loss that is not recorded yet, or if its epoch is above the history: a stream at such a position could
-    /// never continue on this history.
-    pub fn conflicts_with(&self, watermark: EventId) -> bool {
-        watermark.epoch > self.newest().epoch || self.is_unrecorded_loss(watermark)
+    /// Whether one of the watermarks, ids of events or positions that a server gave out, requires a new epoch. It does
+    /// if it is a loss that is not recorded yet, or if its epoch is above the history: a stream at such a position
+    /// could never continue on this history.
+    pub fn conflicts_with(&self, watermarks: &[EventId]) -> bool {
+        watermarks.iter().any(|id| id.epoch > self.newest().epoch || self.is_unrecorded_loss(*id))
     }
 
     /// Whether an event that once existed is lost, and the epoch above it has no record of that loss.

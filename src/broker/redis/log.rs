@@ -8,13 +8,13 @@ use redis::{RedisResult, Value, pipe};
 
 use super::connections::RedisConn;
 use super::error::{read_error, write_error};
-use super::{RedisBroker, head, id_texts, milliseconds, random};
+use super::{RedisBroker, head, id_texts, random};
 use crate::broker::{
     Appended, BrokerError, Fault, FaultKind, IdempotencyKey, LogEntry, LogSlice, LogStore, ReadRange, Retention,
 };
 use crate::log::{EpochHistory, Head};
 use crate::names::{EventId, Topic};
-use crate::timestamp;
+use crate::timestamp::{self, milliseconds};
 
 /// Attempts of a read: one is repeated if the head has changed meanwhile, or if an epoch had to begin.
 const READ_ATTEMPTS: usize = 5;
@@ -148,8 +148,7 @@ impl PlainRead {
     /// The history, if the head is this server's and does not conflict with the watermarks.
     fn history(&self, watermarks: &[EventId]) -> Option<&EpochHistory> {
         let head = self.head.as_ref().filter(|head| head.replication_id == self.replication_id)?;
-        let has_conflict = watermarks.iter().any(|id| head.history.conflicts_with(*id));
-        (!has_conflict).then_some(&head.history)
+        (!head.history.conflicts_with(watermarks)).then_some(&head.history)
     }
 }
 

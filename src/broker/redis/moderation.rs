@@ -1,16 +1,15 @@
 //! Removals on Redis: one stream, written by a script.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::RedisResult;
 
+use super::RedisBroker;
 use super::error::{read_error, write_error};
-use super::{RedisBroker, milliseconds};
-use crate::broker::{BrokerError, ModerationStore, REMOVAL_LIFETIME, Removal, StoredRemoval};
+use crate::broker::{BrokerError, MAX_REMOVALS, ModerationStore, REMOVAL_LIFETIME, Removal, StoredRemoval};
+use crate::timestamp::{self, milliseconds};
 
-/// Removals that are stored at one time; more are refused.
-const MAX_REMOVALS: usize = 100_000;
 /// Lifetime of the stream after the last removal.
 const STREAM_LIFETIME: Duration = Duration::from_hours(31 * 24);
 /// Removals in one page.
@@ -20,11 +19,10 @@ const PAGE_REMOVALS: usize = 1000;
 impl ModerationStore for RedisBroker {
     async fn store_removal(&self, removal: &Removal) -> Result<(), BrokerError> {
         let text = serde_json::to_string(removal).expect("names and numbers are JSON");
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut conn = self.connections.for_write().await?;
         let mut call = self.scripts.remove.key(self.keys.removals());
         call.arg(text).arg(self.keys.control()).arg(MAX_REMOVALS).arg(milliseconds(STREAM_LIFETIME));
-        call.arg(milliseconds(now)).arg(milliseconds(REMOVAL_LIFETIME));
+        call.arg(milliseconds(timestamp::since_1970())).arg(milliseconds(REMOVAL_LIFETIME));
         let result: RedisResult<String> = call.invoke_async(conn.connection()).await;
         conn.check(result, write_error).map(|_| ())
     }

@@ -6,13 +6,13 @@ use async_trait::async_trait;
 use redis::{RedisResult, Value, pipe};
 
 use super::error::{read_error, write_error};
-use super::{RedisBroker, id_texts, milliseconds, random};
+use super::{RedisBroker, id_texts, random};
 use crate::broker::{
     BrokerError, MemberChange, MemberOutcome, MemberPage, MemberView, PresenceStore, PresenceSummary,
     PresenceUpdate,
 };
 use crate::names::{EventId, RoomName, SubscriberId, Topic};
-use crate::timestamp;
+use crate::timestamp::{self, milliseconds};
 
 /// Rooms whose summaries are read in one command.
 const BATCH_ROOMS: usize = 500;

@@ -7,13 +7,12 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use redis::pipe;
-use tokio::time::timeout;
 
+use super::RedisBroker;
 use super::error::read_error;
-use super::{RedisBroker, milliseconds};
-use crate::broker::{BrokerError, CALL_LIMIT, Fault, FaultKind, Replica, ReplicaRegistry, SubscriberCounts};
+use crate::broker::{BrokerError, Replica, ReplicaRegistry, SubscriberCounts, read_with_deadline};
 use crate::names::RoomName;
-use crate::timestamp;
+use crate::timestamp::{self, milliseconds};
 
 /// What this process has reported to Redis, and what it knows of other processes.
 #[derive(Default)]
@@ -31,6 +30,8 @@ struct Reported {
 
 /// Rooms written in one command.
 const BATCH_ROOMS: usize = 1000;
+/// Said of a read whose commands took longer than a call may, though none took too long by itself.
+const LATE_COUNTS: &str = "the replicas' counts could not be read in time";
 
 impl RedisBroker {
     fn registry(&self) -> MutexGuard<'_, Reported> {
@@ -183,14 +184,6 @@ impl RedisBroker {
     }
 }
 
-/// Bounds a read that takes several commands: their limits together are longer than [`CALL_LIMIT`].
-async fn within_call_limit<T>(read: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
-    timeout(CALL_LIMIT, read).await.unwrap_or_else(|_| {
-        let detail = "the replicas' counts could not be read in time";
-        Err(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, detail)))
-    })
-}
-
 #[async_trait]
 impl ReplicaRegistry for RedisBroker {
     async fn report(&self, subscribers: &SubscriberCounts, streams: u64) -> Result<(), BrokerError> {
@@ -204,15 +197,15 @@ impl ReplicaRegistry for RedisBroker {
     }
 
     async fn subscriber_counts(&self) -> Result<SubscriberCounts, BrokerError> {
-        within_call_limit(self.read_subscriber_counts()).await
+        read_with_deadline(LATE_COUNTS, self.read_subscriber_counts()).await
     }
 
     async fn subscriber_count(&self, room: &RoomName) -> Result<u64, BrokerError> {
-        within_call_limit(self.read_subscriber_count(room)).await
+        read_with_deadline(LATE_COUNTS, self.read_subscriber_count(room)).await
     }
 
     async fn replicas(&self) -> Result<Vec<Replica>, BrokerError> {
-        let reports = within_call_limit(self.read_leases()).await?.into_iter();
+        let reports = read_with_deadline(LATE_COUNTS, self.read_leases()).await?.into_iter();
         let reports = reports.filter_map(|(_, report)| serde_json::from_str::<Replica>(&report).ok());
         // If two processes have one replica name, the later report counts.
         let mut latest: BTreeMap<String, Replica> = BTreeMap::new();

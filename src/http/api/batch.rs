@@ -125,9 +125,9 @@ pub async fn publish_events(
     caller.require_some(Permission::Publish)?;
     let batch_key = idempotency::key_from_headers(request.headers())?.map(str::to_owned);
     let JsonBody(JsonObject(batch)) = JsonBody::<JsonObject<Batch>>::from_request(request, &app).await?;
-    let items = parse(&app, &caller, batch, batch_key.as_deref())?;
+    let (items, copies) = parse(&app, &caller, batch, batch_key.as_deref())?;
     // The request itself is counted already, as the first copy.
-    caller.spend(&app, copy_count(&items).saturating_sub(1) as u64).await?;
+    caller.spend(&app, copies.saturating_sub(1) as u64).await?;
     let BatchPlan { rooms, forbidden } = plan(&caller, &items);
     let published = publish(&app, &items, rooms).await;
     Ok(collect(items, forbidden.into_iter().chain(published)))
@@ -161,8 +161,13 @@ struct CopyOutcome {
     result: Result<Appended, Problem>,
 }
 
-/// Checks all events of a batch. `batch_key` is the request's idempotency key.
-fn parse(app: &App, caller: &Caller, batch: Batch, batch_key: Option<&str>) -> Result<Vec<ParsedItem>, Problem> {
+/// Checks all events of a batch. `batch_key` is the request's idempotency key. Returns the number of copies too.
+fn parse(
+    app: &App,
+    caller: &Caller,
+    batch: Batch,
+    batch_key: Option<&str>,
+) -> Result<(Vec<ParsedItem>, usize), Problem> {
     if batch.events.is_empty() {
         return Err(Problem::new(Code::InvalidBody, "the batch has no events"));
     }
@@ -185,7 +190,7 @@ fn parse(app: &App, caller: &Caller, batch: Batch, batch_key: Option<&str>) -> R
         let idempotency_key = key.map(|key| idempotency::idempotency_key(&caller.owner(), &key, &event));
         items.push(ParsedItem { rooms, event, idempotency_key });
     }
-    Ok(items)
+    Ok((items, copies))
 }
 
 /// The idempotency key of an event: its own, or one that the batch's key and the event's index make.
@@ -216,10 +221,6 @@ fn parse_rooms(
             Err(Problem::new(Code::InvalidBody, detail))
         }
     }
-}
-
-fn copy_count(items: &[ParsedItem]) -> usize {
-    items.iter().map(|item| item.rooms.len()).sum()
 }
 
 /// Sorts the copies of all items by room. Each room keeps the order of the batch. The caller's permissions are checked

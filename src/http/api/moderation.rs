@@ -1,6 +1,6 @@
 //! Removals of subscribers, users and tokens: their streams end, and may not be opened again for a time.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::extract::{FromRequestParts, State};
 use axum::http::StatusCode;
@@ -15,6 +15,7 @@ use crate::http::extract::{QueryParams, parse_name, path_params};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, audit};
 use crate::names::{RoomName, SubscriberId};
+use crate::timestamp;
 
 /// Longest ban, so that no removal is stored for longer.
 const MAX_BAN: Duration = Duration::from_hours(30 * 24);
@@ -49,8 +50,7 @@ fn until(seconds: u64) -> u64 {
     if seconds == 0 {
         return 0;
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from((now + Duration::from_secs(seconds)).as_millis()).unwrap_or(u64::MAX)
+    timestamp::milliseconds(timestamp::since_1970() + Duration::from_secs(seconds))
 }
 
 /// Remove a subscriber from a room

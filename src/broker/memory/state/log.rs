@@ -74,7 +74,7 @@ impl MemoryLog {
 
     /// Whether the watermarks call for a new epoch.
     pub fn conflicts_with(&self, watermarks: &[EventId]) -> bool {
-        watermarks.iter().any(|id| self.head().history.conflicts_with(*id))
+        self.head().history.conflicts_with(watermarks)
     }
 
     /// Drops entries that are too old, and hands each to `dropped`.

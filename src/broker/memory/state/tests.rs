@@ -8,9 +8,9 @@ use wildmatch::WildMatch;
 
 use super::*;
 use crate::broker::memory::record::RecordChange;
+use crate::broker::memory::record::tests::Samples;
 use crate::broker::memory::store::ChangeSet;
-use crate::broker::{BrokerError, IdempotencyKey, LogEntry, Member, MemberChange, ReadRange, Retention};
-use crate::log::{Epoch, EpochHistory, Head, LateLoss};
+use crate::broker::{BrokerError, IdempotencyKey, Member, MemberChange, ReadRange, Retention};
 use crate::names::{FieldName, SubscriberId};
 
 const SECOND: u64 = 1_000_000;
@@ -377,52 +377,21 @@ fn a_log_that_expires_with_entries_of_a_later_clock_leaves_nothing_behind() {
 
 #[test]
 fn loaded_records_are_held() {
-    let (topic, room, hash) = (self::topic(1), self::room(1), self::hash(1));
-    let epochs = vec![
-        Epoch::new(5, 3),
-        Epoch {
-            lost_since: Some(EventId::new(5, 2)),
-            late: Some(LateLoss { since: EventId::new(5, 1), entered: 5 }),
-            ..Epoch::new(9, 4)
-        },
-    ];
-    let history = EpochHistory::from_parts(epochs, 4, EventId::new(5, 2)).unwrap();
-    let head = Head { replication_id: "mark".into(), history };
-    let entry = LogEntry { id: EventId::new(9, 4), stored: Bytes::from_static(b"\x00stored") };
-    let record = IdempotencyRecord { content: "c".into(), id: entry.id, until: 99 };
-    let subscriber = SubscriberId::new("ann").unwrap();
-    let member = StoredMember {
-        generation: 7,
-        since: "now".into(),
-        owner: "o".into(),
-        address: Some("192.0.2.1".parse().unwrap()),
-        profile: "\"subscriber\":\"ann\"".into(),
-        is_stale: false,
-    };
-    let removal = Removal { room: Some(room.clone()), subscriber: Some(subscriber.clone()), ..Removal::default() };
-    let changes = [
-        RecordChange::head(&topic, &head, 77),
-        RecordChange::entry(&topic, &entry, 66),
-        RecordChange::field(&hash, "é f", Some(Bytes::from_static(b"\xff"))),
-        RecordChange::idempotency_key(&topic, "digest", &record),
-        RecordChange::member(&room, &subscriber, Some(&member)),
-        RecordChange::watched(&room, true),
-        RecordChange::removal(88, Some(&removal)),
-    ];
+    let samples = Samples::new();
     let mut state = MemoryState::new(retention(5, 3000), 1_000_000);
-    for change in &changes {
-        let record = Record::parse(&change.key, change.value.as_ref().unwrap()).unwrap();
+    for change in samples.changes() {
+        let record = Record::parse(&change.key, &change.value.unwrap()).unwrap();
         state.load(record).unwrap();
     }
-    let log = &state.logs[&topic];
-    assert_eq!((log.head(), log.touched), (&head, 77));
-    assert_eq!(log.entries.select(ReadRange::Oldest, 9), [entry]);
-    assert_eq!(state.hashes[&hash]["é f"], b"\xff"[..]);
-    let key = &state.idempotency[&(topic, "digest".into())];
+    let log = &state.logs[&samples.topic];
+    assert_eq!((log.head(), log.touched), (&samples.head, 77));
+    assert_eq!(log.entries.select(ReadRange::Oldest, 9), [samples.entry]);
+    assert_eq!(state.hashes[&samples.hash]["é f"], b"\xff"[..]);
+    let key = &state.idempotency[&(samples.topic, "digest".into())];
     assert_eq!((key.content.as_str(), key.id, key.until), ("c", EventId::new(9, 4), 99));
-    let room = &state.members[&room];
+    let room = &state.members[&samples.room];
     assert!(room.is_watched);
-    assert_eq!(room.members[&subscriber], StoredMember { is_stale: true, ..member });
-    assert_eq!(state.removals[&88], removal);
+    assert_eq!(room.members[&samples.subscriber], StoredMember { is_stale: true, ..samples.member });
+    assert_eq!(state.removals[&88], samples.removal);
     assert_eq!(state.used_bytes(), counted_bytes(&state));
 }

@@ -7,11 +7,8 @@ use super::budget::{field_bytes, removal_bytes};
 use crate::broker::memory::announcement::Announcement;
 use crate::broker::memory::journal::JournalStep;
 use crate::broker::memory::record::RecordChange;
-use crate::broker::{BrokerError, Fault, FaultKind, Removal};
+use crate::broker::{BrokerError, Fault, FaultKind, MAX_REMOVALS, Removal};
 use crate::names::{FieldName, HashName};
-
-/// The most removals that are stored at one time.
-const MAX_REMOVALS: usize = 100_000;
 
 /// A step on the memory. It ends with [`Self::finish`].
 pub struct Transaction<'a> {

@@ -298,7 +298,9 @@ end
 --   random                       added to a new epoch that can't be the time
 --   first_watermark              the index of the first watermark in ARGV
 local function append(log, event)
-  local text, replication_id = redis.call('GET', log.head_key), server_replication_id()
+  -- Asked once for all events of a step: INFO takes longer than the rest of an append.
+  log.replication_id = log.replication_id or server_replication_id()
+  local text, replication_id = redis.call('GET', log.head_key), log.replication_id
   local epoch, last, owner, rest = string.match(text or '', HEAD_PATTERN)
 
   -- In the common case neither the older epochs nor the clock are needed.

@@ -67,7 +67,7 @@ pub(super) async fn open(
     // Counted first, so that the stream checks every termination that comes while it opens.
     let terminations = app.moderation.terminations();
     let mut subscriber = subscriber(app, &caller, &names, options)?;
-    let refuse = |reason| Ok(refuse(app, format, reason, last_id.as_deref()));
+    let refuse = |reason| Ok(refuse(app, reason, last_id.as_deref()));
     if app.drain.is_leaving() {
         return refuse(EndReason::Draining);
     }

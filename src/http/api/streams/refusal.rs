@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::resume_point;
-use crate::delivery::{EndReason, StreamFormat};
+use crate::delivery::EndReason;
 use crate::http::App;
 use crate::http::problem::{Code, Problem};
 use crate::names::{Cursor, EventId};
@@ -21,7 +21,7 @@ pub async fn refuse_overload(State(app): State<App>, request: Request) -> Respon
         let query: Option<AfterQuery> = serde_html_form::from_str(request.uri().query().unwrap_or_default()).ok();
         let after = query.and_then(|query| query.after);
         let last_id = resume_point(request.headers(), after.as_deref()).ok().flatten();
-        refuse(&app, StreamFormat::Single, EndReason::TooManyConnections, last_id.filter(is_position))
+        refuse(&app, EndReason::TooManyConnections, last_id.filter(is_position))
     } else {
         let detail = "the replica has reached --max-connections; try again, or try another replica";
         Problem::new(Code::TooManyConnections, detail).into_response()
@@ -37,7 +37,7 @@ pub(super) fn refuse_caller(app: &App, problem: Problem, last_id: Option<&str>) 
         Code::TooManyRequests => EndReason::TooManyRequests,
         _ => return Err(problem),
     };
-    Ok(refuse(app, StreamFormat::Single, reason, last_id.filter(is_position)))
+    Ok(refuse(app, reason, last_id.filter(is_position)))
 }
 
 /// Whether a text from a request is a position, so that a block may repeat it as its `id:`.
@@ -46,8 +46,8 @@ fn is_position(id: &&str) -> bool {
 }
 
 /// A stream of one block, which says that there is no stream now, why, and when to reconnect.
-pub(super) fn refuse(app: &App, format: StreamFormat, reason: EndReason, last_id: Option<&str>) -> Response {
-    (stream_headers(), app.delivery.refusal(format, reason, last_id)).into_response()
+pub(super) fn refuse(app: &App, reason: EndReason, last_id: Option<&str>) -> Response {
+    (stream_headers(), app.delivery.refusal(reason, last_id)).into_response()
 }
 
 /// The headers of every stream.

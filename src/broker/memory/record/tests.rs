@@ -1,0 +1,141 @@
+//! Records are read as they were written, and are those of format 1.
+
+use super::*;
+
+/// One of each kind of record.
+pub struct Samples {
+    pub topic: Topic,
+    pub room: RoomName,
+    pub hash: HashName,
+    pub subscriber: SubscriberId,
+    pub head: Head,
+    pub entry: LogEntry,
+    pub key: IdempotencyRecord,
+    pub member: StoredMember,
+    pub removal: Removal,
+}
+
+impl Samples {
+    pub fn new() -> Self {
+        let room = RoomName::new("a").unwrap();
+        let subscriber = SubscriberId::new("ann").unwrap();
+        let epochs = vec![
+            Epoch::new(5, 3),
+            Epoch {
+                lost_since: Some(EventId::new(5, 2)),
+                late: Some(LateLoss { since: EventId::new(5, 1), entered: 5 }),
+                ..Epoch::new(9, 4)
+            },
+        ];
+        let history = EpochHistory::from_parts(epochs, 4, EventId::new(5, 2)).unwrap();
+        let entry = LogEntry { id: EventId::new(9, 4), stored: Bytes::from_static(b"\x00stored") };
+        Self {
+            topic: Topic::from(room.clone()),
+            hash: HashName::new("h").unwrap(),
+            head: Head { replication_id: "mark".into(), history },
+            key: IdempotencyRecord { content: "c".into(), id: entry.id, until: 99 },
+            member: StoredMember {
+                generation: 7,
+                since: "now".into(),
+                owner: "o".into(),
+                address: Some("192.0.2.1".parse().unwrap()),
+                profile: "\"subscriber\":\"ann\"".into(),
+                is_stale: false,
+            },
+            removal: Removal {
+                room: Some(room.clone()),
+                subscriber: Some(subscriber.clone()),
+                ..Removal::default()
+            },
+            room,
+            subscriber,
+            entry,
+        }
+    }
+
+    /// In the order in which [`FORMAT_1`] shows them.
+    pub fn changes(&self) -> [RecordChange; 7] {
+        [
+            RecordChange::head(&self.topic, &self.head, 77),
+            RecordChange::entry(&self.topic, &self.entry, 66),
+            RecordChange::field(&self.hash, "é f", Some(Bytes::from_static(b"\xff"))),
+            RecordChange::idempotency_key(&self.topic, "digest", &self.key),
+            RecordChange::member(&self.room, &self.subscriber, Some(&self.member)),
+            RecordChange::watched(&self.room, true),
+            RecordChange::removal(88, Some(&self.removal)),
+        ]
+    }
+}
+
+/// The records of [`Samples`], as a gateway finds them in a data folder.
+const FORMAT_1: [(&str, &str); 7] = [
+    (
+        "ha",
+        r#"{"mark":"mark","touched":77,"dropped":4,"cleared":[5,2],"epochs":[{"epoch":5,"end":3},{"epoch":9,"end":4,"lost_since":[5,2],"late":{"since":[5,1],"entered":5}}]}"#,
+    ),
+    (
+        r"l\x01a\x00\x00\x00\x00\x00\x00\x00\t\x00\x00\x00\x00\x00\x00\x00\x04",
+        r"\x00\x00\x00\x00\x00\x00\x00B\x00stored",
+    ),
+    (r"f\x01h\xc3\xa9 f", r"\xff"),
+    (r"o\x01adigest", r#"{"content":"c","id":[9,4],"until":99}"#),
+    (
+        r"m\x01aann",
+        r#"{"stamp":7,"since":"now","owner":"o","address":"192.0.2.1","card":"\"subscriber\":\"ann\""}"#,
+    ),
+    ("wa", ""),
+    (r"r\x00\x00\x00\x00\x00\x00\x00X", r#"{"room":"a","subscriber":"ann","until":0}"#),
+];
+
+/// Bytes as text: those of JSON as they are, others escaped.
+fn shown(bytes: &[u8]) -> String {
+    match str::from_utf8(bytes) {
+        Ok(text) if text.starts_with('{') => text.into(),
+        _ => bytes.escape_ascii().to_string(),
+    }
+}
+
+fn parsed(change: &RecordChange) -> Record {
+    Record::parse(&change.key, change.value.as_ref().unwrap()).unwrap()
+}
+
+/// Another form of a record is another format.
+#[test]
+fn records_are_those_of_format_1() {
+    let changes = Samples::new().changes();
+    let shown = changes.each_ref().map(|change| (shown(&change.key), shown(change.value.as_ref().unwrap())));
+    assert_eq!(shown, FORMAT_1.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    assert!(changes[0].key < changes[1].key, "a head is loaded before its entries");
+}
+
+#[test]
+fn records_read_as_they_were_written() {
+    let samples = Samples::new();
+    let [head, entry, field, key, member, watched, removal] = samples.changes();
+
+    let Record::Head { topic, head: read, touched } = parsed(&head) else { panic!() };
+    assert_eq!((&topic, &read, touched), (&samples.topic, &samples.head, 77));
+    let Record::Entry { topic, entry: read, appended_at } = parsed(&entry) else { panic!() };
+    assert_eq!((&topic, &read, appended_at), (&samples.topic, &samples.entry, 66));
+    let Record::Field { hash, field, value } = parsed(&field) else { panic!() };
+    assert_eq!((&hash, field.as_str(), &value[..]), (&samples.hash, "é f", &b"\xff"[..]));
+    let Record::IdempotencyKey { topic, digest, record } = parsed(&key) else { panic!() };
+    assert_eq!((&topic, digest.as_str()), (&samples.topic, "digest"));
+    assert_eq!((record.content.as_str(), record.id, record.until), ("c", EventId::new(9, 4), 99));
+    let Record::Member { room, subscriber, member } = parsed(&member) else { panic!() };
+    assert_eq!((&room, &subscriber, &member), (&samples.room, &samples.subscriber, &samples.member));
+    let Record::PresenceWatch { room } = parsed(&watched) else { panic!() };
+    assert_eq!(room, samples.room);
+    let Record::Removal { id, removal } = parsed(&removal) else { panic!() };
+    assert_eq!((id, &removal), (88, &samples.removal));
+}
+
+/// A record is removed by the key that it has.
+#[test]
+fn records_are_removed_by_their_keys() {
+    let samples = Samples::new();
+    let [head, entry, _, key, ..] = samples.changes();
+    assert_eq!(RecordChange::no_head(&samples.topic).key, head.key);
+    assert_eq!(RecordChange::no_entry(&samples.topic, samples.entry.id).key, entry.key);
+    assert_eq!(RecordChange::no_idempotency_key(&samples.topic, "digest").key, key.key);
+}
