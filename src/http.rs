@@ -91,4 +91,8 @@ fn with_fallback(routes: OpenApiRouter<App>, app: &App) -> Router {
 }
 
 #[cfg(test)]
-pub(crate) mod fuzz;
+mod fuzz;
+#[cfg(test)]
+mod test_app;
+#[cfg(test)]
+pub(crate) use test_app::test_app;

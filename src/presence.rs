@@ -89,7 +89,7 @@ impl SessionHandle {
         }))
     }
 
-    /// Has the stream end.
+    /// Ends the stream.
     fn end(&self) {
         self.0.is_over.store(true, Ordering::SeqCst);
         self.0.waker.wake();
@@ -103,7 +103,7 @@ impl SessionHandle {
 }
 
 impl PresenceSession {
-    /// Has the member leave without a grace time, when this is dropped at the latest.
+    /// Ends the membership without a grace time. Dropping this ends it after one.
     pub fn leave(&self) {
         self.room.state().leave(&self.subscriber, &self.handle, Instant::now());
     }
@@ -203,7 +203,7 @@ impl Presence {
         }
     }
 
-    /// Has the broker append `presence.join` and `presence.leave` to a room's log from now on.
+    /// Makes the broker append `presence.join` and `presence.leave` to a room's log from now on.
     pub async fn watch(self: &Arc<Self>, room: &RoomName) -> PresenceWatch {
         *self.watched().entry(room.clone()).or_default() += 1;
         let watch = PresenceWatch { presence: self.clone(), room: room.clone() };
@@ -214,7 +214,7 @@ impl Presence {
         watch
     }
 
-    /// Has the member that a removal names leave without a grace time.
+    /// Removes the member that a removal names, without a grace time.
     pub fn remove(&self, removal: &Removal) {
         let Some(subscriber) = &removal.subscriber else { return };
         let Some(room) = removal.room.as_ref().and_then(|room| self.room(room)) else { return };

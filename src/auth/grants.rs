@@ -46,7 +46,7 @@ impl Permission {
 /// for the token's subject. Every other character stands for itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Claim {
+pub struct RoomcastClaim {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -64,7 +64,7 @@ pub struct Claim {
     pub info: Option<serde_json::Value>,
 }
 
-impl Claim {
+impl RoomcastClaim {
     /// A claim with these permissions.
     pub fn from_grants(grants: impl IntoIterator<Item = (Permission, String)>) -> Self {
         let mut claim = Self::default();
@@ -108,12 +108,12 @@ struct GrantPatterns {
 impl Grants {
     /// Every permission for all names, and `admin`.
     pub fn all() -> Self {
-        Claim { admin: true, ..Claim::default() }.into_grants(None)
+        RoomcastClaim { admin: true, ..RoomcastClaim::default() }.into_grants(None)
     }
 
     /// Permissions from rules such as `subscribe=public.*`.
     pub fn from_rules(rules: impl IntoIterator<Item = (Permission, String)>) -> Self {
-        Claim::from_grants(rules).into_grants(None)
+        RoomcastClaim::from_grants(rules).into_grants(None)
     }
 
     /// Whether the caller may do everything.
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     fn allows(pattern: &str, subject: Option<&str>, name: &str) -> bool {
-        let claim = Claim { publish: vec![pattern.into()], ..Claim::default() };
+        let claim = RoomcastClaim { publish: vec![pattern.into()], ..RoomcastClaim::default() };
         claim.into_grants(subject).allow(Permission::Publish, name)
     }
 

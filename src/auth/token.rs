@@ -6,7 +6,7 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Permission;
-use super::grants::Claim;
+use super::grants::RoomcastClaim;
 use super::keys::{Key, KeyError};
 
 /// Most bytes of a token's subject, and of its id.
@@ -23,7 +23,7 @@ pub(super) struct Claims {
     #[serde(default, deserialize_with = "deserialize_id")]
     pub(super) jti: Option<String>,
     #[serde(default)]
-    pub(super) roomcast: Claim,
+    pub(super) roomcast: RoomcastClaim,
 }
 
 /// Seconds since 1970 (RFC 7519, 2), fractions allowed.
@@ -87,11 +87,11 @@ pub fn mint(token: NewToken, secret: &str, now: SystemTime) -> Result<String, Mi
         iat: u64,
         exp: u64,
         jti: String,
-        roomcast: Claim,
+        roomcast: RoomcastClaim,
     }
     // The gateway that verifies the token checks the secret in the same way.
     Key::secret(secret)?;
-    let claim = Claim { admin: token.admin, ..Claim::from_grants(token.grants) };
+    let claim = RoomcastClaim { admin: token.admin, ..RoomcastClaim::from_grants(token.grants) };
     let iat = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let claims = TokenClaims {
         sub: token.subject,

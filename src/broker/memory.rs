@@ -25,7 +25,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use self::announcement::ListenerSlot;
 pub use self::journal::SyncPolicy;
-use self::journal::{DurableAt, Journal, JournalStep, Lsn};
+use self::journal::{DurableAt, Journal, JournalEntry, Lsn};
 use self::record::Record;
 use self::state::{MemoryLog, MemoryState, Transaction};
 use self::store::Store;
@@ -142,7 +142,7 @@ impl MemoryBroker {
 
     /// Hands a step to the journal, which announces it once it is durable. Without a journal, announces it at once.
     /// Called under the memory's lock, so that announcements have the order of their ids.
-    fn commit(&self, step: JournalStep) -> Option<Lsn> {
+    fn commit(&self, step: JournalEntry) -> Option<Lsn> {
         if let Some(journal) = &self.journal {
             return (!step.changes.is_empty()).then(|| journal.push(step));
         }

@@ -415,13 +415,13 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::http::fuzz::app;
+    use crate::http::test_app;
     use crate::live::Start;
     use crate::names::{Data, Event, RoomName};
 
     #[tokio::test]
     async fn a_group_cursor_delivers_an_event_that_came_between_the_streams_position_and_its_creation() {
-        let app = app();
+        let app = test_app();
         let topic = Topic::from(RoomName::new("a").unwrap());
         let subscription = app.live.subscribe(vec![(topic.clone(), Start::Now)]).await.unwrap();
         let caught_up = subscription.caught_up().expect("the room is quiet");

@@ -2,8 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -15,16 +13,12 @@ use serde_json::value::RawValue;
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
 
-use super::App;
 use super::api::batch::Batch;
 use super::extract::{JsonObject, parse_json};
 use super::problem::Code;
-use crate::auth::Access;
+use super::test_app;
 use crate::broker::entity_tag;
-use crate::broker::memory::{MemoryBroker, MemorySettings};
-use crate::config::Settings;
 use crate::fuzz::{shaped, shaped_text};
-use crate::shutdown::Tasks;
 
 const BATCHES: [&str; 2] = [
     r#"{"events":[{"room":"lobby","event":"chat","data":{"t":1},"idempotency_key":"k"},{"rooms":["a","b"],"data":42}]}"#,
@@ -80,25 +74,9 @@ fn answer(request: Request<Body>) -> (Response<()>, Option<Bytes>) {
 fn start() -> (Runtime, Router) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let inside = runtime.enter();
-    let router = super::router(&app());
+    let router = super::router(&test_app());
     drop(inside);
     (runtime, router)
-}
-
-/// A gateway with the embedded broker.
-pub fn app() -> App {
-    let mut settings = Settings::defaults();
-    settings.streams.room_idle_ttl = Duration::ZERO;
-    // Small, so that the broker becomes full, which is an answer too.
-    settings.embedded.max_bytes = 16 * 1024 * 1024;
-    let tasks = Tasks::default();
-    let broker = Arc::new(MemoryBroker::new(MemorySettings {
-        replica: "fuzz".into(),
-        lease: settings.presence.replica_lease,
-        retention: settings.retention.policy(),
-        max_bytes: settings.embedded.max_bytes,
-    }));
-    App::start(settings, broker, Access::open(), "fuzzed".into(), true, &tasks)
 }
 
 /// Checks what holds for every answer: it is a success or a complete problem document, and never an internal error.

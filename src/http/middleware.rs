@@ -208,14 +208,14 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::http::fuzz;
+    use crate::http::test_app;
 
     #[tokio::test]
     async fn a_panic_in_a_handler_is_answered_with_500() {
         async fn panics() {
             panic!("as the test wants it");
         }
-        let app = fuzz::app();
+        let app = test_app();
         let router = with_middleware(Router::new().route("/panics", get(panics)), &app);
         let request = Request::get("/panics").header("host", "localhost").header(REQUEST_ID, "mine");
         let Ok(response) = router.oneshot(request.body(Body::empty()).unwrap()).await;

@@ -88,7 +88,7 @@ impl LiveTopic {
         self.changes.subscribe()
     }
 
-    /// Has the topic's task read the log again.
+    /// Makes the topic's task read the log again.
     pub(super) fn invalidate(&self) {
         self.invalidated.notify_one();
     }

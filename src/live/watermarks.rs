@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::names::{EventId, Topic};
 
-/// Most topics of a generation. Two generations are kept.
-const GENERATION_TOPICS: usize = 50_000;
-/// Longest time until the next generation begins. A topic is kept for one to two of these after its last use.
-const GENERATION_AGE: Duration = Duration::from_mins(5);
+/// Most topics of a segment. Two segments are kept.
+const SEGMENT_TOPICS: usize = 50_000;
+/// Longest time until the next segment begins. A topic is kept for one to two of these after its last use.
+const SEGMENT_AGE: Duration = Duration::from_mins(5);
 /// Most epochs that are kept of a topic: the newest.
 const KEPT_EPOCHS: usize = 8;
 
@@ -18,12 +18,12 @@ const KEPT_EPOCHS: usize = 8;
 /// commands and announcements come from different servers, every announcement is unverified.
 const UNVERIFIED_PAUSE: Duration = Duration::from_secs(1);
 
-/// The watermarks of all recent topics. They are kept in two generations: a topic that is used moves to the younger
+/// The watermarks of all recent topics. They are kept in two segments: a topic that is used moves to the younger
 /// one, and the older one is dropped as a whole.
 #[derive(Default)]
-pub struct Watermarks(Mutex<Generations>);
+pub struct Watermarks(Mutex<Segments>);
 
-struct Generations {
+struct Segments {
     young: HashMap<Topic, TopicWatermarks>,
     old: HashMap<Topic, TopicWatermarks>,
     born: Instant,
@@ -45,15 +45,15 @@ impl TopicWatermarks {
     }
 }
 
-impl Default for Generations {
+impl Default for Segments {
     fn default() -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), born: Instant::now() }
     }
 }
 
-impl Generations {
+impl Segments {
     fn touch(&mut self, topic: &Topic) -> &mut TopicWatermarks {
-        if self.young.len() >= GENERATION_TOPICS || self.born.elapsed() >= GENERATION_AGE {
+        if self.young.len() >= SEGMENT_TOPICS || self.born.elapsed() >= SEGMENT_AGE {
             self.old = std::mem::take(&mut self.young);
             self.born = Instant::now();
         }
@@ -65,8 +65,8 @@ impl Generations {
 impl Watermarks {
     /// The watermarks to send with a call about a topic. Unverified ids become part of them once their pause is over.
     pub fn take_for_call(&self, topic: &Topic) -> Vec<EventId> {
-        let mut generations = self.generations();
-        let Generations { young, old, .. } = &mut *generations;
+        let mut segments = self.segments();
+        let Segments { young, old, .. } = &mut *segments;
         let Some(watermarks) = young.get_mut(topic).or_else(|| old.get_mut(topic)) else { return Vec::new() };
         if !watermarks.unverified.is_empty() && watermarks.unverified_wait().is_zero() {
             watermarks.unverified_sent = Some(Instant::now());
@@ -79,36 +79,36 @@ impl Watermarks {
 
     /// Adds an id that was appended, read, or announced as expected.
     pub fn add(&self, topic: &Topic, id: EventId) {
-        raise(&mut self.generations().touch(topic).ids, id);
+        raise(&mut self.segments().touch(topic).ids, id);
     }
 
     /// Adds an id of an announcement that was not expected, and that may be forged or from another server.
     pub fn add_unverified(&self, topic: &Topic, id: EventId) {
-        raise(&mut self.generations().touch(topic).unverified, id);
+        raise(&mut self.segments().touch(topic).unverified, id);
     }
 
     /// How long the unverified ids of a topic have to wait. `None` if there are none.
     pub fn unverified_wait(&self, topic: &Topic) -> Option<Duration> {
-        let generations = self.generations();
-        let watermarks = generations.young.get(topic).or_else(|| generations.old.get(topic))?;
+        let segments = self.segments();
+        let watermarks = segments.young.get(topic).or_else(|| segments.old.get(topic))?;
         (!watermarks.unverified.is_empty()).then(|| watermarks.unverified_wait())
     }
 
     /// Counts as a use of a topic, if the topic has watermarks.
     pub fn keep(&self, topic: &Topic) {
-        let mut generations = self.generations();
-        if generations.young.contains_key(topic) || generations.old.contains_key(topic) {
-            generations.touch(topic);
+        let mut segments = self.segments();
+        if segments.young.contains_key(topic) || segments.old.contains_key(topic) {
+            segments.touch(topic);
         }
     }
 
     /// The topics that have watermarks.
     pub fn topics(&self) -> Vec<Topic> {
-        let generations = self.generations();
-        generations.young.keys().chain(generations.old.keys()).cloned().collect()
+        let segments = self.segments();
+        segments.young.keys().chain(segments.old.keys()).cloned().collect()
     }
 
-    fn generations(&self) -> MutexGuard<'_, Generations> {
+    fn segments(&self) -> MutexGuard<'_, Segments> {
         self.0.lock().expect("no holder of the lock panics")
     }
 }
@@ -152,12 +152,12 @@ mod tests {
     fn the_number_of_topics_is_limited_and_the_last_used_stay() {
         let watermarks = Watermarks::default();
         let name = |n: usize| topic(&n.to_string());
-        for n in 0..3 * GENERATION_TOPICS {
+        for n in 0..3 * SEGMENT_TOPICS {
             watermarks.add(&name(n), EventId::new(1, 1));
         }
-        assert!(watermarks.topics().len() <= 2 * GENERATION_TOPICS);
+        assert!(watermarks.topics().len() <= 2 * SEGMENT_TOPICS);
         assert_eq!(watermarks.take_for_call(&name(0)), []);
-        assert_eq!(watermarks.take_for_call(&name(3 * GENERATION_TOPICS - 1)), [EventId::new(1, 1)]);
+        assert_eq!(watermarks.take_for_call(&name(3 * SEGMENT_TOPICS - 1)), [EventId::new(1, 1)]);
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl<S: Clone + PartialEq> RoomState<S> {
         is_earlier.then(|| self.members.remove(subscriber)).flatten().map(|local| local.session)
     }
 
-    /// Has a member leave at this time, if it is meant and does not leave earlier.
+    /// Sets when a member leaves, if it is meant and does not leave earlier.
     fn leave_at(&mut self, subscriber: &SubscriberId, at: Instant, is_meant: impl Fn(&LocalMember<S>) -> bool) {
         if let Some(local) = self.members.get_mut(subscriber).filter(|local| is_meant(local)) {
             local.leaves_at = Some(local.leaves_at.map_or(at, |before| before.min(at)));

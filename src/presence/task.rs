@@ -53,7 +53,7 @@ impl RoomPresence {
         self.state.lock().expect("no holder of the lock panics")
     }
 
-    /// Has the room's task check the state.
+    /// Wakes the room's task, which checks the state.
     pub(super) fn wake(&self) {
         self.changed.notify_one();
     }
@@ -116,7 +116,7 @@ fn apply(effects: Effects<SessionHandle>) {
 }
 
 impl Presence {
-    /// Has a session join a room. Starts the room's task if there is none.
+    /// Joins a room with a session. Starts the room's task if there is none.
     pub(super) fn request_join(
         self: &Arc<Self>,
         room: &RoomName,
@@ -176,7 +176,7 @@ impl Presence {
         }
     }
 
-    /// Has members leave that the broker counts for this replica and that it does not have.
+    /// Removes the members that the broker counts for this replica and that it does not have.
     async fn find_orphans(&self, room: &RoomPresence) -> Result<(), BrokerError> {
         let mut from = None;
         loop {

@@ -35,7 +35,7 @@ struct Model {
 fn render(head: &Head) -> String {
     let mut text = String::new();
     for (index, epoch) in head.history.epochs().iter().rev().enumerate() {
-        let _ = write!(text, "{}{}-{}", if index == 0 { "" } else { " " }, epoch.epoch, epoch.end);
+        let _ = write!(text, "{}{}-{}", if index == 0 { "" } else { " " }, epoch.number, epoch.end);
         if index == 0 {
             let _ = write!(text, " {}", head.replication_id);
         }
@@ -156,7 +156,7 @@ impl Pair {
     fn note_epoch(&mut self) {
         let head: String = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
         let newest: EventId = head.split(' ').next().unwrap().parse().unwrap();
-        let began = self.model.head.as_ref().unwrap().history.newest().epoch;
+        let began = self.model.head.as_ref().unwrap().history.newest().number;
         if self.epochs.iter().all(|(_, epoch)| *epoch != began) {
             self.epochs.push((newest.epoch, began));
         }

@@ -108,7 +108,6 @@ const HOMES: [(&[&str], &[&str]); 17] = [
 /// Modules without I/O: they get the time and the outcome of every call from their callers.
 const PURE: [&str; 7] = [
     "core/src",
-    "src/delivery/encoded.rs",
     "src/delivery/end_reason.rs",
     "src/delivery/format.rs",
     "src/delivery/http1.rs",

@@ -49,14 +49,14 @@ impl Head {
             Some(mut head) => {
                 let is_another_servers = head.replication_id != context.replication_id;
                 if is_another_servers {
-                    head.begin_epoch(epoch_above(head.history.newest().epoch), context);
+                    head.begin_epoch(epoch_above(head.history.newest().number), context);
                 }
                 (head, is_another_servers)
             }
         };
         let lost: Vec<_> = watermarks.iter().copied().filter(|id| head.history.is_unrecorded_loss(*id)).collect();
         if !has_begun && head.history.conflicts_with(watermarks) {
-            head.begin_epoch(epoch_above(head.history.newest().epoch), context);
+            head.begin_epoch(epoch_above(head.history.newest().number), context);
             has_begun = true;
         }
         for id in &lost {

@@ -7,13 +7,13 @@ use crate::names::EventId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Epoch {
     /// Its number.
-    pub epoch: u64,
+    pub number: u64,
     /// Its last offset; 0 while it has no events.
     pub end: u64,
     /// A stream that enters this epoch from below may have missed the events after this position.
     pub lost_since: Option<EventId>,
     /// A loss below an older epoch that was discovered when this epoch was the newest.
-    pub late: Option<LateLoss>,
+    pub late_loss: Option<LateLoss>,
 }
 
 /// A loss that was discovered late: by then, streams had passed the epoch above it without a gap.
@@ -34,14 +34,14 @@ impl ReportedLoss {
 
 impl Epoch {
     /// An epoch without a recorded loss.
-    pub fn new(epoch: u64, end: u64) -> Self {
-        Self { epoch, end, lost_since: None, late: None }
+    pub fn new(number: u64, end: u64) -> Self {
+        Self { number, end, lost_since: None, late_loss: None }
     }
 
     /// The position after which a stream that enters this epoch from below may miss events. `None` if it misses none,
     /// or only what was reported.
     pub(super) fn missing_since(&self, reported: Option<ReportedLoss>) -> Option<EventId> {
-        let late = self.late.filter(|late| !reported.is_some_and(|reported| reported.covers(*late)));
+        let late = self.late_loss.filter(|late| !reported.is_some_and(|reported| reported.covers(*late)));
         let since = self.lost_since.into_iter().chain(late.map(|late| late.since)).min()?;
         // If the loss begins in the reported part, only the rest is new to the stream.
         let overlap = reported.filter(|reported| reported.from <= since && since < reported.to);
@@ -68,7 +68,7 @@ impl EpochHistory {
     /// `dropped` is the newest epoch that was dropped from the history, or 0. `cleared` is the position up to which the
     /// log was cleared on request, or 0-0.
     pub fn from_parts(epochs: Vec<Epoch>, dropped: u64, cleared: EventId) -> Option<Self> {
-        let rising = epochs.is_sorted_by(|a, b| a.epoch < b.epoch);
+        let rising = epochs.is_sorted_by(|a, b| a.number < b.number);
         (rising && !epochs.is_empty()).then_some(Self { epochs, dropped, cleared })
     }
 
@@ -99,7 +99,7 @@ impl EpochHistory {
 
     /// The last position of the log: `<epoch>-0` if its newest epoch has no events.
     pub fn end(&self) -> EventId {
-        EventId::new(self.newest().epoch, self.newest().end)
+        EventId::new(self.newest().number, self.newest().end)
     }
 
     /// Whether this position is part of the history.
@@ -109,21 +109,21 @@ impl EpochHistory {
 
     /// The id of the next event, unless a new epoch begins before it.
     pub fn next_id(&self) -> EventId {
-        EventId::new(self.newest().epoch, self.newest().end + 1)
+        EventId::new(self.newest().number, self.newest().end + 1)
     }
 
     /// Adds one event to the newest epoch. Returns its id.
     pub fn extend(&mut self) -> EventId {
         let newest = self.epochs.last_mut().expect("a history is never empty");
         newest.end += 1;
-        EventId::new(newest.epoch, newest.end)
+        EventId::new(newest.number, newest.end)
     }
 
     /// Whether one of the watermarks, ids of events or positions that a server gave out, requires a new epoch. It does
     /// if it is a loss that is not recorded yet, or if its epoch is above the history: a stream at such a position
     /// could never continue on this history.
     pub fn conflicts_with(&self, watermarks: &[EventId]) -> bool {
-        watermarks.iter().any(|id| id.epoch > self.newest().epoch || self.is_unrecorded_loss(*id))
+        watermarks.iter().any(|id| id.epoch > self.newest().number || self.is_unrecorded_loss(*id))
     }
 
     /// Whether an event that once existed is lost, and the epoch above it has no record of that loss.
@@ -142,33 +142,33 @@ impl EpochHistory {
 
     /// The epoch of this number.
     pub(super) fn epoch(&self, number: u64) -> Option<&Epoch> {
-        self.epochs.binary_search_by_key(&number, |epoch| epoch.epoch).ok().map(|index| &self.epochs[index])
+        self.epochs.binary_search_by_key(&number, |epoch| epoch.number).ok().map(|index| &self.epochs[index])
     }
 
     /// The epochs above this number.
     pub(super) fn above(&self, number: u64) -> &[Epoch] {
-        &self.epochs[self.epochs.partition_point(|epoch| epoch.epoch <= number)..]
+        &self.epochs[self.epochs.partition_point(|epoch| epoch.number <= number)..]
     }
 
     /// The position from which a stream reads epochs of this number and above: the start of the first one that has
     /// events, or the end of the log if none has.
     pub(super) fn start_from(&self, number: u64) -> EventId {
-        let mut entered = self.epochs[self.epochs.partition_point(|epoch| epoch.epoch < number)..].iter();
-        entered.find(|epoch| epoch.end > 0).map_or(self.end(), |epoch| EventId::start_of(epoch.epoch))
+        let mut entered = self.epochs[self.epochs.partition_point(|epoch| epoch.number < number)..].iter();
+        entered.find(|epoch| epoch.end > 0).map_or(self.end(), |epoch| EventId::start_of(epoch.number))
     }
 
     /// Records a loss on the first epoch above it. Streams may have entered that epoch already; for them, the loss is
     /// recorded on the newest epoch, too.
     pub(super) fn record_loss(&mut self, lost: EventId) {
         let since = self.held_before(lost);
-        let above = self.epochs.partition_point(|epoch| epoch.epoch <= lost.epoch);
+        let above = self.epochs.partition_point(|epoch| epoch.number <= lost.epoch);
         let Some(first) = self.epochs.get_mut(above) else { return };
         first.lost_since = Some(first.lost_since.map_or(since, |recorded| recorded.min(since)));
-        let entered = first.epoch;
+        let entered = first.number;
         let newest = self.epochs.last_mut().expect("a history is never empty");
-        if newest.epoch != entered {
-            let late = newest.late.unwrap_or(LateLoss { since, entered });
-            newest.late = Some(LateLoss { since: late.since.min(since), entered: late.entered.max(entered) });
+        if newest.number != entered {
+            let late = newest.late_loss.unwrap_or(LateLoss { since, entered });
+            newest.late_loss = Some(LateLoss { since: late.since.min(since), entered: late.entered.max(entered) });
         }
     }
 
@@ -178,9 +178,9 @@ impl EpochHistory {
         self.epochs.push(Epoch::new(epoch, 0));
         let retained = oldest.map_or(u64::MAX, |id| id.epoch);
         let surplus = self.epochs.len().saturating_sub(keep);
-        let count = self.epochs[..surplus].iter().take_while(|epoch| epoch.epoch < retained).count();
+        let count = self.epochs[..surplus].iter().take_while(|epoch| epoch.number < retained).count();
         if let Some(last) = self.epochs.drain(..count).next_back() {
-            self.dropped = last.epoch;
+            self.dropped = last.number;
         }
     }
 }

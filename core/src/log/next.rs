@@ -46,11 +46,11 @@ impl EpochHistory {
             }
             // This history and the stream's past may differ in any of the older epochs, so the gap begins before them.
             let oldest = self.epochs()[0];
-            let shared = oldest.missing_since(reported).unwrap_or(position).min(EventId::start_of(oldest.epoch));
+            let shared = oldest.missing_since(reported).unwrap_or(position).min(EventId::start_of(oldest.number));
             return Next::Gap(self.gap(position.min(shared), later_start, GapReason::LogLost, reported));
         };
         if position.offset > epoch.end {
-            let shared = EventId::new(epoch.epoch, epoch.end);
+            let shared = EventId::new(epoch.number, epoch.end);
             return Next::Gap(self.gap(shared, later_start, GapReason::Diverged, reported));
         }
         let expected = if position.offset < epoch.end {
@@ -61,9 +61,9 @@ impl EpochHistory {
                 match later_epochs.next() {
                     None => return Next::Nothing,
                     Some(epoch) if epoch.missing_since(reported).is_some() => {
-                        return gap_to(self.start_from(epoch.epoch), GapReason::LostTail);
+                        return gap_to(self.start_from(epoch.number), GapReason::LostTail);
                     }
-                    Some(epoch) if epoch.end > 0 => break EventId::new(epoch.epoch, 1),
+                    Some(epoch) if epoch.end > 0 => break EventId::new(epoch.number, 1),
                     Some(_) => {}
                 }
             }
@@ -77,7 +77,7 @@ impl EpochHistory {
 
     /// The gap from `position` to `to`. It begins earlier if it enters an epoch whose recorded loss began earlier.
     fn gap(&self, position: EventId, to: EventId, reason: GapReason, reported: Option<ReportedLoss>) -> Gap {
-        let entered = self.above(position.epoch).iter().take_while(|epoch| epoch.epoch <= to.epoch);
+        let entered = self.above(position.epoch).iter().take_while(|epoch| epoch.number <= to.epoch);
         let missing_since = entered.filter_map(|epoch| epoch.missing_since(reported)).min();
         let from = missing_since.map_or(position, |since| since.min(position));
         let reason = match reason {

@@ -291,9 +291,9 @@ proptest! {
     ) {
         let epoch = |(n, end): (usize, &u64)| Epoch::new(10 * (n as u64 + 1), *end);
         let epochs: Vec<_> = ends.iter().enumerate().map(epoch).collect();
-        let all: Vec<_> = epochs.iter().flat_map(|e| (1..=e.end).map(|offset| EventId::new(e.epoch, offset))).collect();
+        let all: Vec<_> = epochs.iter().flat_map(|e| (1..=e.end).map(|offset| EventId::new(e.number, offset))).collect();
         let positions: Vec<_> =
-            epochs.iter().flat_map(|e| (0..=e.end).map(|offset| EventId::new(e.epoch, offset))).collect();
+            epochs.iter().flat_map(|e| (0..=e.end).map(|offset| EventId::new(e.number, offset))).collect();
         let position = *position.get(&positions);
         let retained = &all[trimmed.min(all.len())..];
         let history = EpochHistory::from_parts(epochs, 0, EventId::start_of(0)).unwrap();

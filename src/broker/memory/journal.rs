@@ -62,7 +62,7 @@ impl DurableAt {
 }
 
 /// What one step has changed, and has to announce.
-pub(super) struct JournalStep {
+pub(super) struct JournalEntry {
     pub(super) changes: Vec<RecordChange>,
     pub(super) announcements: Vec<Announcement>,
 }
@@ -77,7 +77,7 @@ pub(super) struct Journal {
 
 #[derive(Default)]
 struct Queue {
-    steps: Vec<JournalStep>,
+    steps: Vec<JournalEntry>,
     /// The size of the steps that wait and of those that are being committed.
     bytes: usize,
     newest: Lsn,
@@ -94,7 +94,7 @@ struct Progress {
 
 /// All steps that waited, and the LSN of the last one.
 struct JournalBatch {
-    steps: Vec<JournalStep>,
+    steps: Vec<JournalEntry>,
     last: Lsn,
 }
 
@@ -176,7 +176,7 @@ impl Journal {
     }
 
     /// Adds a step. Called under the memory's lock, so that the journal has the order in which the memory was changed.
-    pub(super) fn push(&self, step: JournalStep) -> Lsn {
+    pub(super) fn push(&self, step: JournalEntry) -> Lsn {
         let mut queue = self.queue();
         queue.bytes += step.changes.iter().map(RecordChange::bytes).sum::<usize>();
         queue.newest += 1;
@@ -291,7 +291,7 @@ impl Journal {
     }
 
     /// Sends the announcements of a batch that is durable, and releases the calls that wait for it.
-    fn complete(&self, steps: Vec<JournalStep>, last: Lsn, listeners: &ListenerSlot) {
+    fn complete(&self, steps: Vec<JournalEntry>, last: Lsn, listeners: &ListenerSlot) {
         let bytes = steps.iter().flat_map(|step| &step.changes).map(RecordChange::bytes).sum::<usize>();
         self.queue().bytes -= bytes;
         if let Some(listeners) = listeners.get() {
@@ -309,7 +309,7 @@ impl Journal {
 }
 
 /// The last change of each key in a batch. Earlier ones need not be written.
-fn merge(steps: &[JournalStep]) -> ChangeSet {
+fn merge(steps: &[JournalEntry]) -> ChangeSet {
     let mut changes = BTreeMap::new();
     for change in steps.iter().flat_map(|step| &step.changes) {
         changes.insert(change.key.clone(), change.value.clone());

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use serde_json::value::RawValue;
 
 use super::MemoryBroker;
-use super::state::{LogStep, MembersStep, MembersUpdate, Purpose, StoredMember};
+use super::state::{LogStep, MembersRequest, MembersUpdate, Purpose, StoredMember};
 use crate::broker::{
     BrokerError, MemberChange, MemberOutcome, MemberPage, MemberView, PresenceStore, PresenceSummary,
     PresenceUpdate,
@@ -46,7 +46,7 @@ impl MemoryBroker {
         watch: bool,
     ) -> Result<Vec<MemberOutcome>, BrokerError> {
         let time = timestamp::now();
-        let step = MembersStep { room, changes, watch, remove_stale: self.lease_has_passed(), time: &time };
+        let step = MembersRequest { room, changes, watch, remove_stale: self.lease_has_passed(), time: &time };
         let MembersUpdate { outcomes, left, joined, is_watched, present } = log.update_members(&step)?;
         if is_watched {
             for (name, members) in [(EventName::LEAVE, left), (EventName::JOIN, joined)] {

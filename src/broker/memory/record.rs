@@ -117,10 +117,10 @@ impl RecordChange {
     pub(super) fn head(topic: &Topic, head: &Head, touched: u64) -> Self {
         let history = &head.history;
         let epoch = |epoch: &Epoch| StoredEpoch {
-            epoch: epoch.epoch,
+            epoch: epoch.number,
             end: epoch.end,
             lost_since: epoch.lost_since.map(pair),
-            late: epoch.late.map(|late| StoredLateLoss { since: pair(late.since), entered: late.entered }),
+            late: epoch.late_loss.map(|late| StoredLateLoss { since: pair(late.since), entered: late.entered }),
         };
         let stored = StoredHead {
             replication_id: head.replication_id.clone(),
@@ -246,10 +246,10 @@ impl Record {
 fn parse_head(value: &[u8]) -> Option<(Head, u64)> {
     let stored: StoredHead = serde_json::from_slice(value).ok()?;
     let epoch = |stored: StoredEpoch| Epoch {
-        epoch: stored.epoch,
+        number: stored.epoch,
         end: stored.end,
         lost_since: stored.lost_since.map(event_id),
-        late: stored.late.map(|late| LateLoss { since: event_id(late.since), entered: late.entered }),
+        late_loss: stored.late.map(|late| LateLoss { since: event_id(late.since), entered: late.entered }),
     };
     let epochs = stored.epochs.into_iter().map(epoch).collect();
     let history = EpochHistory::from_parts(epochs, stored.dropped, event_id(stored.cleared))?;

@@ -18,7 +18,7 @@ pub use self::budget::{OVERHEAD_BYTES, entry_bytes, field_bytes};
 use self::ledger::Ledger;
 pub use self::log::MemoryLog;
 pub use self::log_step::{LogStep, Purpose};
-pub use self::members::{MembersStep, MembersUpdate, RoomMembers, StoredMember};
+pub use self::members::{MembersRequest, MembersUpdate, RoomMembers, StoredMember};
 pub use self::transaction::Transaction;
 use super::journal::Lsn;
 use super::record::Record;

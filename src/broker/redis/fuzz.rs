@@ -48,17 +48,17 @@ fn fuzz_heads() {
     bolero::check!().for_each(|bytes: &[u8]| {
         let text = shaped_text(&samples, bytes);
         let Some(head) = head::parse(&text) else { return };
-        let numbers: Vec<_> = head.history.epochs().iter().map(|epoch| epoch.epoch).collect();
+        let numbers: Vec<_> = head.history.epochs().iter().map(|epoch| epoch.number).collect();
         assert!(!numbers.is_empty() && numbers.is_sorted_by(|a, b| a < b), "epochs rise: {numbers:?}");
         assert!(
             text.starts_with(&format!("{} {}", head.history.end(), head.replication_id)),
             "a head begins with its newest epoch"
         );
         assert!(head.history.holds(head.history.end()));
-        let newest = head.history.newest().epoch;
+        let newest = head.history.newest().number;
         let context = StepContext { replication_id: "another server", time: 1, random: 0, oldest: None };
         let (next, changed) = Head::ensure_epoch(Some(head), &[], context);
-        assert!(changed && next.history.newest().epoch > newest);
+        assert!(changed && next.history.newest().number > newest);
     });
 }
 

@@ -16,7 +16,7 @@ pub(super) fn parse(text: &str) -> Option<Head> {
         } else if let Some(late) = token.strip_prefix('?') {
             let (since, entered) = late.split_once('/')?;
             let late = LateLoss { since: since.parse().ok()?, entered: entered.parse().ok()? };
-            epochs.last_mut()?.late = Some(late);
+            epochs.last_mut()?.late_loss = Some(late);
         } else if let Some(position) = token.strip_prefix('=') {
             cleared = position.parse().ok()?;
         } else if let Some(epoch) = token.strip_prefix('^') {
@@ -47,7 +47,7 @@ mod tests {
         let expected = [
             Epoch { lost_since: Some(EventId::new(9, 1)), ..Epoch::new(10, 0) },
             Epoch::new(20, 7),
-            Epoch { lost_since: Some(EventId::new(20, 7)), late: Some(late), ..Epoch::new(30, 2) },
+            Epoch { lost_since: Some(EventId::new(20, 7)), late_loss: Some(late), ..Epoch::new(30, 2) },
         ];
         assert_eq!(head.history.epochs(), expected);
         assert_eq!(head.history.dropped(), 9);

@@ -94,7 +94,7 @@ impl PubSub {
         self.current().clone()
     }
 
-    /// Has the connection replaced.
+    /// Replaces the connection.
     pub(super) fn reset(&self) {
         self.reset.notify_one();
     }

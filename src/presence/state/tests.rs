@@ -40,7 +40,7 @@ fn text(changes: Option<Vec<MemberChange>>) -> Vec<String> {
     changes.unwrap_or_default().iter().map(change_text).collect()
 }
 
-/// Has a session join, and the broker answer with a generation.
+/// Joins with a session, and answers for the broker with a generation.
 fn join(state: &mut TestState, now: Instant, name: &str, session: u32, generation: u64) -> Effects<u32> {
     state.join(member(name), session);
     let changes = state.begin_update(now).unwrap();

@@ -99,9 +99,9 @@ impl Names {
 fn describe_data(world: &World) -> String {
     let Some(head) = &world.data.head else { return "has no data".into() };
     let epochs = head.history.epochs().iter().map(|epoch| {
-        let since = epoch.lost_since.into_iter().chain(epoch.late.map(|late| late.since)).min();
+        let since = epoch.lost_since.into_iter().chain(epoch.late_loss.map(|late| late.since)).min();
         let lost = since.map(|since| format!(" (events after {since} lost)")).unwrap_or_default();
-        format!("{}{lost}", epoch.epoch)
+        format!("{}{lost}", epoch.number)
     });
     let log = list(world.data.log.0.iter().map(|event| event.id));
     format!("has epochs {}, ends at {}, stores {log}", list(epochs), head.history.end())

@@ -161,14 +161,14 @@ impl SampleServer {
             &watermarks,
             context(&self.replication_id.to_string(), time),
         );
-        assert_eq!(self.head.history.newest().epoch, time);
+        assert_eq!(self.head.history.newest().number, time);
         self.history_list.0.push(if lost > 0 { PlainItem::Loss(time) } else { PlainItem::EpochStart(time) });
         self.earlier_heads.clear();
     }
 
     /// Begins a step of a replica that has this watermark.
     pub fn ensure_epoch(&mut self, watermark: Option<EventId>) {
-        let (replication_id, time) = (self.replication_id.to_string(), self.head.history.newest().epoch + 1);
+        let (replication_id, time) = (self.replication_id.to_string(), self.head.history.newest().number + 1);
         let watermarks: Vec<_> = watermark.into_iter().collect();
         let has_begun;
         (self.head, has_begun) =
@@ -183,7 +183,7 @@ impl SampleServer {
     pub fn positions(&self) -> Vec<EventId> {
         let mut positions = vec![EventId::start_of(1), EventId::new(15, 1), EventId::new(9999, 3)];
         for epoch in self.head.history.epochs() {
-            positions.extend((0..=epoch.end + 2).map(|offset| EventId::new(epoch.epoch, offset)));
+            positions.extend((0..=epoch.end + 2).map(|offset| EventId::new(epoch.number, offset)));
         }
         positions.extend(&self.appended);
         positions

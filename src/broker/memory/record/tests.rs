@@ -23,7 +23,7 @@ impl Samples {
             Epoch::new(5, 3),
             Epoch {
                 lost_since: Some(EventId::new(5, 2)),
-                late: Some(LateLoss { since: EventId::new(5, 1), entered: 5 }),
+                late_loss: Some(LateLoss { since: EventId::new(5, 1), entered: 5 }),
                 ..Epoch::new(9, 4)
             },
         ];

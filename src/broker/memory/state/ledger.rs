@@ -4,7 +4,7 @@
 
 use super::budget::ByteBudget;
 use crate::broker::memory::announcement::Announcement;
-use crate::broker::memory::journal::JournalStep;
+use crate::broker::memory::journal::JournalEntry;
 use crate::broker::memory::record::RecordChange;
 use crate::broker::{BrokerError, Fault};
 
@@ -79,8 +79,8 @@ impl Ledger {
     }
 
     /// Hands out what the step has changed and has to announce.
-    pub fn end_step(&mut self) -> JournalStep {
+    pub fn end_step(&mut self) -> JournalEntry {
         let changes = self.changes.as_mut().map(std::mem::take).unwrap_or_default();
-        JournalStep { changes, announcements: std::mem::take(&mut self.announcements) }
+        JournalEntry { changes, announcements: std::mem::take(&mut self.announcements) }
     }
 }

@@ -44,7 +44,7 @@ impl StoredMember {
 }
 
 /// What a step is to change of a room's members.
-pub struct MembersStep<'a> {
+pub struct MembersRequest<'a> {
     pub room: &'a RoomName,
     pub changes: &'a [MemberChange],
     /// Whether the room's joins and leaves are wanted from now on.
@@ -73,7 +73,7 @@ type MembersBefore = BTreeMap<SubscriberId, Option<StoredMember>>;
 
 impl LogStep<'_> {
     /// Changes the members of the log's room.
-    pub fn update_members(&mut self, step: &MembersStep<'_>) -> Result<MembersUpdate, BrokerError> {
+    pub fn update_members(&mut self, step: &MembersRequest<'_>) -> Result<MembersUpdate, BrokerError> {
         let joining = step.changes.iter().filter_map(|change| match change {
             MemberChange::Join { member, .. } => Some(member_bytes(&member.profile)),
             MemberChange::Leave { .. } => None,

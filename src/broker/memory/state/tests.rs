@@ -253,7 +253,7 @@ impl Machine {
                 let room = self::room(room);
                 let topic = Topic::from(room.clone());
                 let changes: Vec<_> = changes.iter().map(|change| self.change(&room, change)).collect();
-                let step = MembersStep { room: &room, changes: &changes, watch, remove_stale, time: "now" };
+                let step = MembersRequest { room: &room, changes: &changes, watch, remove_stale, time: "now" };
                 let _ = self.run(|transaction| {
                     let mut log = transaction.open_log(&topic, &[], Purpose::Append)?;
                     let update = log.update_members(&step)?;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::MemoryState;
 use super::budget::{field_bytes, removal_bytes};
 use crate::broker::memory::announcement::Announcement;
-use crate::broker::memory::journal::JournalStep;
+use crate::broker::memory::journal::JournalEntry;
 use crate::broker::memory::record::RecordChange;
 use crate::broker::{BrokerError, Fault, FaultKind, MAX_REMOVALS, Removal};
 use crate::names::{FieldName, HashName};
@@ -76,7 +76,7 @@ impl Transaction<'_> {
     }
 
     /// Ends the step. Returns what it has changed and has to announce.
-    pub fn finish(self) -> JournalStep {
+    pub fn finish(self) -> JournalEntry {
         self.state.ledger.end_step()
     }
 }
