@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::grants::{RoomcastClaim, Permission};
+use super::grants::{Permission, RoomcastClaim};
 use super::keys::{Key, SignedToken};
 use super::token::{NewToken, mint};
 use super::{TokenError, TokenRules};
@@ -36,8 +36,9 @@ fn fuzz_patterns() {
         let (first, second) = bytes.split_at(bytes.len() / 2);
         let pattern = shaped_text(&SAMPLES, first);
         let name = shaped_text(&["chat.lobby", "user.ann", "annann", "xaybz"], second).replace('\0', "");
-        let grants =
-            |subject: Option<&str>| RoomcastClaim { read: vec![pattern.clone()], ..RoomcastClaim::default() }.into_grants(subject);
+        let grants = |subject: Option<&str>| {
+            RoomcastClaim { read: vec![pattern.clone()], ..RoomcastClaim::default() }.into_grants(subject)
+        };
         let allowed = |subject| grants(subject).allow(Permission::Read, &name);
         if pattern.contains("{sub}") {
             assert!(!allowed(None), "without a subject the pattern matches nothing");
@@ -72,7 +73,10 @@ fn fuzz_tokens() {
             // An accepted token has the claims that were signed.
             Ok(claims) => {
                 assert_eq!(claims.sub.as_deref(), Some("ann"));
-                assert_eq!(claims.roomcast, RoomcastClaim { publish: vec!["chat.*".into()], ..RoomcastClaim::default() });
+                assert_eq!(
+                    claims.roomcast,
+                    RoomcastClaim { publish: vec!["chat.*".into()], ..RoomcastClaim::default() }
+                );
             }
             Err(TokenError::Expired | TokenError::KeysUnavailable) => panic!("{token}"),
             Err(why) => assert!(!why.to_string().is_empty()),

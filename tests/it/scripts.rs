@@ -42,7 +42,7 @@ fn render(head: &Head) -> String {
         if let Some(since) = epoch.lost_since {
             let _ = write!(text, " ~{since}");
         }
-        if let Some(LateLoss { since, entered }) = epoch.late {
+        if let Some(LateLoss { since, entered }) = epoch.late_loss {
             let _ = write!(text, " ?{since}/{entered}");
         }
     }
