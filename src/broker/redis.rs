@@ -152,8 +152,8 @@ fn id_texts(ids: &[EventId]) -> Vec<String> {
     ids.iter().map(EventId::to_string).collect()
 }
 
-/// A random number that scripts add to a new epoch if it can't be the time, so that two servers do not give out the
-/// same epoch.
+/// A random number. Scripts add it to a new epoch if it can't be the time, so that two servers do not give out the same
+/// epoch; and an answer that repeats it belongs to its command.
 fn random() -> u64 {
     fastrand::u64(..1 << 20)
 }

@@ -179,7 +179,7 @@ impl Pair {
                 let mut call = self.append.key(HEAD);
                 call.key(LOG).arg("{}").arg("channel").arg(1000).arg(3_600_000).arg(7_200_000).arg(3);
                 call.arg(300_000).arg("").arg(1_000_000).arg("0").arg(texts);
-                let (id, _): (String, bool) = call.invoke(&mut self.connection).unwrap();
+                let (id, _, _): (String, bool, u64) = call.invoke(&mut self.connection).unwrap();
                 id
             }
             Writer::UpdatePresence => {
@@ -347,7 +347,7 @@ async fn check_trimming(writer: Writer) {
                         let mut call = append.key(HEAD);
                         call.key(LOG).arg(event).arg("channel").arg(1_000_000).arg(3_600_000).arg(7_200_000);
                         call.arg(3).arg(300_000).arg("").arg(limit).arg(format!("{too_old:08}"));
-                        let _: (String, bool) = call.invoke(&mut connection).unwrap();
+                        let _: (String, bool, u64) = call.invoke(&mut connection).unwrap();
                     }
                     Writer::UpdatePresence => {
                         // A member whose profile changes: one presence.join for each step.

@@ -48,6 +48,7 @@ impl RedisBroker {
         retention: Retention,
         idempotency: Option<(String, &str)>,
     ) -> Result<Appended, BrokerError> {
+        let random = random();
         let mut call = self.scripts.append.key(head);
         call.key(log);
         let (key, content) = idempotency.unzip();
@@ -55,11 +56,19 @@ impl RedisBroker {
             call.key(key);
         }
         call.arg(stored).arg(live).arg(retention.events);
-        call.arg(milliseconds(retention.age)).arg(milliseconds(retention.age + retention.head)).arg(random());
+        call.arg(milliseconds(retention.age)).arg(milliseconds(retention.age + retention.head)).arg(random);
         call.arg(milliseconds(retention.idempotency_window)).arg(content.unwrap_or_default());
         call.arg(retention.bytes).arg(timestamp::ago(retention.age)).arg(id_texts(watermarks));
-        let result: RedisResult<Option<(String, bool)>> = call.invoke_async(conn.connection()).await;
-        let (id, replayed) = conn.check(result, write_error)?.ok_or(BrokerError::KeyReused)?;
+        let result: RedisResult<(String, bool, u64)> = call.invoke_async(conn.connection()).await;
+        let (id, replayed, answered) = conn.check(result, write_error)?;
+        if answered != random {
+            conn.mark_broken();
+            let detail = "Redis's answer belongs to another command";
+            return Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, detail)));
+        }
+        if id.is_empty() {
+            return Err(BrokerError::KeyReused);
+        }
         Ok(Appended { id: parse_id(&id)?, replayed })
     }
 

@@ -12,9 +12,9 @@ use super::spawn;
 
 /// Receive buffer towards the server, in bytes. It is small, so that the server soon notices a frozen link.
 const RECEIVE_BUFFER: u32 = 32 * 1024;
-/// Bytes that a corrupted chunk loses in its middle. Not seven: a hole of that size can hide a whole `+PONG`. The
-/// connection would then go on without an error, with each answer taken for that of the command before.
-const LOST_BYTES: usize = 6;
+/// Bytes that a corrupted chunk loses in its middle. A hole of this size can hide a whole short answer, after which each
+/// answer is taken for that of the command before.
+const LOST_BYTES: usize = 7;
 
 /// What the proxy does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
--- Appends an event to a topic's log and announces it. Returns {id, 0}; or {id, 1} if an earlier call with the same
--- idempotency key and content appended the event; or nil if that call had other content.
+-- Appends an event to a topic's log and announces it. Returns {id, 0, random}; or {id, 1, random} if an earlier call with
+-- the same idempotency key and content appended the event; or {'', 0, random} if that call had other content. The random
+-- number shows that the answer is this call's: a connection that loses bytes can lose a whole answer.
 -- KEYS: head, log, and optionally an idempotency key.
 -- ARGV: event, channel, entries to keep, lifetimes of log and head (ms), random, idempotency key's lifetime (ms),
 -- digest of the content, bytes to keep, time before which events are too old, watermarks…
@@ -14,7 +15,10 @@ if KEYS[3] then
   local stored = redis.call('GET', KEYS[3])
   if stored then
     local content, id = string.match(stored, '^(%S+) (%S+)$')
-    return content == ARGV[8] and { id, 1 }
+    if content ~= ARGV[8] then
+      return { '', 0, ARGV[6] }
+    end
+    return { id, 1, ARGV[6] }
   end
 end
 
@@ -36,4 +40,4 @@ end
 if KEYS[3] then
   redis.call('SET', KEYS[3], ARGV[8] .. ' ' .. id, 'PX', ARGV[7])
 end
-return { id, 0 }
+return { id, 0, ARGV[6] }
