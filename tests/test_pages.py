@@ -14,12 +14,12 @@ from pathlib import Path
 from unittest import mock
 
 import pages
-
-# A script in a shell's background ignores Ctrl+C, and so would all that it starts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 from pagecheck import Failure, compare, links, markdown
 from pagecheck.page import Page, served
 from pagecheck.processes import Processes, listens, until
+
+# A script in a shell's background ignores Ctrl+C, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).resolve().parent
 SECONDS = 10
