@@ -26,7 +26,9 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 pub use self::error::{BrokerError, Fault, FaultKind, Health};
-pub use self::hash::{Condition, FieldPage, HashStore, PatchOutcome, RemoveOutcome, SetOutcome, entity_tag};
+pub use self::hash::{
+    Condition, FieldPage, HashStore, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome, entity_tag,
+};
 pub use self::log::{
     Appended, IdempotencyKey, LogEntry, LogListener, LogSlice, LogStore, ReadRange, Retention, RetentionPolicy,
 };

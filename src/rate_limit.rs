@@ -25,7 +25,7 @@ const GRANT_LIFETIME: Duration = Duration::from_secs(1);
 const MIN_REFUSAL: Duration = Duration::from_millis(100);
 /// The longest wait for the broker's answer.
 const STORE_TIMEOUT: Duration = Duration::from_millis(500);
-/// After the broker has failed to answer, it is not asked again for this time.
+/// After the broker has failed to answer for a caller, it is not asked again for that caller for this time.
 const STORE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// A bucket holds the tokens of this many seconds, so that many requests may arrive at once.
 const BURST_SECONDS: u32 = 2;
@@ -50,7 +50,7 @@ pub struct RateLimitSettings {
 /// What happens to requests while the broker can't count them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum RateFailure {
-    /// They are accepted.
+    /// They are accepted, as far as this replica alone counts them within their limits.
     Open,
     /// They are refused with 503.
     Closed,
@@ -132,6 +132,10 @@ struct LocalQuota {
     remaining: u64,
     /// The number of requests that the broker has refused, and until when so many or more are refused here.
     refused: Option<(u64, Instant)>,
+    /// After the broker has failed to answer, when it is asked again.
+    ask_at: Option<Instant>,
+    /// When the bucket that counts while the broker does not answer will be full.
+    full_at: Option<Instant>,
 }
 
 /// The quota of one caller.
@@ -148,8 +152,6 @@ pub struct RateLimiter {
     buckets: Arc<dyn RateStore>,
     limits: Cache<RateKey, Arc<LocalLimit>>,
     streams: Mutex<HashMap<RateKey, u32>>,
-    /// After the broker has failed to answer, when it is asked again.
-    ask_at: Mutex<Option<Instant>>,
 }
 
 /// Counts a caller's open stream until it is dropped.
@@ -175,13 +177,7 @@ impl Drop for StreamPermit {
 impl RateLimiter {
     /// Limits whose buckets the broker keeps.
     pub fn new(settings: RateLimitSettings, buckets: Arc<dyn RateStore>) -> Arc<Self> {
-        Arc::new(Self {
-            settings,
-            buckets,
-            limits: Cache::new(MAX_CALLERS),
-            streams: Mutex::default(),
-            ask_at: Mutex::default(),
-        })
+        Arc::new(Self { settings, buckets, limits: Cache::new(MAX_CALLERS), streams: Mutex::default() })
     }
 
     /// Takes `count` tokens from the limits with these keys: from all of them, or from none. Returns the status of the
@@ -193,16 +189,19 @@ impl RateLimiter {
     ) -> Result<Option<RateStatus>, RateError> {
         let keys = keys.into_iter().map(|key| (self.rate(&key), key)).filter(|(rate, _)| *rate > 0);
         let limits: Vec<_> = keys.map(|(rate, key)| (rate, self.limit(&key), key)).collect();
-        for (rate, limit, key) in &limits {
-            self.refill(key, limit, *rate, count).await?;
-        }
         let mut lowest: Option<RateStatus> = None;
-        for (rate, limit, key) in &limits {
-            let mut quota = lock(&limit.quota);
-            quota.tokens = quota.tokens.saturating_sub(count);
-            let status = quota.status(key, *rate);
-            if lowest.is_none_or(|lowest| status.remaining < lowest.remaining) {
-                lowest = Some(status);
+        for (index, (rate, limit, key)) in limits.iter().enumerate() {
+            match self.take_one(key, limit, *rate, count).await {
+                Ok(status) if lowest.is_none_or(|lowest| status.remaining < lowest.remaining) => {
+                    lowest = Some(status)
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    for (_, limit, _) in &limits[..index] {
+                        lock(&limit.quota).give_back(count);
+                    }
+                    return Err(error);
+                }
             }
         }
         Ok(lowest)
@@ -217,21 +216,24 @@ impl RateLimiter {
         }
     }
 
-    /// Makes sure that a quota holds at least `count` tokens. Takes more from the bucket if it does not.
-    async fn refill(&self, key: &RateKey, limit: &LocalLimit, rate: u32, count: u64) -> Result<(), RateError> {
-        if lock(&limit.quota).holds(count, Instant::now()) {
-            return Ok(());
+    /// Takes tokens from one quota. If it does not hold enough, more come from the bucket first.
+    async fn take_one(
+        &self,
+        key: &RateKey,
+        limit: &LocalLimit,
+        rate: u32,
+        count: u64,
+    ) -> Result<RateStatus, RateError> {
+        if let Some(status) = lock(&limit.quota).spend(key, rate, count, Instant::now()) {
+            return Ok(status);
         }
         let _refill = limit.refill.lock().await;
         let now = Instant::now();
-        let missing = {
+        let held = {
             let mut quota = lock(&limit.quota);
-            if quota.expires_at.is_some_and(|at| at <= now) {
-                quota.tokens = 0;
-            }
             // Another request may have refilled it meanwhile.
-            if quota.holds(count, now) {
-                return Ok(());
+            if let Some(status) = quota.spend(key, rate, count, now) {
+                return Ok(status);
             }
             let status = quota.status(key, rate);
             if count > status.quota {
@@ -240,37 +242,50 @@ impl RateLimiter {
             if let Some((_, until)) = quota.refused.filter(|(refused, until)| count >= *refused && *until > now) {
                 return Err(RateError::TooMany { status, retry_after: until - now, is_new: false });
             }
-            count - quota.tokens
+            if quota.ask_at.is_some_and(|at| at > now) {
+                return self.take_unanswered(&mut quota, key, rate, count);
+            }
+            // Set aside, so that no other request spends them while the bucket is asked for the rest.
+            let tokens = std::mem::take(&mut quota.tokens);
+            if quota.has_expired(now) { 0 } else { tokens }
         };
-        if lock(&self.ask_at).is_some_and(|at| at > now) {
-            return self.unanswered();
-        }
+        let missing = count - held;
         let bucket = RateLimit { per_second: rate, burst: u64::from(rate * BURST_SECONDS) };
         let wanted = missing.max(u64::from(rate / GRANTS_PER_SECOND)).min(bucket.burst);
         let answer = timeout(STORE_TIMEOUT, self.buckets.take(&key.bucket(), bucket, missing, wanted)).await;
-        let Ok(Ok(RateGrant { granted, remaining, retry_after })) = answer else {
-            *lock(&self.ask_at) = Some(now + STORE_RETRY_PAUSE);
-            return self.unanswered();
-        };
         let mut quota = lock(&limit.quota);
+        let Ok(Ok(RateGrant { granted, remaining, retry_after })) = answer else {
+            quota.give_back(held);
+            quota.ask_at = Some(now + STORE_RETRY_PAUSE);
+            return self.take_unanswered(&mut quota, key, rate, count);
+        };
         quota.remaining = remaining;
+        quota.give_back(held + granted);
         if granted > 0 {
-            quota.tokens += granted;
             quota.expires_at = Some(now + GRANT_LIFETIME);
         }
-        if quota.tokens >= count {
-            return Ok(());
+        if let Some(status) = quota.spend(key, rate, count, now) {
+            return Ok(status);
         }
         quota.refused = Some((count, now + retry_after.max(MIN_REFUSAL)));
         Err(RateError::TooMany { status: quota.status(key, rate), retry_after, is_new: true })
     }
 
-    /// The outcome for a request that the broker can't count.
-    fn unanswered(&self) -> Result<(), RateError> {
-        match self.settings.on_failure {
-            RateFailure::Open => Ok(()),
-            RateFailure::Closed => Err(RateError::Unavailable),
+    /// Takes tokens while the broker does not answer. If requests are accepted then, they are counted on this replica
+    /// alone, against the whole limit.
+    fn take_unanswered(
+        &self,
+        quota: &mut LocalQuota,
+        key: &RateKey,
+        rate: u32,
+        count: u64,
+    ) -> Result<RateStatus, RateError> {
+        if self.settings.on_failure == RateFailure::Closed {
+            return Err(RateError::Unavailable);
         }
+        let taken = quota.take_locally(rate, count, Instant::now());
+        let status = RateStatus { remaining: 0, ..quota.status(key, rate) };
+        taken.map(|()| status).map_err(|retry_after| RateError::TooMany { status, retry_after, is_new: false })
     }
 
     /// Counts a stream for as long as the permit is held. If a limit is reached, fails with that limit's name.
@@ -306,9 +321,35 @@ impl RateLimiter {
 }
 
 impl LocalQuota {
-    /// Whether `count` tokens can be spent now.
-    fn holds(&self, count: u64, now: Instant) -> bool {
-        self.tokens >= count && self.expires_at.is_none_or(|at| at > now)
+    fn has_expired(&self, now: Instant) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
+
+    /// Spends `count` tokens. `None` if there are not so many.
+    fn spend(&mut self, key: &RateKey, rate: u32, count: u64, now: Instant) -> Option<RateStatus> {
+        if self.has_expired(now) {
+            return None;
+        }
+        self.tokens = self.tokens.checked_sub(count)?;
+        Some(self.status(key, rate))
+    }
+
+    /// Returns tokens that were taken and not spent.
+    fn give_back(&mut self, count: u64) {
+        self.tokens += count;
+    }
+
+    /// Takes tokens from a bucket of this replica's own. The error is the time until there are enough.
+    fn take_locally(&mut self, rate: u32, count: u64, now: Instant) -> Result<(), Duration> {
+        let interval = Duration::from_secs(1) / rate;
+        let cost = interval.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
+        let full_at = self.full_at.map_or(now, |at| at.max(now)) + cost;
+        let wait = (full_at - now).saturating_sub(interval * rate * BURST_SECONDS);
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        self.full_at = Some(full_at);
+        Ok(())
     }
 
     fn status(&self, key: &RateKey, rate: u32) -> RateStatus {

@@ -9,6 +9,10 @@ use super::BrokerError;
 use crate::digest::sha1_hex;
 use crate::names::{FieldName, HashName};
 
+/// Bytes of names and values from which on a reply gets no more fields: a read of many fields must not keep other reads
+/// waiting for long. A reply has at least one field, and on Redis a page exceeds this by a few fields at most.
+pub const REPLY_BYTES: usize = 1024 * 1024;
+
 /// The condition under which a write to a field happens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -23,25 +27,25 @@ pub enum Condition {
 }
 
 /// The outcome of setting a field.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetOutcome {
     /// The field had no value before.
     Created,
     /// The field had a value before.
     Replaced,
-    /// The condition did not hold. Contains the present value.
-    Refused(Option<Bytes>),
+    /// The condition did not hold.
+    Refused,
 }
 
 /// The outcome of removing a field.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RemoveOutcome {
     /// The field was removed.
     Removed,
     /// The field had no value.
     Absent,
-    /// The condition did not hold. Contains the present value.
-    Refused(Option<Bytes>),
+    /// The condition did not hold.
+    Refused,
 }
 
 /// The outcome of a patch.
@@ -71,10 +75,10 @@ pub trait HashStore: Send + Sync {
     /// A field's value.
     async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError>;
 
-    /// The values of some fields, in the order of `fields`.
+    /// The values of the first of these fields, in their order: of all, or of as many as fit into [`REPLY_BYTES`].
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError>;
 
-    /// About `limit` fields, from where an earlier page ended. A field that exists during the whole listing is on some
+    /// About `limit` fields, or fewer if they are large, from where an earlier page ended. A field that exists during the whole listing is on some
     /// page. If a large hash changes meanwhile, a field may be on two pages.
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError>;
 

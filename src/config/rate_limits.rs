@@ -32,8 +32,8 @@ pub struct RateLimitArgs {
         value_parser = clap::value_parser!(u32).range(..=MAX_RATE))]
     pub rate_total: u32,
 
-    /// Requests that can't be counted because Redis is unavailable: `open` accepts them, `closed` refuses them with
-    /// 503.
+    /// Requests that can't be counted together because Redis is unavailable: `open` counts them on each replica alone,
+    /// `closed` refuses them with 503.
     #[arg(
         long,
         env = "ROOMCAST_RATE_FAILURE",

@@ -1,5 +1,5 @@
-//! A replica's access to logs. Appends, reads and clears carry the topic's watermarks and have a deadline, and the number of reads at
-//! one time is limited.
+//! A replica's access to logs. Appends, reads and clears carry the topic's watermarks and have a deadline, and the number
+//! of reads at one time is limited.
 
 use std::sync::Arc;
 

@@ -1,9 +1,11 @@
 //! Limits of each caller: requests a second over all replicas, and open streams.
 
+mod budgets;
 mod hostile;
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use roomcast::config::Settings;
 use roomcast::rate_limit::RateFailure;
@@ -201,4 +203,30 @@ async fn while_redis_is_unavailable_requests_pass_or_are_refused_as_configured()
     let publish = async |gateway: &Gateway| gateway.send(publish(gateway, "bob")).await.1["detail"].to_string();
     assert!(publish(&closed).await.contains("within its limits"));
     assert!(!publish(&open).await.contains("within its limits"));
+    // The replica counts alone: of five at once, two are within the limit.
+    let details = join_all((0..5).map(|_| publish(&open))).await;
+    let refused = details.iter().filter(|detail| detail.contains("(--rate-per-subject) is reached")).count();
+    assert!(refused >= 2, "{details:?}");
+}
+
+#[tokio::test]
+async fn simultaneous_batches_do_not_pass_a_limit_together() {
+    let world = World::redis().await;
+    let gateway = world
+        .gateway_with(|settings| {
+            few(settings);
+            settings.limits.rate_per_subject = 100;
+        })
+        .await;
+    let events: Vec<_> = (0..90).map(|n| json!({"room": "lobby", "data": n})).collect();
+    let batch = || {
+        let request = gateway.request(Method::POST, "/v1/events").bearer_auth(as_user("ann"));
+        gateway.send(request.json(&json!({"events": events})))
+    };
+    let began = std::time::Instant::now();
+    let statuses = join_all((0..60).map(|_| batch())).await;
+    let stored = 90 * statuses.iter().filter(|(status, _)| *status == StatusCode::OK).count();
+    // 200 at once, and 100 for each second that has passed.
+    let most = 200 + 100 * usize::try_from(began.elapsed().as_secs() + 1).unwrap();
+    assert!((90..=most).contains(&stored), "{stored} of {most}");
 }

@@ -10,7 +10,7 @@ use super::MemoryBroker;
 use super::journal::DurableAt;
 use super::state::{MemoryState, Transaction, field_bytes};
 use crate::broker::{
-    BrokerError, Condition, FieldPage, HashStore, PatchOutcome, RemoveOutcome, SetOutcome, entity_tag,
+    BrokerError, Condition, FieldPage, HashStore, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome, entity_tag,
 };
 use crate::names::{FieldName, HashName};
 
@@ -50,6 +50,19 @@ impl MemoryBroker {
     }
 }
 
+/// What a reply has taken of [`REPLY_BYTES`].
+#[derive(Default)]
+struct ReplyRoom(usize);
+
+impl ReplyRoom {
+    /// Whether a field of this size belongs to the reply: it fits, or it is the first one.
+    fn take(&mut self, bytes: usize) -> bool {
+        let is_first = self.0 == 0;
+        self.0 += bytes;
+        is_first || self.0 <= REPLY_BYTES
+    }
+}
+
 #[async_trait]
 impl HashStore for MemoryBroker {
     async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError> {
@@ -59,8 +72,11 @@ impl HashStore for MemoryBroker {
     }
 
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError> {
-        let (values, durable_at) =
-            self.read_hashes(|state| fields.iter().map(|field| state.value(hash, field).cloned()).collect());
+        let (values, durable_at) = self.read_hashes(|state| {
+            let mut room = ReplyRoom::default();
+            let values = fields.iter().map(|field| state.value(hash, field).cloned());
+            values.take_while(|value| room.take(value.as_ref().map_or(0, Bytes::len))).collect()
+        });
         self.wait_read(durable_at).await?;
         Ok(values)
     }
@@ -69,9 +85,14 @@ impl HashStore for MemoryBroker {
         let (page, durable_at) = self.read_hashes(|state| {
             let Some(all) = state.fields(hash) else { return FieldPage::default() };
             let start = from.map_or(Bound::Unbounded, Bound::Excluded);
-            let mut rest = all.range::<str, _>((start, Bound::Unbounded));
-            let fields: Vec<_> =
-                rest.by_ref().take(limit).map(|(field, value)| (field.clone(), value.clone())).collect();
+            let mut rest = all.range::<str, _>((start, Bound::Unbounded)).peekable();
+            let (mut fields, mut room) = (Vec::new(), ReplyRoom::default());
+            let fits = |room: &mut ReplyRoom, field: &str, value: &Bytes| room.take(field.len() + value.len());
+            while fields.len() < limit
+                && let Some((field, value)) = rest.next_if(|(field, value)| fits(&mut room, field, value))
+            {
+                fields.push((field.clone(), value.clone()));
+            }
             let next = rest.next().and(fields.last()).map(|(field, _)| field.clone());
             FieldPage { fields, next }
         });
@@ -89,7 +110,7 @@ impl HashStore for MemoryBroker {
         let (outcome, durable_at) = self.step_on_hashes(|transaction| {
             let present = transaction.state().value(hash, field);
             if !condition.holds(present) {
-                return Ok(SetOutcome::Refused(present.cloned()));
+                return Ok(SetOutcome::Refused);
             }
             transaction.require(field_bytes(field.as_str(), &value))?;
             let before = transaction.set_field(hash, field, value);
@@ -108,7 +129,7 @@ impl HashStore for MemoryBroker {
         let (outcome, durable_at) = self.step_on_hashes(|transaction| {
             let present = transaction.state().value(hash, field);
             if !condition.holds(present) {
-                return Ok(RemoveOutcome::Refused(present.cloned()));
+                return Ok(RemoveOutcome::Refused);
             }
             let before = transaction.remove_field(hash, field);
             Ok(before.map_or(RemoveOutcome::Absent, |_| RemoveOutcome::Removed))

@@ -1,9 +1,9 @@
-//! The connections of commands: two small bb8 pools of shared, multiplexed connections, and the live connection, which
+//! The connections of commands: small bb8 pools of shared, multiplexed connections, and the live connection, which
 //! announcements come over.
 //!
 //! A command clones a connection out of its pool and returns the pool's slot at once: a command that held the slot
 //! until its answer would let the connection carry one command a round trip instead of dozens. Reads and writes have
-//! separate pools, so that no large reply delays a write.
+//! separate pools, so that no large reply delays a write; and so have hashes, whose values are large in both directions.
 //!
 //! While the live connection is promoted, writes go over it: the answer to a publish and its announcement then come
 //! together, in one write of Redis and one wake-up of this process.
@@ -29,6 +29,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 const ANSWER_LIMIT: Duration = Duration::from_millis(1200);
 const WRITE_CONNECTIONS: u32 = 1;
 const READ_CONNECTIONS: u32 = 2;
+const HASH_CONNECTIONS: u32 = 2;
 /// Commands that one connection queues before senders have to wait.
 const PIPELINE_COMMANDS: usize = 1024;
 
@@ -36,6 +37,7 @@ const PIPELINE_COMMANDS: usize = 1024;
 pub(super) struct RedisConnections {
     writes: Pool<Manager>,
     reads: Pool<Manager>,
+    hashes: Pool<Manager>,
     promoted: Mutex<Option<Promoted>>,
 }
 
@@ -52,6 +54,7 @@ impl RedisConnections {
         Self {
             writes: pool(client, WRITE_CONNECTIONS),
             reads: pool(client, READ_CONNECTIONS),
+            hashes: pool(client, HASH_CONNECTIONS),
             promoted: Mutex::default(),
         }
     }
@@ -77,6 +80,11 @@ impl RedisConnections {
 
     pub(super) async fn for_read(&self) -> Result<RedisConn, BrokerError> {
         checkout(&self.reads).await
+    }
+
+    /// For reads and writes of hashes.
+    pub(super) async fn for_hashes(&self) -> Result<RedisConn, BrokerError> {
+        checkout(&self.hashes).await
     }
 
     /// Lets writes use the live connection, on which a probe that was sent over `probed` was announced.

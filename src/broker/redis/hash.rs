@@ -7,8 +7,11 @@ use bytes::Bytes;
 use redis::{FromRedisValue, RedisResult, Script, Value};
 
 use super::RedisBroker;
+use super::connections::RedisConn;
 use super::error::{read_error, write_error};
-use crate::broker::{BrokerError, Condition, FieldPage, HashStore, PatchOutcome, RemoveOutcome, SetOutcome};
+use crate::broker::{
+    BrokerError, Condition, FieldPage, HashStore, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome,
+};
 use crate::names::{FieldName, HashName};
 
 impl Condition {
@@ -34,14 +37,14 @@ pub(super) type RawPage = (Option<String>, RawFields);
 enum ConditionalReply {
     /// The condition held. True if a field was created or removed.
     Done(bool),
-    /// The condition did not hold: the current value.
-    Refused(Option<Bytes>),
+    /// The condition did not hold.
+    Refused,
 }
 
 impl FromRedisValue for ConditionalReply {
     fn from_redis_value(value: Value) -> Result<Self, redis::ParsingError> {
         match value {
-            Value::Array(current) => Ok(Self::Refused(current.into_iter().next().and_then(bytes))),
+            Value::Array(_) => Ok(Self::Refused),
             other => bool::from_redis_value(other).map(Self::Done),
         }
     }
@@ -55,20 +58,19 @@ fn bytes(value: Value) -> Option<Bytes> {
 }
 
 impl RedisBroker {
-    async fn read_hash(&self, command: redis::Cmd) -> Result<Value, BrokerError> {
-        let mut conn = self.connections.for_read().await?;
-        let result = command.query_async(conn.connection()).await;
-        conn.check(result, read_error)
-    }
-
     /// About `limit` fields of a hash, from a cursor on.
-    pub(super) async fn scan(&self, key: String, from: Option<&str>, limit: usize) -> Result<RawPage, BrokerError> {
+    pub(super) async fn scan(
+        &self,
+        mut conn: RedisConn,
+        key: String,
+        from: Option<&str>,
+        limit: usize,
+    ) -> Result<RawPage, BrokerError> {
         // Redis's cursors are numbers: other text from the client is not sent to Redis.
         let cursor: u64 = from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
-        let mut command = redis::cmd("HSCAN");
-        command.arg(key).arg(cursor).arg("COUNT").arg(limit);
-        let mut conn = self.connections.for_read().await?;
-        let result: RedisResult<(String, RawFields)> = command.query_async(conn.connection()).await;
+        let mut call = self.scripts.scan.key(key);
+        call.arg(cursor).arg(limit).arg(REPLY_BYTES);
+        let result: RedisResult<(String, RawFields)> = call.invoke_async(conn.connection()).await;
         let (next, found) = conn.check(result, read_error)?;
         Ok(((next != "0").then_some(next), found))
     }
@@ -81,7 +83,7 @@ impl RedisBroker {
         value: &[u8],
         condition: &Condition,
     ) -> Result<ConditionalReply, BrokerError> {
-        let mut conn = self.connections.for_write().await?;
+        let mut conn = self.connections.for_hashes().await?;
         let mut call = script.key(self.keys.hash(hash));
         call.arg(field.as_str()).arg(value).arg(condition.name());
         call.arg(condition.tags());
@@ -95,21 +97,22 @@ impl HashStore for RedisBroker {
     async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError> {
         let mut command = redis::cmd("HGET");
         command.arg(self.keys.hash(hash)).arg(field.as_str());
-        Ok(bytes(self.read_hash(command).await?))
+        let mut conn = self.connections.for_hashes().await?;
+        let result = command.query_async(conn.connection()).await;
+        Ok(bytes(conn.check(result, read_error)?))
     }
 
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError> {
-        let mut command = redis::cmd("HMGET");
-        command.arg(self.keys.hash(hash));
-        command.arg(fields.iter().map(FieldName::as_str).collect::<Vec<_>>());
-        match self.read_hash(command).await? {
-            Value::Array(values) => Ok(values.into_iter().map(bytes).collect()),
-            _ => Ok(vec![None; fields.len()]),
-        }
+        let mut conn = self.connections.for_hashes().await?;
+        let mut call = self.scripts.hash_values.key(self.keys.hash(hash));
+        call.arg(REPLY_BYTES).arg(fields.iter().map(FieldName::as_str).collect::<Vec<_>>());
+        let result: RedisResult<Vec<Value>> = call.invoke_async(conn.connection()).await;
+        Ok(conn.check(result, read_error)?.into_iter().map(bytes).collect())
     }
 
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError> {
-        let (next, found) = self.scan(self.keys.hash(hash), from, limit).await?;
+        let conn = self.connections.for_hashes().await?;
+        let (next, found) = self.scan(conn, self.keys.hash(hash), from, limit).await?;
         let fields =
             found.into_iter().map(|(field, value)| (String::from_utf8_lossy(&field).into_owned(), value.into()));
         Ok(FieldPage { fields: fields.collect(), next })
@@ -126,7 +129,7 @@ impl HashStore for RedisBroker {
         Ok(match self.write_conditionally(script, hash, field, &value, condition).await? {
             ConditionalReply::Done(true) => SetOutcome::Created,
             ConditionalReply::Done(false) => SetOutcome::Replaced,
-            ConditionalReply::Refused(current) => SetOutcome::Refused(current),
+            ConditionalReply::Refused => SetOutcome::Refused,
         })
     }
 
@@ -140,7 +143,7 @@ impl HashStore for RedisBroker {
         Ok(match self.write_conditionally(script, hash, field, b"", condition).await? {
             ConditionalReply::Done(true) => RemoveOutcome::Removed,
             ConditionalReply::Done(false) => RemoveOutcome::Absent,
-            ConditionalReply::Refused(current) => RemoveOutcome::Refused(current),
+            ConditionalReply::Refused => RemoveOutcome::Refused,
         })
     }
 
@@ -149,7 +152,7 @@ impl HashStore for RedisBroker {
         hash: &HashName,
         changes: &BTreeMap<FieldName, Option<Bytes>>,
     ) -> Result<PatchOutcome, BrokerError> {
-        let mut conn = self.connections.for_write().await?;
+        let mut conn = self.connections.for_hashes().await?;
         let mut call = self.scripts.hash_patch.key(self.keys.hash(hash));
         for (field, value) in changes {
             let verb = if value.is_some() { "set" } else { "remove" };
@@ -161,13 +164,13 @@ impl HashStore for RedisBroker {
     }
 
     async fn delete(&self, hash: &HashName) -> Result<bool, BrokerError> {
-        let mut conn = self.connections.for_write().await?;
+        let mut conn = self.connections.for_hashes().await?;
         let result = self.scripts.hash_clear.key(self.keys.hash(hash)).invoke_async(conn.connection()).await;
         conn.check(result, write_error)
     }
 
     async fn increment(&self, hash: &HashName, field: &FieldName, by: i64) -> Result<i64, BrokerError> {
-        let mut conn = self.connections.for_write().await?;
+        let mut conn = self.connections.for_hashes().await?;
         let mut call = self.scripts.hash_increment.key(self.keys.hash(hash));
         let result = call.arg(field.as_str()).arg(by).invoke_async(conn.connection()).await;
         conn.check(result, |error| {

@@ -133,7 +133,8 @@ impl PresenceStore for RedisBroker {
     }
 
     async fn members(&self, room: &RoomName, from: Option<&str>, limit: usize) -> Result<MemberPage, BrokerError> {
-        let (next, found) = self.scan(self.keys.members(room), from, limit).await?;
+        let conn = self.connections.for_read().await?;
+        let (next, found) = self.scan(conn, self.keys.members(room), from, limit).await?;
         let members = found.iter().filter_map(|(name, stored)| parse_member(name, stored, self.keys.process()));
         let members: Vec<_> = members.collect();
         let others: BTreeSet<_> =

@@ -4,7 +4,7 @@ mod conditions;
 pub mod fields;
 mod values;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::body::Bytes;
@@ -37,10 +37,10 @@ const MAX_SELECTED: usize = 1000;
 pub struct FieldsQuery {
     /// Only the field with this name. Can be repeated.
     #[serde(default)]
-    field: Vec<String>,
+    field: BTreeSet<String>,
     /// The start of the next page: `next` of the page before.
     after: Option<String>,
-    /// The approximate maximum number of fields.
+    /// The approximate maximum number of fields. A page of large values has fewer.
     #[param(minimum = 1, maximum = 10000, default = 1000)]
     limit: Option<usize>,
 }
@@ -60,8 +60,9 @@ pub struct FieldList {
 
 /// List the fields of a hash
 ///
-/// The response has the fields that `field` selects, or a page of all fields. `Link` with `rel="next"` leads to the
-/// next page. A hash without fields does not exist; its list is empty.
+/// The response has the fields that `field` selects, or a page of all fields. A page has about 1 MiB at most; `next` is
+/// `after` of the next one, with the same `field`s. `Link` with `rel="next"` leads to the next page of all fields. A hash
+/// without fields does not exist; its list is empty.
 #[utoipa::path(
     get, path = "/v1/hashes/{hash}", operation_id = "listFields", tag = "Hashes",
     params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"), FieldsQuery),
@@ -82,13 +83,15 @@ pub async fn list_fields(
     let page = if query.field.is_empty() {
         app.hashes.page(&hash, query.after.as_deref(), limit).await?
     } else {
-        selected_fields(&app, &hash, &query.field).await?
+        selected_fields(&app, &hash, &query.field, query.after.as_deref().unwrap_or_default()).await?
     };
     let fields = page.fields.into_iter().map(|(field, value)| (field, HashValue::from_bytes(&value))).collect();
     let list = FieldList { hash: hash.to_string(), fields, next: page.next };
+    // A selection may be too long for a header.
     let link = list
         .next
         .as_ref()
+        .filter(|_| query.field.is_empty())
         .map(|next| format!("/v1/hashes/{}?limit={limit}&after={}", escape(hash.as_str()), escape(next)));
     let mut response = Json(list).into_response();
     if let Some(link) = link {
@@ -97,16 +100,27 @@ pub async fn list_fields(
     Ok(response)
 }
 
-async fn selected_fields(app: &App, hash: &HashName, names: &[String]) -> Result<FieldPage, Problem> {
+/// The selected fields with names above `after`, or as many of them as fit into one response.
+async fn selected_fields(
+    app: &App,
+    hash: &HashName,
+    names: &BTreeSet<String>,
+    after: &str,
+) -> Result<FieldPage, Problem> {
     if names.len() > MAX_SELECTED {
         let detail = format!("the query selects more than {MAX_SELECTED} fields");
         return Err(Problem::new(Code::InvalidQuery, detail));
     }
     let names = names.iter().map(|text| parse_name("the field", text, FieldName::new));
-    let names = names.collect::<Result<Vec<_>, _>>()?;
+    let mut names = names.collect::<Result<Vec<_>, _>>()?;
+    names.retain(|name| name.as_str() > after);
+    if names.is_empty() {
+        return Ok(FieldPage::default());
+    }
     let values = app.hashes.values(hash, &names).await?;
+    let next = names[..values.len()].last().filter(|_| values.len() < names.len()).map(ToString::to_string);
     let found = names.into_iter().zip(values).filter_map(|(name, value)| Some((name.to_string(), value?)));
-    Ok(FieldPage { fields: found.collect(), next: None })
+    Ok(FieldPage { fields: found.collect(), next })
 }
 
 /// The effect of a patch.

@@ -17,11 +17,11 @@ local function condition_holds(value)
   return false
 end
 
--- The script's answer if the condition does not hold: {current value or false}. Nil if it holds.
+-- The script's answer if the condition does not hold: {}. Nil if it holds. The value is not part of it: it can be large,
+-- and not every caller may read it.
 local function refusal()
   if ARGV[3] == 'always' then
     return nil
   end
-  local value = redis.call('HGET', KEYS[1], ARGV[1])
-  return not condition_holds(value) and { value } or nil
+  return not condition_holds(redis.call('HGET', KEYS[1], ARGV[1])) and {} or nil
 end

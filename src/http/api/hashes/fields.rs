@@ -155,7 +155,7 @@ pub async fn set_field(
     let status = match app.hashes.set(&hash, &field, value.clone(), &condition).await? {
         SetOutcome::Created => StatusCode::CREATED,
         SetOutcome::Replaced => StatusCode::OK,
-        SetOutcome::Refused(present) => return Err(condition_failed(&caller, &hash, &field, present.as_ref())),
+        SetOutcome::Refused => return Err(condition_failed(&app, &caller, &hash, &field).await),
     };
     let body = FieldValue::new(&hash, &field, &value);
     Ok((status, [(header::ETAG, etag(&value))], Json(body)).into_response())
@@ -192,7 +192,7 @@ pub async fn delete_field(
     match app.hashes.remove(&hash, &field, &condition).await? {
         RemoveOutcome::Removed => Ok(StatusCode::NO_CONTENT),
         RemoveOutcome::Absent => Err(not_found(&hash, &field)),
-        RemoveOutcome::Refused(present) => Err(condition_failed(&caller, &hash, &field, present.as_ref())),
+        RemoveOutcome::Refused => Err(condition_failed(&app, &caller, &hash, &field).await),
     }
 }
 
@@ -243,9 +243,14 @@ fn not_found(hash: &HashName, field: &FieldName) -> Problem {
 }
 
 /// The problem of a write whose condition failed, with the field's present value.
-fn condition_failed(caller: &Caller, hash: &HashName, field: &FieldName, present: Option<&Bytes>) -> Problem {
-    let state = if present.is_some() { "has another value" } else { "has no value" };
+async fn condition_failed(app: &App, caller: &Caller, hash: &HashName, field: &FieldName) -> Problem {
+    let detail = format!("the value of the field {field:?} of the hash {hash:?} does not match the condition");
     // A caller that may not read the hash must not see the value.
-    let visible = present.filter(|_| caller.may(Permission::Read, hash.as_str()));
-    Problem::precondition(format!("the field {field:?} of the hash {hash:?} {state}"), current_value(visible))
+    let is_visible = caller.may(Permission::Read, hash.as_str());
+    let value = if is_visible { app.hashes.value(hash, field).await } else { Ok(None) };
+    match value {
+        Ok(value) => Problem::precondition(detail, current_value(value.as_ref())),
+        // The refusal is certain all the same.
+        Err(_) => Problem::new(Code::PreconditionFailed, detail),
+    }
 }

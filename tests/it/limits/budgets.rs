@@ -1,0 +1,95 @@
+//! Budgets: a small request moves a bounded number of bytes, also between the gateway and Redis.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::auth::{claims, close, token};
+use crate::support::{Gateway, World};
+
+/// The size of a large value; the largest that is allowed by default.
+const VALUE_BYTES: usize = 256 * 1024;
+/// What a list of fields may have, with a page's last step and the rest of the answer.
+const LIST_BYTES: usize = 1024 * 1024 + 17 * VALUE_BYTES;
+
+/// What Redis has sent since its start.
+fn sent_bytes(world: &World) -> usize {
+    let info = world.redis.as_ref().map(|redis| redis.cli(&["INFO", "stats"])).unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
+    line.map_or(0, |bytes| bytes.trim().parse().unwrap())
+}
+
+/// Sets large fields, named a000 and so on.
+async fn set_fields(gateway: &Gateway, hash: &str, count: usize) {
+    for n in 0..count {
+        let path = format!("/v1/hashes/{hash}/fields/a{n:03}");
+        let request = gateway.request(Method::PUT, &path).body("x".repeat(VALUE_BYTES));
+        assert_eq!(gateway.send(request).await.0, 201);
+    }
+}
+
+/// Reads a list of fields to its end. Returns the names of each page.
+async fn pages(gateway: &Gateway, path: &str) -> Vec<BTreeSet<String>> {
+    let (mut pages, mut after) = (Vec::new(), String::new());
+    loop {
+        let answer = gateway.answer(gateway.request(Method::GET, &format!("{path}{after}"))).await;
+        assert_eq!(answer.status(), 200);
+        let body = answer.bytes().await.unwrap();
+        assert!(body.len() < LIST_BYTES, "{} bytes in one answer", body.len());
+        let list: Value = serde_json::from_slice(&body).unwrap();
+        pages.push(list["fields"].as_object().unwrap().keys().cloned().collect());
+        match list["next"].as_str() {
+            Some(next) => after = format!("&after={next}"),
+            None => return pages,
+        }
+    }
+}
+
+on_both_brokers! {
+    async fn p11_a_field_that_is_selected_many_times_is_read_once(world) {
+        let gateway = world.gateway().await;
+        set_fields(&gateway, "m", 1).await;
+        let before = sent_bytes(&world);
+        let (status, list) = gateway.get(&format!("/v1/hashes/m?field=a000{}", "&field=a000".repeat(999))).await;
+        assert_eq!((status.as_u16(), list["fields"].as_object().unwrap().len()), (200, 1));
+        assert!(sent_bytes(&world) - before < 2 * VALUE_BYTES, "Redis sent {} bytes", sent_bytes(&world) - before);
+    }
+
+    async fn p11_lists_of_large_fields_have_many_pages(world) {
+        let gateway = world.gateway().await;
+        set_fields(&gateway, "m", 40).await;
+        let expected: BTreeSet<_> = (0..40).map(|n| format!("a{n:03}")).collect();
+        let selection: Vec<_> = expected.iter().map(|name| format!("field={name}")).collect();
+        for path in [format!("/v1/hashes/m?{}", selection.join("&")), "/v1/hashes/m?limit=10000".to_owned()] {
+            let before = sent_bytes(&world);
+            let pages = pages(&gateway, &path).await;
+            let found: BTreeSet<_> = pages.iter().flatten().cloned().collect();
+            assert_eq!(found, expected, "{path}");
+            let average = (sent_bytes(&world) - before) / pages.len();
+            assert!(average < LIST_BYTES, "Redis sent {average} bytes for a page of {path}");
+        }
+    }
+
+    async fn small_fields_are_still_listed_on_one_page(world) {
+        let gateway = world.gateway().await;
+        for n in 0..3 {
+            let fields: serde_json::Map<_, _> = (0..300).map(|m| (format!("f{n}-{m}"), json!("x"))).collect();
+            assert_eq!(gateway.send(gateway.request(Method::PATCH, "/v1/hashes/m").json(&fields)).await.0, 200);
+        }
+        let pages = pages(&gateway, "/v1/hashes/m?limit=10000").await;
+        assert_eq!((pages.len(), pages[0].len()), (1, 900));
+    }
+
+    async fn p11_a_refused_condition_moves_no_value_for_a_caller_that_may_not_read_it(world) {
+        let gateway = world.gateway_with(close).await;
+        let token = token(&claims(&json!({"write": ["m"]})));
+        let put = |body: String| gateway.request(Method::PUT, "/v1/hashes/m/fields/f").bearer_auth(&token).body(body);
+        assert_eq!(gateway.send(put("x".repeat(VALUE_BYTES))).await.0, 201);
+        let before = sent_bytes(&world);
+        let refused = join_all((0..100).map(|_| gateway.send(put("y".into()).header("if-none-match", "*")))).await;
+        assert!(refused.iter().all(|(status, _)| *status == StatusCode::PRECONDITION_FAILED));
+        assert!(sent_bytes(&world) - before < VALUE_BYTES, "Redis sent {} bytes", sent_bytes(&world) - before);
+    }
+}
