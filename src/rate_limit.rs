@@ -192,10 +192,8 @@ impl RateLimiter {
         let mut lowest: Option<RateStatus> = None;
         for (index, (rate, limit, key)) in limits.iter().enumerate() {
             match self.take_one(key, limit, *rate, count).await {
-                Ok(status) if lowest.is_none_or(|lowest| status.remaining < lowest.remaining) => {
-                    lowest = Some(status)
-                }
-                Ok(_) => {}
+                Ok(status) if lowest.is_some_and(|lowest| lowest.remaining <= status.remaining) => {}
+                Ok(status) => lowest = Some(status),
                 Err(error) => {
                     for (_, limit, _) in &limits[..index] {
                         lock(&limit.quota).give_back(count);
