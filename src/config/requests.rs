@@ -28,7 +28,8 @@ pub struct RequestArgs {
     #[arg(long, env = "ROOMCAST_MAX_BODY_BYTES", default_value_t = 1024 * 1024, value_name = "BYTES")]
     pub max_body_bytes: usize,
 
-    /// Bytes of one event's data; at most --max-body-bytes. Larger data gets 413.
+    /// Bytes of one event's data; at most --max-body-bytes. Larger data gets 413, and so does data whose line breaks or
+    /// control characters make it take more than twice as many bytes in a stream.
     #[arg(long, env = "ROOMCAST_MAX_EVENT_BYTES", default_value_t = 64 * 1024, value_name = "BYTES")]
     pub max_event_bytes: usize,
 

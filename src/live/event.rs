@@ -6,12 +6,10 @@ use bytes::Bytes;
 
 use crate::broker::LogEntry;
 use crate::cache::CachedEvent;
-use crate::names::{Event, EventId, MalformedEvent};
+use crate::names::{Event, EventId, LINE_BYTES, MalformedEvent};
 
 /// How many encodings an event can keep.
 pub const ENCODINGS: usize = 2;
-/// What a line of data takes in an encoding, apart from its text.
-const LINE_BYTES: usize = 6;
 
 /// A decoded entry of a log. It keeps the encodings that the delivery layer makes of it, so that each is made once and
 /// then shared by all streams.
@@ -27,9 +25,8 @@ impl LiveEvent {
     /// Decodes an entry of a log. Fails if the entry is not an event.
     pub fn new(entry: &LogEntry) -> Result<Self, MalformedEvent> {
         let event = Event::decode(&entry.stored)?;
-        let line_breaks = event.data.as_text().bytes().filter(|byte| matches!(byte, b'\n' | b'\r')).count();
         // The decoded event, and about as much again for its encoding, in which every line of data begins with `data: `.
-        let bytes = 2 * (entry.stored.len() + LINE_BYTES * line_breaks);
+        let bytes = 2 * (entry.stored.len() + LINE_BYTES * event.data.line_breaks());
         Ok(Self { id: entry.id, event, bytes, encodings: Default::default() })
     }
 

@@ -11,6 +11,9 @@ use super::{EventName, SubscriberId};
 /// Deepest nesting of arrays and objects in an event's JSON. A client with a recursive parser has to survive it.
 pub const MAX_JSON_DEPTH: usize = 64;
 
+/// Bytes that a further line of data takes in a stream, apart from its text: in Server-Sent Events, `data: `.
+pub const LINE_BYTES: usize = 6;
+
 /// The data of an event.
 #[derive(Clone, Debug)]
 pub enum Data {
@@ -45,6 +48,21 @@ impl Data {
         }
     }
 
+    /// The most bytes that the data takes in any format: as lines of a stream, or as JSON.
+    pub fn most_encoded_bytes(&self) -> usize {
+        let text = self.as_text();
+        let as_lines = text.len() + LINE_BYTES * self.line_breaks();
+        match self {
+            Self::Json(_) => as_lines,
+            Self::Text(_) => as_lines.max(text.bytes().map(json_bytes).sum()),
+        }
+    }
+
+    /// How many line breaks the text has; a CR with its LF counts as two.
+    pub fn line_breaks(&self) -> usize {
+        self.as_text().bytes().filter(|byte| matches!(byte, b'\n' | b'\r')).count()
+    }
+
     /// The data as JSON; a text body becomes a JSON string.
     pub fn as_json(&self) -> Cow<'_, RawValue> {
         match self {
@@ -53,6 +71,15 @@ impl Data {
                 Cow::Owned(serde_json::value::to_raw_value(&**text).expect("a string is always JSON"))
             }
         }
+    }
+}
+
+/// Bytes that a byte of text takes in a JSON string.
+fn json_bytes(byte: u8) -> usize {
+    match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 2,
+        0..32 => 6,
+        _ => 1,
     }
 }
 

@@ -25,6 +25,9 @@ use crate::log::{Gap, Next};
 use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId};
 use crate::{timestamp, trace};
 
+/// How many times `--max-event-bytes` an event's data may take in a stream: each line break costs six bytes more, and so
+/// do control characters in JSON.
+const ENCODED_FACTOR: usize = 2;
 /// Subscribers that an event can exclude.
 const MAX_EXCEPT: usize = 100;
 const DEFAULT_LIMIT: usize = 100;
@@ -78,6 +81,13 @@ pub(super) fn new_event(
     let limit = app.settings.requests.max_event_bytes;
     if data.as_text().len() > limit {
         let detail = format!("the event's data has more than {limit} bytes (--max-event-bytes)");
+        return Err(Problem::new(Code::BodyTooLarge, detail));
+    }
+    if data.most_encoded_bytes() > ENCODED_FACTOR * limit {
+        let detail = format!(
+            "the event's line breaks or control characters make it take more than {ENCODED_FACTOR} times {limit} bytes \
+             in a stream (--max-event-bytes)"
+        );
         return Err(Problem::new(Code::BodyTooLarge, detail));
     }
     if except.len() > MAX_EXCEPT {

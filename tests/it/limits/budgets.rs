@@ -82,6 +82,24 @@ on_both_brokers! {
         assert_eq!((pages.len(), pages[0].len()), (1, 900));
     }
 
+    async fn p11_data_that_grows_in_a_stream_is_refused_by_what_it_takes_there(world) {
+        let gateway = world.gateway().await;
+        let publish = |body: String| gateway.request(Method::POST, "/v1/rooms/lobby/events").body(body);
+        for (body, expected) in [
+            ("\n".repeat(60_000), 413),
+            ("\r".repeat(60_000), 413),
+            ("\u{1}".repeat(60_000), 413),
+            ("\"".repeat(60_000), 201),
+            ("a line of text\n".repeat(4_000), 201),
+        ] {
+            let (status, problem) = gateway.send(publish(body)).await;
+            assert_eq!(status.as_u16(), expected, "{problem}");
+        }
+        let json = format!("{{\"data\":[{}1]}}", "\n".repeat(60_000));
+        let request = gateway.request(Method::POST, "/v1/rooms/lobby/events").header("content-type", "application/json");
+        assert_eq!(gateway.send(request.body(json)).await.0, 413);
+    }
+
     async fn p11_a_refused_condition_moves_no_value_for_a_caller_that_may_not_read_it(world) {
         let gateway = world.gateway_with(close).await;
         let token = token(&claims(&json!({"write": ["m"]})));
