@@ -196,7 +196,7 @@ impl RateLimiter {
                 Ok(status) => lowest = Some(status),
                 Err(error) => {
                     for (_, limit, _) in &limits[..index] {
-                        lock(&limit.quota).give_back(count);
+                        lock(&limit.quota).give_back(count, Instant::now());
                     }
                     return Err(error);
                 }
@@ -253,12 +253,12 @@ impl RateLimiter {
         let answer = timeout(STORE_TIMEOUT, self.buckets.take(&key.bucket(), bucket, missing, wanted)).await;
         let mut quota = lock(&limit.quota);
         let Ok(Ok(RateGrant { granted, remaining, retry_after })) = answer else {
-            quota.give_back(held);
+            quota.tokens += held;
             quota.ask_at = Some(now + STORE_RETRY_PAUSE);
             return self.take_unanswered(&mut quota, key, rate, count);
         };
         quota.remaining = remaining;
-        quota.give_back(held + granted);
+        quota.tokens += held + granted;
         if granted > 0 {
             quota.expires_at = Some(now + GRANT_LIFETIME);
         }
@@ -332,9 +332,12 @@ impl LocalQuota {
         Some(self.status(key, rate))
     }
 
-    /// Returns tokens that were taken and not spent.
-    fn give_back(&mut self, count: u64) {
-        self.tokens += count;
+    /// Takes back tokens of a request that another limit has refused. While the broker does not answer, the request took
+    /// none.
+    fn give_back(&mut self, count: u64, now: Instant) {
+        if self.expires_at.is_some_and(|at| at > now) && self.ask_at.is_none_or(|at| at <= now) {
+            self.tokens += count;
+        }
     }
 
     /// Takes tokens from a bucket of this replica's own. The error is the time until there are enough.

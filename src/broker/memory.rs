@@ -140,14 +140,14 @@ impl MemoryBroker {
         (outcome, self.commit(transaction.finish()))
     }
 
-    /// Hands a step to the journal, which announces it once it is durable. Without a journal, announces it at once.
+    /// Hands an entry to the journal, which announces it once it is durable. Without a journal, announces it at once.
     /// Called under the memory's lock, so that announcements have the order of their ids.
-    fn commit(&self, step: JournalEntry) -> Option<Lsn> {
+    fn commit(&self, entry: JournalEntry) -> Option<Lsn> {
         if let Some(journal) = &self.journal {
-            return (!step.changes.is_empty()).then(|| journal.push(step));
+            return (!entry.changes.is_empty()).then(|| journal.push(entry));
         }
         if let Some(listeners) = self.listeners.get() {
-            step.announcements.into_iter().for_each(|announcement| announcement.send(listeners));
+            entry.announcements.into_iter().for_each(|announcement| announcement.send(listeners));
         }
         None
     }

@@ -50,12 +50,8 @@ impl Data {
 
     /// The most bytes that the data takes in any format: as lines of a stream, or as JSON.
     pub fn most_encoded_bytes(&self) -> usize {
-        let text = self.as_text();
-        let as_lines = text.len() + LINE_BYTES * self.line_breaks();
-        match self {
-            Self::Json(_) => as_lines,
-            Self::Text(_) => as_lines.max(text.bytes().map(json_bytes).sum()),
-        }
+        let as_lines = self.as_text().len() + LINE_BYTES * self.line_breaks();
+        as_lines.max(self.as_json().get().len())
     }
 
     /// How many line breaks the text has; a CR with its LF counts as two.
@@ -71,15 +67,6 @@ impl Data {
                 Cow::Owned(serde_json::value::to_raw_value(&**text).expect("a string is always JSON"))
             }
         }
-    }
-}
-
-/// Bytes that a byte of text takes in a JSON string.
-fn json_bytes(byte: u8) -> usize {
-    match byte {
-        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 2,
-        0..32 => 6,
-        _ => 1,
     }
 }
 

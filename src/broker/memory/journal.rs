@@ -77,7 +77,7 @@ pub(super) struct Journal {
 
 #[derive(Default)]
 struct Queue {
-    steps: Vec<JournalEntry>,
+    entries: Vec<JournalEntry>,
     /// The size of the steps that wait and of those that are being committed.
     bytes: usize,
     newest: Lsn,
@@ -94,7 +94,7 @@ struct Progress {
 
 /// All steps that waited, and the LSN of the last one.
 struct JournalBatch {
-    steps: Vec<JournalEntry>,
+    entries: Vec<JournalEntry>,
     last: Lsn,
 }
 
@@ -176,11 +176,11 @@ impl Journal {
     }
 
     /// Adds a step. Called under the memory's lock, so that the journal has the order in which the memory was changed.
-    pub(super) fn push(&self, step: JournalEntry) -> Lsn {
+    pub(super) fn push(&self, entry: JournalEntry) -> Lsn {
         let mut queue = self.queue();
-        queue.bytes += step.changes.iter().map(RecordChange::bytes).sum::<usize>();
+        queue.bytes += entry.changes.iter().map(RecordChange::bytes).sum::<usize>();
         queue.newest += 1;
-        queue.steps.push(step);
+        queue.entries.push(entry);
         self.wake.notify_one();
         queue.newest
     }
@@ -223,8 +223,8 @@ impl Journal {
         loop {
             let batch = self.next_batch(unsynced_since.map(|since| since + SYNC_EVERY));
             let is_closing = batch.is_none();
-            if let Some(JournalBatch { steps, last }) = batch.filter(|batch| !batch.steps.is_empty()) {
-                let changes = merge(&steps);
+            if let Some(JournalBatch { entries, last }) = batch.filter(|batch| !batch.entries.is_empty()) {
+                let changes = merge(&entries);
                 let sync = policy == SyncPolicy::Always;
                 if !self.retry(|| store.commit(&changes, sync)) {
                     return;
@@ -232,7 +232,7 @@ impl Journal {
                 if !sync {
                     unsynced_since.get_or_insert_with(Instant::now);
                 }
-                self.complete(steps, last, listeners);
+                self.complete(entries, last, listeners);
             }
             let is_due = unsynced_since.is_some_and(|since| is_closing || since.elapsed() >= SYNC_EVERY);
             if is_due && !self.retry(|| store.sync()) {
@@ -250,16 +250,16 @@ impl Journal {
     /// Waits for steps. Returns an empty batch at the deadline, and none once the journal is closed and empty.
     fn next_batch(&self, deadline: Option<Instant>) -> Option<JournalBatch> {
         let mut queue = self.queue();
-        while queue.steps.is_empty() && !queue.is_closed {
+        while queue.entries.is_empty() && !queue.is_closed {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             queue = match left {
-                Some(Duration::ZERO) => return Some(JournalBatch { steps: Vec::new(), last: queue.newest }),
+                Some(Duration::ZERO) => return Some(JournalBatch { entries: Vec::new(), last: queue.newest }),
                 Some(left) => self.wake.wait_timeout(queue, left).expect("no holder of the lock panics").0,
                 None => self.wake.wait(queue).expect("no holder of the lock panics"),
             };
         }
-        let steps = std::mem::take(&mut queue.steps);
-        (!steps.is_empty()).then_some(JournalBatch { steps, last: queue.newest })
+        let entries = std::mem::take(&mut queue.entries);
+        (!entries.is_empty()).then_some(JournalBatch { entries, last: queue.newest })
     }
 
     /// Repeats `work` until it succeeds. Returns false if the journal was closed before that.
@@ -291,13 +291,13 @@ impl Journal {
     }
 
     /// Sends the announcements of a batch that is durable, and releases the calls that wait for it.
-    fn complete(&self, steps: Vec<JournalEntry>, last: Lsn, listeners: &ListenerSlot) {
-        let bytes = steps.iter().flat_map(|step| &step.changes).map(RecordChange::bytes).sum::<usize>();
+    fn complete(&self, entries: Vec<JournalEntry>, last: Lsn, listeners: &ListenerSlot) {
+        let bytes = entries.iter().flat_map(|entry| &entry.changes).map(RecordChange::bytes).sum::<usize>();
         self.queue().bytes -= bytes;
         if let Some(listeners) = listeners.get() {
-            steps
+            entries
                 .into_iter()
-                .flat_map(|step| step.announcements)
+                .flat_map(|entry| entry.announcements)
                 .for_each(|announcement| announcement.send(listeners));
         }
         self.progress.send_modify(|progress| progress.durable = last);
@@ -309,9 +309,9 @@ impl Journal {
 }
 
 /// The last change of each key in a batch. Earlier ones need not be written.
-fn merge(steps: &[JournalEntry]) -> ChangeSet {
+fn merge(entries: &[JournalEntry]) -> ChangeSet {
     let mut changes = BTreeMap::new();
-    for change in steps.iter().flat_map(|step| &step.changes) {
+    for change in entries.iter().flat_map(|entry| &entry.changes) {
         changes.insert(change.key.clone(), change.value.clone());
     }
     changes

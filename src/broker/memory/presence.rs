@@ -46,8 +46,8 @@ impl MemoryBroker {
         watch: bool,
     ) -> Result<Vec<MemberOutcome>, BrokerError> {
         let time = timestamp::now();
-        let step = MembersRequest { room, changes, watch, remove_stale: self.lease_has_passed(), time: &time };
-        let MembersUpdate { outcomes, left, joined, is_watched, present } = log.update_members(&step)?;
+        let request = MembersRequest { room, changes, watch, remove_stale: self.lease_has_passed(), time: &time };
+        let MembersUpdate { outcomes, left, joined, is_watched, present } = log.update_members(&request)?;
         if is_watched {
             for (name, members) in [(EventName::LEAVE, left), (EventName::JOIN, joined)] {
                 for members in members.chunks(MAX_EVENT_MEMBERS) {

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use redis::{Client, PushInfo, PushKind, Value};
+use redis::{Client, PushInfo, PushKind, RedisResult, Value};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -153,7 +153,8 @@ impl PubSub {
         let mut own = conn.clone();
         let connection = own.connection();
         connection.set_response_timeout(ANSWER_LIMIT);
-        if !is_confirmed(connection.subscribe(&[self.keys.probe("live"), self.keys.control()])).await {
+        let own_channels = [self.keys.probe("live"), self.keys.control()];
+        if answer_in_time(connection.subscribe(&own_channels)).await.is_none() {
             return "the first subscription was not confirmed";
         }
         // Removals may have been missed since the last connection.
@@ -164,13 +165,13 @@ impl PubSub {
         loop {
             let (to_subscribe, to_unsubscribe) = self.next_changes(&subscribed);
             if !to_unsubscribe.is_empty() {
-                if !is_confirmed(connection.unsubscribe(self.channels(&to_unsubscribe))).await {
+                if answer_in_time(connection.unsubscribe(self.channels(&to_unsubscribe))).await.is_none() {
                     return "an unsubscription was not confirmed";
                 }
                 subscribed.retain(|topic| !to_unsubscribe.contains(topic));
             }
             if !to_subscribe.is_empty() {
-                if !is_confirmed(connection.subscribe(self.channels(&to_subscribe))).await {
+                if answer_in_time(connection.subscribe(self.channels(&to_subscribe))).await.is_none() {
                     return "a subscription was not confirmed";
                 }
                 for topic in to_subscribe {
@@ -187,10 +188,8 @@ impl PubSub {
                 let nonce = random();
                 let mut ping = redis::cmd("PING");
                 ping.arg(nonce);
-                match timeout(ANSWER_LIMIT, ping.query_async::<u64>(connection)).await {
-                    Ok(Ok(answered)) if answered == nonce => {}
-                    Ok(Ok(_)) => return "a ping got the answer of another command",
-                    Ok(Err(_)) | Err(_) => return "a ping was not answered",
+                if answer_in_time(ping.query_async(connection)).await != Some(nonce) {
+                    return "a ping was not answered with its nonce";
                 }
             }
         }
@@ -302,13 +301,10 @@ fn handle_control_message(message: &[u8], listeners: &Listeners) {
     }
 }
 
-async fn is_confirmed<T>(answer: impl Future<Output = redis::RedisResult<T>>) -> bool {
-    match timeout(ANSWER_LIMIT, answer).await {
-        Ok(Ok(_)) => true,
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "a command on the pub/sub connection to Redis has failed");
-            false
-        }
-        Err(_) => false,
-    }
+/// The answer to a command. `None` if it is an error, or too late.
+async fn answer_in_time<T>(answer: impl Future<Output = RedisResult<T>>) -> Option<T> {
+    let answer = timeout(ANSWER_LIMIT, answer).await.ok()?;
+    answer
+        .inspect_err(|error| tracing::warn!(%error, "a command on the pub/sub connection to Redis has failed"))
+        .ok()
 }

@@ -73,33 +73,33 @@ type MembersBefore = BTreeMap<SubscriberId, Option<StoredMember>>;
 
 impl LogStep<'_> {
     /// Changes the members of the log's room.
-    pub fn update_members(&mut self, step: &MembersRequest<'_>) -> Result<MembersUpdate, BrokerError> {
-        let joining = step.changes.iter().filter_map(|change| match change {
+    pub fn update_members(&mut self, request: &MembersRequest<'_>) -> Result<MembersUpdate, BrokerError> {
+        let joining = request.changes.iter().filter_map(|change| match change {
             MemberChange::Join { member, .. } => Some(member_bytes(&member.profile)),
             MemberChange::Leave { .. } => None,
         });
         self.require(joining.sum())?;
-        let room = self.members.entry(step.room.clone()).or_default();
-        if step.watch && !room.is_watched {
+        let room = self.members.entry(request.room.clone()).or_default();
+        if request.watch && !room.is_watched {
             room.is_watched = true;
-            self.ledger.changed(|| RecordChange::watched(step.room, true));
+            self.ledger.changed(|| RecordChange::watched(request.room, true));
         }
         let mut before = MembersBefore::new();
-        if step.remove_stale {
+        if request.remove_stale {
             for (subscriber, member) in room.members.extract_if(.., |_, member| member.is_stale) {
                 before.insert(subscriber, Some(member));
             }
         }
         let mut newest = self.now;
-        let apply = |change| room.apply(change, &mut newest, step.time, &mut before);
-        let outcomes = step.changes.iter().map(apply).collect();
+        let apply = |change| room.apply(change, &mut newest, request.time, &mut before);
+        let outcomes = request.changes.iter().map(apply).collect();
         let (mut left, mut joined) = (Vec::new(), Vec::new());
         for (subscriber, old) in &before {
             let new = room.members.get(subscriber);
             if old.as_ref() != new {
                 let (bytes_before, bytes) =
                     (old.as_ref().map_or(0, StoredMember::bytes), new.map_or(0, StoredMember::bytes));
-                self.ledger.replaced(bytes_before, bytes, || RecordChange::member(step.room, subscriber, new));
+                self.ledger.replaced(bytes_before, bytes, || RecordChange::member(request.room, subscriber, new));
             }
             match (old, new) {
                 (Some(old), None) => left.push(old.clone()),

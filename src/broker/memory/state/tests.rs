@@ -253,10 +253,10 @@ impl Machine {
                 let room = self::room(room);
                 let topic = Topic::from(room.clone());
                 let changes: Vec<_> = changes.iter().map(|change| self.change(&room, change)).collect();
-                let step = MembersRequest { room: &room, changes: &changes, watch, remove_stale, time: "now" };
+                let request = MembersRequest { room: &room, changes: &changes, watch, remove_stale, time: "now" };
                 let _ = self.run(|transaction| {
                     let mut log = transaction.open_log(&topic, &[], Purpose::Append)?;
-                    let update = log.update_members(&step)?;
+                    let update = log.update_members(&request)?;
                     for member in update.left.iter().chain(&update.joined).filter(|_| update.is_watched) {
                         log.append(Bytes::copy_from_slice(member.profile.as_bytes()));
                     }

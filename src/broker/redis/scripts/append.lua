@@ -1,6 +1,6 @@
--- Appends an event to a topic's log and announces it. Returns {id, 0, random}; or {id, 1, random} if an earlier call with
--- the same idempotency key and content appended the event; or {'', 0, random} if that call had other content. The random
--- number shows that the answer is this call's: a connection that loses bytes can lose a whole answer.
+-- Appends an event to a topic's log and announces it. Returns {id, 0, random}; or {id, 1, random} if an earlier call
+-- with the same idempotency key and content appended the event; or {'', 0, random} if that call had other content. The
+-- random number shows that the answer is this call's: a connection that loses bytes can lose a whole answer.
 -- KEYS: head, log, and optionally an idempotency key.
 -- ARGV: event, channel, entries to keep, lifetimes of log and head (ms), random, idempotency key's lifetime (ms),
 -- digest of the content, bytes to keep, time before which events are too old, watermarks…

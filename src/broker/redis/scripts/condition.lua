@@ -17,8 +17,8 @@ local function condition_holds(value)
   return false
 end
 
--- The script's answer if the condition does not hold: {}. Nil if it holds. The value is not part of it: it can be large,
--- and not every caller may read it.
+-- The script's answer if the condition does not hold: {}. Nil if it holds. The value is not part of it: it can be
+-- large, and not every caller may read it.
 local function refusal()
   if ARGV[3] == 'always' then
     return nil

@@ -1,6 +1,6 @@
--- Reads some fields of a hash. Stops after about as many fields, or as many bytes of names and values, as are asked for:
--- it exceeds them by the fields of one step at most. Returns {cursor of the next page, {field, value, …}}; the cursor is
--- "0" after the last page.
+-- Reads some fields of a hash. Stops after about as many fields, or as many bytes of names and values, as are asked
+-- for: it exceeds them by the fields of one step at most. Returns {cursor of the next page, {field, value, …}}; the
+-- cursor is "0" after the last page.
 -- KEYS: hash. ARGV: cursor, most fields, most bytes.
 
 -- Fields that Redis is asked for at a time.
