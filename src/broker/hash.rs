@@ -78,8 +78,8 @@ pub trait HashStore: Send + Sync {
     /// The values of the first of these fields, in their order: of all, or of as many as fit into [`REPLY_BYTES`].
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError>;
 
-    /// About `limit` fields, or fewer if they are large, from where an earlier page ended. A field that exists during the
-    /// whole listing is on some page. If a large hash changes meanwhile, a field may be on two pages.
+    /// About `limit` fields, or fewer if they are large, from where an earlier page ended. A field that exists during
+    /// the whole listing is on some page. If a large hash changes meanwhile, a field may be on two pages.
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError>;
 
     /// Sets a field.
