@@ -45,7 +45,7 @@ fn event_to_log(bencher: divan::Bencher<'_, '_>, bytes: usize) {
 fn next_after(bencher: divan::Bencher<'_, '_>, events: u64) {
     let mut history = EpochHistory::new(1_790_000_000_000_000);
     let entries = (1..=events).map(|_| LogEntry { id: history.extend(), stored: Bytes::new() }).collect();
-    let slice = LogSlice { oldest: None, retained: events, entries, history: history.clone() };
+    let slice = LogSlice { oldest: None, retained: events, entries, history: history.clone(), is_cut_short: false };
     let position = EventId::new(1_790_000_000_000_000, events - 1);
     bencher.bench(|| divan::black_box(&history).next_after(position, &slice, None));
 }

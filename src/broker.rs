@@ -30,7 +30,8 @@ pub use self::hash::{
     Condition, FieldPage, HashStore, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome, entity_tag,
 };
 pub use self::log::{
-    Appended, IdempotencyKey, LogEntry, LogListener, LogSlice, LogStore, ReadRange, Retention, RetentionPolicy,
+    Appended, IdempotencyKey, LogEntry, LogListener, LogSlice, LogStore, Peek, ReadLimit, ReadRange, Retention,
+    RetentionPolicy,
 };
 pub use self::moderation::{
     MAX_REMOVALS, ModerationListener, ModerationStore, REMOVAL_LIFETIME, Removal, StoredRemoval,

@@ -4,6 +4,7 @@
 mod event;
 mod group_cursor;
 mod log_client;
+mod room_counts;
 mod subscription;
 mod topic;
 mod watermarks;
@@ -22,11 +23,13 @@ use tracing::{Span, info_span};
 pub use self::event::{ENCODINGS, LiveEvent};
 pub use self::group_cursor::{CaughtUp, GroupCursor, GroupPoll};
 pub use self::log_client::{LogClient, LogPage};
+pub use self::room_counts::RoomCounts;
 pub use self::subscription::{Resume, Start, Subscription, Update};
 
 use self::topic::{LiveTopic, TopicGuard};
 use crate::broker::{
-    BrokerError, CALL_LIMIT, Fault, FaultKind, LogEntry, LogListener, ReadRange, ReplicaRegistry, SubscriberCounts,
+    BrokerError, CALL_LIMIT, Fault, FaultKind, LogEntry, LogListener, ReadLimit, ReadRange, ReplicaRegistry,
+    SubscriberCounts,
 };
 use crate::cache::AnnouncementOutcome;
 use crate::names::{EventId, RoomName, Topic};
@@ -134,9 +137,14 @@ impl Live {
         counts.collect()
     }
 
-    /// Opens a subscription to some topics, each from its own start. Fails after [`OPEN_TIMEOUT`], or at once while the
+    /// Opens a subscription to some topics, each from its own start. [`Start::Recent`] counts the events that are `wanted`.
+    /// Fails after [`OPEN_TIMEOUT`], or at once while the
     /// broker can't be read or delivers no announcements.
-    pub async fn subscribe(self: &Arc<Self>, topics: Vec<(Topic, Start)>) -> Result<Subscription, BrokerError> {
+    pub async fn subscribe(
+        self: &Arc<Self>,
+        topics: Vec<(Topic, Start)>,
+        wanted: impl Fn(&LiveEvent) -> bool + Sync,
+    ) -> Result<Subscription, BrokerError> {
         let health = self.log.health();
         let commands = health.commands.filter(|fault| !fault.kind.affects_only_writes());
         if let Some(fault) = commands.or(health.delivery) {
@@ -144,7 +152,7 @@ impl Live {
         }
         let timed_out =
             || BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "subscribing to the rooms took too long"));
-        timeout(OPEN_TIMEOUT, Subscription::open(self, topics)).await.map_err(|_| timed_out())?
+        timeout(OPEN_TIMEOUT, Subscription::open(self, topics, &wanted)).await.map_err(|_| timed_out())?
     }
 
     /// Clears a topic's log. Once it returns, this replica's cache has none of the cleared events.
@@ -161,6 +169,7 @@ impl Live {
         let live = match topics.entry(topic.clone()) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
+                self.log.watermarks().hold(topic);
                 let live = entry.insert(Arc::new(LiveTopic::new(topic.clone(), self.log.clone(), &self.settings)));
                 self.tasks.spawn(LiveTopic::run(live.clone(), self.clone()));
                 live
@@ -176,6 +185,7 @@ impl Live {
             return false;
         }
         topics.remove(live.topic());
+        self.log.watermarks().release(live.topic());
         // Still under the lock, so that the topic's next subscription to announcements begins after this one has ended.
         self.log.unsubscribe(live.topic());
         true
@@ -238,9 +248,10 @@ impl Live {
     /// Reads the logs of recent topics that are not live now. The read finds a loss by the topic's watermarks, so that
     /// a client that resumes later gets a gap for it.
     async fn reread_recent_topics(&self) {
-        let topics = self.log.watermarks().topics().into_iter().filter(|topic| self.get(topic).is_none());
+        let topics =
+            self.log.watermarks().topics_with_events().into_iter().filter(|topic| self.get(topic).is_none());
         let reads = topics.map(|topic| async move {
-            if let Err(error) = self.log.read(&topic, ReadRange::Newest, 1).await {
+            if let Err(error) = self.log.read(&topic, ReadRange::Newest, ReadLimit::HISTORY).await {
                 tracing::debug!(%topic, %error, "the log could not be read after the server's history changed");
             }
         });

@@ -143,6 +143,12 @@ impl<E: CachedEvent + Clone> LogCache<E> {
         }
     }
 
+    /// The events at the end of the log that the ring has, newest first.
+    pub fn newest(&self) -> impl Iterator<Item = &E> {
+        let reaches_end = self.ring.last_id() == self.end();
+        self.ring.newest_first().filter(move |_| reaches_end)
+    }
+
     /// Receives an announcement.
     pub fn receive(&mut self, event: E) -> AnnouncementOutcome {
         match &mut self.deferred {

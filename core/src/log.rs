@@ -10,11 +10,13 @@ mod gap;
 mod head;
 mod history;
 mod next;
+mod unwritten;
 
 pub use gap::{Gap, GapReason, ReportedLoss};
 pub use head::{Head, KEPT_EPOCHS, StepContext};
 pub use history::{Epoch, EpochHistory, LateLoss};
 pub use next::{Next, Retained};
+pub use unwritten::DataSet;
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use wildmatch::WildMatch;
 
 use super::BrokerError;
-use crate::log::{EpochHistory, Retained};
+use crate::log::{DataSet, EpochHistory, Retained};
 use crate::names::{EventId, RoomName, Topic};
 
 /// An entry of a log.
@@ -32,6 +32,20 @@ pub enum ReadRange {
     Newest,
 }
 
+/// How much to read. The first entry of the range is read whatever its size, if any entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadLimit {
+    /// The maximum number of entries.
+    pub entries: usize,
+    /// The number of bytes from which on there are no more entries.
+    pub bytes: usize,
+}
+
+impl ReadLimit {
+    /// No entries, only the history.
+    pub const HISTORY: Self = Self { entries: 0, bytes: 0 };
+}
+
 /// A part of a log and its whole epoch history, read in one step.
 #[derive(Clone, Debug)]
 pub struct LogSlice {
@@ -43,6 +57,27 @@ pub struct LogSlice {
     pub retained: u64,
     /// The entries that were asked for.
     pub entries: Vec<LogEntry>,
+    /// Whether there are more entries in the range, which the limit of bytes left out.
+    pub is_cut_short: bool,
+}
+
+/// What a read that stores nothing has found.
+#[derive(Clone, Debug)]
+pub enum Peek {
+    /// A part of the log.
+    Slice(LogSlice),
+    /// The log has no head. The position is [`DataSet::unwritten_position`].
+    Unwritten(EventId),
+    /// Only a [`LogStore::read`] can tell, because the head has to change.
+    NeedsRead,
+}
+
+impl LogSlice {
+    /// An empty log without a head, at a position that nothing stores.
+    pub fn unwritten(position: EventId) -> Self {
+        let history = EpochHistory::new(position.epoch);
+        Self { history, oldest: None, retained: 0, entries: Vec::new(), is_cut_short: false }
+    }
 }
 
 impl Retained for LogSlice {
@@ -141,14 +176,27 @@ pub trait LogStore: Send + Sync {
         key: Option<&IdempotencyKey>,
     ) -> Result<Appended, BrokerError>;
 
-    /// Reads at most `limit` entries. Creates the head of a log that has none, so that every topic has a position.
+    /// Reads entries up to a limit. Creates the head of a log that has none, so that every topic has a position. A head
+    /// that only readers know may live shorter than others.
     async fn read(
         &self,
         topic: &Topic,
         watermarks: &[EventId],
         range: ReadRange,
-        limit: usize,
+        limit: ReadLimit,
     ) -> Result<LogSlice, BrokerError>;
+
+    /// Reads like [`Self::read`], but stores nothing for a log without a head.
+    async fn peek(
+        &self,
+        topic: &Topic,
+        watermarks: &[EventId],
+        range: ReadRange,
+        limit: ReadLimit,
+    ) -> Result<Peek, BrokerError>;
+
+    /// How to judge a position of this topic that may have been told while it had no head.
+    async fn data_set(&self, topic: &Topic) -> Result<DataSet, BrokerError>;
 
     /// Empties the log and keeps its head. Returns the position up to which the log was emptied. Announces it to the
     /// listeners of all replicas.

@@ -40,14 +40,17 @@ pub struct RedisBroker {
     retention: RetentionPolicy,
     health: Mutex<Health>,
     registry: registry::RegistryState,
+    unwritten_heads: log::UnwrittenHeads,
     lease: Duration,
 }
 
 struct Scripts {
     append: Script,
+    read: Script,
     update_presence: Script,
     clear: Script,
     ensure_epoch: Script,
+    unwritten: Script,
     scan: Script,
     hash_values: Script,
     hash_set: Script,
@@ -66,9 +69,11 @@ impl Scripts {
             |script: &str| Script::new(&[include_str!("redis/scripts/condition.lua"), script].concat());
         Self {
             append: with_log(include_str!("redis/scripts/append.lua")),
+            read: with_log(include_str!("redis/scripts/read.lua")),
             update_presence: with_log(include_str!("redis/scripts/update_presence.lua")),
             clear: with_log(include_str!("redis/scripts/clear.lua")),
             ensure_epoch: with_log(include_str!("redis/scripts/ensure_epoch.lua")),
+            unwritten: Script::new(include_str!("redis/scripts/unwritten.lua")),
             scan: Script::new(include_str!("redis/scripts/scan.lua")),
             hash_values: Script::new(include_str!("redis/scripts/hash_values.lua")),
             hash_set: with_condition(include_str!("redis/scripts/hash_set.lua")),
@@ -122,6 +127,7 @@ impl RedisBroker {
                 round_trip: None,
             }),
             registry: registry::RegistryState::default(),
+            unwritten_heads: log::UnwrittenHeads::default(),
             lease,
         })
     }

@@ -423,7 +423,7 @@ mod tests {
     async fn a_group_cursor_delivers_an_event_that_came_between_the_streams_position_and_its_creation() {
         let app = test_app();
         let topic = Topic::from(RoomName::new("a").unwrap());
-        let subscription = app.live.subscribe(vec![(topic.clone(), Start::Now)]).await.unwrap();
+        let subscription = app.live.subscribe(vec![(topic.clone(), Start::Now)], |_| true).await.unwrap();
         let caught_up = subscription.caught_up().expect("the room is quiet");
         let event = Event {
             name: None,

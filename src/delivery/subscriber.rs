@@ -141,7 +141,7 @@ impl Subscriber {
     }
 
     /// Whether it gets an event.
-    pub(super) fn wants(&self, event: &LiveEvent) -> bool {
+    pub fn wants(&self, event: &LiveEvent) -> bool {
         let event = event.event();
         if event.is_presence() {
             return self.wants_presence;

@@ -9,7 +9,7 @@ use crate::auth::Access;
 use crate::broker::{Broker, HashStore, Listeners, ReplicaRegistry};
 use crate::config::Settings;
 use crate::delivery::Delivery;
-use crate::live::{Live, LogClient};
+use crate::live::{Live, LogClient, RoomCounts};
 use crate::metrics::Metrics;
 use crate::moderation::Moderation;
 use crate::presence::Presence;
@@ -44,6 +44,8 @@ pub struct AppParts {
     pub hashes: Arc<dyn HashStore>,
     /// The registry of replicas.
     pub registry: Arc<dyn ReplicaRegistry>,
+    /// The subscriber counts of all replicas.
+    pub room_counts: RoomCounts,
     /// What streams use.
     pub delivery: Arc<Delivery>,
     /// Identifies callers.
@@ -104,6 +106,7 @@ impl App {
             moderation,
             hashes: broker.clone(),
             registry: broker.clone(),
+            room_counts: RoomCounts::new(broker.clone()),
             delivery: Arc::new(delivery),
             guarded: access.is_open() && is_local && !settings.access.insecure_allow_anonymous,
             limits: has_limits.then(|| RateLimiter::new(settings.limits.limits(), broker)),

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::LiveEvent;
-use super::topic::{FIRST_PAGE_EVENTS, Following, LiveTopic};
+use super::topic::{Following, LiveTopic};
 use crate::cache::Lookup;
 use crate::names::EventId;
 
@@ -20,7 +20,6 @@ pub struct GroupCursor {
     changes: watch::Receiver<u64>,
     position: EventId,
     retractions: u64,
-    page: u16,
 }
 
 /// What follows the position of a group.
@@ -44,7 +43,7 @@ impl GroupCursor {
         let mut changes = topic.changes();
         // The topic may have changed after the position was determined.
         changes.mark_changed();
-        Self { topic, changes, position, retractions, page: FIRST_PAGE_EVENTS }
+        Self { topic, changes, position, retractions }
     }
 
     /// The position of the group.
@@ -79,7 +78,7 @@ impl GroupCursor {
 
     /// What follows, by one read of the log for the whole group.
     pub async fn read_log(&mut self) -> GroupPoll {
-        match self.topic.read_log(self.position, None, &mut self.page).await {
+        match self.topic.read_log(self.position, None).await {
             Ok(Following::Events(events)) => GroupPoll::from_events(events),
             Ok(Following::Nothing) => GroupPoll::Nothing,
             Ok(Following::Gap(_)) => GroupPoll::PollEach,

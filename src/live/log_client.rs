@@ -9,8 +9,8 @@ use tracing::{Instrument, Span, info_span};
 
 use super::watermarks::Watermarks;
 use crate::broker::{
-    Appended, Broker, BrokerError, CALL_LIMIT, Health, IdempotencyKey, LogSlice, ReadRange, read_with_deadline,
-    write_with_deadline,
+    Appended, Broker, BrokerError, CALL_LIMIT, Fault, FaultKind, Health, IdempotencyKey, LogSlice, Peek, ReadLimit,
+    ReadRange, read_with_deadline, write_with_deadline,
 };
 use crate::log::EpochHistory;
 use crate::names::{Event, EventId, Topic};
@@ -18,10 +18,12 @@ use crate::trace;
 
 /// Most reads at one time. More have to wait, so that many readers do not crowd out publishes.
 const LOG_READERS: usize = 64;
-/// Most entries of one read for a page, so that no reply keeps other calls waiting for long.
-const READ_EVENTS: usize = 50;
 /// Bytes from which on a page gets no more entries.
-const READ_BYTES: usize = 4 * 1024 * 1024;
+const PAGE_BYTES: usize = 1024 * 1024;
+/// Most entries that are looked at for a page.
+const PAGE_ENTRIES: usize = 1000;
+/// Most entries of a later read for a page.
+const LATER_ENTRIES: usize = 100;
 
 /// Appends to logs and reads them.
 pub struct LogClient {
@@ -33,10 +35,12 @@ pub struct LogClient {
 /// A page of a log.
 #[derive(Debug)]
 pub struct LogPage {
-    /// The entries, with the history of the log.
-    pub slice: LogSlice,
-    /// Whether the page has fewer entries than requested because of their size.
-    pub is_cut_short: bool,
+    /// The events, oldest first.
+    pub events: Vec<(EventId, Event)>,
+    /// What the first read has found: the history of the log, and the entries next to the page's beginning.
+    pub first: LogSlice,
+    /// The id from which the next page goes on in the direction of the range, if there may be one.
+    pub next: Option<EventId>,
 }
 
 impl LogClient {
@@ -62,6 +66,10 @@ impl LogClient {
         event: &Event,
         key: Option<&IdempotencyKey>,
     ) -> Result<Appended, BrokerError> {
+        if !self.watermarks.has_room_for(topic) {
+            let detail = "events were published to more rooms in the last minutes than a replica can remember";
+            return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)));
+        }
         let watermarks = self.watermarks.take_for_call(topic);
         let span = if trace::is_enabled() { info_span!("append", room = topic.name()) } else { Span::none() };
         let append = self.broker.append(topic, &watermarks, event.encode(), key).instrument(span);
@@ -69,7 +77,7 @@ impl LogClient {
         // An event that an earlier call appended may be lost by now. Only an event of this call surely existed just
         // now.
         if !appended.replayed {
-            self.watermarks.add(topic, appended.id);
+            self.watermarks.add_appended(topic, appended.id);
         }
         Ok(appended)
     }
@@ -80,8 +88,8 @@ impl LogClient {
         write_with_deadline("a request to clear a log", self.broker.clear(topic, &watermarks)).await
     }
 
-    /// Reads at most `limit` entries of a topic's log.
-    pub async fn read(&self, topic: &Topic, range: ReadRange, limit: usize) -> Result<LogSlice, BrokerError> {
+    /// Reads entries of a topic's log up to a limit.
+    pub async fn read(&self, topic: &Topic, range: ReadRange, limit: ReadLimit) -> Result<LogSlice, BrokerError> {
         let read = async {
             let _permit = self.readers.acquire().await.expect("the semaphore is never closed");
             self.broker.read(topic, &self.watermarks.take_for_call(topic), range, limit).await
@@ -92,41 +100,106 @@ impl LogClient {
         Ok(slice)
     }
 
-    /// Reads a page of at most `limit` entries, or of fewer if they are large. Many entries take several reads.
-    pub async fn read_page(&self, topic: &Topic, range: ReadRange, limit: usize) -> Result<LogPage, BrokerError> {
-        let backwards = matches!(range, ReadRange::Before(_) | ReadRange::Newest);
-        let mut requested = limit.min(READ_EVENTS);
-        let mut page = self.read(topic, range, requested).await?;
-        let mut received = page.entries.len();
-        loop {
-            let left = limit.saturating_sub(page.entries.len());
-            let (Some(first), Some(last)) = (page.entries.first(), page.entries.last()) else { break };
-            if left == 0 || received < requested {
-                break;
+    /// Reads like [`Self::read`], but stores nothing for a log without a head. `position` is where the reader goes on.
+    pub async fn peek(
+        &self,
+        topic: &Topic,
+        position: Option<EventId>,
+        range: ReadRange,
+        limit: ReadLimit,
+    ) -> Result<LogSlice, BrokerError> {
+        let peek = async {
+            let _permit = self.readers.acquire().await.expect("the semaphore is never closed");
+            self.broker.peek(topic, &self.watermarks.take_for_call(topic), range, limit).await
+        };
+        match read_with_deadline("no answer to a read", peek).await? {
+            Peek::Slice(slice) => {
+                self.watermarks.add(topic, slice.history.end());
+                Ok(slice)
             }
-            if page.entries.iter().map(|entry| entry.stored.len()).sum::<usize>() >= READ_BYTES {
-                return Ok(LogPage { slice: page, is_cut_short: true });
+            Peek::Unwritten(end) => {
+                let slice = LogSlice::unwritten(end);
+                // No other position of a log without a head is known to be valid: a head has to tell.
+                let is_valid = match position {
+                    Some(position) => self.resume_from(topic, &slice.history, position).await? == end,
+                    None => true,
+                };
+                if is_valid { Ok(slice) } else { self.read(topic, range, limit).await }
             }
-            let range = if backwards { ReadRange::Before(first.id) } else { ReadRange::After(last.id) };
-            requested = left.min(READ_EVENTS);
-            let mut more = self.read(topic, range, requested).await?.entries;
-            received = more.len();
-            if backwards {
-                more.append(&mut page.entries);
-                page.entries = more;
-            } else {
-                page.entries.append(&mut more);
-            }
+            Peek::NeedsRead => self.read(topic, range, limit).await,
         }
-        Ok(LogPage { slice: page, is_cut_short: false })
     }
 
-    /// Reads the epoch histories of some logs, and keeps their heads and watermarks alive. `None` if the broker does
-    /// not answer.
-    pub(super) async fn histories(&self, topics: &[Topic]) -> Option<Vec<Option<EpochHistory>>> {
-        for topic in topics {
-            self.watermarks.keep(topic);
+    /// The position from which a reader at `position` goes on in a log of this history; see
+    /// [`EpochHistory::resume_from`].
+    pub async fn resume_from(
+        &self,
+        topic: &Topic,
+        history: &EpochHistory,
+        position: EventId,
+    ) -> Result<EventId, BrokerError> {
+        if !history.may_be_unwritten(position) {
+            return Ok(position);
         }
+        let data_set = read_with_deadline("no answer to a read", self.broker.data_set(topic)).await?;
+        Ok(history.resume_from(position, data_set))
+    }
+
+    /// Reads a page of at most `limit` events that are `wanted`, of a forward range only those below `until`. It has fewer if they are large, or if many others lie
+    /// between them.
+    pub async fn read_page(
+        &self,
+        topic: &Topic,
+        range: ReadRange,
+        limit: usize,
+        until: Option<EventId>,
+        wanted: impl Fn(&Event) -> bool,
+    ) -> Result<LogPage, BrokerError> {
+        let is_backward = matches!(range, ReadRange::Before(_) | ReadRange::Newest);
+        // One more than the limit shows whether there is a next page.
+        let mut requested = limit + 1;
+        let position = match range {
+            ReadRange::After(position) => Some(position),
+            _ => None,
+        };
+        let first = self.peek(topic, position, range, ReadLimit { entries: requested, bytes: PAGE_BYTES }).await?;
+        let (mut events, mut seen, mut bytes, mut last) = (Vec::new(), 0, 0, None);
+        let mut later = None;
+        let next = 'page: loop {
+            let slice = later.as_ref().unwrap_or(&first);
+            let mut entries: Vec<_> = slice.entries.iter().collect();
+            if is_backward {
+                entries.reverse();
+            }
+            for entry in entries {
+                if !is_backward && until.is_some_and(|until| entry.id >= until) {
+                    break 'page None;
+                }
+                if events.len() == limit {
+                    break 'page last;
+                }
+                (seen, bytes, last) = (seen + 1, bytes + entry.stored.len(), Some(entry.id));
+                let event = Event::decode(&entry.stored).ok().filter(|event| wanted(event));
+                events.extend(event.map(|event| (entry.id, event)));
+            }
+            let is_end = !slice.is_cut_short && slice.entries.len() < requested;
+            let Some(reached) = last.filter(|_| !is_end) else { break None };
+            if bytes >= PAGE_BYTES || seen >= PAGE_ENTRIES {
+                break last;
+            }
+            requested = LATER_ENTRIES.min(PAGE_ENTRIES + 1 - seen);
+            let range = if is_backward { ReadRange::Before(reached) } else { ReadRange::After(reached) };
+            later =
+                Some(self.read(topic, range, ReadLimit { entries: requested, bytes: PAGE_BYTES - bytes }).await?);
+        };
+        if is_backward {
+            events.reverse();
+        }
+        Ok(LogPage { events, first, next })
+    }
+
+    /// Reads the epoch histories of some logs, and keeps their heads alive. `None` if the broker does not answer.
+    pub(super) async fn histories(&self, topics: &[Topic]) -> Option<Vec<Option<EpochHistory>>> {
         timeout(CALL_LIMIT, self.broker.histories(topics)).await.ok()?.ok()
     }
 

@@ -9,15 +9,18 @@ use futures_util::future::select_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::topic::{FIRST_PAGE_EVENTS, Following, TopicGuard};
+use super::topic::{Following, PAGE_BYTES, TopicGuard};
 use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
-use crate::broker::{BrokerError, ReadRange};
+use crate::broker::{BrokerError, ReadLimit, ReadRange};
 use crate::cache::Lookup;
 use crate::log::{Gap, GapReason, ReportedLoss};
 use crate::names::{EventId, Topic};
 
 /// Longest time between an append and the arrival of its announcement.
 const ANNOUNCEMENT_DELAY: Duration = Duration::from_secs(1);
+
+/// Most entries of the log that [`Start::Recent`] looks at.
+const RECENT_EVENTS: usize = 1000;
 
 /// The position at which a subscription to a topic starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,16 +99,18 @@ struct TopicCursor {
     opening_reply: Option<Box<Following>>,
     /// The log must not be read before this time.
     retry_at: Option<Instant>,
-    /// How many events the next read of the log asks for.
-    page: u16,
     /// The log has events after the position but no longer retains them. Their announcements may still arrive.
     awaits_announcement: bool,
 }
 
 impl Subscription {
-    pub(super) async fn open(live: &Arc<Live>, topics: Vec<(Topic, Start)>) -> Result<Self, BrokerError> {
+    pub(super) async fn open(
+        live: &Arc<Live>,
+        topics: Vec<(Topic, Start)>,
+        wanted: &(impl Fn(&LiveEvent) -> bool + Sync),
+    ) -> Result<Self, BrokerError> {
         let guards: Vec<_> = topics.into_iter().map(|(topic, start)| (live.enter(&topic), start)).collect();
-        let opening = guards.into_iter().map(|(guard, start)| TopicCursor::open(&live.log, guard, start));
+        let opening = guards.into_iter().map(|(guard, start)| TopicCursor::open(&live.log, guard, start, wanted));
         let cursors = futures_util::future::try_join_all(opening).await?;
         live.subscriptions.fetch_add(1, Ordering::Relaxed);
         Ok(Self { live: live.clone(), cursors: cursors.into(), first: 0 })
@@ -180,6 +185,32 @@ impl Subscription {
     }
 }
 
+/// The position before the last `count` events up to a position that are `wanted`. Reads a bounded part of the log;
+/// beyond it, every event counts, whose ids are known without a read.
+async fn before_newest(
+    log: &LogClient,
+    topic: &Topic,
+    mut position: EventId,
+    count: u64,
+    wanted: impl Fn(&LiveEvent) -> bool,
+) -> Result<EventId, BrokerError> {
+    let range = ReadRange::Before(EventId::new(position.epoch, position.offset + 1));
+    let slice = log.read(topic, range, ReadLimit { entries: RECENT_EVENTS, bytes: PAGE_BYTES }).await?;
+    let mut left = count;
+    for entry in slice.entries.iter().rev() {
+        if left == 0 {
+            return Ok(position);
+        }
+        position = entry.id.before();
+        left -= u64::from(LiveEvent::new(entry).is_ok_and(|event| wanted(&event)));
+    }
+    if !slice.is_cut_short && slice.entries.len() < RECENT_EVENTS {
+        return Ok(position);
+    }
+    let oldest = slice.oldest.map_or(slice.history.end(), EventId::before);
+    Ok(slice.history.back(position, left).max(oldest).min(position))
+}
+
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.live.subscriptions.fetch_sub(1, Ordering::Relaxed);
@@ -187,7 +218,12 @@ impl Drop for Subscription {
 }
 
 impl TopicCursor {
-    async fn open(log: &LogClient, guard: TopicGuard, start: Start) -> Result<Self, BrokerError> {
+    async fn open(
+        log: &LogClient,
+        guard: TopicGuard,
+        start: Start,
+        wanted: &(impl Fn(&LiveEvent) -> bool + Sync),
+    ) -> Result<Self, BrokerError> {
         let mut changes = guard.live_topic().changes();
         tokio::select! {
             // The topic owns the sender, so the channel can't close.
@@ -199,15 +235,21 @@ impl TopicCursor {
         let end = guard.live_topic().end().unwrap_or(EventId::start_of(0));
         let position = match start {
             Start::Now | Start::Recent(0) => end,
-            Start::After(position) => position,
+            Start::After(position) => match guard.live_topic().history() {
+                // Read before the data set.
+                Some(history) => log.resume_from(topic, &history, position).await?,
+                None => position,
+            },
             Start::Earliest => {
-                let slice = log.read(topic, ReadRange::Oldest, 1).await?;
+                let slice = log.read(topic, ReadRange::Oldest, ReadLimit::HISTORY).await?;
                 slice.oldest.map_or(slice.history.end(), EventId::before)
             }
             Start::Recent(count) => {
-                let slice =
-                    log.read(topic, ReadRange::Newest, usize::try_from(count).unwrap_or(usize::MAX)).await?;
-                slice.entries.first().map_or(slice.history.end(), |entry| entry.id.before())
+                let (position, left) = guard.live_topic().before_newest(count, wanted);
+                match left {
+                    0 => position,
+                    left => before_newest(log, topic, position, left, wanted).await?,
+                }
             }
         };
         let mut cursor = Self {
@@ -221,7 +263,6 @@ impl TopicCursor {
             resume: Resume::Fresh,
             opening_reply: None,
             retry_at: None,
-            page: FIRST_PAGE_EVENTS,
             awaits_announcement: false,
         };
         if matches!(start, Start::After(_)) {
@@ -282,7 +323,7 @@ impl TopicCursor {
     }
 
     async fn read_log(&mut self) -> Result<Following, BrokerError> {
-        self.guard.live_topic().read_log(self.position, self.reported, &mut self.page).await
+        self.guard.live_topic().read_log(self.position, self.reported).await
     }
 
     /// A gap, if an event that this cursor may have yielded was retracted.

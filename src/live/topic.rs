@@ -9,20 +9,19 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use super::{Live, LiveEvent, LiveSettings, LogClient};
-use crate::broker::{BrokerError, ReadRange};
+use crate::broker::{BrokerError, ReadLimit, ReadRange};
 use crate::cache::{AnnouncementOutcome, LogCache, Lookup, Ring, RingLimits};
 use crate::log::{EpochHistory, Gap, Next, ReportedLoss};
 use crate::names::{EventId, Topic};
 
-/// Most bytes of events that a subscriber gets at one time: about one write to its connection.
+/// Most bytes of events that a subscriber gets at one time: about one write to its connection. So slow subscribers of
+/// large events cost little memory.
 pub(super) const BATCH_BYTES: usize = 64 * 1024;
 /// Most events of one read.
-const PAGE_EVENTS: u16 = 100;
-/// Events of a subscriber's first page from the log. Later pages have as many events as make up [`PAGE_BYTES`], so that
-/// slow subscribers of large events cost little memory.
-pub(super) const FIRST_PAGE_EVENTS: u16 = 8;
-/// Bytes that a page should have.
-const PAGE_BYTES: usize = 4 * BATCH_BYTES;
+const PAGE_EVENTS: usize = 100;
+/// Bytes from which on a read of the topic's task gets no more events, so that a stream that opens takes little of the
+/// broker's time.
+pub(super) const PAGE_BYTES: usize = 4 * BATCH_BYTES;
 /// Pause before a subscriber reads the log again after a read has failed; jittered up to twice as long.
 const SUBSCRIBER_RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// First pause before the topic's task reads the log again after a read has failed.
@@ -41,8 +40,8 @@ pub(super) struct LiveTopic {
     topic: Topic,
     log: Arc<LogClient>,
     idle_ttl: Duration,
-    /// Entries of one read of the topic's task.
-    read_events: usize,
+    /// The limit of a read of the topic's task.
+    read_limit: ReadLimit,
     cache: Mutex<LogCache<Arc<LiveEvent>>>,
     /// Counts changes of the cache; 0 until the first read is done.
     changes: watch::Sender<u64>,
@@ -64,7 +63,7 @@ impl LiveTopic {
             topic,
             log,
             idle_ttl: settings.idle_ttl,
-            read_events: limits.events.min(PAGE_EVENTS.into()),
+            read_limit: ReadLimit { entries: limits.events.min(PAGE_EVENTS), bytes: PAGE_BYTES },
             cache: Mutex::new(LogCache::new(limits)),
             changes: watch::channel(0).0,
             invalidated: Notify::new(),
@@ -108,6 +107,11 @@ impl LiveTopic {
         self.cache().end()
     }
 
+    /// The history of the log, as far as the cache knows. `None` before the first read.
+    pub(super) fn history(&self) -> Option<EpochHistory> {
+        self.cache().history().cloned()
+    }
+
     /// Whether the cache has this history.
     pub(super) fn has_history(&self, history: &EpochHistory) -> bool {
         self.cache().history() == Some(history)
@@ -124,24 +128,35 @@ impl LiveTopic {
         self.cache().after(position, reported, BATCH_BYTES)
     }
 
-    /// What follows a position, by a read of about `page` events from the log; adapts `page` to their size. Apart from
-    /// retractions, this is the only source of gaps.
+    /// The position before the newest events of the cache, `count` of those that are `wanted` if it has so many; and how
+    /// many are left to find in the log.
+    pub(super) fn before_newest(&self, count: u64, wanted: impl Fn(&LiveEvent) -> bool) -> (EventId, u64) {
+        let cache = self.cache();
+        let (mut position, mut left) = (cache.end().unwrap_or(EventId::start_of(0)), count);
+        for event in cache.newest() {
+            if left == 0 {
+                break;
+            }
+            position = event.id().before();
+            left -= u64::from(wanted(event));
+        }
+        (position, left)
+    }
+
+    /// What follows a position, by a read of the log. Apart from retractions, this is the only source of gaps.
     pub(super) async fn read_log(
         &self,
         position: EventId,
         reported: Option<ReportedLoss>,
-        page: &mut u16,
     ) -> Result<Following, BrokerError> {
-        let slice = self.log.read(&self.topic, ReadRange::After(position), (*page).into()).await?;
+        let limit = ReadLimit { entries: PAGE_EVENTS, bytes: BATCH_BYTES };
+        let slice = self.log.read(&self.topic, ReadRange::After(position), limit).await?;
         if !self.has_history(&slice.history) {
             self.invalidate();
         }
-        let bytes: usize = slice.entries.iter().map(|entry| entry.stored.len()).sum();
-        if let Some(mean) = bytes.checked_div(slice.entries.len()) {
-            *page = u16::try_from(PAGE_BYTES / mean.max(1)).unwrap_or(PAGE_EVENTS).clamp(1, PAGE_EVENTS);
-        }
         let read = Ring::from_events(LiveEvent::decode_all(&slice.entries));
-        Ok(match read.after(&slice.history, position, reported, BATCH_BYTES) {
+        // All that was read: the rest of a larger page would be read again.
+        Ok(match read.after(&slice.history, position, reported, usize::MAX) {
             Ok(events) => Following::Events(events),
             Err(Next::Gap(gap)) => Following::Gap(gap),
             Err(Next::Nothing | Next::Event(_)) => Following::Nothing,
@@ -255,14 +270,13 @@ impl LiveTopic {
             cache.begin_read();
             cache.read_from()
         };
-        let page = self.read_events;
         let guard = ReadGuard(self);
         let range = from.map_or(ReadRange::Newest, ReadRange::After);
-        let mut slice = self.log.read(&self.topic, range, page).await?;
+        let mut slice = self.log.read(&self.topic, range, self.read_limit).await?;
         let mut events = LiveEvent::decode_all(&slice.entries);
         self.compare(&slice.history, &events);
         if from.is_some() && events.last().is_some_and(|event| event.id() != slice.history.end()) {
-            slice = self.log.read(&self.topic, ReadRange::Newest, page).await?;
+            slice = self.log.read(&self.topic, ReadRange::Newest, self.read_limit).await?;
             events = LiveEvent::decode_all(&slice.entries);
         }
         if self.cache().end_read(&slice.history, events) {

@@ -1,16 +1,21 @@
 //! Watermarks: the highest ids, by epoch, that this replica has appended, seen or given out in each recent topic. Every
 //! call about a log carries them, so that a server that has lost one of them notices it in that call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::names::{EventId, Topic};
 
-/// Most topics of a segment. Two segments are kept.
-const SEGMENT_TOPICS: usize = 50_000;
 /// Longest time until the next segment begins. A topic is kept for one to two of these after its last use.
 const SEGMENT_AGE: Duration = Duration::from_mins(5);
+/// Memory that a segment of written topics may take, in bytes. Appends to more topics are refused: what a replica has
+/// acknowledged it does not forget.
+const WRITTEN_BYTES: usize = 64 * 1024 * 1024;
+/// Memory that a segment of topics that were only read may take, in bytes. More topics displace the oldest.
+const READ_BYTES: usize = 8 * 1024 * 1024;
+/// Memory that a topic takes beside its name, with the ids of two epochs.
+const TOPIC_BYTES: usize = 192;
 /// Most epochs that are kept of a topic: the newest.
 const KEPT_EPOCHS: usize = 8;
 
@@ -18,15 +23,29 @@ const KEPT_EPOCHS: usize = 8;
 /// commands and announcements come from different servers, every announcement is unverified.
 const UNVERIFIED_PAUSE: Duration = Duration::from_secs(1);
 
-/// The watermarks of all recent topics. They are kept in two segments: a topic that is used moves to the younger
-/// one, and the older one is dropped as a whole.
+/// The watermarks of all recent topics.
 #[derive(Default)]
-pub struct Watermarks(Mutex<Segments>);
+pub struct Watermarks(Mutex<Stores>);
 
+/// A topic may be in several stores: all its ids count.
+struct Stores {
+    /// Topics that are live on this replica. Kept as long as they are.
+    live: HashMap<Topic, TopicWatermarks>,
+    /// Topics that this replica has appended to, or whose events it has seen while they were live.
+    written: Segments,
+    /// Other topics that this replica has read.
+    read: Segments,
+}
+
+/// Topics by their last use, in two segments: a topic that is used moves to the younger one, and the older one is
+/// dropped as a whole.
 struct Segments {
     young: HashMap<Topic, TopicWatermarks>,
     old: HashMap<Topic, TopicWatermarks>,
     born: Instant,
+    /// Memory of the younger segment.
+    bytes: usize,
+    max_bytes: usize,
 }
 
 #[derive(Default)]
@@ -45,70 +64,152 @@ impl TopicWatermarks {
     }
 }
 
-impl Default for Segments {
+impl Default for Stores {
     fn default() -> Self {
-        Self { young: HashMap::new(), old: HashMap::new(), born: Instant::now() }
+        Self { live: HashMap::new(), written: Segments::new(WRITTEN_BYTES), read: Segments::new(READ_BYTES) }
+    }
+}
+
+impl Stores {
+    fn of_topic(&mut self, topic: &Topic) -> impl Iterator<Item = &mut TopicWatermarks> {
+        let Self { live, written, read } = self;
+        let recent = [&mut written.young, &mut written.old, &mut read.young, &mut read.old];
+        [live].into_iter().chain(recent).filter_map(|topics| topics.get_mut(topic))
     }
 }
 
 impl Segments {
-    fn touch(&mut self, topic: &Topic) -> &mut TopicWatermarks {
-        if self.young.len() >= SEGMENT_TOPICS || self.born.elapsed() >= SEGMENT_AGE {
-            self.old = std::mem::take(&mut self.young);
-            self.born = Instant::now();
+    fn new(max_bytes: usize) -> Self {
+        Self { young: HashMap::new(), old: HashMap::new(), born: Instant::now(), bytes: 0, max_bytes }
+    }
+
+    fn contains(&self, topic: &Topic) -> bool {
+        self.young.contains_key(topic) || self.old.contains_key(topic)
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= self.max_bytes
+    }
+
+    fn begin(&mut self) {
+        self.old = std::mem::take(&mut self.young);
+        (self.born, self.bytes) = (Instant::now(), 0);
+    }
+
+    fn begin_if_due(&mut self) {
+        if self.born.elapsed() >= SEGMENT_AGE {
+            self.begin();
         }
-        let Self { young, old, .. } = self;
-        young.entry(topic.clone()).or_insert_with(|| old.remove(topic).unwrap_or_default())
+    }
+
+    fn touch(&mut self, topic: &Topic) -> &mut TopicWatermarks {
+        self.begin_if_due();
+        let Self { young, old, bytes, .. } = self;
+        young.entry(topic.clone()).or_insert_with(|| {
+            *bytes += topic.name().len() + TOPIC_BYTES;
+            old.remove(topic).unwrap_or_default()
+        })
+    }
+
+    /// Like [`Self::touch`]; a topic for which there is no room displaces the older segment.
+    fn touch_or_displace(&mut self, topic: &Topic) -> &mut TopicWatermarks {
+        if self.is_full() && !self.young.contains_key(topic) {
+            self.begin();
+        }
+        self.touch(topic)
     }
 }
 
 impl Watermarks {
     /// The watermarks to send with a call about a topic. Unverified ids become part of them once their pause is over.
     pub fn take_for_call(&self, topic: &Topic) -> Vec<EventId> {
-        let mut segments = self.segments();
-        let Segments { young, old, .. } = &mut *segments;
-        let Some(watermarks) = young.get_mut(topic).or_else(|| old.get_mut(topic)) else { return Vec::new() };
-        if !watermarks.unverified.is_empty() && watermarks.unverified_wait().is_zero() {
-            watermarks.unverified_sent = Some(Instant::now());
-            for id in std::mem::take(&mut watermarks.unverified) {
-                raise(&mut watermarks.ids, id);
+        let (mut stores, mut ids) = (self.stores(), Vec::new());
+        for watermarks in stores.of_topic(topic) {
+            if !watermarks.unverified.is_empty() && watermarks.unverified_wait().is_zero() {
+                watermarks.unverified_sent = Some(Instant::now());
+                for id in std::mem::take(&mut watermarks.unverified) {
+                    raise(&mut watermarks.ids, id);
+                }
+            }
+            if ids.is_empty() {
+                ids.clone_from(&watermarks.ids);
+            } else {
+                watermarks.ids.iter().for_each(|id| raise(&mut ids, *id));
             }
         }
-        watermarks.ids.clone()
+        ids
     }
 
-    /// Adds an id that was appended, read, or announced as expected.
+    /// Whether the id of an event that is appended to a topic now can be kept.
+    pub fn has_room_for(&self, topic: &Topic) -> bool {
+        let written = &mut self.stores().written;
+        written.begin_if_due();
+        !written.is_full() || written.contains(topic)
+    }
+
+    /// Adds the id of an event that this replica has appended.
+    pub fn add_appended(&self, topic: &Topic, id: EventId) {
+        raise(&mut self.stores().written.touch(topic).ids, id);
+    }
+
+    /// Adds an id that was read, or announced as expected.
     pub fn add(&self, topic: &Topic, id: EventId) {
-        raise(&mut self.segments().touch(topic).ids, id);
+        let mut stores = self.stores();
+        let Stores { live, written, read } = &mut *stores;
+        let watermarks = match live.get_mut(topic) {
+            Some(watermarks) => watermarks,
+            None if written.contains(topic) => written.touch(topic),
+            None => read.touch_or_displace(topic),
+        };
+        raise(&mut watermarks.ids, id);
     }
 
-    /// Adds an id of an announcement that was not expected, and that may be forged or from another server.
+    /// Adds an id of an announcement that was not expected, and that may be forged or from another server. Only live
+    /// topics have announcements.
     pub fn add_unverified(&self, topic: &Topic, id: EventId) {
-        raise(&mut self.segments().touch(topic).unverified, id);
+        if let Some(watermarks) = self.stores().live.get_mut(topic) {
+            raise(&mut watermarks.unverified, id);
+        }
     }
 
     /// How long the unverified ids of a topic have to wait. `None` if there are none.
     pub fn unverified_wait(&self, topic: &Topic) -> Option<Duration> {
-        let segments = self.segments();
-        let watermarks = segments.young.get(topic).or_else(|| segments.old.get(topic))?;
-        (!watermarks.unverified.is_empty()).then(|| watermarks.unverified_wait())
+        let mut stores = self.stores();
+        let with_unverified = stores.of_topic(topic).filter(|watermarks| !watermarks.unverified.is_empty());
+        with_unverified.map(|watermarks| watermarks.unverified_wait()).min()
     }
 
-    /// Counts as a use of a topic, if the topic has watermarks.
-    pub fn keep(&self, topic: &Topic) {
-        let mut segments = self.segments();
-        if segments.young.contains_key(topic) || segments.old.contains_key(topic) {
-            segments.touch(topic);
-        }
+    /// Keeps the watermarks of a topic that is live from now on until [`Self::release`].
+    pub fn hold(&self, topic: &Topic) {
+        self.stores().live.entry(topic.clone()).or_default();
     }
 
-    /// The topics that have watermarks.
-    pub fn topics(&self) -> Vec<Topic> {
-        let segments = self.segments();
-        segments.young.keys().chain(segments.old.keys()).cloned().collect()
+    /// The topic is not live any more. If events were seen in it, and if there is room for it, it counts as written.
+    pub fn release(&self, topic: &Topic) {
+        let mut stores = self.stores();
+        let Stores { live, written, read } = &mut *stores;
+        let Some(released) = live.remove(topic) else { return };
+        let has_events = released.ids.iter().any(|id| id.offset > 0);
+        let kept = match has_events && (!written.is_full() || written.contains(topic)) {
+            true => written.touch(topic),
+            false => read.touch_or_displace(topic),
+        };
+        released.ids.into_iter().for_each(|id| raise(&mut kept.ids, id));
+        released.unverified.into_iter().for_each(|id| raise(&mut kept.unverified, id));
     }
 
-    fn segments(&self) -> MutexGuard<'_, Segments> {
+    /// The topics in which this replica knows of events.
+    pub fn topics_with_events(&self) -> Vec<Topic> {
+        let stores = self.stores();
+        let Stores { live, written, read } = &*stores;
+        let all = [live, &written.young, &written.old, &read.young, &read.old].into_iter().flatten();
+        let has_events = |watermarks: &TopicWatermarks| watermarks.ids.iter().any(|id| id.offset > 0);
+        let topics: HashSet<_> =
+            all.filter(|(_, watermarks)| has_events(watermarks)).map(|(topic, _)| topic).collect();
+        topics.into_iter().cloned().collect()
+    }
+
+    fn stores(&self) -> MutexGuard<'_, Stores> {
         self.0.lock().expect("no holder of the lock panics")
     }
 }
@@ -149,20 +250,49 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_topics_is_limited_and_the_last_used_stay() {
+    fn topics_that_are_only_read_displace_each_other_and_nothing_else() {
         let watermarks = Watermarks::default();
-        let name = |n: usize| topic(&n.to_string());
-        for n in 0..3 * SEGMENT_TOPICS {
-            watermarks.add(&name(n), EventId::new(1, 1));
+        let (event, name) = (EventId::new(1, 1), |n: usize| topic(&n.to_string()));
+        watermarks.add_appended(&topic("written"), event);
+        watermarks.hold(&topic("live"));
+        watermarks.add(&topic("live"), event);
+        watermarks.hold(&topic("closed"));
+        watermarks.add(&topic("closed"), event);
+        watermarks.release(&topic("closed"));
+        let count = 3 * READ_BYTES / TOPIC_BYTES;
+        for n in 0..count {
+            watermarks.add(&name(n), event);
         }
-        assert!(watermarks.topics().len() <= 2 * SEGMENT_TOPICS);
+        for kept in ["written", "live", "closed"] {
+            assert_eq!(watermarks.take_for_call(&topic(kept)), [event], "{kept}");
+        }
         assert_eq!(watermarks.take_for_call(&name(0)), []);
-        assert_eq!(watermarks.take_for_call(&name(3 * SEGMENT_TOPICS - 1)), [EventId::new(1, 1)]);
+        assert_eq!(watermarks.take_for_call(&name(count - 1)), [event]);
+        assert!(watermarks.topics_with_events().len() < count);
+    }
+
+    #[test]
+    fn appends_to_more_topics_than_can_be_kept_are_refused() {
+        let watermarks = Watermarks::default();
+        let mut count = 0;
+        while watermarks.has_room_for(&topic(&count.to_string())) {
+            watermarks.add_appended(&topic(&count.to_string()), EventId::new(1, 1));
+            count += 1;
+        }
+        assert!(count > 300_000, "{count} topics with short names");
+        assert!(watermarks.has_room_for(&topic("0")), "a topic that is kept takes no more room");
+        // Readers are not refused, and displace nothing.
+        watermarks.hold(&topic("other"));
+        watermarks.add(&topic("other"), EventId::new(1, 1));
+        watermarks.release(&topic("other"));
+        assert_eq!(watermarks.take_for_call(&topic("0")), [EventId::new(1, 1)]);
+        assert_eq!(watermarks.take_for_call(&topic("other")), [EventId::new(1, 1)]);
     }
 
     #[test]
     fn unverified_ids_are_sent_at_once_and_then_not_for_a_while() {
         let (watermarks, topic) = (Watermarks::default(), topic("a"));
+        watermarks.hold(&topic);
         watermarks.add_unverified(&topic, EventId::new(1, 1));
         assert_eq!(watermarks.unverified_wait(&topic), Some(Duration::ZERO));
         assert_eq!(watermarks.take_for_call(&topic), [EventId::new(1, 1)]);

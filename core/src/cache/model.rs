@@ -1,6 +1,7 @@
 //! The core under a model checker. It runs the code of `next_after`, `ensure_epoch` and the cache itself, on a server
 //! that restarts with and without loss, fails over and back, trims, expires and clears its log, with two replicas, and
-//! two subscribers that disconnect and resume.
+//! two subscribers that disconnect and resume. In a second world the log has no head at first, the subscribers resume
+//! from positions that nothing stores, replicas die, and the clock is set back.
 //!
 //! Every order of steps within a scope is visited. A scope is the most publishes, faults and disconnects;
 //! `ROOMCAST_MODEL=1,2,1 cargo test --release -p roomcast-core model` takes another one. (2,2,0 takes more than 16 GiB
@@ -15,7 +16,7 @@ use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use super::ring::RingLimits;
 use super::{AnnouncementOutcome, CachedEvent, LogCache, Lookup};
-use crate::log::{Gap, GapReason, Head, Next, ReportedLoss, Retained, StepContext};
+use crate::log::{DataSet, EpochHistory, Gap, GapReason, Head, Next, ReportedLoss, Retained, StepContext};
 use crate::names::EventId;
 
 /// An event; no two have the same `content`.
@@ -48,9 +49,15 @@ impl Retained for ModelLog {
     }
 }
 
+/// How far the clock moves with a step that uses the time.
+const TICK: u64 = 1 << 25;
+/// The lifetime of a head.
+const LIFETIME: u64 = 8 * TICK;
+
 /// The data of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Dataset {
+    mark: u64,
     head: Option<Head>,
     log: ModelLog,
 }
@@ -78,6 +85,17 @@ struct ModelSubscriber {
     position: EventId,
     reported: Option<ReportedLoss>,
     received: Vec<Received>,
+    /// A gap that went back told it that its position is unknown: it may have missed any of this many first events.
+    all_lost: u8,
+}
+
+/// The world of a scope at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// Both replicas have read the log, and both subscribers are at its end.
+    Read,
+    /// The log has no head, and both subscribers were told a position all the same.
+    Unwritten,
 }
 
 /// What a delivery, or the lack of one, did wrong.
@@ -120,6 +138,8 @@ struct World {
     disconnects: u8,
     /// Data was lost for which a subscriber may need a gap.
     is_lossy: bool,
+    /// The clock was set back.
+    is_set_back: bool,
     violations: BTreeSet<Violation>,
 }
 
@@ -140,6 +160,11 @@ enum ModelStep {
     FailOver,
     /// The server loses all keys, or a head expires that no replica kept alive.
     LoseAllKeys,
+    /// The head expires that no replica kept alive, and the server keeps its other keys.
+    ExpireHead,
+    /// A replica dies, and another one without knowledge takes its place.
+    ReplaceReplica(usize),
+    SetClockBack,
     Trim,
     /// The entries of the log age out.
     Expire,
@@ -155,6 +180,7 @@ struct Scope {
     publishes: usize,
     faults: u8,
     disconnects: u8,
+    origin: Origin,
 }
 
 /// Which numbers were swapped to reach the canonical form of a world.
@@ -164,28 +190,34 @@ struct Swaps {
 }
 
 impl World {
-    fn start() -> Self {
-        let cache = LogCache::new(RingLimits { events: 2, bytes: usize::MAX });
-        let replica =
-            ModelReplica { cache, watermarks: BTreeMap::new(), inbox: VecDeque::new(), needs_read: false };
+    fn start(origin: Origin) -> Self {
+        let replica = ModelReplica::new();
         let position = EventId::start_of(0);
-        let subscriber = ModelSubscriber { replica: 0, position, reported: None, received: Vec::new() };
-        let empty = Dataset { head: None, log: ModelLog::default() };
+        let subscriber =
+            ModelSubscriber { replica: 0, position, reported: None, received: Vec::new(), all_lost: 0 };
+        let empty = Dataset { mark: 1, head: None, log: ModelLog::default() };
         let mut world = Self {
             data: empty.clone(),
             saved: empty,
             replication_id: 0,
             other_replication_id: None,
             last_replication_id: 0,
-            time: 10,
+            time: 10 * TICK,
             replicas: [replica.clone(), replica],
             subscribers: [subscriber.clone(), ModelSubscriber { replica: 1, ..subscriber }],
             acknowledged: Vec::new(),
             faults: 0,
             disconnects: 0,
             is_lossy: false,
+            is_set_back: false,
             violations: BTreeSet::new(),
         };
+        if origin == Origin::Unwritten {
+            for subscriber in &mut world.subscribers {
+                subscriber.position = world.data.rule().unwritten_position(world.time);
+            }
+            return world;
+        }
         for replica in 0..2 {
             world.read(replica);
         }
@@ -210,7 +242,7 @@ impl World {
         let context = StepContext { replication_id: &replication_id, time: self.time, random: 0, oldest };
         let (head, changed) = Head::ensure_epoch(self.data.head.take(), &watermarks, context);
         // Only a step that uses the time advances it, so that worlds that differ in nothing else are the same state.
-        self.time += u64::from(changed);
+        self.time += u64::from(changed) * TICK;
         self.data.head.insert(head)
     }
 
@@ -255,6 +287,11 @@ impl World {
 
     /// A subscriber asks its replica what follows, and receives it if there is anything.
     fn poll(&mut self, subscriber: usize) {
+        let replica = self.subscribers[subscriber].replica;
+        if let Some(history) = self.replicas[replica].cache.history() {
+            let history = history.clone();
+            self.resume(subscriber, &history);
+        }
         let ModelSubscriber { replica, position, reported, .. } = self.subscribers[subscriber];
         match self.replicas[replica].cache.after(position, reported, 1) {
             Lookup::Events(events) => {
@@ -269,9 +306,20 @@ impl World {
         }
     }
 
+    /// A stream without a history begins where its client says, unless that was before the log was first written.
+    fn resume(&mut self, subscriber: usize, history: &EpochHistory) {
+        let rule = self.data.rule();
+        let subscriber = &mut self.subscribers[subscriber];
+        if subscriber.reported.is_none() {
+            subscriber.position = history.resume_from(subscriber.position, rule);
+        }
+    }
+
     fn poll_log(&mut self, subscriber: usize) {
-        let ModelSubscriber { replica, position, reported, .. } = self.subscribers[subscriber];
+        let replica = self.subscribers[subscriber].replica;
         let history = self.ensure_epoch(replica).history.clone();
+        self.resume(subscriber, &history);
+        let ModelSubscriber { position, reported, .. } = self.subscribers[subscriber];
         self.add_watermark(replica, history.end());
         match history.next_after(position, &self.data.log, reported) {
             Next::Event(id) => {
@@ -326,6 +374,13 @@ impl World {
     }
 
     fn deliver(&mut self, subscriber: usize, delivery: Received) {
+        // A clock that was set back may give a new history lower epochs than the lost one had.
+        if let Received::Gap(gap) = delivery
+            && self.is_set_back
+            && gap.to < gap.from
+        {
+            self.subscribers[subscriber].all_lost = u8::try_from(self.acknowledged.len()).unwrap();
+        }
         let subscriber = &mut self.subscribers[subscriber];
         subscriber.position = match delivery {
             Received::Event(event) => event.id,
@@ -422,8 +477,26 @@ impl World {
             }
             ModelStep::LoseAllKeys => {
                 world.faults += 1;
-                world.data = Dataset { head: None, log: ModelLog::default() };
+                world.data = Dataset { mark: world.data.mark + 1, head: None, log: ModelLog::default() };
                 world.is_lossy = true;
+            }
+            ModelStep::ExpireHead => {
+                world.faults += 1;
+                world.time += LIFETIME;
+                for data in [&mut world.data, &mut world.saved] {
+                    (data.head, data.log) = (None, ModelLog::default());
+                }
+                world.is_lossy = true;
+            }
+            ModelStep::ReplaceReplica(replica) => {
+                world.faults += 1;
+                world.replicas[replica] = ModelReplica::new();
+            }
+            ModelStep::SetClockBack => {
+                world.faults += 1;
+                // Not by whole ticks: a clock in microseconds does not show the same time again.
+                world.time -= LIFETIME / 4 + 1;
+                (world.is_lossy, world.is_set_back) = (true, true);
             }
             ModelStep::Trim => {
                 world.faults += 1;
@@ -446,6 +519,19 @@ impl World {
     }
 }
 
+impl Dataset {
+    fn rule(&self) -> DataSet {
+        DataSet { mark: self.mark, head_lifetime: LIFETIME }
+    }
+}
+
+impl ModelReplica {
+    fn new() -> Self {
+        let cache = LogCache::new(RingLimits { events: 2, bytes: usize::MAX });
+        Self { cache, watermarks: BTreeMap::new(), inbox: VecDeque::new(), needs_read: false }
+    }
+}
+
 impl ModelSubscriber {
     fn events(&self) -> impl Iterator<Item = &ModelEvent> {
         self.received.iter().filter_map(|delivery| match delivery {
@@ -463,7 +549,8 @@ impl ModelSubscriber {
 
     fn covers(&self, event: &ModelEvent) -> bool {
         let mut reported = self.gaps().map(|gap| ReportedLoss::from(*gap));
-        reported.any(|reported| reported.from < event.id && event.id <= reported.to)
+        event.content < self.all_lost
+            || reported.any(|reported| reported.from < event.id && event.id <= reported.to)
     }
 }
 
@@ -472,7 +559,7 @@ impl Model for Scope {
     type Action = ModelStep;
 
     fn init_states(&self) -> Vec<World> {
-        vec![World::start()]
+        vec![World::start(self.origin)]
     }
 
     fn actions(&self, world: &World, steps: &mut Vec<ModelStep>) {
@@ -493,7 +580,10 @@ impl Model for Scope {
             }
             steps.push(ModelStep::Read(number));
         }
-        if may_fail {
+        if may_fail && self.origin == Origin::Unwritten {
+            steps.extend([ModelStep::LoseAllKeys, ModelStep::ExpireHead, ModelStep::SetClockBack, ModelStep::Trim]);
+            steps.extend([ModelStep::ReplaceReplica(0), ModelStep::ReplaceReplica(1)]);
+        } else if may_fail {
             steps.extend([ModelStep::Save, ModelStep::Restart, ModelStep::RestartWithoutLoss, ModelStep::FailOver]);
             steps.extend([ModelStep::LoseAllKeys, ModelStep::Trim, ModelStep::Expire]);
             steps.extend([ModelStep::Clear(0), ModelStep::Clear(1)]);
@@ -529,14 +619,18 @@ impl Model for Scope {
 #[test]
 #[allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a switch, and the count, of this test alone")]
 fn model_every_order_of_steps_keeps_the_promises() {
-    let scopes = std::env::var("ROOMCAST_MODEL").unwrap_or_else(|_| "2,1,1 1,2,0".into());
+    let scopes = std::env::var("ROOMCAST_MODEL").unwrap_or_else(|_| "2,1,1 1,2,0 unwritten,1,2,0".into());
     for scope in scopes.split(' ') {
-        let counts: Vec<u8> = scope.split(',').map(|count| count.parse().expect("three numbers")).collect();
-        let scope = Scope { publishes: counts[0].into(), faults: counts[1], disconnects: counts[2] };
+        let (origin, counts) = match scope.strip_prefix("unwritten,") {
+            Some(counts) => (Origin::Unwritten, counts),
+            None => (Origin::Read, scope),
+        };
+        let counts: Vec<u8> = counts.split(',').map(|count| count.parse().expect("three numbers")).collect();
+        let scope = Scope { publishes: counts[0].into(), faults: counts[1], disconnects: counts[2], origin };
         let checker = scope.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
         println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
         if let Some((property, path)) = checker.discoveries().into_iter().next() {
-            panic!("{}", path::in_words(property, path));
+            panic!("{}", path::in_words(property, path, origin));
         }
         checker.assert_properties();
         assert!(checker.unique_state_count() > 1000);

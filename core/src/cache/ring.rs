@@ -80,6 +80,11 @@ impl<E: CachedEvent + Clone> Ring<E> {
         self.events.back()
     }
 
+    /// The events, newest first.
+    pub fn newest_first(&self) -> impl Iterator<Item = &E> {
+        self.events.iter().rev()
+    }
+
     /// The id of the last event.
     pub fn last_id(&self) -> Option<EventId> {
         self.last().map(CachedEvent::id)

@@ -102,6 +102,19 @@ impl EpochHistory {
         EventId::new(self.newest().number, self.newest().end)
     }
 
+    /// The position `count` events before a position of this history; the start of the history if it has fewer.
+    pub fn back(&self, position: EventId, count: u64) -> EventId {
+        let mut left = count;
+        for epoch in self.epochs.iter().rev().filter(|epoch| epoch.number <= position.epoch) {
+            let end = if epoch.number == position.epoch { position.offset.min(epoch.end) } else { epoch.end };
+            if left <= end {
+                return EventId::new(epoch.number, end - left);
+            }
+            left -= end;
+        }
+        EventId::start_of(self.epochs[0].number)
+    }
+
     /// Whether this position is part of the history.
     pub fn holds(&self, id: EventId) -> bool {
         self.epoch(id.epoch).is_some_and(|epoch| id.offset <= epoch.end)

@@ -244,6 +244,45 @@ fn a_position_that_the_log_never_gave_out_is_a_gap_and_never_nothing_new() {
 }
 
 #[test]
+fn a_position_of_a_log_without_a_head_goes_on_at_its_start_only_if_nothing_can_be_missed() {
+    let data_set = DataSet { mark: 7, head_lifetime: 1 << 40 };
+    let (mut server, mut watermarks) = (TestServer::new(), Vec::new());
+    let position = data_set.unwritten_position(server.time);
+    assert!(position.offset == 0 && position.epoch < server.time);
+    let id = server.append(&mut watermarks);
+    let history = server.head.clone().unwrap().history;
+    let start = EventId::start_of(id.epoch);
+    assert_eq!(history.resume_from(position, data_set), start);
+    assert_eq!(history.next_after(start, server.log.as_slice(), None), Next::Event(id));
+    // Another data set, an event's id, a later position, and one that is too old.
+    for (other, data_set) in [
+        (position, DataSet { mark: 8, ..data_set }),
+        (EventId::new(position.epoch, 1), data_set),
+        (DataSet::unwritten_position(data_set, server.time << 2), data_set),
+        (position, DataSet { head_lifetime: 1 << 24, ..data_set }),
+    ] {
+        assert_eq!(history.resume_from(other, data_set), other);
+    }
+    // A loss that is recorded on the oldest epoch has to be told.
+    let (head, _) = Head::ensure_epoch(
+        None,
+        &[EventId::new(1, 1)],
+        StepContext { replication_id: "a", time: server.time, random: 0, oldest: None },
+    );
+    assert_eq!(head.history.resume_from(position, data_set), position);
+    // Epochs that were dropped may have had events.
+    for restart in 0..2 * KEPT_EPOCHS {
+        server.replication_id = restart.to_string();
+        server.log.clear();
+        server.ensure_epoch(&watermarks);
+    }
+    let history = server.head.clone().unwrap().history;
+    assert!(history.dropped() > 0);
+    let far = DataSet { head_lifetime: u64::MAX, ..data_set };
+    assert_eq!(history.resume_from(position, far), position);
+}
+
+#[test]
 fn a_history_keeps_its_newest_epochs_and_those_with_retained_entries() {
     let (mut server, mut watermarks) = (TestServer::new(), Vec::new());
     let id = server.append(&mut watermarks);

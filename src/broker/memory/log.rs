@@ -3,12 +3,23 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::MemoryBroker;
 use super::journal::DurableAt;
 use super::state::{MemoryLog, Purpose, entry_bytes};
-use crate::broker::{Appended, BrokerError, IdempotencyKey, LogSlice, LogStore, ReadRange};
-use crate::log::EpochHistory;
+use super::{MemoryBroker, now_micros};
+use crate::broker::{Appended, BrokerError, IdempotencyKey, LogSlice, LogStore, Peek, ReadLimit, ReadRange};
+use crate::log::{DataSet, EpochHistory};
 use crate::names::{EventId, Topic};
+
+fn slice(log: &MemoryLog, range: ReadRange, limit: ReadLimit) -> LogSlice {
+    let (entries, is_cut_short) = log.entries().select(range, limit);
+    LogSlice {
+        history: log.head().history.clone(),
+        oldest: log.entries().oldest(),
+        retained: log.entries().len() as u64,
+        entries,
+        is_cut_short,
+    }
+}
 
 #[async_trait]
 impl LogStore for MemoryBroker {
@@ -36,18 +47,13 @@ impl LogStore for MemoryBroker {
         topic: &Topic,
         watermarks: &[EventId],
         range: ReadRange,
-        limit: usize,
+        limit: ReadLimit,
     ) -> Result<LogSlice, BrokerError> {
         let from = match range {
             ReadRange::After(position) => Some(position),
             ReadRange::Before(_) | ReadRange::Oldest | ReadRange::Newest => None,
         };
-        let slice = |log: &MemoryLog| LogSlice {
-            history: log.head().history.clone(),
-            oldest: log.entries().oldest(),
-            retained: log.entries().len() as u64,
-            entries: log.entries().select(range, limit),
-        };
+        let slice = |log: &MemoryLog| slice(log, range, limit);
         let (slice, durable_at) = match self.read_unchanged(topic, watermarks, slice) {
             Some(read) => read,
             None => self.step_on_log(topic, |transaction| {
@@ -56,6 +62,24 @@ impl LogStore for MemoryBroker {
         };
         self.wait_read(durable_at).await?;
         Ok(slice)
+    }
+
+    async fn peek(
+        &self,
+        topic: &Topic,
+        watermarks: &[EventId],
+        range: ReadRange,
+        limit: ReadLimit,
+    ) -> Result<Peek, BrokerError> {
+        let now = now_micros();
+        if watermarks.is_empty() && self.state().log(topic, now).is_none() {
+            return Ok(Peek::Unwritten(self.data_set(topic).await?.unwritten_position(now)));
+        }
+        self.read(topic, watermarks, range, limit).await.map(Peek::Slice)
+    }
+
+    async fn data_set(&self, topic: &Topic) -> Result<DataSet, BrokerError> {
+        Ok(self.state().data_set(topic))
     }
 
     async fn clear(&self, topic: &Topic, watermarks: &[EventId]) -> Result<EventId, BrokerError> {

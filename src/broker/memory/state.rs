@@ -21,8 +21,10 @@ pub use self::log_step::{LogStep, Purpose};
 pub use self::members::{MembersRequest, MembersUpdate, RoomMembers, StoredMember};
 pub use self::transaction::Transaction;
 use super::journal::Lsn;
+use super::micros;
 use super::record::Record;
 use crate::broker::{Fault, Removal, RetentionPolicy, SubscriberCounts};
+use crate::log::DataSet;
 use crate::names::{EventId, HashName, RoomName, Topic};
 
 /// Logs of rooms that were read and never written may use this fraction of the memory, so that readers can't keep
@@ -46,6 +48,8 @@ pub struct MemoryState {
     retention: RetentionPolicy,
     /// Names this process in the heads of logs.
     replication_id: String,
+    /// Names this process in positions of logs without a head.
+    mark: u64,
     /// The process's own subscribers, which are neither counted nor journalled.
     pub subscribers: SubscriberCounts,
     /// The process's own streams.
@@ -76,6 +80,7 @@ impl MemoryState {
             ledger: Ledger::new(max_bytes),
             retention,
             replication_id: uuid::Uuid::new_v4().simple().to_string(),
+            mark: fastrand::u64(..),
             subscribers: SubscriberCounts::new(),
             streams: 0,
         }
@@ -94,6 +99,12 @@ impl MemoryState {
     /// A log, unless the lifetime of its head has passed.
     pub fn log(&self, topic: &Topic, now: u64) -> Option<&MemoryLog> {
         self.logs.get(topic).filter(|log| !log.is_expired(now, self.retention.for_topic(topic)))
+    }
+
+    /// How to judge positions of logs without a head: those of an earlier process are not valid.
+    pub fn data_set(&self, topic: &Topic) -> DataSet {
+        let retention = self.retention.for_topic(topic);
+        DataSet { mark: self.mark, head_lifetime: micros(retention.age + retention.head) }
     }
 
     /// The last change of a log, to be replaced by a later one.

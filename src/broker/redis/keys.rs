@@ -58,6 +58,11 @@ impl Keys {
         format!("{}:rate:{}", self.prefix, sha1_hex(key.as_bytes()))
     }
 
+    /// Names the data set: it lives as long as any other key.
+    pub(super) fn mark(&self) -> String {
+        format!("{}:mark", self.prefix)
+    }
+
     pub(super) fn removals(&self) -> String {
         format!("{}:removals", self.prefix)
     }

@@ -1,6 +1,7 @@
-//! Logs on Redis: streams, each with a head beside it. Scripts write them; reads take no script.
+//! Logs on Redis: streams, each with a head beside it.
 
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,14 +11,21 @@ use super::connections::RedisConn;
 use super::error::{read_error, write_error};
 use super::{RedisBroker, head, id_texts, random};
 use crate::broker::{
-    Appended, BrokerError, Fault, FaultKind, IdempotencyKey, LogEntry, LogSlice, LogStore, ReadRange, Retention,
+    Appended, BrokerError, Fault, FaultKind, IdempotencyKey, LogEntry, LogSlice, LogStore, Peek, ReadLimit,
+    ReadRange, Retention,
 };
-use crate::log::{EpochHistory, Head};
+use crate::log::{DataSet, EpochHistory, Head};
 use crate::names::{EventId, Topic};
 use crate::timestamp::{self, milliseconds};
 
-/// Attempts of a read: one is repeated if the head has changed meanwhile, or if an epoch had to begin.
+/// Attempts of a read: one is repeated if an epoch had to begin.
 const READ_ATTEMPTS: usize = 5;
+/// New heads of logs that were never written to in an hour, from which on they get a short lifetime: readers alone must
+/// not fill Redis.
+const MAX_UNWRITTEN_HEADS: u32 = 10_000;
+/// That lifetime in milliseconds. Replicas with subscribers renew it several times as often. A client that comes back
+/// later gets a gap.
+const CROWDED_LIFETIME: u64 = 60_000;
 /// Lifetime of the probe's keys after the replica has stopped.
 const PROBE_LIFETIME: Duration = Duration::from_mins(1);
 /// Heads that are read in one command.
@@ -72,19 +80,14 @@ impl RedisBroker {
         Ok(Appended { id: parse_id(&id)?, replayed })
     }
 
-    /// Head, replication id and entries as of one moment; `None` if the head has changed meanwhile. Takes no script:
-    /// this costs least, and is enough if no epoch has to begin.
-    ///
-    /// Every append changes the head, so all that is read between two equal heads belongs together. (`MULTI` would
-    /// ensure the same, but a Redis without memory left refuses even reads in it.)
-    async fn read_once(
+    /// Head, replication id and entries as of one moment, whatever state the head is in.
+    async fn read_as_is(
         &self,
         topic: &Topic,
         range: ReadRange,
-        limit: usize,
-    ) -> Result<Option<PlainRead>, BrokerError> {
-        type Reply = (Option<String>, String, u64, Value, Value, Option<String>);
-        let log = self.keys.log(topic);
+        limit: ReadLimit,
+    ) -> Result<StoredLog, BrokerError> {
+        type Reply = (Option<String>, String, u64, Option<String>, Value, bool);
         let (command, from, to) = match range {
             ReadRange::After(position) => ("XRANGE", format!("({position}"), "+".into()),
             ReadRange::Oldest => ("XRANGE", "-".into(), "+".into()),
@@ -92,36 +95,54 @@ impl RedisBroker {
             ReadRange::Newest => ("XREVRANGE", "+".into(), String::from("-")),
         };
         let mut conn = self.connections.for_read().await?;
-        let mut pipeline = pipe();
-        pipeline.cmd("GET").arg(self.keys.head(topic));
-        pipeline.cmd("INFO").arg("replication");
-        pipeline.cmd("XLEN").arg(&log);
-        pipeline.cmd("XRANGE").arg(&log).arg("-").arg("+").arg("COUNT").arg(1);
-        pipeline.cmd(command).arg(&log).arg(from).arg(to).arg("COUNT").arg(limit.max(1));
-        pipeline.cmd("GET").arg(self.keys.head(topic));
-        let result = pipeline.query_async(conn.connection()).await;
-        let (head, info, retained, oldest, entries, head_after): Reply = conn.check(result, read_error)?;
-        if head != head_after {
-            return Ok(None);
-        }
+        let mut call = self.scripts.read.key(self.keys.head(topic));
+        call.key(self.keys.log(topic));
+        call.arg(command).arg(from).arg(to).arg(limit.entries).arg(limit.bytes);
+        let result = call.invoke_async(conn.connection()).await;
+        let (head, replication_id, retained, oldest, entries, is_cut_short): Reply =
+            conn.check(result, read_error)?;
         let mut entries = parse_entries(entries);
         if matches!(range, ReadRange::Before(_) | ReadRange::Newest) {
             entries.reverse();
         }
-        Ok(Some(PlainRead {
+        Ok(StoredLog {
             head: head.as_deref().and_then(head::parse),
             stored_head: head,
-            replication_id: head::server_replication_id(&info).unwrap_or_default().to_owned(),
+            replication_id,
             retained,
-            oldest: parse_entries(oldest).first().map(|entry| entry.id),
+            oldest: oldest.and_then(|id| id.parse().ok()),
             entries,
-        }))
+            is_cut_short,
+        })
     }
 
     /// Lifetime of a topic's head in milliseconds: longer than that of its log.
     pub(super) fn head_lifetime(&self, topic: &Topic) -> u64 {
         let retention = self.retention.for_topic(topic);
         milliseconds(retention.age + retention.head)
+    }
+
+    /// Renews the lifetimes of heads. That of a log that was never written to gets no longer than it needs until the next
+    /// time.
+    async fn renew_heads(
+        &self,
+        heads: impl Iterator<Item = (&Topic, &Option<EpochHistory>)>,
+    ) -> Result<(), BrokerError> {
+        let mut pipeline = pipe();
+        // A Redis that refuses writes can still be read.
+        pipeline.ignore_errors();
+        for (topic, history) in heads {
+            let (lifetime, is_unwritten) = (self.head_lifetime(topic), history.as_ref().is_some_and(is_unwritten));
+            let command = pipeline.cmd("PEXPIRE").arg(self.keys.head(topic));
+            match is_unwritten {
+                // It may have been written to meanwhile: a lifetime never becomes shorter.
+                true => command.arg(lifetime.min(CROWDED_LIFETIME)).arg("GT"),
+                false => command.arg(lifetime),
+            };
+        }
+        let mut conn = self.connections.for_read().await?;
+        let result: RedisResult<Vec<RedisResult<Value>>> = pipeline.query_async(conn.connection()).await;
+        conn.check(result, read_error).map(|_| ())
     }
 
     /// Checks a topic's head, and begins a new epoch if it does not match. `malformed` is a stored head that
@@ -135,15 +156,54 @@ impl RedisBroker {
         let mut conn = self.connections.for_write().await?;
         let mut call = self.scripts.ensure_epoch.key(self.keys.head(topic));
         call.key(self.keys.log(topic));
-        call.arg(self.head_lifetime(topic)).arg(random());
-        call.arg(malformed.unwrap_or_default()).arg(id_texts(watermarks));
-        let result: RedisResult<Value> = call.invoke_async(conn.connection()).await;
-        conn.check(result, read_error).map(|_| ())
+        let lifetime = self.head_lifetime(topic);
+        call.arg(lifetime).arg(random()).arg(malformed.unwrap_or_default());
+        call.arg(if self.unwritten_heads.may_live() { lifetime } else { lifetime.min(CROWDED_LIFETIME) });
+        call.arg(id_texts(watermarks));
+        let result = call.invoke_async(conn.connection()).await;
+        let is_unwritten: bool = conn.check(result, read_error)?;
+        if is_unwritten {
+            self.unwritten_heads.count();
+        }
+        Ok(())
+    }
+
+    fn data_set_with(&self, topic: &Topic, mark: u64) -> DataSet {
+        DataSet { mark, head_lifetime: self.head_lifetime(topic) * 1000 }
     }
 }
 
-/// What a read without a script has found.
-struct PlainRead {
+/// How many heads this replica has made in the present hour of logs that were never written to.
+#[derive(Default)]
+pub(super) struct UnwrittenHeads(Mutex<Option<(Instant, u32)>>);
+
+impl UnwrittenHeads {
+    /// Whether another one may have the lifetime of other heads.
+    fn may_live(&self) -> bool {
+        self.with_count(|count| *count < MAX_UNWRITTEN_HEADS)
+    }
+
+    fn count(&self) {
+        self.with_count(|count| *count = count.saturating_add(1));
+    }
+
+    fn with_count<T>(&self, run: impl FnOnce(&mut u32) -> T) -> T {
+        let mut hour = self.0.lock().expect("no holder of the lock panics");
+        let (began, count) = hour.get_or_insert_with(|| (Instant::now(), 0));
+        if began.elapsed() >= Duration::from_hours(1) {
+            (*began, *count) = (Instant::now(), 0);
+        }
+        run(count)
+    }
+}
+
+/// Whether nothing was ever appended to a log with this history.
+fn is_unwritten(history: &EpochHistory) -> bool {
+    history.epochs().len() == 1 && history.newest().end == 0
+}
+
+/// A log as Redis has it.
+struct StoredLog {
     head: Option<Head>,
     /// The head as it is stored, malformed or not.
     stored_head: Option<String>,
@@ -151,13 +211,21 @@ struct PlainRead {
     retained: u64,
     oldest: Option<EventId>,
     entries: Vec<LogEntry>,
+    is_cut_short: bool,
 }
 
-impl PlainRead {
-    /// The history, if the head is this server's and does not conflict with the watermarks.
-    fn history(&self, watermarks: &[EventId]) -> Option<&EpochHistory> {
-        let head = self.head.as_ref().filter(|head| head.replication_id == self.replication_id)?;
-        (!head.history.conflicts_with(watermarks)).then_some(&head.history)
+impl StoredLog {
+    /// What was read, if the head is this server's and does not conflict with the watermarks. The error is the stored
+    /// head if it can't be parsed.
+    fn into_slice(self, watermarks: &[EventId]) -> Result<LogSlice, Option<String>> {
+        let Self { head, stored_head, replication_id, retained, oldest, mut entries, is_cut_short } = self;
+        let Some(head) = head else { return Err(stored_head) };
+        if head.replication_id != replication_id || head.history.conflicts_with(watermarks) {
+            return Err(None);
+        }
+        let history = head.history;
+        entries.retain(|entry| history.holds(entry.id));
+        Ok(LogSlice { history, oldest, retained, entries, is_cut_short })
     }
 }
 
@@ -202,22 +270,44 @@ impl LogStore for RedisBroker {
         topic: &Topic,
         watermarks: &[EventId],
         range: ReadRange,
-        limit: usize,
+        limit: ReadLimit,
     ) -> Result<LogSlice, BrokerError> {
         for _ in 0..READ_ATTEMPTS {
-            let Some(read) = self.read_once(topic, range, limit).await? else { continue };
-            let Some(history) = read.history(watermarks).cloned() else {
-                let malformed = read.head.is_none().then_some(read.stored_head).flatten();
-                self.ensure_epoch(topic, watermarks, malformed.as_deref()).await?;
-                continue;
-            };
-            let mut entries = read.entries;
-            entries.retain(|entry| history.holds(entry.id));
-            entries.truncate(limit);
-            return Ok(LogSlice { history, oldest: read.oldest, retained: read.retained, entries });
+            match self.read_as_is(topic, range, limit).await?.into_slice(watermarks) {
+                Ok(slice) => return Ok(slice),
+                Err(malformed) => self.ensure_epoch(topic, watermarks, malformed.as_deref()).await?,
+            }
         }
-        let detail = format!("the head of {topic} has changed during each of {READ_ATTEMPTS} reads");
+        let detail = format!("the head of {topic} was another one after each of {READ_ATTEMPTS} reads");
         Err(BrokerError::Unavailable(Fault::new(FaultKind::Failed, detail)))
+    }
+
+    async fn peek(
+        &self,
+        topic: &Topic,
+        watermarks: &[EventId],
+        range: ReadRange,
+        limit: ReadLimit,
+    ) -> Result<Peek, BrokerError> {
+        let read = self.read_as_is(topic, range, limit).await?;
+        if read.stored_head.is_none() && watermarks.is_empty() {
+            let mut conn = self.connections.for_read().await?;
+            let mut call = self.scripts.unwritten.key(self.keys.head(topic));
+            call.key(self.keys.mark()).arg(random());
+            let result: RedisResult<Option<(u64, u64)>> = call.invoke_async(conn.connection()).await;
+            let Some((time, mark)) = conn.check(result, read_error)? else { return Ok(Peek::NeedsRead) };
+            let position = self.data_set_with(topic, mark).unwritten_position(time);
+            return Ok(Peek::Unwritten(position));
+        }
+        Ok(read.into_slice(watermarks).map_or(Peek::NeedsRead, Peek::Slice))
+    }
+
+    async fn data_set(&self, topic: &Topic) -> Result<DataSet, BrokerError> {
+        let mut conn = self.connections.for_read().await?;
+        let result = redis::cmd("GET").arg(self.keys.mark()).query_async(conn.connection()).await;
+        let mark: Option<u64> = conn.check(result, read_error)?;
+        // Without a mark, no position of this data set was told.
+        Ok(self.data_set_with(topic, mark.unwrap_or_else(random)))
     }
 
     async fn clear(&self, topic: &Topic, watermarks: &[EventId]) -> Result<EventId, BrokerError> {
@@ -247,21 +337,21 @@ impl LogStore for RedisBroker {
             for topic in batch {
                 pipeline.cmd("GET").arg(self.keys.head(topic));
             }
-            // GET and PEXPIRE are separate commands, since a Redis that refuses writes can still be read.
-            for topic in batch {
-                pipeline.cmd("PEXPIRE").arg(self.keys.head(topic)).arg(self.head_lifetime(topic));
-            }
             let mut conn = self.connections.for_read().await?;
             let result = pipeline.query_async(conn.connection()).await;
             let reply: Vec<RedisResult<Value>> = conn.check(result, read_error)?;
             let text = |value: RedisResult<Value>| redis::from_redis_value::<Option<String>>(value.ok()?).ok()?;
-            let mut reply = reply.into_iter().take(1 + batch.len()).map(text);
+            let mut reply = reply.into_iter().map(text);
             let info = reply.next().flatten().unwrap_or_default();
             let replication_id = head::server_replication_id(&info).unwrap_or_default();
-            histories.extend(reply.map(|head| {
-                let head = head::parse(head.as_deref()?)?;
-                (head.replication_id == replication_id).then_some(head.history)
-            }));
+            let found: Vec<_> = reply
+                .map(|head| {
+                    let head = head::parse(head.as_deref()?)?;
+                    (head.replication_id == replication_id).then_some(head.history)
+                })
+                .collect();
+            self.renew_heads(batch.iter().zip(&found)).await?;
+            histories.extend(found);
         }
         Ok(histories)
     }

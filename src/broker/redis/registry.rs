@@ -1,7 +1,7 @@
 //! The registry of replicas on Redis: each process keeps a lease, and its subscriber counts by room. Both expire when
 //! the process has died.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -28,7 +28,7 @@ struct Reported {
     dead: Vec<String>,
 }
 
-/// Rooms written in one command.
+/// Rooms that one command reads or writes.
 const BATCH_ROOMS: usize = 1000;
 /// Said of a read whose commands took longer than a call may, though none took too long by itself.
 const LATE_COUNTS: &str = "the replicas' counts could not be read in time";
@@ -133,8 +133,20 @@ impl RedisBroker {
         for (process, _) in self.read_leases().await? {
             let mut conn = self.connections.for_read().await?;
             let key = self.keys.subscriber_counts(&process);
-            let result = redis::cmd("HGETALL").arg(key).query_async(conn.connection()).await;
-            let counts: Vec<(String, u64)> = conn.check(result, read_error)?;
+            // In parts, so that no reply keeps other calls waiting.
+            let (mut cursor, mut counts) = (0_u64, HashMap::new());
+            loop {
+                let mut command = redis::cmd("HSCAN");
+                command.arg(&key).arg(cursor).arg("COUNT").arg(BATCH_ROOMS);
+                let result = command.query_async(conn.connection()).await;
+                let (next, part): (u64, Vec<(String, u64)>) = conn.check(result, read_error)?;
+                // A part may repeat rooms of an earlier one.
+                counts.extend(part);
+                if next == 0 {
+                    break;
+                }
+                cursor = next;
+            }
             for (room, count) in counts {
                 if let Ok(room) = RoomName::new(&room) {
                     *subscribers.entry(room).or_default() += count;

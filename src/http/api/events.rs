@@ -12,7 +12,7 @@ use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Permission;
-use crate::broker::{Appended, IdempotencyKey, LogSlice, ReadRange};
+use crate::broker::{Appended, IdempotencyKey, ReadRange};
 use crate::http::caller::Caller;
 use crate::http::extract::{
     BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json, read_body,
@@ -22,7 +22,7 @@ use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
 use crate::live::LogPage;
 use crate::log::{Gap, Next};
-use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId};
+use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId, Topic};
 use crate::{timestamp, trace};
 
 /// How many times `--max-event-bytes` an event's data may take in a stream: each line break costs six bytes more, and so
@@ -261,8 +261,8 @@ impl From<&Gap> for GapDescription {
 
 /// Read a room's log
 ///
-/// The response has events of the log, oldest first. `Link` with `rel="next"` leads to the next page. A page of large
-/// events may have fewer than `limit` events.
+/// The response has events of the log, oldest first. `Link` with `rel="next"` leads to the next page. A page has fewer
+/// than `limit` events if they take more than 1 MiB, or if many events lie between them that the caller does not get.
 #[utoipa::path(
     get, path = "/v1/rooms/{room}/events", operation_id = "listEvents", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), ListQuery),
@@ -284,32 +284,37 @@ pub async fn list_events(
         (None, Some(before)) => ReadRange::Before(before),
         (None, None) => ReadRange::Oldest,
     };
-    // One event more than the limit shows whether there is a next page.
-    let LogPage { mut slice, is_cut_short } = app.log.read_page(&room.clone().into(), range, limit + 1).await?;
-    let gap = after.and_then(|after| match slice.history.next_after(after, &slice, None) {
-        Next::Gap(gap) => Some(gap),
-        Next::Event(_) | Next::Nothing => None,
-    });
-    if let (Some(_), Some(before)) = (after, before) {
-        slice.entries.retain(|entry| entry.id < before);
-    }
-    let next_page = cut_to_page(&mut slice, limit, is_cut_short, range, before);
     let sees_presence = caller.may(Permission::Presence, room.as_str());
-    let events = slice.entries.iter().filter_map(|entry| {
-        let event = Event::decode(&entry.stored).ok().filter(|event| sees_presence || !event.is_presence())?;
-        Some(LoggedEvent {
-            id: entry.id.to_string(),
-            data: event.data.as_json().into_owned(),
-            event: event.name.map(|name| name.to_string()),
-            published_at: event.published_at,
-            publish_id: event.publish_id,
-        })
+    let topic = Topic::from(room.clone());
+    let wanted = |event: &Event| sees_presence || !event.is_presence();
+    let LogPage { events, first, next } = app.log.read_page(&topic, range, limit, before, wanted).await?;
+    let gap = match after {
+        Some(after) => {
+            let from = app.log.resume_from(&topic, &first.history, after).await?;
+            match first.history.next_after(from, &first, None) {
+                Next::Gap(gap) => Some(gap),
+                Next::Event(_) | Next::Nothing => None,
+            }
+        }
+        None => None,
+    };
+    let next_page = next.map(|id| match (range, before) {
+        (ReadRange::Before(_), _) => format!("before={id}"),
+        (_, Some(before)) => format!("after={id}&before={before}"),
+        (_, None) => format!("after={id}"),
+    });
+    let events = events.into_iter().map(|(id, event)| LoggedEvent {
+        id: id.to_string(),
+        data: event.data.as_json().into_owned(),
+        event: event.name.map(|name| name.to_string()),
+        published_at: event.published_at,
+        publish_id: event.publish_id,
     });
     let list = EventList {
         room: room.to_string(),
         events: events.collect(),
-        oldest: slice.oldest.map(|id| id.to_string()),
-        head: slice.history.end().to_string(),
+        oldest: first.oldest.map(|id| id.to_string()),
+        head: first.history.end().to_string(),
         gap: gap.as_ref().map(GapDescription::from),
     };
     let mut response = Json(list).into_response();
@@ -317,28 +322,6 @@ pub async fn list_events(
         add_link(&mut response, &format!("/v1/rooms/{}/events?limit={limit}&{page}", escape(room.as_str())));
     }
     Ok(response)
-}
-
-/// Cuts a slice to `limit` entries. Returns the query of the next page, if there is one: it goes on in the direction
-/// in which the slice was read.
-fn cut_to_page(
-    slice: &mut LogSlice,
-    limit: usize,
-    is_cut_short: bool,
-    range: ReadRange,
-    before: Option<EventId>,
-) -> Option<String> {
-    let is_over_limit = slice.entries.len() > limit;
-    if !is_over_limit && !is_cut_short {
-        return None;
-    }
-    if matches!(range, ReadRange::Before(_)) {
-        slice.entries.drain(..usize::from(is_over_limit));
-        return slice.entries.first().map(|first| format!("before={}", first.id));
-    }
-    slice.entries.truncate(limit);
-    let until = before.map(|before| format!("&before={before}")).unwrap_or_default();
-    slice.entries.last().map(|last| format!("after={}{until}", last.id))
 }
 
 /// Empty a room's log

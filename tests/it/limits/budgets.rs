@@ -110,4 +110,88 @@ on_both_brokers! {
         assert!(refused.iter().all(|(status, _)| *status == StatusCode::PRECONDITION_FAILED));
         assert!(sent_bytes(&world) - before < VALUE_BYTES, "Redis sent {} bytes", sent_bytes(&world) - before);
     }
+
+    async fn p11_the_start_of_a_recent_stream_is_found_without_reading_its_events(world) {
+        let large = |settings: &mut roomcast::config::Settings| settings.retention.bytes = 8_000_000;
+        let gateway = world.gateway_with(large).await;
+        publish_many(&gateway, "lobby", 4, 250, 3400).await;
+        // A room with few events beside it: its part of the budget is its own.
+        publish_many(&gateway, "hall", 1, 3, 10).await;
+        let before = sent_bytes(&world);
+        let mut stream = gateway.stream("/v1/stream?room=lobby&room=hall&recent=1000").await;
+        for _ in 0..1003 {
+            stream.event().await;
+        }
+        let sent = sent_bytes(&world) - before;
+        assert!(sent < 1000 * 3400 * 3 / 2, "Redis sent {sent} bytes for events of {} bytes", 1000 * 3400);
+    }
+
+    async fn recent_and_pages_count_only_what_the_caller_gets(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.presence.info = roomcast::config::PresenceInfo::Query;
+        }).await;
+        let ann = token(&claims(&json!({"subscribe": ["*"], "publish": ["*"], "presence": ["*"]})));
+        let bob = token(&claims(&json!({"subscribe": ["*"]})));
+        let publish = |n: usize| {
+            let name = if n == 0 { "first" } else { "chat" };
+            let path = format!("/v1/rooms/lobby/events?event={name}");
+            gateway.request(Method::POST, &path).bearer_auth(&ann).body(n.to_string())
+        };
+        for n in 0..5 {
+            assert_eq!(gateway.send(publish(n)).await.0, 201);
+        }
+        let path = format!("/v1/rooms/lobby/stream?presence=true&access_token={ann}");
+        let mut watcher = gateway.stream(&path).await;
+        // Each profile is another join.
+        for n in 0..20 {
+            drop(gateway.stream(&format!("{path}&subscriber=ann&info={n}")).await);
+            watcher.event().await;
+        }
+        let recent = |query: &str| format!("/v1/rooms/lobby/stream?recent={query}&access_token={bob}");
+        assert_eq!(gateway.stream(&recent("5")).await.datas(5).await, ["0", "1", "2", "3", "4"]);
+        assert_eq!(gateway.stream(&recent("1&event=first")).await.data().await, "0");
+        // A topic that is not live yet has no copy of its events.
+        if world.redis.is_some() {
+            let other = world.gateway_with(close).await;
+            assert_eq!(other.stream(&recent("3")).await.datas(3).await, ["2", "3", "4"]);
+        }
+        for (query, expected) in [("limit=3", ["0", "1", "2"]), ("limit=3&before=9000000000000000-0", ["2", "3", "4"])] {
+            let request = gateway.request(Method::GET, &format!("/v1/rooms/lobby/events?{query}")).bearer_auth(&bob);
+            let (status, list) = gateway.send(request).await;
+            assert_eq!(status, 200, "{list}");
+            let data: Vec<_> = list["events"].as_array().unwrap().iter().map(|event| event["data"].clone()).collect();
+            assert_eq!(data, expected, "{query}");
+        }
+    }
+}
+
+/// Publishes batches of events of so many bytes, and waits for them.
+async fn publish_many(gateway: &Gateway, room: &str, batches: usize, events: usize, bytes: usize) {
+    for _ in 0..batches {
+        let event = json!({"room": room, "data": "x".repeat(bytes)});
+        let batch = json!({"events": vec![event; events]});
+        assert_eq!(gateway.send(gateway.request(Method::POST, "/v1/events").json(&batch)).await.0, 200);
+    }
+}
+
+/// Rooms of another replica, as many as a busy one reports.
+#[tokio::test]
+async fn p11_lists_of_rooms_are_read_once_a_second_and_in_parts() {
+    const ROOMS: usize = 20_000;
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let redis = world.redis.as_ref().unwrap();
+    redis.cli(&["SADD", "roomcast:replicas", "other"]);
+    redis.cli(&["SET", "roomcast:replica:other", "{}"]);
+    let script = "for n = 1, ARGV[1] do redis.call('HSET', KEYS[1], 'room-' .. n, 1) end";
+    redis.cli(&["EVAL", script, "1", "roomcast:replica:other:rooms", &ROOMS.to_string()]);
+    let before = sent_bytes(&world);
+    let began = std::time::Instant::now();
+    let lists = join_all((0..200).map(|_| gateway.get("/v1/rooms?limit=1000"))).await;
+    let reads = began.elapsed().as_secs() as usize + 1;
+    assert!(lists.iter().all(|(status, list)| *status == 200 && list["rooms"].as_array().unwrap().len() == 1000));
+    let sent = sent_bytes(&world) - before;
+    // A name and its count take some 20 bytes.
+    assert!(sent < reads * ROOMS * 40, "Redis sent {sent} bytes in {reads} s");
 }

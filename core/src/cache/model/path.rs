@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use stateright::Path;
 
-use super::{ModelEvent, ModelReplica, ModelStep, ModelSubscriber, Received, Violation, World};
+use super::{ModelEvent, ModelReplica, ModelStep, ModelSubscriber, Origin, Received, Violation, World};
 use crate::names::EventId;
 
 /// Names of the replicas and subscribers by their numbers in a world. The numbers may change with a step, the names do
@@ -16,9 +16,9 @@ struct Names {
 }
 
 /// Tells how a path leads to a world in which a property does not hold.
-pub(super) fn in_words(property: &str, path: Path<World, ModelStep>) -> String {
+pub(super) fn in_words(property: &str, path: Path<World, ModelStep>, origin: Origin) -> String {
     let mut names = Names { replicas: ['A', 'B'], subscribers: ['1', '2'] };
-    let mut world = World::start();
+    let mut world = World::start(origin);
     let mut text = format!("This does not hold: {property}.\n\nAt first:\n{}", names.describe(&world));
     for (index, step) in path.into_actions().into_iter().enumerate() {
         let after = world.after(step);
@@ -72,6 +72,11 @@ impl Names {
             ModelStep::RestartWithoutLoss => "The server restarts with all its data.".into(),
             ModelStep::FailOver => "The server fails over to its copy.".into(),
             ModelStep::LoseAllKeys => "The server loses all its data.".into(),
+            ModelStep::ExpireHead => "The log and its head expire.".into(),
+            ModelStep::ReplaceReplica(replica) => {
+                format!("Replica {} dies, and a new one takes its place.", self.replicas[replica])
+            }
+            ModelStep::SetClockBack => "The server's clock is set back by a quarter of a head's lifetime.".into(),
             ModelStep::Trim => "The server trims the oldest event from the log.".into(),
             ModelStep::Expire => "All events of the log expire.".into(),
             ModelStep::Clear(replica) => format!("Replica {} clears the log.", self.replicas[replica]),
@@ -114,7 +119,7 @@ fn list(items: impl Iterator<Item = impl ToString>) -> String {
 
 impl ModelReplica {
     fn text(&self, world: &World) -> String {
-        let end = self.cache.end().expect("every replica has read the log");
+        let end = self.cache.end().map_or_else(|| "nothing".into(), |end| end.to_string());
         let is_cached = |event: &&ModelEvent| self.cache.ring.event(event.id) == Some(event);
         let cached = list(world.acknowledged.iter().filter(is_cached).map(|event| event.id));
         let watermarks = list(self.watermarks.iter().map(|(epoch, offset)| EventId::new(*epoch, *offset)));

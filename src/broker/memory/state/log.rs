@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::budget::entry_bytes;
 use super::log_step::Purpose;
 use crate::broker::memory::journal::Lsn;
-use crate::broker::{LogEntry, ReadRange, Retention};
+use crate::broker::{LogEntry, ReadLimit, ReadRange, Retention};
 use crate::log::{Head, StepContext};
 use crate::names::EventId;
 
@@ -125,18 +125,30 @@ impl LogEntries {
         self.entries.front().map(|oldest| oldest.entry.id)
     }
 
-    pub fn select(&self, range: ReadRange, limit: usize) -> Vec<LogEntry> {
-        let end = self.entries.len();
-        let (from, to) = match range {
-            ReadRange::After(position) => (self.entries.partition_point(|found| found.entry.id <= position), end),
-            ReadRange::Oldest => (0, end),
-            ReadRange::Before(id) => {
-                let to = self.entries.partition_point(|found| found.entry.id < id);
-                (to.saturating_sub(limit), to)
+    /// The entries of a range, up to a limit, and whether the limit of bytes left out others.
+    pub fn select(&self, range: ReadRange, limit: ReadLimit) -> (Vec<LogEntry>, bool) {
+        let all = &self.entries;
+        let found: Box<dyn Iterator<Item = &TimedEntry>> = match range {
+            ReadRange::After(position) => {
+                Box::new(all.range(all.partition_point(|found| found.entry.id <= position)..))
             }
-            ReadRange::Newest => (end.saturating_sub(limit), end),
+            ReadRange::Before(id) => Box::new(all.range(..all.partition_point(|found| found.entry.id < id)).rev()),
+            ReadRange::Oldest => Box::new(all.iter()),
+            ReadRange::Newest => Box::new(all.iter().rev()),
         };
-        self.entries.range(from..to).take(limit).map(|found| found.entry.clone()).collect()
+        let (mut entries, mut bytes, mut is_cut_short) = (Vec::new(), 0, false);
+        for found in found.take(limit.entries) {
+            if bytes >= limit.bytes {
+                is_cut_short = true;
+                break;
+            }
+            bytes += found.entry.stored.len();
+            entries.push(found.entry.clone());
+        }
+        if matches!(range, ReadRange::Before(_) | ReadRange::Newest) {
+            entries.reverse();
+        }
+        (entries, is_cut_short)
     }
 
     /// Adds the newest entry.

@@ -10,7 +10,7 @@ use super::*;
 use crate::broker::memory::record::RecordChange;
 use crate::broker::memory::record::tests::Samples;
 use crate::broker::memory::store::ChangeSet;
-use crate::broker::{BrokerError, IdempotencyKey, Member, MemberChange, ReadRange, Retention};
+use crate::broker::{BrokerError, IdempotencyKey, Member, MemberChange, ReadLimit, ReadRange, Retention};
 use crate::names::{FieldName, SubscriberId};
 
 const SECOND: u64 = 1_000_000;
@@ -385,7 +385,10 @@ fn loaded_records_are_held() {
     }
     let log = &state.logs[&samples.topic];
     assert_eq!((log.head(), log.touched), (&samples.head, 77));
-    assert_eq!(log.entries.select(ReadRange::Oldest, 9), [samples.entry]);
+    assert_eq!(
+        log.entries.select(ReadRange::Oldest, ReadLimit { entries: 9, bytes: 1 }),
+        (vec![samples.entry], false)
+    );
     assert_eq!(state.hashes[&samples.hash]["é f"], b"\xff"[..]);
     let key = &state.idempotency[&(samples.topic, "digest".into())];
     assert_eq!((key.content.as_str(), key.id, key.until), ("c", EventId::new(9, 4), 99));

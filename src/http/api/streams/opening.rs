@@ -125,7 +125,7 @@ async fn begin(
         return Err(OpenError::Banned);
     }
     let topics = rooms.into_iter().map(|(room, start)| (room.into(), start)).collect();
-    let subscription = app.live.subscribe(topics).await?;
+    let subscription = app.live.subscribe(topics, |event| subscriber.wants(event)).await?;
     subscriber.join(&app.presence, names).await.map_err(OpenError::NameTaken)?;
     Ok(subscription)
 }
