@@ -50,7 +50,7 @@ impl Drop for Telemetry {
 ///
 /// The replica's name goes with its traces.
 pub fn start(settings: &TelemetryArgs, replica_id: Option<&str>) -> Result<Telemetry, String> {
-    let filter = log_filter(&settings.log).map_err(|why| format!("--log {:?}: {why}", settings.log))?;
+    let filter = log_filter(&settings.log).map_err(|why| format!("--log: {why}"))?;
     let logs = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let logs: Box<dyn Layer<Registry> + Send + Sync> = match settings.log_format {
         LogFormat::Text => logs.boxed(),

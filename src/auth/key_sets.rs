@@ -59,11 +59,17 @@ impl fmt::Debug for KeySetFile {
 }
 
 /// A JWKS at a URL.
-#[derive(Debug)]
 pub struct KeySetUrl {
     url: Url,
     client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
     refresh: Duration,
+}
+
+impl fmt::Debug for KeySetUrl {
+    // The URL may hold a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeySetUrl").field("refresh", &self.refresh).finish_non_exhaustive()
+    }
 }
 
 impl KeySetUrl {
