@@ -6,6 +6,7 @@ mod man;
 mod openapi;
 mod serve;
 mod token;
+mod variables;
 
 use std::fmt;
 use std::io::Write;
@@ -28,7 +29,7 @@ Each setting has a flag and a ROOMCAST_* variable; the flag wins. A repeatable s
 the flag, or separate the values in the variable with spaces.
 
 Exit codes: 0 after an orderly shutdown, 1 after a failure, 2 for a setting that can't be used, 130 after a second \
-SIGTERM or SIGINT.";
+signal.";
 
 /// HTTP gateway for realtime rooms and shared values.
 ///
@@ -117,6 +118,12 @@ fn refuse_arguments(mut error: clap::Error) -> ExitCode {
         print(error.render().to_string().trim_end());
         return ExitCode::SUCCESS;
     }
+    if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
+        && error.kind() == ErrorKind::UnknownArgument
+        && is_flag_for_listen(flag)
+    {
+        return CommandError::usage(format!("there is no {flag}: write --listen 127.0.0.1:8080")).report();
+    }
     let is_misplaced = hide_secrets(&mut error);
     let text = error.render().to_string();
     let lines = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
@@ -125,6 +132,11 @@ fn refuse_arguments(mut error: clap::Error) -> ExitCode {
     // The setting's own parser may have quoted a part of the value.
     let text = text.split_once("': ").filter(|_| is_misplaced).map_or(text.clone(), |(head, _)| format!("{head}'"));
     CommandError::usage(text.trim_start_matches("error: ")).report()
+}
+
+/// Whether other servers call the flag for their address so.
+fn is_flag_for_listen(flag: &str) -> bool {
+    matches!(flag, "--port" | "-p" | "--host" | "--bind" | "-b" | "--addr" | "--address")
 }
 
 /// Hides the value that clap's message quotes, if it may have a secret in it: any value of a setting that is marked

@@ -18,7 +18,7 @@ pub(super) fn run(arguments: &ManArgs) -> Result<(), CommandError> {
     let command = match &arguments.command {
         None => command,
         Some(name) => command.find_subcommand(name).cloned().ok_or_else(|| {
-            let names: Vec<_> = command.get_subcommands().map(clap::Command::get_name).collect();
+            let names: Vec<_> = command.get_subcommands().map(|known| known.get_name().to_owned()).collect();
             CommandError::usage(format!("expected a command of roomcast: {}", names.join(", ")))
         })?,
     };

@@ -271,7 +271,9 @@ fn the_first_signal_leaves_politely_and_the_second_at_once() {
         signal(&child, first);
         assert_eq!(child.wait().unwrap().code(), Some(0));
     }
-    let (mut child, _, _) = serve(&["--drain-delay", "10m"]);
+    let (mut child, address, _) = serve(&["--drain-delay", "10m"]);
+    // It waits for those who check whether it is ready.
+    assert!(output(&["health", "--url", &format!("http://{address}")]).status.success());
     let mut log = BufReader::new(child.stderr.take().unwrap());
     signal(&child, Signal::SIGTERM);
     let mut line = String::new();
