@@ -28,9 +28,9 @@ pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 pub const MAX_INFO_BYTES: usize = 1024;
 /// Deepest nesting of a profile. The presence event around it must stay within the limit for events.
 pub const MAX_INFO_DEPTH: usize = 32;
-/// Bytes of the cache of verified tokens: some 50,000 tokens of usual length.
+/// Bytes of the cache of verified tokens: some 30,000 usual tokens.
 const VERIFIED_BYTES: u64 = 32 * 1024 * 1024;
-/// An estimate of the bytes that a verified token takes besides its text.
+/// An estimate of the bytes that a verified token takes besides its text and what the identity refers to.
 const VERIFIED_OVERHEAD: u64 = 512;
 
 /// The caller of a request, its permissions, and their end.
@@ -53,6 +53,12 @@ pub struct Identity {
 impl Identity {
     fn has_expired(&self) -> bool {
         self.expires_at.is_some_and(|at| at <= SystemTime::now())
+    }
+
+    /// An upper estimate of the memory that the identity refers to, in bytes.
+    fn heap_bytes(&self) -> usize {
+        let texts = [&self.subject, &self.token_id, &self.info].into_iter().flatten();
+        self.grants.heap_bytes() + texts.map(|text| text.len()).sum::<usize>()
     }
 
     fn anonymous(grants: Grants) -> Arc<Self> {
@@ -130,8 +136,8 @@ struct VerifiedToken {
 struct TokenWeighter;
 
 impl Weighter<String, VerifiedToken> for TokenWeighter {
-    fn weight(&self, token: &String, _: &VerifiedToken) -> u64 {
-        token.len() as u64 + VERIFIED_OVERHEAD
+    fn weight(&self, token: &String, verified: &VerifiedToken) -> u64 {
+        (token.len() + verified.identity.heap_bytes()) as u64 + VERIFIED_OVERHEAD
     }
 }
 

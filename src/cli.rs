@@ -6,13 +6,14 @@ mod man;
 mod openapi;
 mod serve;
 mod token;
+mod variables;
 
 use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue};
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use self::completions::CompletionsArgs;
 use self::health::HealthArgs;
@@ -28,7 +29,7 @@ Each setting has a flag and a ROOMCAST_* variable; the flag wins. A repeatable s
 the flag, or separate the values in the variable with spaces.
 
 Exit codes: 0 after an orderly shutdown, 1 after a failure, 2 for a setting that can't be used, 130 after a second \
-SIGTERM or SIGINT.";
+signal.";
 
 /// HTTP gateway for realtime rooms and shared values.
 ///
@@ -64,7 +65,7 @@ pub enum Command {
 pub fn run() -> ExitCode {
     let line = match CommandLine::try_parse() {
         Ok(line) => line,
-        Err(error) => return refuse_arguments(&error),
+        Err(error) => return refuse_arguments(error),
     };
     match line.run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -112,29 +113,61 @@ impl CommandError {
 
 /// Prints help or the version if the arguments ask for it. Else shortens clap's message, which has several lines and a
 /// usage text, to one line.
-fn refuse_arguments(error: &clap::Error) -> ExitCode {
-    let mut text = error.render().to_string();
+fn refuse_arguments(mut error: clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        print(text.trim_end());
+        print(error.render().to_string().trim_end());
         return ExitCode::SUCCESS;
     }
-    if let Some(value) = quoted_secret(error) {
-        text = text.replace(&format!("'{value}'"), "'***'");
+    if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
+        && error.kind() == ErrorKind::UnknownArgument
+        && is_flag_for_listen(flag)
+    {
+        return CommandError::usage(format!("there is no {flag}: write --listen 127.0.0.1:8080")).report();
     }
+    let is_misplaced = hide_secrets(&mut error);
+    let text = error.render().to_string();
     let lines = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
     let parts: Vec<_> = lines.map(str::trim).filter(|line| !line.is_empty()).collect();
-    CommandError::usage(parts.join("; ").trim_start_matches("error: ")).report()
+    let text = parts.join("; ");
+    // The setting's own parser may have quoted a part of the value.
+    let text = text.split_once("': ").filter(|_| is_misplaced).map_or(text.clone(), |(head, _)| format!("{head}'"));
+    CommandError::usage(text.trim_start_matches("error: ")).report()
 }
 
-/// The value that clap's message quotes, if it may have a password in it.
-fn quoted_secret(error: &clap::Error) -> Option<&str> {
+/// Whether other servers call the flag for their address so.
+fn is_flag_for_listen(flag: &str) -> bool {
+    matches!(flag, "--port" | "-p" | "--host" | "--bind" | "-b" | "--addr" | "--address")
+}
+
+/// Hides the value that clap's message quotes, if it may have a secret in it: any value of a setting that is marked
+/// with `hide_env_values`, whose parser quotes nothing, and elsewhere what can only be there by mistake. Returns whether
+/// it hides a value of a setting that is not marked.
+fn hide_secrets(error: &mut clap::Error) -> bool {
     let context = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        _ => None,
+        Some(ContextValue::String(text)) => text.as_str(),
+        _ => "",
     };
-    let value = context(ContextKind::InvalidValue).or_else(|| context(ContextKind::InvalidSubcommand))?;
-    let is_redis_url = context(ContextKind::InvalidArg).is_some_and(|flag| flag.starts_with("--redis-url"));
-    (is_redis_url || value.contains('@')).then_some(value)
+    let (argument, value) = (context(ContextKind::InvalidArg), context(ContextKind::InvalidValue));
+    let mut commands = CommandLine::command();
+    commands.build();
+    let is_marked = std::iter::once(&commands).chain(commands.get_subcommands()).any(|command| {
+        command.get_arguments().any(|known| known.to_string() == argument && known.is_hide_env_values_set())
+    });
+    let is_url = value.contains(":/");
+    let is_plain = |word: &str| word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    let hidden = match error.kind() {
+        ErrorKind::UnknownArgument if !is_plain(argument) => ContextKind::InvalidArg,
+        ErrorKind::InvalidSubcommand if !is_plain(context(ContextKind::InvalidSubcommand)) => {
+            ContextKind::InvalidSubcommand
+        }
+        ErrorKind::TooManyValues => ContextKind::InvalidValue,
+        _ if is_marked || is_url => ContextKind::InvalidValue,
+        _ => return false,
+    };
+    // The tip to write the word after `--` quotes it, too.
+    error.remove(ContextKind::Suggested);
+    error.insert(hidden, ContextValue::String("***".into()));
+    is_url && !is_marked
 }
 
 /// Prints a text and a line end. A reader that has gone, as in `roomcast openapi | head`, is no error.

@@ -215,6 +215,11 @@ impl Metrics {
         self.stream_refused(reason);
     }
 
+    /// Whether a stream is open.
+    pub fn has_streams(&self) -> bool {
+        self.streams.get() > 0
+    }
+
     /// Counts a stream that was refused for now, before it opened.
     pub fn stream_refused(&self, reason: &'static str) {
         self.ended.get_or_create(&ReasonLabel { reason }).inc();

@@ -105,6 +105,10 @@ pub async fn run(
         let draining = async {
             shutdown.await;
             drain.leave();
+            // The delay is for a balancer, which first has to see that the replica is not ready.
+            if is_local && !drain.is_watched() && !app.metrics.has_streams() {
+                return;
+            }
             tracing::info!(delay = ?app.settings.shutdown.drain_delay, "shutting down: not ready, still serving");
             sleep(app.settings.shutdown.drain_delay).await;
         };

@@ -1,5 +1,7 @@
 //! Background tasks, each with an owner, and the state of an orderly shutdown.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -95,6 +97,8 @@ impl Tasks {
 #[derive(Clone)]
 pub struct Drain {
     leaving: CancellationToken,
+    /// Whether a balancer, or another program, asks for the readiness.
+    watched: Arc<AtomicBool>,
     /// When streams began to end.
     ending: watch::Sender<Option<Instant>>,
     window: Duration,
@@ -103,7 +107,7 @@ pub struct Drain {
 impl Drain {
     /// Not shutting down yet. Streams will end over `window`.
     pub fn new(window: Duration) -> Self {
-        Self { leaving: CancellationToken::new(), ending: watch::channel(None).0, window }
+        Self { leaving: CancellationToken::new(), watched: Arc::default(), ending: watch::channel(None).0, window }
     }
 
     /// Begins the shutdown: from now on the replica is not ready and opens no streams, but still answers requests.
@@ -114,6 +118,16 @@ impl Drain {
     /// Begins to end streams, spread over the window.
     pub fn end_streams(&self) {
         self.ending.send_replace(Some(Instant::now()));
+    }
+
+    /// Notes that the readiness was asked for.
+    pub fn watch(&self) {
+        self.watched.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the readiness has ever been asked for.
+    pub fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed)
     }
 
     /// Whether the shutdown has begun.

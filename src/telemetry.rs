@@ -32,6 +32,9 @@ const SEND_LIMIT: Duration = Duration::from_secs(5);
 /// Most bytes of a collector's response.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
+/// The store of the data folder. Its lines below the level `warn` are about its files.
+const STORE_TARGETS: [&str; 2] = ["fjall", "lsm_tree"];
+
 /// Sends the spans that are left when it is dropped.
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
@@ -50,7 +53,7 @@ impl Drop for Telemetry {
 ///
 /// The replica's name goes with its traces.
 pub fn start(settings: &TelemetryArgs, replica_id: Option<&str>) -> Result<Telemetry, String> {
-    let filter = log_filter(&settings.log).map_err(|why| format!("--log {:?}: {why}", settings.log))?;
+    let filter = log_filter(&settings.log).map_err(|why| format!("--log: {why}"))?;
     let logs = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let logs: Box<dyn Layer<Registry> + Send + Sync> = match settings.log_format {
         LogFormat::Text => logs.boxed(),
@@ -76,10 +79,14 @@ fn log_filter(text: &str) -> Result<Targets, String> {
     let is_unclear = |part: &&&str| {
         part.starts_with('=') || part.ends_with('=') || part.contains(|c: char| c == '[' || c.is_whitespace())
     };
-    match parts.iter().find(is_unclear) {
-        Some(part) => Err(format!("{part:?} is neither a level nor a target with its level, as in audit=off")),
-        None => parts.join(",").parse().map_err(|why: ParseError| why.to_string()),
+    if let Some(part) = parts.iter().find(is_unclear) {
+        return Err(format!("{part:?} is neither a level nor a target with its level, as in audit=off"));
     }
+    let filter: Targets = parts.join(",").parse().map_err(|why: ParseError| why.to_string())?;
+    let quiet = filter.default_level().unwrap_or(LevelFilter::OFF).min(LevelFilter::WARN);
+    let is_named = |target: &str| parts.iter().any(|part| part.starts_with(target));
+    let unnamed = STORE_TARGETS.into_iter().filter(|target| !is_named(target));
+    Ok(filter.with_targets(unnamed.map(|target| (target, quiet))))
 }
 
 fn traces(endpoint: &str, ratio: f64, replica_id: Option<&str>) -> Result<SdkTracerProvider, String> {

@@ -59,11 +59,17 @@ impl fmt::Debug for KeySetFile {
 }
 
 /// A JWKS at a URL.
-#[derive(Debug)]
 pub struct KeySetUrl {
     url: Url,
     client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
     refresh: Duration,
+}
+
+impl fmt::Debug for KeySetUrl {
+    // The URL may hold a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeySetUrl").field("refresh", &self.refresh).finish_non_exhaustive()
+    }
 }
 
 impl KeySetUrl {
@@ -112,9 +118,13 @@ impl CurrentKeys {
         self.keys.read().expect("no holder of the lock panics").clone()
     }
 
+    /// Equal keys are no change: what they have verified stays valid.
     fn replace(&self, keys: Vec<Key>) {
-        *self.keys.write().expect("no holder of the lock panics") = Arc::new(keys);
-        self.changes.fetch_add(1, Ordering::SeqCst);
+        let mut current = self.keys.write().expect("no holder of the lock panics");
+        if **current != keys {
+            *current = Arc::new(keys);
+            self.changes.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     fn changes(&self) -> u64 {
@@ -159,7 +169,7 @@ impl KeySets {
         Self { fixed: sources.fixed, file, remote }
     }
 
-    /// How often keys were replaced. A token that was verified before the last time may no longer be valid.
+    /// How often keys have changed. A token that was verified before the last time may no longer be valid.
     pub(super) fn changes(&self) -> u64 {
         self.file.changes() + self.remote.as_ref().map_or(0, |remote| remote.current.changes())
     }

@@ -119,6 +119,21 @@ impl Key {
     }
 }
 
+/// Equal keys verify the same tokens.
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        let same_bytes = match (self.verifier.kind(), other.verifier.kind()) {
+            (DecodingKeyKind::SecretOrDer(a), DecodingKeyKind::SecretOrDer(b)) => a == b,
+            (
+                DecodingKeyKind::RsaModulusExponent { n, e },
+                DecodingKeyKind::RsaModulusExponent { n: other_n, e: other_e },
+            ) => n == other_n && e == other_e,
+            _ => false,
+        };
+        same_bytes && self.id == other.id && self.algorithm == other.algorithm
+    }
+}
+
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Key").field("id", &self.id).field("algorithm", &self.algorithm).finish_non_exhaustive()

@@ -116,6 +116,11 @@ pub struct Health {
 impl Health {
     /// Whether nothing is wrong.
     pub fn is_well(&self) -> bool {
-        self.commands.is_none() && self.delivery.is_none()
+        self.fault().is_none()
+    }
+
+    /// What is wrong; of two faults, that of commands.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.commands.as_ref().or(self.delivery.as_ref())
     }
 }

@@ -30,6 +30,9 @@ use super::{Broker, Fault, FaultKind, Health, Listeners, RetentionPolicy};
 use crate::names::EventId;
 use crate::shutdown::Tasks;
 
+/// The fault before the first probe.
+const NOT_CONNECTED: &str = "not connected yet";
+
 /// A broker on one Redis server.
 pub struct RedisBroker {
     client: Client,
@@ -122,8 +125,8 @@ impl RedisBroker {
             scripts: Scripts::new(),
             retention,
             health: Mutex::new(Health {
-                commands: Some(Fault::new(FaultKind::Unreachable, "not connected yet")),
-                delivery: Some(Fault::new(FaultKind::NotReceiving, "not connected yet")),
+                commands: Some(Fault::new(FaultKind::Unreachable, NOT_CONNECTED)),
+                delivery: Some(Fault::new(FaultKind::NotReceiving, NOT_CONNECTED)),
                 round_trip: None,
             }),
             registry: registry::RegistryState::default(),
@@ -147,13 +150,18 @@ impl RedisBroker {
         }
     }
 
+    /// Logs each change from one kind of fault to another.
     fn set_health(&self, now: Health) {
         let mut health = self.health.lock().expect("no holder of the lock panics");
         let before = std::mem::replace(&mut *health, now);
-        match (before.is_well(), health.commands.as_ref().or(health.delivery.as_ref())) {
-            (false, None) => tracing::info!("Redis is well: a probe was appended and its announcement received"),
-            (true, Some(fault)) => tracing::warn!(%fault, "Redis is degraded"),
-            (false, Some(_)) | (true, None) => {}
+        match (before.fault(), health.fault()) {
+            (Some(_), None) => tracing::info!("Redis is well: a probe was appended and its announcement received"),
+            // At the start the first announcement comes before the subscription.
+            (Some(before), Some(fault))
+                if before.kind == fault.kind && before.detail != NOT_CONNECTED
+                    || before.detail == NOT_CONNECTED && fault.kind == FaultKind::NotReceiving => {}
+            (_, Some(fault)) => tracing::warn!(%fault, "Redis is degraded"),
+            (None, None) => {}
         }
     }
 }

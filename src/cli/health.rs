@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(3);
 #[derive(Args, Debug)]
 pub struct HealthArgs {
     /// URL of the gateway, with http://.
-    #[arg(long, env = "ROOMCAST_HEALTH_URL", default_value = "http://127.0.0.1:8080")]
+    #[arg(long, env = "ROOMCAST_HEALTH_URL", default_value = "http://127.0.0.1:8080", hide_env_values = true)]
     url: String,
 }
 
@@ -30,13 +30,13 @@ pub(super) fn run(arguments: &HealthArgs) -> Result<(), CommandError> {
 
 /// Asks the gateway at `url`. The error says in one line why it does not count as ready.
 async fn check(url: &str) -> Result<(), String> {
-    let uri: Uri = url.parse().map_err(|why| format!("{url:?} is not a URL: {why}"))?;
-    if uri.scheme_str() != Some("http") {
-        return Err(format!("{url:?} does not begin with http://"));
-    }
-    let authority = uri.authority().ok_or_else(|| format!("{url:?} has no host"))?.clone();
+    let expected = "--url: expected http://host:port, without a user name or password";
+    let uri: Option<Uri> = url.parse().ok().filter(|uri: &Uri| uri.scheme_str() == Some("http"));
+    // Not quoted, as it may have a password in it.
+    let authority = uri.and_then(|uri| uri.authority().cloned());
+    let authority = authority.filter(|_| !url.contains(['@', '#'])).ok_or(expected)?;
     let answer = timeout(LIMIT, ready(authority.as_str(), authority.port_u16().unwrap_or(80), authority.host()));
-    answer.await.map_err(|_| format!("no answer from {url} within {LIMIT:?}"))?
+    answer.await.map_err(|_| format!("no answer from {authority} within {LIMIT:?}"))?
 }
 
 async fn ready(authority: &str, port: u16, host: &str) -> Result<(), String> {

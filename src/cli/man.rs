@@ -17,10 +17,10 @@ pub(super) fn run(arguments: &ManArgs) -> Result<(), CommandError> {
     command.build();
     let command = match &arguments.command {
         None => command,
-        Some(name) => command
-            .find_subcommand(name)
-            .cloned()
-            .ok_or_else(|| CommandError::usage(format!("{name:?} is not a command of roomcast")))?,
+        Some(name) => command.find_subcommand(name).cloned().ok_or_else(|| {
+            let names: Vec<_> = command.get_subcommands().map(|known| known.get_name().to_owned()).collect();
+            CommandError::usage(format!("expected a command of roomcast: {}", names.join(", ")))
+        })?,
     };
     let mut page = Vec::new();
     Man::new(command).render(&mut page).map_err(CommandError::failure)?;

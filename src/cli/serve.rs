@@ -1,12 +1,14 @@
 //! Serving: starts logs and traces, binds the listener, and runs the gateway until a signal ends it.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::task::Poll;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::CommandError;
+use super::{CommandError, variables};
 use crate::config::Settings;
 use crate::{server, telemetry};
 
@@ -27,50 +29,88 @@ pub(super) fn run(settings: Settings) -> Result<(), CommandError> {
 }
 
 async fn serve(mut settings: Settings) -> Result<(), CommandError> {
-    limit_connections(&mut settings);
+    let files = limit_connections(&mut settings);
     let listen = settings.server.listen;
     let listener = TcpListener::bind(listen).await;
     let listener = listener.map_err(|why| CommandError::usage(format!("--listen {listen}: {why}")))?;
     let greeting = greeting(&settings, listener.local_addr().unwrap_or(listen));
+    let ready = || {
+        super::print(&greeting);
+        if let Some(FileLimit { files, wanted, left }) = files {
+            tracing::warn!(
+                files,
+                max_connections = wanted,
+                "the limit of open files leaves {left} connections: raise it (LimitNOFILE=, ulimit -Hn)"
+            );
+        }
+        variables::warn_of_unknown();
+    };
     let stop = CancellationToken::new();
     let mut signals = ExitSignals::listen();
     let served = tokio::select! {
-        served = server::run(settings, listener, || super::print(&greeting), stop.clone().cancelled_owned()) => served,
+        served = server::run(settings, listener, ready, stop.clone().cancelled_owned()) => served,
         // The first signal begins an orderly shutdown. The second one ends the process at once; no task may log
         // anything.
-        () = async { signals.next().await; stop.cancel(); signals.next().await } => std::process::exit(INTERRUPTED),
+        () = async { signals.first().await; stop.cancel(); signals.next().await } => std::process::exit(INTERRUPTED),
     };
     served.map_err(|error| {
         if error.is_settings_error() { CommandError::usage(error) } else { CommandError::failure(error) }
     })
 }
 
-/// Raises the limit of open files as far as the system allows. Each connection is an open file, so no more connections
-/// are accepted than files remain.
-fn limit_connections(settings: &mut Settings) {
-    let files = usize::try_from(rlimit::increase_nofile_limit(u64::MAX).unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-    let most = files.saturating_sub(server::RESERVED_FILES).max(1);
-    settings.requests.max_connections = settings.requests.max_connections.min(most);
+/// A limit of open files that is too low for the wanted connections.
+struct FileLimit {
+    files: usize,
+    wanted: usize,
+    left: usize,
 }
 
-/// SIGTERM and SIGINT.
+/// Raises the limit of open files as far as the system allows. Each connection is an open file, so no more connections
+/// are accepted than files remain.
+fn limit_connections(settings: &mut Settings) -> Option<FileLimit> {
+    let files = usize::try_from(rlimit::increase_nofile_limit(u64::MAX).unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+    let left = files.saturating_sub(server::RESERVED_FILES).max(1);
+    let wanted = settings.requests.max_connections;
+    settings.requests.max_connections = wanted.min(left);
+    (left < wanted).then_some(FileLimit { files, wanted, left })
+}
+
+/// SIGTERM, SIGINT, SIGQUIT and SIGHUP.
 struct ExitSignals {
-    terminate: Signal,
-    interrupt: Signal,
+    ends: [Signal; 3],
+    /// None if the process ignores it, as `nohup` wants.
+    hangup: Option<Signal>,
 }
 
 impl ExitSignals {
     fn listen() -> Self {
         let listen = |kind| signal(kind).expect("a new process can listen to signals");
-        Self { terminate: listen(SignalKind::terminate()), interrupt: listen(SignalKind::interrupt()) }
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
+        let hangup = Some(SignalKind::hangup()).filter(|kind| !is_ignored(*kind));
+        Self { ends: kinds.map(listen), hangup: hangup.map(listen) }
+    }
+
+    async fn first(&mut self) {
+        self.next().await;
+        // A terminal that closes may send it twice.
+        self.hangup = None;
     }
 
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
+        poll_fn(|cx| {
+            let mut signals = self.ends.iter_mut().chain(&mut self.hangup);
+            if signals.any(|signal| signal.poll_recv(cx).is_ready()) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
+}
+
+/// Whether the process ignores a signal, by its state in /proc; false on systems without it.
+fn is_ignored(kind: SignalKind) -> bool {
+    let state = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = state.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or_default();
+    ignored >> (kind.as_raw_value() - 1) & 1 == 1
 }
 
 /// The text on standard output once the gateway serves. Its first line ends with the URL, which scripts read.

@@ -1,7 +1,7 @@
 //! Settings of access: keys, tokens, and callers without a token.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -28,16 +28,22 @@ pub struct AccessArgs {
     pub jwt_hs256_secret: Vec<Secret>,
 
     /// PEM file with a public key that verifies tokens: RSA for RS256, P-256 for ES256, Ed25519 for EdDSA. Repeatable.
-    #[arg(long, env = "ROOMCAST_JWT_PUBLIC_KEY", value_name = "FILE", value_delimiter = ' ')]
+    #[arg(
+        long,
+        env = "ROOMCAST_JWT_PUBLIC_KEY",
+        value_name = "FILE",
+        value_delimiter = ' ',
+        hide_env_values = true
+    )]
     pub jwt_public_key: Vec<PathBuf>,
 
     /// File with a JWKS, a set of keys that verify tokens. It is read again when it changes.
-    #[arg(long, env = "ROOMCAST_JWKS_FILE", value_name = "FILE")]
+    #[arg(long, env = "ROOMCAST_JWKS_FILE", value_name = "FILE", hide_env_values = true)]
     pub jwks_file: Option<PathBuf>,
 
     /// URL of a JWKS, a set of keys that verify tokens: https, or http on this machine. The last keys stay valid while
     /// it can't be fetched.
-    #[arg(long, env = "ROOMCAST_JWKS_URL", value_name = "URL")]
+    #[arg(long, env = "ROOMCAST_JWKS_URL", value_name = "URL", hide_env_values = true)]
     pub jwks_url: Option<JwksUrl>,
 
     /// Time after which --jwks-url is fetched again, 10s to 24h. A token with an unknown key causes a fetch at once,
@@ -74,7 +80,13 @@ pub struct AccessArgs {
 
     /// Origin of web pages that may use the gateway from another site, as in `https://app.example`. Repeatable. If left
     /// out: none.
-    #[arg(long, env = "ROOMCAST_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ' ')]
+    #[arg(
+        long,
+        env = "ROOMCAST_CORS_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ' ',
+        hide_env_values = true
+    )]
     pub cors_origin: Vec<Origin>,
 
     /// Serve every caller without a token, on any address, and accept requests from web pages of other sites. Excludes
@@ -99,16 +111,16 @@ impl AccessArgs {
             fixed.push(Key::secret(secret.expose()).map_err(|why| format!("--jwt-hs256-secret: {why}"))?);
         }
         for path in &self.jwt_public_key {
-            let failed = |why: &dyn fmt::Display| format!("--jwt-public-key {}: {why}", path.display());
+            let failed = |why: &dyn fmt::Display| unusable_file("--jwt-public-key", path, why);
             let pem = std::fs::read(path).map_err(|why| failed(&why))?;
             fixed.push(Key::public(&pem).map_err(|why| failed(&why))?);
         }
         let file = self
             .jwks_file
             .as_ref()
-            .map(|path| KeySetFile::open(path).map_err(|why| format!("--jwks-file {}: {why}", path.display())));
+            .map(|path| KeySetFile::open(path).map_err(|why| unusable_file("--jwks-file", path, &why)));
         let url = self.jwks_url.as_ref().map(|url| {
-            KeySetUrl::new(url.0.clone(), self.jwks_refresh).map_err(|why| format!("--jwks-url {}: {why}", url.0))
+            KeySetUrl::new(url.0.clone(), self.jwks_refresh).map_err(|why| format!("--jwks-url: {why}"))
         });
         Ok(KeySources { fixed, file: file.transpose()?, url: url.transpose()? })
     }
@@ -126,6 +138,15 @@ impl AccessArgs {
     /// Whether web pages of an origin may use the gateway from another site.
     pub fn allows_origin(&self, origin: &[u8]) -> bool {
         self.cors_origin.iter().any(|allowed| allowed.as_str().as_bytes() == origin)
+    }
+}
+
+/// Why a file with keys can't be used. A path that leads nowhere is not quoted: it may be the key itself.
+fn unusable_file(flag: &str, path: &Path, why: &dyn fmt::Display) -> String {
+    if path.exists() {
+        format!("{flag} {}: {why}", path.display())
+    } else {
+        format!("{flag}: {why}; give the path of a file that exists, not the key itself")
     }
 }
 
@@ -180,9 +201,15 @@ impl FromStr for AnonymousGrant {
     }
 }
 
-/// The URL of a JWKS.
-#[derive(Clone, Debug)]
+/// The URL of a JWKS. Its query may have a secret, which `Debug` leaves out.
+#[derive(Clone)]
 pub struct JwksUrl(Url);
+
+impl fmt::Debug for JwksUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.origin().ascii_serialization())
+    }
+}
 
 impl FromStr for JwksUrl {
     type Err = String;
@@ -192,6 +219,7 @@ impl FromStr for JwksUrl {
         let is_local = url.host_str().is_some_and(is_loopback_host);
         match url.scheme() {
             _ if has_login(&url) => Err("it must not have a user name or password".into()),
+            _ if url.fragment().is_some() => Err("it must not have a part after #: write # as %23".into()),
             "https" => Ok(Self(url)),
             "http" if is_local => Ok(Self(url)),
             _ => Err("it must be https; http is allowed only on this machine".into()),

@@ -1,6 +1,6 @@
 //! Parsers of settings that several groups share. Those with a range in their name accept that range only.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use url::Url;
@@ -65,6 +65,13 @@ pub(super) fn check_room_pattern(pattern: &str) -> Result<(), NameError> {
 pub fn is_loopback_host(host: &str) -> bool {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// An address to listen on. Of host names only `localhost` is known.
+pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let local = |port: &str| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().ok()?)));
+    let address = text.parse().ok().or_else(|| text.strip_prefix("localhost:").and_then(local));
+    address.ok_or_else(|| "expected an IP address and a port, such as 127.0.0.1:8080 or 0.0.0.0:8080".into())
 }
 
 /// Whether a URL has a user name or a password.

@@ -6,12 +6,13 @@ use clap::Args;
 
 use super::parse::pause;
 
-/// The shutdown after SIGTERM or SIGINT.
+/// The shutdown after a signal.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Shutdown")]
 pub struct ShutdownArgs {
-    /// Time after SIGTERM or SIGINT for which the replica still serves, while /readyz tells the balancer that it is not
-    /// ready, 0 to 1h.
+    /// Time after SIGTERM, SIGINT, SIGQUIT or SIGHUP for which the replica still serves, while /readyz tells the
+    /// balancer that it is not ready, 0 to 1h. Left out on loopback if no stream is open and nobody has ever asked for
+    /// /readyz.
     #[arg(long, env = "ROOMCAST_DRAIN_DELAY", default_value = "5s", value_parser = pause, value_name = "TIME")]
     pub drain_delay: Duration,
 

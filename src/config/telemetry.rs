@@ -10,7 +10,7 @@ use super::parse::has_login;
 #[command(next_help_heading = "Logs and traces")]
 pub struct TelemetryArgs {
     /// Lines to log on standard error: a level (off, error, warn, info, debug, trace), or levels by target, as in
-    /// `info,audit=off`.
+    /// `info,audit=off`. The store of --data-dir logs only warnings, unless named, as in `info,fjall=info`.
     #[arg(long, env = "ROOMCAST_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
 
@@ -27,7 +27,7 @@ pub struct TelemetryArgs {
 
     /// OpenTelemetry collector that gets traces, by OTLP over plain HTTP, as in `http://127.0.0.1:4318`. If left out,
     /// no traces are sent.
-    #[arg(long, env = "ROOMCAST_OTLP_ENDPOINT", value_name = "URL", value_parser = collector)]
+    #[arg(long, env = "ROOMCAST_OTLP_ENDPOINT", value_name = "URL", value_parser = collector, hide_env_values = true)]
     pub otlp_endpoint: Option<Url>,
 
     /// Share of the traces that is sent, 0 (none) to 1 (all). Trace ids decide, so all replicas send the same traces.
@@ -45,8 +45,11 @@ pub enum LogFormat {
 }
 
 fn collector(text: &str) -> Result<Url, String> {
-    let url: Url = text.parse().map_err(|_| "expected a URL such as http://127.0.0.1:4318")?;
-    if url.scheme() == "http" && !has_login(&url) {
+    const EXPECTED: &str = "expected a URL without a query, such as http://127.0.0.1:4318";
+    let url: Url = text.parse().map_err(|_| EXPECTED)?;
+    if url.query().is_some() || url.fragment().is_some() {
+        Err(EXPECTED.into())
+    } else if url.scheme() == "http" && !has_login(&url) {
         Ok(url)
     } else {
         Err("it must be http, without a user name or password: use a collector beside the gateway, which may forward \

@@ -398,9 +398,10 @@ async fn an_issuer_is_checked_if_one_is_set_and_clocks_may_differ_a_little() {
 fn keys_that_can_not_verify_tokens_are_refused_at_the_start() {
     let key = |name: &str| format!("{KEYS}/{name}.pem");
     refuses(&["--listen", "127.0.0.1:0", "--jwt-hs256-secret", "short"], &["--jwt-hs256-secret", "32 bytes"]);
-    for name in ["p384.pub", "rsa.key", "ec.key", "missing"] {
+    for name in ["p384.pub", "rsa.key", "ec.key"] {
         refuses(&["--listen", "127.0.0.1:0", "--jwt-public-key", &key(name)], &["--jwt-public-key", name]);
     }
+    refuses(&["--jwt-public-key", &key("missing")], &["--jwt-public-key", "No such file"]);
     refuses(&["--listen", "127.0.0.1:0", "--jwks-file", &key("rsa.pub")], &["--jwks-file", "JWKS"]);
     refuses(&["--jwks-url", "http://id.example/keys"], &["--jwks-url", "https"]);
     refuses(&["--anonymous", "subscribe=*"], &["--anonymous"]);

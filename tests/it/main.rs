@@ -28,6 +28,7 @@ mod removals;
 mod replicas;
 mod scripts;
 mod shutdown;
+mod start;
 mod streams;
 mod tidy;
 mod traces;

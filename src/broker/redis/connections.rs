@@ -8,7 +8,7 @@
 //! While the live connection is promoted, writes go over it: the answer to a publish and its announcement then come
 //! together, in one write of Redis and one wake-up of this process.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bb8::{ManageConnection, Pool, RunError};
@@ -35,9 +35,9 @@ const PIPELINE_COMMANDS: usize = 1024;
 
 /// The pools, and the live connection while it is promoted.
 pub(super) struct RedisConnections {
-    writes: Pool<Manager>,
-    reads: Pool<Manager>,
-    hashes: Pool<Manager>,
+    writes: ConnPool,
+    reads: ConnPool,
+    hashes: ConnPool,
     promoted: Mutex<Option<Promoted>>,
 }
 
@@ -52,9 +52,9 @@ impl RedisConnections {
     /// Pools that connect when they are first used: a Redis that is away at the start is no error.
     pub(super) fn new(client: &Client) -> Self {
         Self {
-            writes: pool(client, WRITE_CONNECTIONS),
-            reads: pool(client, READ_CONNECTIONS),
-            hashes: pool(client, HASH_CONNECTIONS),
+            writes: ConnPool::new(client, WRITE_CONNECTIONS),
+            reads: ConnPool::new(client, READ_CONNECTIONS),
+            hashes: ConnPool::new(client, HASH_CONNECTIONS),
             promoted: Mutex::default(),
         }
     }
@@ -75,16 +75,16 @@ impl RedisConnections {
 
     /// Never the live connection, so that the probe shows whether the two lead to one server.
     pub(super) async fn for_probe(&self) -> Result<RedisConn, BrokerError> {
-        checkout(&self.writes).await
+        self.writes.checkout().await
     }
 
     pub(super) async fn for_read(&self) -> Result<RedisConn, BrokerError> {
-        checkout(&self.reads).await
+        self.reads.checkout().await
     }
 
     /// For reads and writes of hashes.
     pub(super) async fn for_hashes(&self) -> Result<RedisConn, BrokerError> {
-        checkout(&self.hashes).await
+        self.hashes.checkout().await
     }
 
     /// Lets writes use the live connection, on which a probe that was sent over `probed` was announced.
@@ -111,26 +111,40 @@ impl RedisConnections {
     }
 }
 
-fn pool(client: &Client, size: u32) -> Pool<Manager> {
-    Pool::builder()
-        .max_size(size)
-        .connection_timeout(CHECKOUT_LIMIT)
-        // The test reads a flag and costs no round trip. Without it the pool would hand out a broken connection for
-        // ever.
-        .test_on_check_out(true)
-        .max_lifetime(None)
-        .idle_timeout(None)
-        .build_unchecked(Manager { client: client.clone() })
+/// A pool of shared connections.
+struct ConnPool {
+    pool: Pool<Manager>,
+    /// Why the last connection could not be made, if it could not: the pool only tells that none came in time.
+    failure: Arc<Mutex<Option<Fault>>>,
 }
 
-async fn checkout(pool: &Pool<Manager>) -> Result<RedisConn, BrokerError> {
-    let conn = pool.get().await.map_err(|error| {
-        BrokerError::Unavailable(match error {
-            RunError::User(error) => fault_from(&error),
-            RunError::TimedOut => Fault::new(FaultKind::Unreachable, "no connection to Redis"),
-        })
-    })?;
-    Ok(conn.clone())
+impl ConnPool {
+    fn new(client: &Client, size: u32) -> Self {
+        let failure = Arc::<Mutex<_>>::default();
+        let pool = Pool::builder()
+            .max_size(size)
+            .connection_timeout(CHECKOUT_LIMIT)
+            // The test reads a flag and costs no round trip. Without it the pool would hand out a broken connection for
+            // ever.
+            .test_on_check_out(true)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .build_unchecked(Manager { client: client.clone(), failure: failure.clone() });
+        Self { pool, failure }
+    }
+
+    async fn checkout(&self) -> Result<RedisConn, BrokerError> {
+        let conn = self.pool.get().await.map_err(|error| {
+            BrokerError::Unavailable(match error {
+                RunError::User(error) => fault_from(&error),
+                RunError::TimedOut => {
+                    let failure = self.failure.lock().expect("no holder of the lock panics").clone();
+                    failure.unwrap_or_else(|| Fault::new(FaultKind::Unreachable, "no connection to Redis"))
+                }
+            })
+        })?;
+        Ok(conn.clone())
+    }
 }
 
 /// A clone of a shared connection.
@@ -203,6 +217,7 @@ impl RedisConn {
 
 struct Manager {
     client: Client,
+    failure: Arc<Mutex<Option<Fault>>>,
 }
 
 impl ManageConnection for Manager {
@@ -210,7 +225,10 @@ impl ManageConnection for Manager {
     type Error = RedisError;
 
     async fn connect(&self) -> RedisResult<RedisConn> {
-        RedisConn::connect(&self.client, |_| {}).await
+        let connected = RedisConn::connect(&self.client, |_| {}).await;
+        let failure = connected.as_ref().err().map(fault_from);
+        *self.failure.lock().expect("no holder of the lock panics") = failure;
+        connected
     }
 
     async fn is_valid(&self, conn: &mut RedisConn) -> RedisResult<()> {

@@ -13,13 +13,39 @@ pub(super) fn fault_from(error: &RedisError) -> Fault {
         Some("MISCONF") => FaultKind::Misconfigured,
         Some("LOADING" | "MASTERDOWN") => FaultKind::Loading,
         Some("BUSY") => FaultKind::Busy,
-        Some("NOPERM" | "NOAUTH" | "WRONGPASS") => FaultKind::NotPermitted,
+        Some("NOAUTH" | "WRONGPASS") => FaultKind::NotPermitted,
+        _ if lacks_right(error) => FaultKind::NotPermitted,
         None if error.is_timeout() => FaultKind::TimedOut,
         None if error.kind() == redis::ErrorKind::AuthenticationFailed => FaultKind::NotPermitted,
         None if error.is_io_error() => FaultKind::Unreachable,
         _ => FaultKind::Failed,
     };
-    Fault::new(kind, error.to_string())
+    let text = error.to_string();
+    Fault::new(kind, remedy(error, &text).map(|remedy| format!("{text}: {remedy}")).unwrap_or(text))
+}
+
+/// Whether the user lacks a right. The library drops the code of an error of SELECT.
+fn lacks_right(error: &RedisError) -> bool {
+    let is_refused = error.detail().is_some_and(|text| text.contains("has no permissions to"));
+    error.code() == Some("NOPERM") || is_refused || is_script_not_permitted(error)
+}
+
+/// Whether the user lacks a right for a command of a script. Such an error has no code of its own.
+fn is_script_not_permitted(error: &RedisError) -> bool {
+    error.detail().is_some_and(|text| text.starts_with("The user executing the script can't"))
+}
+
+/// What to do about an error that only a change of settings ends.
+fn remedy(error: &RedisError, text: &str) -> Option<&'static str> {
+    Some(match error.code() {
+        Some("WRONGPASS") => "check the user name and the password in --redis-url",
+        Some("NOAUTH") => "--redis-url needs a password, as in redis://:password@host",
+        _ if lacks_right(error) => "the Redis user lacks a right; docs/redis.md lists those that it needs",
+        _ if text.contains("DB index is out of range") => {
+            "check the database in --redis-url, the number after the last slash"
+        }
+        _ => return None,
+    })
 }
 
 /// Whether the connection can't be used any more.
@@ -39,8 +65,10 @@ pub(super) fn write_error(error: &RedisError) -> BrokerError {
         return BrokerError::WrongType;
     }
     let fault = fault_from(error);
+    // A script may have written before the command that it may not run.
     let is_refused = error.is_connection_refusal()
         || !matches!(fault.kind, FaultKind::TimedOut | FaultKind::Unreachable | FaultKind::Failed)
+            && !is_script_not_permitted(error)
         || matches!(error.code(), Some("NOSCRIPT" | "CROSSSLOT" | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN"));
     if is_refused { BrokerError::Unavailable(fault) } else { BrokerError::OutcomeUnknown(fault) }
 }

@@ -52,7 +52,8 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn LogListener>
             commands: appended.err().as_ref().map(fault),
             delivery: (!is_receiving).then(|| {
                 let detail = "a probe's announcement did not arrive on the pub/sub connection";
-                Fault::new(FaultKind::NotReceiving, detail)
+                let refusal = broker.pubsub.refusal().filter(|fault| fault.kind == FaultKind::NotPermitted);
+                refusal.unwrap_or_else(|| Fault::new(FaultKind::NotReceiving, detail))
             }),
         });
         ticks.reset();

@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::announcement::{Assembler, ChannelMessage};
 use super::connections::RedisConn;
+use super::error::fault_from;
 use super::keys::Keys;
 use super::random;
-use crate::broker::Listeners;
+use crate::broker::{Fault, Listeners};
 use crate::names::{RoomName, SubscriberId, Topic};
 
 /// Channels in one SUBSCRIBE: bounds the command, and still takes few commands for many topics.
@@ -39,6 +40,8 @@ pub(super) struct PubSub {
     probe: watch::Sender<Vec<u8>>,
     /// The connection, once Redis has confirmed the probe's channel on it.
     conn: Mutex<Option<RedisConn>>,
+    /// Why Redis has refused the last subscription, if it has.
+    refusal: Mutex<Option<Fault>>,
 }
 
 #[derive(Default)]
@@ -58,6 +61,7 @@ impl PubSub {
             reset: Notify::new(),
             probe: watch::channel(Vec::new()).0,
             conn: Mutex::default(),
+            refusal: Mutex::default(),
         }
     }
 
@@ -93,6 +97,11 @@ impl PubSub {
     /// The connection over which announcements come; none while it is being replaced.
     pub(super) fn conn(&self) -> Option<RedisConn> {
         self.current().clone()
+    }
+
+    /// Why Redis has refused the last subscription, if it has.
+    pub(super) fn refusal(&self) -> Option<Fault> {
+        self.refusal.lock().expect("no holder of the lock panics").clone()
     }
 
     /// Replaces the connection.
@@ -154,7 +163,11 @@ impl PubSub {
         let connection = own.connection();
         connection.set_response_timeout(ANSWER_LIMIT);
         let own_channels = [self.keys.probe("live"), self.keys.control()];
-        if answer_in_time(connection.subscribe(&own_channels)).await.is_none() {
+        let confirmed = timeout(ANSWER_LIMIT, connection.subscribe(&own_channels)).await;
+        let refusal = confirmed.as_ref().ok().and_then(|answer| answer.as_ref().err()).map(fault_from);
+        let is_confirmed = matches!(confirmed, Ok(Ok(())));
+        *self.refusal.lock().expect("no holder of the lock panics") = refusal;
+        if !is_confirmed {
             return "the first subscription was not confirmed";
         }
         // Removals may have been missed since the last connection.

@@ -5,6 +5,10 @@ use std::str::FromStr;
 
 use redis::IntoConnectionInfo;
 
+/// The form of a URL. A password that is not percent-encoded makes it another one.
+const EXPECTED: &str = "expected redis://[user:password@]host[:port][/database]; in the user name and the password, write \
+                        # as %23, / as %2F, ? as %3F, @ as %40, : as %3A, & as %26 and % as %25";
+
 /// A Redis URL. It may have a password, which `Debug` and `Display` leave out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
@@ -22,15 +26,27 @@ impl RedisUrl {
 impl FromStr for RedisUrl {
     type Err = String;
 
+    /// The errors quote nothing of the URL, since any part of it may belong to a password.
     fn from_str(text: &str) -> Result<Self, String> {
-        let url = redis::parse_redis_url(text).and_then(|url| {
-            let scheme = url.scheme().to_owned();
-            Some((scheme, url.into_connection_info().ok()?))
-        });
-        // The library's own message may quote the URL with its password.
-        let (scheme, server) = url
-            .filter(|(scheme, _)| !matches!(scheme.as_str(), "rediss" | "valkeys"))
-            .ok_or("expected redis://[user:password@]host[:port][/database]")?;
+        let url = redis::parse_redis_url(text).ok_or(EXPECTED)?;
+        let scheme = url.scheme().to_owned();
+        if matches!(scheme.as_str(), "rediss" | "valkeys") {
+            return Err(
+                "TLS to Redis is not supported: use redis://, through a TLS tunnel if the network needs it".into(),
+            );
+        }
+        // What the library would leave out: the rest of a password, or a setting that it does not know.
+        let parameters: &[&str] = if scheme.ends_with("unix") { &["user", "pass", "db"] } else { &[] };
+        if let Some(database) = url.query_pairs().find_map(|(name, value)| (name == "db").then_some(value))
+            && parameters.is_empty()
+        {
+            let database = database.parse::<u32>().map_or("database".into(), |number| number.to_string());
+            return Err(format!("write /{database} after the host and port instead of ?db="));
+        }
+        if url.fragment().is_some() || url.query_pairs().any(|(name, _)| !parameters.contains(&&*name)) {
+            return Err(EXPECTED.into());
+        }
+        let server = url.into_connection_info().map_err(|_| EXPECTED)?;
         let login = server.redis_settings();
         let hidden = if login.username().or(login.password()).is_some() { "***@" } else { "" };
         Ok(Self { whole: text.to_owned(), shown: format!("{scheme}://{hidden}{}", server.addr()) })

@@ -39,6 +39,7 @@ pub async fn get_liveness() -> Json<Status> {
     )
 )]
 pub async fn get_readiness(State(app): State<App>) -> (StatusCode, Json<Status>) {
+    app.drain.watch();
     if app.drain.is_leaving() {
         (StatusCode::SERVICE_UNAVAILABLE, Json(Status { status: "draining" }))
     } else {

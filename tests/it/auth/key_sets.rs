@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -62,6 +63,45 @@ async fn a_file_is_read_again_when_it_changes_and_a_malformed_one_changes_nothin
     std::fs::write(&path, set("two", Algorithm::ES256, &ec())).unwrap();
     eventually("the new key is in use", async || (read(&gateway, &second).await.0 == 200).then_some(())).await;
     assert_eq!(read(&gateway, &first).await.0, 401);
+}
+
+/// The middle one of the times of requests, each with another token.
+async fn median_time(gateway: &Gateway, tokens: &[String]) -> Duration {
+    let mut times = Vec::new();
+    for token in tokens {
+        let begin = Instant::now();
+        assert_eq!(read(gateway, token).await.0, 200);
+        times.push(begin.elapsed());
+    }
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// Tokens that differ, of the key with the id `one`.
+fn many_tokens() -> Vec<String> {
+    let header = Header { kid: Some("one".into()), ..Header::new(Algorithm::RS256) };
+    let claims = |n: i64| json!({"exp": at(600 + n), "roomcast": {"read": ["*"]}});
+    (0..41).map(|n| encode(&header, &claims(n), &rsa()).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_key_set_that_is_fetched_again_unchanged_keeps_the_cache_of_verified_tokens() {
+    let issuer = Issuer::start(set("one", Algorithm::RS256, &rsa())).await;
+    let gateway = Gateway::start(|settings| {
+        settings.access.jwks_url = Some(issuer.url.parse().unwrap());
+        settings.access.jwks_refresh = Duration::ZERO;
+    })
+    .await;
+    let tokens = many_tokens();
+    eventually("the set is fetched", async || (read(&gateway, &tokens[0]).await.0 == 200).then_some(())).await;
+    let verified = median_time(&gateway, &tokens).await;
+    let fetches = issuer.fetches.load(Ordering::SeqCst);
+    // Whitespace is no change.
+    issuer.set.lock().unwrap().push('\n');
+    eventually("it is fetched again", async || (issuer.fetches.load(Ordering::SeqCst) > fetches).then_some(()))
+        .await;
+    let cached = median_time(&gateway, &tokens).await;
+    assert!(cached * 2 < verified, "{cached:?} for cached tokens, {verified:?} for new ones");
 }
 
 /// A server with a key set.

@@ -6,8 +6,8 @@ use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::auth::{claims, close, token};
-use crate::support::{Gateway, World};
+use crate::auth::{SECRET, at, claims, close, token};
+use crate::support::{Gateway, Replica, World};
 
 /// The size of a large value; the largest that is allowed by default.
 const VALUE_BYTES: usize = 256 * 1024;
@@ -194,4 +194,26 @@ async fn p11_lists_of_rooms_are_read_once_a_second_and_in_parts() {
     let sent = sent_bytes(&world) - before;
     // A name and its count take some 20 bytes.
     assert!(sent < reads * ROOMS * 40, "Redis sent {sent} bytes in {reads} s");
+}
+
+#[tokio::test]
+async fn p11_the_cache_of_verified_tokens_is_bounded_by_what_tokens_hold_in_memory() {
+    /// The cache has 32 MiB; the allocator may lose the same again.
+    const MOST_KIB: u64 = 64 * 1024;
+    let replica = Replica::start_with(&["--jwt-hs256-secret", SECRET]);
+    // Short patterns take the most memory for each byte of a token.
+    let patterns: Vec<_> = (0..1500).map(|_| "a").collect();
+    let client = reqwest::Client::new();
+    let ask = async |n: i64| {
+        let token = token(&json!({"exp": at(600 + n), "roomcast": {"read": patterns}}));
+        let answer = client.get(format!("{}/v1/hashes/a", replica.url())).bearer_auth(token).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+    };
+    join_all((0..20).map(ask)).await;
+    let before = replica.resident_kib();
+    for n in 1..75 {
+        join_all((20 * n..20 * (n + 1)).map(ask)).await;
+    }
+    let growth = replica.resident_kib() - before;
+    assert!(growth < MOST_KIB, "{growth} KiB for 1,500 tokens");
 }
