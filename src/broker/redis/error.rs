@@ -14,6 +14,13 @@ pub(super) fn fault_from(error: &RedisError) -> Fault {
         Some("LOADING" | "MASTERDOWN") => FaultKind::Loading,
         Some("BUSY") => FaultKind::Busy,
         Some("NOPERM" | "NOAUTH" | "WRONGPASS") => FaultKind::NotPermitted,
+        // In a script: Redis 7.0, and later versions.
+        _ if ["The user executing the script", "ACL failure in script"]
+            .iter()
+            .any(|refusal| error.to_string().contains(refusal)) =>
+        {
+            FaultKind::NotPermitted
+        }
         None if error.is_timeout() => FaultKind::TimedOut,
         None if error.kind() == redis::ErrorKind::AuthenticationFailed => FaultKind::NotPermitted,
         None if error.is_io_error() => FaultKind::Unreachable,
