@@ -5,6 +5,7 @@ mod address;
 mod api;
 mod app;
 mod audit;
+mod body;
 mod caller;
 mod extract;
 mod idempotency;
