@@ -140,7 +140,9 @@ async fn routes_for_admins_can_have_a_separate_listener() {
     for path in ["/v1/rooms", "/livez", "/metrics"] {
         assert_eq!(status(&separate, Method::GET, path, &admin).await, 404, "{path}");
     }
-    for (url, method, expected) in [(&main, Method::GET, 200), (&separate, Method::GET, 405), (&separate, Method::POST, 405)] {
+    for (url, method, expected) in
+        [(&main, Method::GET, 200), (&separate, Method::GET, 405), (&separate, Method::POST, 405)]
+    {
         assert_eq!(status(url, method, "/v1/rooms/lobby/events", &admin).await, expected);
     }
     crate::cli::refuses(&["--admin-listen", "0.0.0.0:9"], &["--admin-listen", "--insecure-allow-anonymous"]);

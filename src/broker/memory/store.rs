@@ -230,7 +230,11 @@ fn has_only_own_files(folder: &Path) -> io::Result<bool> {
 fn close_to_others(folder: &Path) {
     let closed = fs::metadata(folder).and_then(|metadata| {
         let mode = metadata.permissions().mode();
-        if mode & OTHERS == 0 { Ok(()) } else { fs::set_permissions(folder, Permissions::from_mode(mode & !OTHERS)) }
+        if mode & OTHERS == 0 {
+            Ok(())
+        } else {
+            fs::set_permissions(folder, Permissions::from_mode(mode & !OTHERS))
+        }
     });
     if let Err(error) = closed {
         tracing::warn!(folder = %folder.display(), %error, "other users of this machine may be able to read the data");

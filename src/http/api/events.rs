@@ -15,9 +15,7 @@ use crate::auth::Permission;
 use crate::broker::{Appended, IdempotencyKey, ReadRange};
 use crate::http::body::read_body;
 use crate::http::caller::Caller;
-use crate::http::extract::{
-    BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json,
-};
+use crate::http::extract::{BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json};
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
