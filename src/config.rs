@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 
 use clap::{Args, Parser, ValueEnum};
 
-pub use self::access::{AccessArgs, Origin, Secret};
+pub use self::access::{AccessArgs, IssuerKeys, Origin, Secret};
 pub use self::embedded::EmbeddedArgs;
 pub use self::parse::is_loopback_host;
 pub(crate) use self::parse::lifetime;
