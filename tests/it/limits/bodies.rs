@@ -58,7 +58,7 @@ on_both_brokers! {
 
     async fn p11_a_body_that_is_sent_in_pieces_is_whole(world) {
         let gateway = world.gateway().await;
-        let text: String = (0..6000).map(|n| format!("{n} ")).collect();
+        let text = (0..6000).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
         let pieces: Vec<_> = text.as_bytes().chunks(700).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
         let body = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
         let request = gateway.request(Method::PUT, "/v1/hashes/lamp/fields/text").body(body);
@@ -68,10 +68,10 @@ on_both_brokers! {
 
     async fn p7_a_caller_that_does_not_end_its_bodies_leaves_room_for_others_and_for_small_ones(world) {
         let gateway = world.gateway_with(|settings| settings.requests.max_total_body_bytes = 4 * MIB).await;
-        let mut unfinished = Vec::new();
+        let (mut unfinished, body) = (Vec::new(), vec![b'x'; 100_000]);
         for _ in 0..30 {
             let request = "POST /v1/rooms/lobby/events HTTP/1.1\r\n";
-            unfinished.push(begin(gateway.address(), request, &[b'x'; 100_000]).await);
+            unfinished.push(begin(gateway.address(), request, &body).await);
         }
         let url = format!("{}/v1/hashes/lamp", gateway.url);
         let patch_from = |address: &str| {
@@ -113,6 +113,6 @@ async fn p11_unfinished_bodies_take_a_part_of_the_memory_that_their_bytes_would(
         (refused? >= BODIES - 9).then_some(())
     })
     .await;
-    let bytes = (gateway.resident_kib() - before) as usize * 1024;
+    let bytes = usize::try_from(gateway.resident_kib() - before).unwrap() * 1024;
     assert!(bytes < BODIES * MIB / 3, "{bytes} bytes for {BODIES} bodies");
 }
