@@ -95,8 +95,10 @@ pub enum TokenError {
 /// The checks of a token besides its signature.
 #[derive(Clone, Debug, Default)]
 pub struct TokenRules {
-    /// Accepted issuers. Empty: every issuer.
+    /// Accepted issuers, besides those that have keys of their own. Empty: every issuer.
     pub issuers: Vec<String>,
+    /// Issuers that have keys of their own. No other key verifies their tokens.
+    pub bound_issuers: Vec<Arc<str>>,
     /// Accepted audiences. Empty: every audience.
     pub audiences: Vec<String>,
     /// Allowed difference between the clocks of issuers and of this machine.
@@ -108,10 +110,10 @@ pub struct TokenRules {
 pub struct KeySources {
     /// Keys that do not change.
     pub fixed: Vec<Key>,
-    /// A key set in a file, which may change.
-    pub file: Option<KeySetFile>,
-    /// A key set at a URL, which may change.
-    pub url: Option<KeySetUrl>,
+    /// Key sets in files, which may change.
+    pub files: Vec<KeySetFile>,
+    /// Key sets at URLs, which may change.
+    pub urls: Vec<KeySetUrl>,
 }
 
 /// Identifies callers by their tokens.

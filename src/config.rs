@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 
 use clap::{Args, Parser, ValueEnum};
 
-pub use self::access::{AccessArgs, Origin, Secret};
+pub use self::access::{AccessArgs, IssuerKeys, Origin, Secret};
 pub use self::embedded::EmbeddedArgs;
 pub use self::parse::is_loopback_host;
 pub(crate) use self::parse::lifetime;
@@ -118,6 +118,16 @@ pub enum SettingsError {
         /// The limit of a body.
         body: usize,
     },
+    /// A caller could not send a body of the allowed size.
+    #[error(
+        "--max-body-bytes {body} is more than half of --max-total-body-bytes {total}: make it smaller, or the other larger"
+    )]
+    BodyAboveTotal {
+        /// The limit of a body.
+        body: usize,
+        /// The limit of all bodies.
+        total: usize,
+    },
 }
 
 impl Settings {
@@ -157,6 +167,10 @@ impl Settings {
         let (event, body) = (self.requests.max_event_bytes, self.requests.max_body_bytes);
         if event > body {
             return Err(SettingsError::EventAboveBody { event, body });
+        }
+        let total = self.requests.max_total_body_bytes;
+        if body > total / 2 {
+            return Err(SettingsError::BodyAboveTotal { body, total });
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ mod address;
 mod api;
 mod app;
 mod audit;
+mod body;
 mod caller;
 mod extract;
 mod idempotency;
@@ -38,11 +39,12 @@ fn admin_routes() -> OpenApiRouter<App> {
         .routes(routes!(moderation::remove_user))
         .routes(routes!(moderation::revoke_token))
         .routes(routes!(replicas::list_replicas))
+        .routes(routes!(events::delete_events))
 }
 
 fn public_routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
-        .routes(routes!(events::publish_event, events::list_events, events::delete_events))
+        .routes(routes!(events::publish_event, events::list_events))
         .routes(routes!(batch::publish_events))
         .routes(routes!(streams::stream_room))
         .routes(routes!(streams::stream_rooms))
@@ -71,23 +73,24 @@ pub fn admin_router(app: &App) -> Router {
     with_fallback(admin_routes(), app)
 }
 
-/// `/metrics`, for the listener of `--metrics-listen`.
+/// `/metrics`, for the listener of `--metrics-listen`. If other machines can reach it, they do so by any name.
 pub fn metrics_router(app: &App) -> Router {
     let routes = Router::new().route("/metrics", get(metrics::get_metrics_without_token)).with_state(app.clone());
     let fallback = || async { Problem::new(Code::RouteNotFound, "this listener serves only /metrics") };
-    with_middleware(routes.fallback(fallback), app)
+    let is_local = app.settings.server.metrics_listen.is_some_and(|address| address.ip().is_loopback());
+    with_middleware(routes.fallback(fallback), app, app.guarded && is_local)
 }
 
 /// Refuses every request, for connections above the limit. Clients learn that they should retry, each in the form
 /// that it understands.
 pub fn overload_router(app: &App) -> Router {
-    with_middleware(Router::new().fallback(refusal::refuse_overload).with_state(app.clone()), app)
+    with_middleware(Router::new().fallback(refusal::refuse_overload).with_state(app.clone()), app, app.guarded)
 }
 
 fn with_fallback(routes: OpenApiRouter<App>, app: &App) -> Router {
     let (routes, _) = routes.split_for_parts();
     let fallback = || async { Problem::new(Code::RouteNotFound, "/openapi.json lists the routes") };
-    with_middleware(routes.fallback(fallback).with_state(app.clone()), app)
+    with_middleware(routes.fallback(fallback).with_state(app.clone()), app, app.guarded)
 }
 
 #[cfg(test)]

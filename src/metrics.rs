@@ -168,7 +168,7 @@ impl Metrics {
             registry: std::mem::take(all),
         };
         // Rare series exist from the start: Prometheus sees no increase in a series that begins at 1.
-        for limit in ["subject", "address", "total"] {
+        for limit in ["subject", "address", "total", "body_bytes"] {
             drop(metrics.rejected.get_or_create(&RejectionLabels { limit, kind: "request" }));
         }
         for kind in ["subscriber", "user", "token"] {

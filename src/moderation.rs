@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -327,11 +327,11 @@ impl Moderation {
                     }
                     // The removals of the first read are older than any stream of this replica.
                     if is_loaded {
-                        let removal = Arc::new(removal);
+                        let (removal, at) = (Arc::new(removal), Instant::now());
                         // The termination comes first, so that the stream ends before its own `presence.leave` reaches
                         // it.
                         self.terminate(removal.clone());
-                        self.presence.remove(&removal);
+                        self.presence.remove(&removal, at);
                     }
                 }
             }

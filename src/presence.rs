@@ -54,6 +54,14 @@ pub struct Presence {
     tasks: Tasks,
 }
 
+/// The token with which a stream was opened.
+pub struct StreamToken {
+    /// Its `sub`.
+    pub subject: Option<Arc<str>>,
+    /// Its `jti`.
+    pub id: Option<Arc<str>>,
+}
+
 /// A stream's membership of a room. When it is dropped, the member leaves after the grace time.
 pub struct PresenceSession {
     room: Arc<RoomPresence>,
@@ -66,6 +74,8 @@ pub struct PresenceSession {
 struct SessionHandle(Arc<SessionState>);
 
 struct SessionState {
+    token: StreamToken,
+    began_at: Instant,
     /// The stream has to end: the subscriber id belongs to another caller, or a later session has taken over.
     is_over: AtomicBool,
     /// Wakes the stream.
@@ -81,12 +91,22 @@ impl PartialEq for SessionHandle {
 }
 
 impl SessionHandle {
-    fn new(answer: oneshot::Sender<MemberOutcome>) -> Self {
+    fn new(token: StreamToken, answer: oneshot::Sender<MemberOutcome>) -> Self {
         Self(Arc::new(SessionState {
+            token,
+            began_at: Instant::now(),
             is_over: AtomicBool::new(false),
             waker: AtomicWaker::new(),
             answer: Mutex::new(Some(answer)),
         }))
+    }
+
+    /// Whether a removal names the subscriber, user or token of the session.
+    fn is_named_by(&self, removal: &Removal, subscriber: &SubscriberId) -> bool {
+        let same = |one: Option<&str>, other: Option<&str>| one.is_some() && one == other;
+        removal.subscriber.as_ref() == Some(subscriber)
+            || same(removal.user.as_deref(), self.0.token.subject.as_deref())
+            || same(removal.token.as_deref(), self.0.token.id.as_deref())
     }
 
     /// Ends the stream.
@@ -189,10 +209,15 @@ impl Presence {
 
     /// Makes a stream's subscriber a member of a room. An earlier session of the same member ends. `None` if the
     /// subscriber id belongs to another caller, or a later session has taken over already.
-    pub async fn join(self: &Arc<Self>, room: &RoomName, member: Member) -> Option<PresenceSession> {
+    pub async fn join(
+        self: &Arc<Self>,
+        room: &RoomName,
+        member: Member,
+        token: StreamToken,
+    ) -> Option<PresenceSession> {
         let subscriber = member.subscriber.clone();
         let (answer, answered) = oneshot::channel();
-        let handle = SessionHandle::new(answer);
+        let handle = SessionHandle::new(token, answer);
         let room = self.request_join(room, Arc::new(member), &handle);
         room.wake();
         // From here on, the member leaves again however this function ends.
@@ -214,12 +239,21 @@ impl Presence {
         watch
     }
 
-    /// Removes the member that a removal names, without a grace time.
-    pub fn remove(&self, removal: &Removal) {
-        let Some(subscriber) = &removal.subscriber else { return };
-        let Some(room) = removal.room.as_ref().and_then(|room| self.room(room)) else { return };
-        room.state().remove(subscriber, Instant::now());
-        room.wake();
+    /// Removes the members that a removal names, without a grace time, and without waiting for the ends of their
+    /// streams: a client that does not read would delay them. Sessions that began after `at` stay.
+    pub fn remove(&self, removal: &Removal, at: Instant) {
+        let rooms: Vec<_> = match &removal.room {
+            Some(room) => self.room(room).into_iter().collect(),
+            None => self.rooms().values().cloned().collect(),
+        };
+        for room in rooms {
+            let is_meant = |subscriber: &SubscriberId, session: &SessionHandle| {
+                session.0.began_at <= at && session.is_named_by(removal, subscriber)
+            };
+            if room.state().remove(is_meant, Instant::now()) {
+                room.wake();
+            }
+        }
     }
 
     async fn update(&self, room: &RoomName, changes: &[MemberChange]) -> Result<PresenceUpdate, BrokerError> {

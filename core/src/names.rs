@@ -2,6 +2,7 @@
 
 mod cursor;
 mod event;
+mod letters;
 mod name;
 mod topic;
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::StatusCode;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -38,16 +39,17 @@ const RENEW_LIMIT: Duration = Duration::from_secs(3);
 /// A JWKS in a file.
 pub struct KeySetFile {
     path: PathBuf,
+    issuer: Option<Arc<str>>,
     text: String,
     keys: Vec<Key>,
 }
 
 impl KeySetFile {
-    /// Reads the file. The error is the reason why it can't be used.
-    pub fn open(path: &Path) -> Result<Self, String> {
+    /// Reads the file. Its keys are bound to `issuer` if there is one. The error is the reason why it can't be used.
+    pub fn open(path: &Path, issuer: Option<Arc<str>>) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|why| why.to_string())?;
-        let keys = Key::set(&text).map_err(|why| why.to_string())?;
-        Ok(Self { path: path.into(), text, keys })
+        let keys = Key::set(&text, issuer.as_ref()).map_err(|why| why.to_string())?;
+        Ok(Self { path: path.into(), issuer, text, keys })
     }
 }
 
@@ -61,6 +63,7 @@ impl fmt::Debug for KeySetFile {
 /// A JWKS at a URL.
 pub struct KeySetUrl {
     url: Url,
+    issuer: Option<Arc<str>>,
     client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
     refresh: Duration,
 }
@@ -73,9 +76,9 @@ impl fmt::Debug for KeySetUrl {
 }
 
 impl KeySetUrl {
-    /// A key set that is fetched at intervals of `refresh` once the gateway runs. Fails for an https URL on a system
-    /// without certificates.
-    pub fn new(url: Url, refresh: Duration) -> Result<Self, String> {
+    /// A key set that is fetched at intervals of `refresh` once the gateway runs. Its keys are bound to `issuer` if there
+    /// is one. Fails for an https URL on a system without certificates.
+    pub fn new(url: Url, issuer: Option<Arc<str>>, refresh: Duration) -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
         if url.scheme() == "https" {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -89,7 +92,7 @@ impl KeySetUrl {
         let tls = tls.with_safe_default_protocol_versions().map_err(|why| why.to_string())?;
         let tls = tls.with_root_certificates(roots).with_no_client_auth();
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
-        Ok(Self { url, client: Client::builder(TokioExecutor::new()).build(connector), refresh })
+        Ok(Self { url, issuer, client: Client::builder(TokioExecutor::new()).build(connector), refresh })
     }
 
     /// Fetches the keys. Redirects are not followed: they could lead anywhere, for example to plain HTTP.
@@ -102,7 +105,7 @@ impl KeySetUrl {
         let body =
             Limited::new(response.into_body(), MAX_SET_BYTES).collect().await.map_err(|why| why.to_string())?;
         let text = String::from_utf8(body.to_bytes().into()).map_err(|_| KeyError::NotKeySet.to_string())?;
-        Key::set(&text).map_err(|why| why.to_string())
+        Key::set(&text, self.issuer.as_ref()).map_err(|why| why.to_string())
     }
 }
 
@@ -135,8 +138,8 @@ impl CurrentKeys {
 /// All keys that verify tokens.
 pub(super) struct KeySets {
     fixed: Vec<Key>,
-    file: Arc<CurrentKeys>,
-    remote: Option<Arc<RemoteKeySet>>,
+    files: Vec<Arc<CurrentKeys>>,
+    remotes: Vec<Arc<RemoteKeySet>>,
 }
 
 #[derive(Default)]
@@ -154,51 +157,66 @@ struct RemoteKeySet {
 
 impl KeySets {
     pub(super) fn new(sources: KeySources, tasks: &Tasks) -> Self {
-        let file = Arc::new(CurrentKeys::default());
-        if let Some(KeySetFile { path, text, keys }) = sources.file {
-            file.replace(keys);
-            let current = file.clone();
-            tasks.supervise("key set file", async move { watch_file(&path, text, &current).await });
-        }
-        let remote = sources.url.map(|set| {
+        let files = sources.files.into_iter().map(|KeySetFile { path, issuer, text, keys }| {
+            let current = Arc::new(CurrentKeys::default());
+            current.replace(keys);
+            let watched = current.clone();
+            tasks
+                .supervise("key set file", async move { watch_file(&path, issuer.as_ref(), text, &watched).await });
+            current
+        });
+        let remotes = sources.urls.into_iter().map(|set| {
             let remote = Arc::new(RemoteKeySet::default());
             let fetched = remote.clone();
             tasks.supervise("key set", async move { keep_fetched(&set, &fetched).await });
             remote
         });
-        Self { fixed: sources.fixed, file, remote }
+        Self { fixed: sources.fixed, files: files.collect(), remotes: remotes.collect() }
     }
 
     /// How often keys have changed. A token that was verified before the last time may no longer be valid.
     pub(super) fn changes(&self) -> u64 {
-        self.file.changes() + self.remote.as_ref().map_or(0, |remote| remote.current.changes())
+        self.changing().map(CurrentKeys::changes).sum()
+    }
+
+    fn changing(&self) -> impl Iterator<Item = &CurrentKeys> {
+        self.files.iter().map(AsRef::as_ref).chain(self.remotes.iter().map(|remote| &remote.current))
     }
 
     pub(super) fn verify(&self, signed: &SignedToken<'_>, rules: &TokenRules) -> Result<Claims, TokenError> {
-        let file = self.file.keys();
-        let remote = self.remote.as_ref().map(|remote| remote.current.keys()).unwrap_or_default();
-        let verified = signed.verify(self.fixed.iter().chain(file.iter()).chain(remote.iter()), rules);
-        match (verified, &self.remote) {
-            // The key may be in the set that has not been fetched yet.
-            (Err(TokenError::UnknownKey | TokenError::WrongSignature), Some(_)) if remote.is_empty() => {
+        let sets: Vec<_> = self.changing().map(CurrentKeys::keys).collect();
+        let remotes = &sets[self.files.len()..];
+        let verified = signed.verify(self.fixed.iter().chain(sets.iter().flat_map(|keys| keys.iter())), rules);
+        match verified {
+            // The key may be in a set that has not been fetched yet.
+            Err(TokenError::UnknownKey | TokenError::WrongSignature)
+                if remotes.iter().any(|keys| keys.is_empty()) =>
+            {
                 Err(TokenError::KeysUnavailable)
             }
-            // A key without an id was tried and did not fit. A new key at the URL may still fit.
-            (Err(TokenError::WrongSignature), Some(_)) if !signed.has_key_id_in(&remote) => {
+            // A key without an id was tried and did not fit. A new key at a URL may still fit.
+            Err(TokenError::WrongSignature)
+                if !remotes.is_empty() && !remotes.iter().any(|keys| signed.has_key_id_in(keys)) =>
+            {
                 Err(TokenError::UnknownKey)
             }
-            (verified, _) => verified,
+            verified => verified,
         }
     }
 
-    /// Asks for a fetch of the set, or joins one that is under way, and waits for its end. Returns whether a fetch has
-    /// ended: not if there is no URL, if the last fetch was too recent, or if this one takes too long.
+    /// Asks for fetches of the sets, or joins those that are under way, and waits for their ends. Returns whether a fetch
+    /// has ended: not if there is no URL, if the last fetches were too recent, or if these take too long.
     pub(super) async fn renew(&self) -> bool {
-        let Some(remote) = &self.remote else { return false };
-        let mut fetched = remote.fetched.subscribe();
-        if remote.may_fetch.load(Ordering::SeqCst) {
-            remote.wanted.notify_one();
-        } else if !remote.fetching.load(Ordering::SeqCst) {
+        join_all(self.remotes.iter().map(|remote| remote.renew())).await.contains(&true)
+    }
+}
+
+impl RemoteKeySet {
+    async fn renew(&self) -> bool {
+        let mut fetched = self.fetched.subscribe();
+        if self.may_fetch.load(Ordering::SeqCst) {
+            self.wanted.notify_one();
+        } else if !self.fetching.load(Ordering::SeqCst) {
             return false;
         }
         timeout(RENEW_LIMIT, fetched.changed()).await.is_ok()
@@ -206,14 +224,14 @@ impl KeySets {
 }
 
 /// Reads the file again when it has changed, without end. A file that can't be used changes nothing.
-async fn watch_file(path: &Path, mut last: String, current: &CurrentKeys) {
+async fn watch_file(path: &Path, issuer: Option<&Arc<str>>, mut last: String, current: &CurrentKeys) {
     loop {
         sleep(CHECK_EVERY).await;
         let text = tokio::fs::read_to_string(path).await.unwrap_or_default();
         if text == last {
             continue;
         }
-        match Key::set(&text) {
+        match Key::set(&text, issuer) {
             Ok(keys) => {
                 tracing::info!(keys = keys.len(), "the JWKS file has changed; its keys are in use");
                 current.replace(keys);

@@ -1,6 +1,7 @@
 //! Keys, each for one algorithm, and the verification of tokens with them.
 
 use std::fmt;
+use std::sync::Arc;
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
@@ -41,6 +42,8 @@ pub enum KeyError {
 
 /// A key, with the one algorithm that it is for. The token does not choose the algorithm.
 pub struct Key {
+    /// The only issuer whose tokens it verifies, if it is bound to one.
+    issuer: Option<Arc<str>>,
     id: Option<String>,
     algorithm: Algorithm,
     verifier: DecodingKey,
@@ -52,7 +55,12 @@ impl Key {
         if secret.len() < MIN_SECRET_BYTES {
             return Err(KeyError::ShortSecret);
         }
-        Ok(Self { id: None, algorithm: Algorithm::HS256, verifier: DecodingKey::from_secret(secret.as_bytes()) })
+        Ok(Self {
+            issuer: None,
+            id: None,
+            algorithm: Algorithm::HS256,
+            verifier: DecodingKey::from_secret(secret.as_bytes()),
+        })
     }
 
     /// A public key in PEM form. The kind of the key decides the algorithm.
@@ -61,7 +69,7 @@ impl Key {
         if String::from_utf8_lossy(pem).contains("PRIVATE KEY") {
             return Err(KeyError::NotPublicKey);
         }
-        let key = |algorithm, verifier| Self { id: None, algorithm, verifier };
+        let key = |algorithm, verifier| Self { issuer: None, id: None, algorithm, verifier };
         let rsa = DecodingKey::from_rsa_pem(pem).map(|rsa| key(Algorithm::RS256, rsa));
         let ec = || DecodingKey::from_ec_pem(pem).map(|ec| key(Algorithm::ES256, ec));
         let ed = || DecodingKey::from_ed_pem(pem).map(|ed| key(Algorithm::EdDSA, ed));
@@ -82,14 +90,15 @@ impl Key {
         }
     }
 
-    /// The keys of a JWKS (RFC 7517). Keys for other purposes and algorithms are left out.
-    pub fn set(text: &str) -> Result<Vec<Self>, KeyError> {
+    /// The keys of a JWKS (RFC 7517), bound to `issuer` if there is one. Keys for other purposes and algorithms are left
+    /// out.
+    pub fn set(text: &str, issuer: Option<&Arc<str>>) -> Result<Vec<Self>, KeyError> {
         let mut set: Value = serde_json::from_str(text).map_err(|_| KeyError::NotKeySet)?;
         let Some(Value::Array(keys)) = set.get_mut("keys").map(Value::take) else {
             return Err(KeyError::NotKeySet);
         };
-        let keys: Vec<_> =
-            keys.into_iter().filter_map(|key| Self::from_jwk(serde_json::from_value(key).ok()?)).collect();
+        let keys = keys.into_iter().filter_map(|key| Self::from_jwk(serde_json::from_value(key).ok()?));
+        let keys: Vec<_> = keys.map(|key| Self { issuer: issuer.cloned(), ..key }).collect();
         if keys.is_empty() { Err(KeyError::NoKeys) } else { Ok(keys) }
     }
 
@@ -109,7 +118,7 @@ impl Key {
             jwk.common.public_key_use.as_ref().is_none_or(|key_use| *key_use == PublicKeyUse::Signature);
         let for_algorithm = jwk.common.key_algorithm.as_ref().is_none_or(|other| *other == name);
         let verifier = DecodingKey::from_jwk(&jwk).ok().filter(|_| for_signatures && for_algorithm)?;
-        Some(Self { id: jwk.common.key_id, algorithm, verifier }).filter(Self::has_valid_size)
+        Some(Self { issuer: None, id: jwk.common.key_id, algorithm, verifier }).filter(Self::has_valid_size)
     }
 
     /// Whether a token with this header may be signed with the key.
@@ -167,11 +176,21 @@ impl<'a> SignedToken<'a> {
     ) -> Result<Claims, TokenError> {
         let mut refusal = TokenError::UnknownKey;
         for key in keys.filter(|key| key.may_have_signed(&self.header)) {
-            match decode::<Claims>(self.token, &key.verifier, &validation(key.algorithm, rules)) {
+            match decode::<Claims>(self.token, &key.verifier, &validation(key, rules)) {
+                // A bound key of the issuer may have signed it, too.
+                Ok(decoded) if key.issuer.is_none() && decoded.claims.is_issued_by_any(&rules.bound_issuers) => {
+                    refusal = TokenError::WrongIssuer;
+                }
                 Ok(decoded) => return Ok(decoded.claims),
                 Err(error) => match error.kind() {
                     // Another key of the same kind may be the right one.
+                    ErrorKind::InvalidSignature if refusal == TokenError::WrongIssuer => {}
                     ErrorKind::InvalidSignature => refusal = TokenError::WrongSignature,
+                    // Several issuers may have the same key.
+                    ErrorKind::InvalidIssuer if key.issuer.is_some() => refusal = TokenError::WrongIssuer,
+                    ErrorKind::MissingRequiredClaim(claim) if key.issuer.is_some() && claim == "iss" => {
+                        refusal = TokenError::WrongIssuer;
+                    }
                     // The fault is in the key, not in the token.
                     ErrorKind::InvalidEcdsaKey
                     | ErrorKind::InvalidEddsaKey
@@ -190,15 +209,19 @@ impl<'a> SignedToken<'a> {
     }
 }
 
-fn validation(algorithm: Algorithm, rules: &TokenRules) -> Validation {
-    let mut validation = Validation::new(algorithm);
+fn validation(key: &Key, rules: &TokenRules) -> Validation {
+    let mut validation = Validation::new(key.algorithm);
     // The library counts whole seconds, and accepts a token during the second of its end. `Access::identify` therefore
     // checks the expiry again.
     validation.leeway = rules.skew.as_secs() + u64::from(rules.skew.subsec_nanos() > 0);
     validation.validate_nbf = true;
     let mut required = vec!["exp"];
-    if !rules.issuers.is_empty() {
-        validation.set_issuer(&rules.issuers);
+    let issuers = key
+        .issuer
+        .as_deref()
+        .map_or_else(|| rules.issuers.iter().map(String::as_str).collect::<Vec<_>>(), |issuer| vec![issuer]);
+    if !issuers.is_empty() {
+        validation.set_issuer(&issuers);
         required.push("iss");
     }
     validation.validate_aud = !rules.audiences.is_empty();

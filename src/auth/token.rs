@@ -1,5 +1,6 @@
 //! The claims of a token, and the making of tokens for development.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::{EncodingKey, Header, encode};
@@ -18,12 +19,23 @@ pub(super) struct Claims {
     // The library checks that it is there.
     #[serde(default)]
     pub(super) exp: NumericDate,
+    /// A text. The library also accepts a list.
+    #[serde(default)]
+    iss: serde_json::Value,
     #[serde(default, deserialize_with = "deserialize_id")]
     pub(super) sub: Option<String>,
     #[serde(default, deserialize_with = "deserialize_id")]
     pub(super) jti: Option<String>,
     #[serde(default)]
     pub(super) roomcast: RoomcastClaim,
+}
+
+impl Claims {
+    /// Whether one of the issuers of the token is among these.
+    pub(super) fn is_issued_by_any(&self, issuers: &[Arc<str>]) -> bool {
+        let own = self.iss.as_array().map_or(std::slice::from_ref(&self.iss), Vec::as_slice);
+        own.iter().filter_map(serde_json::Value::as_str).any(|own| issuers.iter().any(|issuer| **issuer == *own))
+    }
 }
 
 /// Seconds since 1970 (RFC 7519, 2), fractions allowed.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -55,6 +56,18 @@ pub struct AccessArgs {
     #[arg(long, env = "ROOMCAST_JWT_ISSUER", value_name = "NAME", value_delimiter = ' ')]
     pub jwt_issuer: Vec<String>,
 
+    /// Issuer with keys of its own: its name in `iss`, `=`, and the URL or the file of a JWKS, as for --jwks-url and
+    /// --jwks-file. Repeatable. These keys verify only its tokens, and no other key verifies them. --jwt-issuer is for
+    /// the other keys.
+    #[arg(
+        long,
+        env = "ROOMCAST_JWKS_OF_ISSUER",
+        value_name = "ISSUER=JWKS",
+        value_delimiter = ' ',
+        hide_env_values = true
+    )]
+    pub jwks_of_issuer: Vec<IssuerKeys>,
+
     /// Audience that tokens must have in `aud`. Repeatable: one of them. If left out, `aud` is not checked.
     #[arg(long, env = "ROOMCAST_JWT_AUDIENCE", value_name = "NAME", value_delimiter = ' ')]
     pub jwt_audience: Vec<String>,
@@ -102,6 +115,7 @@ impl AccessArgs {
             || !self.jwt_public_key.is_empty()
             || self.jwks_file.is_some()
             || self.jwks_url.is_some()
+            || !self.jwks_of_issuer.is_empty()
     }
 
     /// Reads the keys. The error names the flag of the first key that can't be used, and the reason.
@@ -115,19 +129,41 @@ impl AccessArgs {
             let pem = std::fs::read(path).map_err(|why| failed(&why))?;
             fixed.push(Key::public(&pem).map_err(|why| failed(&why))?);
         }
-        let file = self
-            .jwks_file
-            .as_ref()
-            .map(|path| KeySetFile::open(path).map_err(|why| unusable_file("--jwks-file", path, &why)));
-        let url = self.jwks_url.as_ref().map(|url| {
-            KeySetUrl::new(url.0.clone(), self.jwks_refresh).map_err(|why| format!("--jwks-url: {why}"))
+        let file = self.jwks_file.as_ref().map(|path| {
+            KeySetFile::open(path, None).map_err(|why| unusable_file("--jwks-file", path, &why))
         });
-        Ok(KeySources { fixed, file: file.transpose()?, url: url.transpose()? })
+        let url = self.jwks_url.as_ref().map(|url| {
+            KeySetUrl::new(url.0.clone(), None, self.jwks_refresh)
+                .map_err(|why| format!("--jwks-url: {why}"))
+        });
+        let mut sources = KeySources {
+            fixed,
+            files: file.transpose()?.into_iter().collect(),
+            urls: url.transpose()?.into_iter().collect(),
+        };
+        for IssuerKeys { issuer, source } in &self.jwks_of_issuer {
+            let failed = |why| format!("--jwks-of-issuer {issuer}: {why}");
+            match source {
+                JwksSource::File(path) => {
+                    sources.files.push(KeySetFile::open(path, Some(issuer.clone())).map_err(failed)?);
+                }
+                JwksSource::Url(url) => {
+                    let set = KeySetUrl::new(url.0.clone(), Some(issuer.clone()), self.jwks_refresh);
+                    sources.urls.push(set.map_err(failed)?);
+                }
+            }
+        }
+        Ok(sources)
     }
 
     /// The checks of a token besides its signature.
     pub fn rules(&self) -> TokenRules {
-        TokenRules { issuers: self.jwt_issuer.clone(), audiences: self.jwt_audience.clone(), skew: self.jwt_skew }
+        TokenRules {
+            issuers: self.jwt_issuer.clone(),
+            bound_issuers: self.jwks_of_issuer.iter().map(|keys| keys.issuer.clone()).collect(),
+            audiences: self.jwt_audience.clone(),
+            skew: self.jwt_skew,
+        }
     }
 
     /// The permissions of callers without a token, for a gateway with keys.
@@ -224,6 +260,33 @@ impl FromStr for JwksUrl {
             "http" if is_local => Ok(Self(url)),
             _ => Err("it must be https; http is allowed only on this machine".into()),
         }
+    }
+}
+
+/// The keys of an issuer.
+#[derive(Clone, Debug)]
+pub struct IssuerKeys {
+    issuer: Arc<str>,
+    source: JwksSource,
+}
+
+#[derive(Clone, Debug)]
+enum JwksSource {
+    File(PathBuf),
+    Url(JwksUrl),
+}
+
+impl FromStr for IssuerKeys {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (issuer, source) =
+            text.split_once('=').filter(|(issuer, source)| !issuer.is_empty() && !source.is_empty()).ok_or(
+                "expected an issuer and a URL or a file, such as https://id.example=https://id.example/jwks.json",
+            )?;
+        let source =
+            if source.contains("://") { JwksSource::Url(source.parse()?) } else { JwksSource::File(source.into()) };
+        Ok(Self { issuer: issuer.into(), source })
     }
 }
 

@@ -16,7 +16,8 @@ pub struct ServerArgs {
     #[arg(long, env = "ROOMCAST_LISTEN", default_value = "127.0.0.1:8080", value_parser = listen_address, value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
-    /// Separate address for removals, revocations and the list of replicas; --listen then no longer serves them. If
+    /// Separate address for removals, revocations, the emptying of logs and the list of replicas; --listen then no
+    /// longer serves them. If
     /// other machines can reach it, it needs a key for tokens or --insecure-allow-anonymous, like --listen. If left
     /// out, --listen serves these routes.
     #[arg(long, env = "ROOMCAST_ADMIN_LISTEN", value_parser = listen_address, value_name = "ADDRESS")]

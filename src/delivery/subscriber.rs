@@ -12,7 +12,7 @@ use crate::broker::Member;
 use crate::live::LiveEvent;
 use crate::moderation::StreamIdentity;
 use crate::names::{EventName, RoomName, SubscriberId};
-use crate::presence::{Presence, PresenceSession, PresenceWatch};
+use crate::presence::{Presence, PresenceSession, PresenceWatch, StreamToken};
 use crate::rate_limit::StreamPermit;
 
 /// The subscriber id belongs to another caller in this room.
@@ -92,9 +92,11 @@ impl Subscriber {
         }
         let watching = rooms.iter().filter(|_| self.wants_presence).map(|room| presence.watch(room));
         let enabled = rooms.iter().filter(|room| presence.is_enabled(room));
-        let joining = enabled
-            .filter_map(|room| Some((room, member.clone()?)))
-            .map(async |(room, member)| presence.join(room, member).await.ok_or_else(|| NameTaken(room.clone())));
+        let joining = enabled.filter_map(|room| Some((room, member.clone()?))).map(async |(room, member)| {
+            let Identity { subject, token_id, .. } = &*self.identity;
+            let token = StreamToken { subject: subject.clone(), id: token_id.clone() };
+            presence.join(room, member, token).await.ok_or_else(|| NameTaken(room.clone()))
+        });
         let (watches, sessions) = tokio::join!(join_all(watching), join_all(joining));
         let extra = self.extra();
         extra.watches = watches;

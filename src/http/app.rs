@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio_util::task::TaskTracker;
 
+use super::body::BodyBudget;
 use crate::auth::Access;
 use crate::broker::{Broker, HashStore, Listeners, ReplicaRegistry};
 use crate::config::Settings;
@@ -52,6 +53,8 @@ pub struct AppParts {
     pub access: Access,
     /// The limits of requests and streams for each caller. `None`: no limits.
     pub limits: Option<Arc<RateLimiter>>,
+    /// The bytes of request bodies.
+    pub bodies: Arc<BodyBudget>,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// The open connections.
@@ -111,6 +114,7 @@ impl App {
             guarded: access.is_open() && is_local && !settings.access.insecure_allow_anonymous,
             limits: has_limits.then(|| RateLimiter::new(settings.limits.limits(), broker)),
             access,
+            bodies: BodyBudget::new(settings.requests.max_total_body_bytes),
             metrics,
             connections: TaskTracker::new(),
             settings,

@@ -4,11 +4,9 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequestParts, Path};
 use axum::http::header::{self, HeaderMap, HeaderName};
 use axum::http::request::Parts;
-use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -121,22 +119,6 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for JsonObject<T> {
     }
 }
 
-/// A JSON body.
-pub struct JsonBody<T>(pub T);
-
-impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
-        match BodyType::from_headers(request.headers())? {
-            BodyType::Json => parse_json(&read_body(request, app).await?).map(Self),
-            BodyType::Text | BodyType::Bytes => {
-                Err(Problem::new(Code::UnsupportedMediaType, "the Content-Type must be application/json"))
-            }
-        }
-    }
-}
-
 /// The type of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyType {
@@ -173,25 +155,6 @@ pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Opti
     let text = value.to_str();
     text.map(Some)
         .map_err(|_| Problem::new(Code::InvalidHeader, format!("{name} has characters that are not visible ASCII")))
-}
-
-/// Reads the whole body, up to `--max-body-bytes` and within `--request-timeout`.
-pub async fn read_body(request: Request, app: &App) -> Result<Bytes, Problem> {
-    let (limit, max) = (app.settings.requests.request_timeout, app.settings.requests.max_body_bytes);
-    // The timeout covers only the arrival of the body. Calls to the broker have limits of their own: a call that is
-    // cut short would hide whether the write was done.
-    let arrival = tokio::time::timeout(limit, Limited::new(request.into_body(), max).collect()).await;
-    let arrival = arrival.map_err(|_| {
-        let detail = format!("the body did not arrive within {limit:?} (--request-timeout)");
-        Problem::new(Code::RequestTimeout, detail)
-    })?;
-    arrival.map(Collected::to_bytes).map_err(|error| {
-        if error.is::<LengthLimitError>() {
-            Problem::new(Code::BodyTooLarge, format!("the body has more than {max} bytes (--max-body-bytes)"))
-        } else {
-            Problem::new(Code::InvalidBody, "the connection broke before the whole body had arrived")
-        }
-    })
 }
 
 /// The text of a body.

@@ -42,13 +42,13 @@ const MORE_HEADERS: usize = 3;
 /// How long browsers remember that a page may send requests.
 const PREFLIGHT_LIFETIME: Duration = Duration::from_mins(10);
 
-/// Surrounds routes with the middleware.
-pub(super) fn with_middleware(routes: Router, app: &App) -> Router {
+/// Surrounds routes with the middleware. `is_guarded`: they refuse what a web page of another site could send.
+pub(super) fn with_middleware(routes: Router, app: &App, is_guarded: bool) -> Router {
     let cors = cors(&app.settings.access.cors_origin);
     let app = app.clone();
     let routes = routes.layer(layer_fn(move |route: Route| {
         let app = app.clone();
-        service_fn(move |request| middleware(app.clone(), request, route.clone()))
+        service_fn(move |request| middleware(app.clone(), is_guarded, request, route.clone()))
     }));
     match cors {
         Some(cors) => routes.layer(cors),
@@ -87,7 +87,12 @@ fn cors(origins: &[Origin]) -> Option<CorsLayer> {
 }
 
 /// All the middleware is one layer: each further layer would cost a publish about as much as a delivery does.
-async fn middleware(app: App, mut request: Request, route: Route) -> Result<Response, Infallible> {
+async fn middleware(
+    app: App,
+    is_guarded: bool,
+    mut request: Request,
+    route: Route,
+) -> Result<Response, Infallible> {
     let id = request_id(request.headers());
     let began = Instant::now();
     let method = method_name(request.method());
@@ -99,7 +104,7 @@ async fn middleware(app: App, mut request: Request, route: Route) -> Result<Resp
         request.extensions_mut().insert(rate_status.clone());
     }
     let answer = async move {
-        let response = match check_request(&app, &request) {
+        let response = match check_request(&app, is_guarded, &request) {
             Ok(()) => match AssertUnwindSafe(route.oneshot(request)).catch_unwind().await {
                 Ok(Ok(response)) => response,
                 Err(_) => {
@@ -180,8 +185,8 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 /// Refusals that apply to every route.
-fn check_request(app: &App, request: &Request) -> Result<(), Problem> {
-    if app.guarded {
+fn check_request(app: &App, is_guarded: bool, request: &Request) -> Result<(), Problem> {
+    if is_guarded {
         let allowed = |origin: &[u8]| app.settings.access.allows_origin(origin);
         let guarded = guard::refuse_foreign(request.uri(), request.headers(), allowed);
         guarded.inspect_err(|problem| audit::refused(problem, None, None))?;
@@ -216,7 +221,7 @@ mod tests {
             panic!("as the test wants it");
         }
         let app = test_app();
-        let router = with_middleware(Router::new().route("/panics", get(panics)), &app);
+        let router = with_middleware(Router::new().route("/panics", get(panics)), &app, app.guarded);
         let request = Request::get("/panics").header("host", "localhost").header(REQUEST_ID, "mine");
         let Ok(response) = router.oneshot(request.body(Body::empty()).unwrap()).await;
         assert_eq!(response.status(), 500);

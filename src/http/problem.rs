@@ -57,6 +57,7 @@ pub enum Code {
     SubscriberTaken,
     TooManyRequests,
     TooManyConnections,
+    TooManyBodies,
     BadRequest,
     Internal,
 }
@@ -127,6 +128,11 @@ impl Code {
                 "too_many_connections",
                 StatusCode::SERVICE_UNAVAILABLE,
                 "The replica has reached its limit of connections",
+            ),
+            Self::TooManyBodies => (
+                "too_many_bodies",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The replica holds too many bytes of request bodies",
             ),
         }
     }

@@ -109,9 +109,11 @@ impl<S: Clone + PartialEq> RoomState<S> {
         self.leave_at(subscriber, now, |member| member.session == *session);
     }
 
-    /// A member was removed from the room.
-    pub(super) fn remove(&mut self, subscriber: &SubscriberId, now: Instant) {
-        self.leave_at(subscriber, now, |_| true);
+    /// Members were removed from the room. Returns whether there are any.
+    pub(super) fn remove(&mut self, is_meant: impl Fn(&SubscriberId, &S) -> bool, now: Instant) -> bool {
+        let removed = self.members.iter_mut().filter(|(subscriber, local)| is_meant(subscriber, &local.session));
+        // At once: it is not before the end of a grace time.
+        removed.map(|(_, local)| local.leaves_at = Some(now)).count() > 0
     }
 
     /// A later session of this subscriber has begun on another replica. Returns the session on this replica that ends.

@@ -1,5 +1,6 @@
 //! Limits of each caller: requests a second over all replicas, and open streams.
 
+mod bodies;
 mod budgets;
 mod hostile;
 

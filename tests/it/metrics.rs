@@ -86,6 +86,30 @@ async fn metrics_need_a_token_with_admin_or_a_separate_listener() {
 }
 
 #[tokio::test]
+async fn metrics_without_keys_are_scraped_by_any_address_that_reaches_their_listener() {
+    // The port of a listener that other machines can reach, and of one that only this machine can.
+    for (listen, host, expected) in [
+        ("0.0.0.0", "10.0.0.5:9100", 200),
+        ("0.0.0.0", "replica-1:9100", 200),
+        ("127.0.0.1", "localhost:9100", 200),
+        ("127.0.0.1", "rebound.example:9100", 403),
+    ] {
+        let port = free_port();
+        let gateway = Gateway::start(|settings| {
+            settings.server.metrics_listen = Some(format!("{listen}:{port}").parse().unwrap());
+        });
+        let gateway = gateway.await;
+        gateway.until_well().await;
+        let request = reqwest::Client::new().get(format!("http://127.0.0.1:{port}/metrics")).header("host", host);
+        assert_eq!(request.send().await.unwrap().status().as_u16(), expected, "{listen} {host}");
+        // The main listener, which only this machine can reach, answers to no foreign name.
+        let request = gateway.request(Method::GET, "/metrics").header("host", host);
+        let is_local = host.starts_with("localhost");
+        assert_eq!(gateway.send(request).await.0.as_u16(), if is_local { 200 } else { 403 }, "{host}");
+    }
+}
+
+#[tokio::test]
 async fn routes_for_admins_can_have_a_separate_listener() {
     let port = free_port();
     let gateway = Gateway::start(|settings| {
@@ -100,19 +124,26 @@ async fn routes_for_admins_can_have_a_separate_listener() {
         let request = reqwest::Client::new().request(method, format!("{url}{path}")).bearer_auth(token);
         request.send().await.unwrap().status().as_u16()
     };
-    for (method, path, done) in [
-        (Method::GET, "/v1/replicas", 200),
-        (Method::DELETE, "/v1/users/ann/streams", 204),
-        (Method::DELETE, "/v1/tokens/t1", 204),
-        (Method::DELETE, "/v1/rooms/lobby/subscribers/ann", 204),
+    for (method, path, refused, done) in [
+        (Method::GET, "/v1/replicas", 404, 200),
+        (Method::DELETE, "/v1/users/ann/streams", 404, 204),
+        (Method::DELETE, "/v1/tokens/t1", 404, 204),
+        (Method::DELETE, "/v1/rooms/lobby/subscribers/ann", 404, 204),
+        // Other methods of this route are for everyone.
+        (Method::DELETE, "/v1/rooms/lobby/events", 405, 204),
     ] {
-        assert_eq!(status(&main, method.clone(), path, &admin).await, 404, "{path}");
+        assert_eq!(status(&main, method.clone(), path, &admin).await, refused, "{path}");
         assert_eq!(status(&separate, method.clone(), path, &admin).await, done, "{path}");
         assert_eq!(status(&separate, method, path, &token(&claims(&super::auth::all()))).await, 403, "{path}");
     }
     assert_eq!(status(&main, Method::GET, "/v1/rooms/lobby/subscribers", &admin).await, 200);
     for path in ["/v1/rooms", "/livez", "/metrics"] {
         assert_eq!(status(&separate, Method::GET, path, &admin).await, 404, "{path}");
+    }
+    for (url, method, expected) in
+        [(&main, Method::GET, 200), (&separate, Method::GET, 405), (&separate, Method::POST, 405)]
+    {
+        assert_eq!(status(url, method, "/v1/rooms/lobby/events", &admin).await, expected);
     }
     crate::cli::refuses(&["--admin-listen", "0.0.0.0:9"], &["--admin-listen", "--insecure-allow-anonymous"]);
 }

@@ -1,6 +1,7 @@
 //! The embedded broker with a data folder: acknowledged data survives the process.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -257,7 +258,6 @@ async fn one_folder_has_one_process() {
 
 #[tokio::test]
 async fn a_folder_is_created_for_its_user_alone_and_a_failure_to_create_it_is_one_line() {
-    use std::os::unix::fs::PermissionsExt;
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("some/data");
     let replica = Replica::start_on(&folder, &[]);
@@ -462,4 +462,27 @@ async fn p4_a_folder_that_lacks_the_last_events_causes_a_gap_that_leads_forward(
         publish_all(&replica, "a", &["next"]).await;
         assert_eq!(stream.data().await, "next");
     }
+}
+
+#[tokio::test]
+async fn a_data_folder_that_others_could_read_is_closed_to_them() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (folder, store) = (temporary.path().join("data"), temporary.path().join("data/store"));
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let open_with = async |loose: u32| {
+        for path in [&folder, &store] {
+            let _ = std::fs::set_permissions(path, PermissionsExt::from_mode(loose));
+        }
+        let replica = Replica::start_on(&folder, &[]);
+        assert_eq!(publish(&replica, "lobby", "kept").await.0, 201);
+        replica.terminate().await;
+        (mode(&folder), mode(&store))
+    };
+    std::fs::create_dir(&folder).unwrap();
+    for loose in [0o755, 0o777, 0o750] {
+        assert_eq!(open_with(loose).await, (0o700, 0o700));
+    }
+    // A folder that has other files, too, may be meant for others. The data in it is not.
+    std::fs::write(folder.join("notes"), "").unwrap();
+    assert_eq!(open_with(0o755).await, (0o755, 0o700));
 }

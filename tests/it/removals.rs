@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpSocket;
 
 use crate::auth::{all, at, claims, close, token};
 use crate::support::{Gateway, Link, Proxy, SseEvent, Stream, World, eventually};
@@ -159,6 +161,44 @@ on_both_brokers! {
         eventually("the name is free", async || {
             (stream_status(&gateway, &path("bob")).await == 200).then_some(())
         }).await;
+    }
+
+    async fn a_removed_subscriber_that_does_not_read_is_off_the_list_at_once(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.presence.grace = Duration::from_mins(10);
+            settings.streams.stall_timeout = Duration::from_mins(10);
+        });
+        let gateway = gateway.await;
+        let moderator = as_user("mod");
+        let request = |method: Method, path: &str| gateway.request(method, path).bearer_auth(&moderator);
+        let members = async |room: &str| {
+            let list = gateway.send(request(Method::GET, &format!("/v1/rooms/{room}/subscribers"))).await.1;
+            list["subscribers"].as_array().unwrap().len()
+        };
+        for (n, path) in ["/v1/rooms/{room}/subscribers/ann", "/v1/users/ann/streams", "/v1/tokens/jti"].iter().enumerate() {
+            for (version, query) in [("1.1", "room={room}"), ("1.1", "room={room}&room=b"), ("1.0", "room={room}")] {
+                let room = format!("r{n}-{version}-{}", query.len());
+                let mut claims = claims(&all());
+                claims["jti"] = json!(room);
+                let path = path.replace("{room}", &room).replace("jti", &room);
+                let query = query.replace("{room}", &room);
+                let socket = TcpSocket::new_v4().unwrap();
+                socket.set_recv_buffer_size(4096).unwrap();
+                let mut socket = socket.connect(gateway.address().parse().unwrap()).await.unwrap();
+                let head = format!("GET /v1/stream?{query}&subscriber=ann&access_token={} HTTP/{version}", token(&claims));
+                socket.write_all(format!("{head}\r\nhost: localhost\r\n\r\n").as_bytes()).await.unwrap();
+                eventually("it is listed", async || (members(&room).await == 1).then_some(())).await;
+                // More than the buffers hold.
+                for _ in 0..10 {
+                    let publish = request(Method::POST, &format!("/v1/rooms/{room}/events"));
+                    assert_eq!(gateway.send(publish.body("x".repeat(60_000))).await.0.as_u16(), 201);
+                }
+                remove(&gateway, &path).await;
+                eventually("it is not listed", async || (members(&room).await == 0).then_some(())).await;
+                drop(socket);
+            }
+        }
     }
 
     async fn all_streams_of_a_user_can_be_ended(world) {

@@ -26,7 +26,7 @@ on_both_brokers! {
     async fn p11_names_that_are_not_allowed_are_refused_wherever_they_stand(world) {
         let gateway = world.gateway().await;
         let long = "x".repeat(129);
-        for name in ["a%20b", "a%2Fb", "%7Ba%7D", "a%0Ab", "a%00b", "a%25", "%252F", "a*", "..%2F..", "%C2%85", &long] {
+        for name in ["a%20b", "a%2Fb", "%7Ba%7D", "a%0Ab", "a%00b", "a%25", "%252F", "a*", "..%2F..", "%C2%85", "%E3%85%A4", "a%E3%85%A4", "%CC%81", &long] {
             for path in [
                 format!("/v1/rooms/{name}/events"), format!("/v1/rooms/{name}"), format!("/v1/rooms/{name}/stream"),
                 format!("/v1/stream?room={name}"), format!("/v1/hashes/{name}"), format!("/v1/hashes/{name}/fields/f"),
@@ -49,6 +49,29 @@ on_both_brokers! {
             refused(&gateway, gateway.request(Method::GET, path), 404, "route_not_found").await;
         }
         refused(&gateway, gateway.request(Method::GET, "/v1/stream?room="), 400, "invalid_name").await;
+        // In a path, clients would leave these names out.
+        for name in [".", ".."] {
+            refused(&gateway, gateway.request(Method::GET, &format!("/v1/stream?room={name}")), 400, "invalid_name").await;
+            let batch = json!({"events": [{"room": name, "data": 1}]});
+            refused(&gateway, gateway.request(Method::POST, "/v1/events").json(&batch), 400, "invalid_body").await;
+            let patch = gateway.request(Method::PATCH, "/v1/hashes/h").json(&json!({name: "v"}));
+            refused(&gateway, patch, 400, "invalid_body").await;
+        }
+    }
+
+    async fn names_of_scripts_with_combining_marks_serve_everywhere(world) {
+        let gateway = world.gateway().await;
+        for name in ["हिन्दी", "தமிழ்", "ที่", "ශ්‍රී"] {
+            let mut stream = gateway.stream(&format!("/v1/rooms/{name}/stream?subscriber={name}")).await;
+            let id = gateway.publish_json(name, name, json!(name)).await;
+            let event = stream.event().await;
+            assert_eq!((event.id, event.event.as_str(), event.data), (id, name, json!(name).to_string()));
+            let put = gateway.request(Method::PUT, &format!("/v1/hashes/{name}/fields/{name}")).body(name);
+            assert_eq!(gateway.send(put).await.0, 201);
+            assert_eq!(gateway.get(&format!("/v1/hashes/{name}/fields/{name}")).await.1["value"], name);
+            let list = gateway.get(&format!("/v1/rooms/{name}/subscribers")).await.1;
+            assert_eq!(list["subscribers"][0]["subscriber"], name);
+        }
     }
 
     async fn p11_bodies_that_are_not_events_are_refused_and_store_nothing(world) {

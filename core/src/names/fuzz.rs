@@ -7,7 +7,7 @@ use super::{
 };
 use crate::fuzz::{shaped, shaped_text};
 
-const NAMES: [&str; 6] = ["lobby", "größe", "房间.7", "a:b@c+d=e-f~g_h", "stream.open", "a b/{c}"];
+const NAMES: [&str; 7] = ["lobby", "größe", "房间.7", "a:b@c+d=e-f~g_h", "stream.open", "a b/{c}", "हिन्दी"];
 
 /// Checks what holds for every kind of name, in plain text and in JSON: an accepted name keeps its text, and a refused
 /// one has an error text.

@@ -4,10 +4,14 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
+use super::letters::is_letter_or_digit;
+
 /// Most bytes in the name of a room, a hash, an event or a subscriber.
 pub const MAX_NAME_BYTES: usize = 128;
 /// Most bytes in the name of a hash's field.
 pub const MAX_FIELD_BYTES: usize = 256;
+/// Characters of names besides letters, digits and their marks.
+const PUNCTUATION: &str = "._~:@+=-";
 /// Event names with one of these prefixes belong to the gateway.
 const RESERVED: [&str; 3] = ["stream.", "presence.", "hash."];
 
@@ -23,8 +27,11 @@ pub enum NameError {
         /// Most bytes allowed.
         limit: usize,
     },
-    /// A character that is not allowed in names.
-    #[error("{0:?} is not allowed; letters, digits and . _ ~ : @ + = - are")]
+    /// A name that means something else in a path.
+    #[error("a path can't contain the names . and ..")]
+    Dots,
+    /// A character that is not allowed in names, or not at this place.
+    #[error("{0:?} is not allowed here; visible letters with their marks, digits and . _ ~ : @ + = - are")]
     Character(char),
     /// A control character in the name of a field.
     #[error("control characters are not allowed")]
@@ -36,11 +43,21 @@ pub enum NameError {
 
 fn check_name(text: &str) -> Result<(), NameError> {
     check_length(text, MAX_NAME_BYTES)?;
-    let allowed = |c: char| c.is_alphanumeric() || "._~:@+=-".contains(c);
-    match text.chars().find(|c| !allowed(*c)) {
-        Some(forbidden) => Err(NameError::Character(forbidden)),
+    check_dots(text)?;
+    let mut chars = text.char_indices();
+    let forbidden = chars.find(|(at, c)| {
+        let (before, after) = (&text[..*at], &text[at + c.len_utf8()..]);
+        !PUNCTUATION.contains(*c) && !is_letter_or_digit(before, *c, after)
+    });
+    match forbidden {
+        Some((_, forbidden)) => Err(NameError::Character(forbidden)),
         None => Ok(()),
     }
+}
+
+/// Clients leave out a segment `.` of a path, and `..` with the segment before it.
+fn check_dots(text: &str) -> Result<(), NameError> {
+    if matches!(text, "." | "..") { Err(NameError::Dots) } else { Ok(()) }
 }
 
 fn check_event_name(text: &str) -> Result<(), NameError> {
@@ -53,6 +70,7 @@ fn check_event_name(text: &str) -> Result<(), NameError> {
 
 fn check_field_name(text: &str) -> Result<(), NameError> {
     check_length(text, MAX_FIELD_BYTES)?;
+    check_dots(text)?;
     if text.chars().any(char::is_control) { Err(NameError::Control) } else { Ok(()) }
 }
 
@@ -119,7 +137,8 @@ macro_rules! names {
 }
 
 names! {
-    /// A room's name: 1 to 128 bytes of letters and digits of any script and `. _ ~ : @ + = -`.
+    /// A room's name: 1 to 128 bytes of visible letters, their marks and digits of any script and `. _ ~ : @ + = -`,
+    /// other than `.` and `..`. Names are compared byte for byte.
     RoomName by check_name;
     /// The name of a shared hash, with the same rules as a room's name.
     HashName by check_name;
@@ -154,13 +173,51 @@ mod tests {
 
     #[test]
     fn names_of_any_script_are_allowed_and_separators_are_not() {
-        for valid in ["a", "chat.42", "größe", "房间", "a:b@c+d=e-f~g_h", &"x".repeat(128)] {
+        let scripts = [
+            "größe",
+            "房间",
+            "हिन्दी",
+            "தமிழ்",
+            "ที่",
+            "ශ්‍රී",
+            "می‌خواهم",
+            "שָׁלוֹם",
+            "e\u{301}",
+            "ភាសាខ្មែរ",
+            "မြန်မာ",
+            "한국어",
+        ];
+        for valid in ["a", "...", "chat.42", "a:b@c+d=e-f~g_h", &"x".repeat(128)].into_iter().chain(scripts) {
             assert!(RoomName::new(valid).is_ok(), "{valid}");
         }
-        for invalid in
-            ["", "a b", "a/b", "{a}", "a\n", "a\0", "a?b", "a%2Fb", "a*", &"x".repeat(129), &"ß".repeat(65)]
-        {
+        for invalid in [
+            "",
+            ".",
+            "..",
+            "a b",
+            "a/b",
+            "{a}",
+            "a\n",
+            "a\0",
+            "a?b",
+            "a%2Fb",
+            "a*",
+            &"x".repeat(129),
+            &"ß".repeat(65),
+        ] {
             assert!(RoomName::new(invalid).is_err(), "{invalid:?}");
+        }
+    }
+
+    #[test]
+    fn invisible_letters_and_marks_without_a_letter_are_refused() {
+        for invisible in "\u{115f}\u{1160}\u{3164}\u{ffa0}\u{34f}\u{17b4}\u{17b5}\u{180b}\u{200b}\u{200c}\u{200d}\u{2060}\u{ad}\u{fe0f}\u{e0100}\u{e0061}\u{202e}\u{feff}".chars() {
+            for name in [format!("{invisible}"), format!("a{invisible}b"), format!("房{invisible}")] {
+                assert_eq!(RoomName::new(&name), Err(NameError::Character(invisible)), "{name:?}");
+            }
+        }
+        for accent in ["\u{301}", ".\u{301}", "a.\u{94d}", "\u{93e}"] {
+            assert!(RoomName::new(accent).is_err(), "{accent:?}");
         }
     }
 
@@ -176,7 +233,7 @@ mod tests {
     #[test]
     fn field_names_may_hold_anything_but_control_characters() {
         assert!(FieldName::new("a b/c{d}?").is_ok());
-        for invalid in ["", "a\tb", "a\u{85}b", &"x".repeat(257)] {
+        for invalid in ["", ".", "..", "a\tb", "a\u{85}b", &"x".repeat(257)] {
             assert!(FieldName::new(invalid).is_err(), "{invalid:?}");
         }
     }

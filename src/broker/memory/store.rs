@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -27,6 +27,8 @@ const STORE_FOLDER: &str = "store";
 const UNFINISHED_FOLDER: &str = "store.new";
 /// The store's only keyspace.
 const KEYSPACE: &str = "kept";
+/// The permissions of the group and of all other users.
+const OTHERS: u32 = 0o077;
 /// The cache of blocks that were read. Only loading reads.
 const CACHE_BYTES: u64 = 4 << 20;
 /// The changes that the store holds in memory before it writes them into sorted tables.
@@ -116,6 +118,10 @@ impl Store {
         let path = folder.join(STORE_FOLDER);
         if !path.try_exists()? {
             create_store(folder)?;
+        }
+        close_to_others(&path);
+        if has_only_own_files(folder)? {
+            close_to_others(folder);
         }
         let open = Some(OpenStore::open(&path)?);
         Ok(Self { folder: folder.into(), open, _lock: lock })
@@ -207,6 +213,32 @@ fn create_store(folder: &Path) -> Result<(), StoreError> {
     File::open(folder)?.sync_all()?;
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
     Ok(File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?)
+}
+
+/// Whether a data folder has no files but the gateway's, so that it can be meant for nobody else.
+fn has_only_own_files(folder: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        if ![LOCK_FILE, STORE_FOLDER, UNFINISHED_FOLDER].iter().any(|own| name == *own) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Takes the permissions of other users away from a folder that existed before, for example as a restored backup.
+fn close_to_others(folder: &Path) {
+    let closed = fs::metadata(folder).and_then(|metadata| {
+        let mode = metadata.permissions().mode();
+        if mode & OTHERS == 0 {
+            Ok(())
+        } else {
+            fs::set_permissions(folder, Permissions::from_mode(mode & !OTHERS))
+        }
+    });
+    if let Err(error) = closed {
+        tracing::warn!(folder = %folder.display(), %error, "other users of this machine may be able to read the data");
+    }
 }
 
 #[cfg(test)]

@@ -32,7 +32,9 @@ fn lacks_right(error: &RedisError) -> bool {
 
 /// Whether the user lacks a right for a command of a script. Such an error has no code of its own.
 fn is_script_not_permitted(error: &RedisError) -> bool {
-    error.detail().is_some_and(|text| text.starts_with("The user executing the script can't"))
+    // Of Redis 7.0, and of later versions.
+    let starts = ["The user executing the script can't", "ACL failure in script"];
+    error.detail().is_some_and(|text| starts.iter().any(|start| text.starts_with(start)))
 }
 
 /// What to do about an error that only a change of settings ends.

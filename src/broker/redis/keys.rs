@@ -67,6 +67,11 @@ impl Keys {
         format!("{}:removals", self.prefix)
     }
 
+    /// The times until which removals are kept.
+    pub(super) fn removal_ends(&self) -> String {
+        format!("{}:ends", self.removals())
+    }
+
     /// The channel for messages to all replicas.
     pub(super) fn control(&self) -> String {
         format!("{}:control", self.prefix)

@@ -1,4 +1,4 @@
-//! Removals on Redis: one stream, written by a script.
+//! Removals on Redis: a stream, and the times until which its entries are kept, written by a script.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::error::{read_error, write_error};
 use crate::broker::{BrokerError, MAX_REMOVALS, ModerationStore, REMOVAL_LIFETIME, Removal, StoredRemoval};
 use crate::timestamp::{self, milliseconds};
 
-/// Lifetime of the stream after the last removal.
+/// Lifetime of the keys after the last removal.
 const STREAM_LIFETIME: Duration = Duration::from_hours(31 * 24);
 /// Removals in one page.
 const PAGE_REMOVALS: usize = 1000;
@@ -20,9 +20,12 @@ impl ModerationStore for RedisBroker {
     async fn store_removal(&self, removal: &Removal) -> Result<(), BrokerError> {
         let text = serde_json::to_string(removal).expect("names and numbers are JSON");
         let mut conn = self.connections.for_write().await?;
+        let now = milliseconds(timestamp::since_1970());
+        let kept_until = now.max(removal.until) + milliseconds(REMOVAL_LIFETIME);
         let mut call = self.scripts.remove.key(self.keys.removals());
+        call.key(self.keys.removal_ends());
         call.arg(text).arg(self.keys.control()).arg(MAX_REMOVALS).arg(milliseconds(STREAM_LIFETIME));
-        call.arg(milliseconds(timestamp::since_1970())).arg(milliseconds(REMOVAL_LIFETIME));
+        call.arg(now).arg(kept_until);
         let result: RedisResult<String> = call.invoke_async(conn.connection()).await;
         conn.check(result, write_error).map(|_| ())
     }

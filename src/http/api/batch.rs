@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
 use axum::Json;
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,9 @@ use utoipa::ToSchema;
 use super::events::{Published, json_data, new_event, store};
 use crate::auth::Permission;
 use crate::broker::{Appended, IdempotencyKey};
+use crate::http::body::read_json_body;
 use crate::http::caller::Caller;
-use crate::http::extract::{JsonBody, JsonObject};
+use crate::http::extract::{JsonObject, parse_json};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
 use crate::names::{Event, EventName, RoomName, SubscriberId};
@@ -124,7 +125,8 @@ pub async fn publish_events(
 ) -> Result<(StatusCode, Json<BatchAnswer>), Problem> {
     caller.require_some(Permission::Publish)?;
     let batch_key = idempotency::key_from_headers(request.headers())?.map(str::to_owned);
-    let JsonBody(JsonObject(batch)) = JsonBody::<JsonObject<Batch>>::from_request(request, &app).await?;
+    let body = read_json_body(request, &app, &caller).await?;
+    let JsonObject(batch) = parse_json::<JsonObject<Batch>>(&body)?;
     let (items, copies) = parse(&app, &caller, batch, batch_key.as_deref())?;
     // The request itself is counted already, as the first copy.
     caller.spend(&app, copies.saturating_sub(1) as u64).await?;

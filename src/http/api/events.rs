@@ -13,10 +13,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Permission;
 use crate::broker::{Appended, IdempotencyKey, ReadRange};
+use crate::http::body::read_body;
 use crate::http::caller::Caller;
-use crate::http::extract::{
-    BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json, read_body,
-};
+use crate::http::extract::{BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json};
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
@@ -150,7 +149,7 @@ pub async fn publish_event(
     caller.require(Permission::Publish, room.as_str())?;
     let key = idempotency::key_from_headers(request.headers())?.map(str::to_owned);
     let body_type = BodyType::from_headers(request.headers())?;
-    let body = read_body(request, &app).await?;
+    let body = read_body(request, &app, &caller).await?;
     let event = match body_type {
         BodyType::Json if query.event.is_some() => {
             let detail = "a JSON body has the event's name in its field \"event\"; remove event from the query";

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,9 @@ use self::values::{HashValue, check_value};
 use crate::auth::Permission;
 use crate::broker::FieldPage;
 use crate::http::App;
+use crate::http::body::read_json_body;
 use crate::http::caller::Caller;
-use crate::http::extract::{HashPath, JsonBody, QueryParams, parse_name};
+use crate::http::extract::{HashPath, QueryParams, parse_json, parse_name};
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::names::{FieldName, HashName};
@@ -158,11 +159,12 @@ pub async fn patch_fields(
     caller: Caller,
     HashPath(hash): HashPath,
     State(app): State<App>,
-    headers: HeaderMap,
-    JsonBody(patch): JsonBody<BTreeMap<FieldName, Option<String>>>,
+    request: Request,
 ) -> Result<Json<PatchAnswer>, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
-    refuse_conditions(&headers)?;
+    refuse_conditions(request.headers())?;
+    let body = read_json_body(request, &app, &caller).await?;
+    let patch = parse_json::<BTreeMap<FieldName, Option<String>>>(&body)?;
     let limit = app.settings.requests.max_batch_items;
     if patch.is_empty() || patch.len() > limit {
         let detail = format!("a patch must have 1 to {limit} fields (--max-batch-items)");

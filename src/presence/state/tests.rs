@@ -102,7 +102,7 @@ fn a_removed_member_and_one_that_leaves_have_no_grace_time() {
     let (mut state, now) = state();
     join(&mut state, now, "ann", 1, 7);
     join(&mut state, now, "bob", 2, 8);
-    state.remove(&id("ann"), now);
+    assert!(state.remove(|subscriber, _| *subscriber == id("ann"), now));
     state.leave(&id("bob"), &2, now);
     // The later end of its stream does not prolong that.
     state.end_session(&id("ann"), &1, now);

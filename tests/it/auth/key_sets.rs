@@ -13,6 +13,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{RSA, ask, at};
+use crate::cli::refuses;
 use crate::support::{Gateway, eventually, spawn};
 
 const EC: &str = include_str!("keys/ec.key.pem");
@@ -36,6 +37,19 @@ fn rsa() -> EncodingKey {
 
 fn ec() -> EncodingKey {
     EncodingKey::from_ec_pem(EC.as_bytes()).unwrap()
+}
+
+fn ed() -> EncodingKey {
+    EncodingKey::from_ed_pem(include_bytes!("keys/ed.key.pem")).unwrap()
+}
+
+/// A token of this issuer, signed with this key.
+fn token_of(issuer: Option<&str>, algorithm: Algorithm, key: &EncodingKey) -> String {
+    let mut claims = json!({"exp": at(600), "roomcast": {"read": ["*"]}});
+    if let Some(issuer) = issuer {
+        claims["iss"] = json!(issuer);
+    }
+    encode(&Header::new(algorithm), &claims, key).unwrap()
 }
 
 async fn read(gateway: &Gateway, token: &str) -> (u16, String) {
@@ -195,4 +209,55 @@ async fn a_key_without_an_id_does_not_prevent_the_fetch_of_a_new_one() {
     assert_eq!(read(&gateway, &new).await, (503, "keys_unavailable".into()));
     issuer.set.lock().unwrap().clone_from(&set("new", Algorithm::RS256, &other));
     eventually("the new key is fetched", async || (read(&gateway, &new).await.0 == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn p10_a_key_of_one_issuer_signs_for_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.json");
+    std::fs::write(&path, set("ec", Algorithm::ES256, &ec())).unwrap();
+    let issuer = Issuer::start(set("rsa", Algorithm::RS256, &rsa())).await;
+    let gateway = Gateway::start(|settings| {
+        // The secret is for every issuer that has no keys of its own.
+        settings.access.jwt_hs256_secret = vec![super::SECRET.parse().unwrap()];
+        settings.access.jwt_public_key = vec![format!("{}/ed.pub.pem", super::KEYS).into()];
+        settings.access.jwks_of_issuer = vec![
+            format!("https://a.example/={}", issuer.url).parse().unwrap(),
+            format!("https://b.example/={}", path.display()).parse().unwrap(),
+            // Two tenants of one provider have the same keys.
+            format!("https://c.example/={}", path.display()).parse().unwrap(),
+        ];
+    });
+    let gateway = gateway.await;
+    let secret = EncodingKey::from_secret(super::SECRET.as_bytes());
+    let keys =
+        [(Algorithm::RS256, rsa()), (Algorithm::ES256, ec()), (Algorithm::EdDSA, ed()), (Algorithm::HS256, secret)];
+    let fetched = token_of(Some("https://a.example/"), Algorithm::RS256, &rsa());
+    eventually("the set is fetched", async || (read(&gateway, &fetched).await.0 == 200).then_some(())).await;
+    for (issuer, accepted) in [
+        (Some("https://a.example/"), [true, false, false, false]),
+        (Some("https://b.example/"), [false, true, false, false]),
+        (Some("https://c.example/"), [false, true, false, false]),
+        (Some("https://a.example"), [false, false, true, true]),
+        (None, [false, false, true, true]),
+    ] {
+        for ((algorithm, key), accepted) in keys.iter().zip(accepted) {
+            let (status, code) = read(&gateway, &token_of(issuer, *algorithm, key)).await;
+            let expected = if accepted { (200, "") } else { (401, "token_invalid") };
+            assert_eq!((status, code.as_str()), expected, "{issuer:?} {algorithm:?}");
+        }
+    }
+    // A list with the issuer of another key does not help.
+    let listed =
+        json!({"exp": at(600), "iss": ["https://x.example", "https://a.example/"], "roomcast": {"read": ["*"]}});
+    let listed = encode(&Header::new(Algorithm::EdDSA), &listed, &ed()).unwrap();
+    assert_eq!(read(&gateway, &listed).await.0, 401);
+    // The key is replaced in the file: the new one is bound to the same issuers.
+    std::fs::write(&path, set("ed", Algorithm::EdDSA, &ed())).unwrap();
+    let new = token_of(Some("https://b.example/"), Algorithm::EdDSA, &ed());
+    eventually("the new key is in use", async || (read(&gateway, &new).await.0 == 200).then_some(())).await;
+    assert_eq!(read(&gateway, &token_of(Some("https://a.example/"), Algorithm::EdDSA, &ed())).await.0, 401);
+    refuses(&["--jwks-of-issuer", "https://a.example"], &["--jwks-of-issuer", "https://id.example=https"]);
+    refuses(&["--jwks-of-issuer", "a=http://b.example/keys"], &["--jwks-of-issuer", "https"]);
+    refuses(&["--listen", "127.0.0.1:0", "--jwks-of-issuer", "a=/missing"], &["--jwks-of-issuer a"]);
 }

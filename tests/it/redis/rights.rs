@@ -6,7 +6,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::auth::{all, claims, close, token};
-use crate::support::{Gateway, World, eventually};
+use crate::support::{Gateway, RedisServer, World, eventually};
 
 const PAGE: &str = include_str!("../../../docs/redis.md");
 /// Commands that the gateway does not use: other programs publish with EVAL.
@@ -16,6 +16,27 @@ const FOR_OTHER_PROGRAMS: [&str; 1] = ["eval"];
 fn acl_command() -> String {
     let start = PAGE.find("redis-cli ACL SETUSER").expect("docs/redis.md has an ACL command");
     PAGE[start..].split("\n```").next().unwrap().replace("\\\n", " ")
+}
+
+/// Creates that user. Returns the page's command.
+fn create_user(server: &RedisServer) -> String {
+    let command = acl_command();
+    let on_port = command.replacen("redis-cli", &format!("redis-cli -p {}", server.port()), 1);
+    let output = Command::new("sh").args(["-c", &on_port]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "OK", "{command}");
+    command
+}
+
+/// The commands that the user may run.
+fn granted(command: &str) -> impl Iterator<Item = &str> {
+    command.split_whitespace().filter_map(|word| word.trim_matches('\'').strip_prefix('+'))
+}
+
+/// Stores a removal with this id, that is in force until this time in milliseconds since 1970.
+fn add_removal(server: &RedisServer, id: &str, until: u64) {
+    let removal = json!({"user": "nobody", "until": until}).to_string();
+    server.cli(&["XADD", "roomcast:removals", id, "r", &removal]);
+    server.cli(&["ZADD", "roomcast:removals:ends", &until.to_string(), id]);
 }
 
 /// The page's URL for that user, on another port.
@@ -39,6 +60,15 @@ struct TokenClient {
 }
 
 impl TokenClient {
+    /// A closed gateway that connects to Redis as that user.
+    async fn start(world: &World) -> Self {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.redis.url = Some(url_of_user(world.server().port()).parse().unwrap());
+        });
+        Self { gateway: gateway.await, token: full_token() }
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.gateway.request(method, path).bearer_auth(&self.token)
     }
@@ -63,19 +93,12 @@ impl TokenClient {
 async fn a_gateway_needs_the_documented_rights_and_no_others() {
     let world = World::redis().await;
     let server = world.server();
-    let command = acl_command();
-    let on_port = command.replacen("redis-cli", &format!("redis-cli -p {}", server.port()), 1);
-    let output = Command::new("sh").args(["-c", &on_port]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "OK", "{command}");
+    let command = create_user(server);
     // A removal that is over, and a process that has died: the gateway deletes them.
-    server.cli(&["XADD", "roomcast:removals", "1-1", "r", r#"{"user":"nobody","until":1}"#]);
+    add_removal(server, "1-1", 1);
     server.cli(&["SADD", "roomcast:replicas", "dead/00000000"]);
     server.cli(&["CONFIG", "RESETSTAT"]);
-    let gateway = world.gateway_with(|settings| {
-        close(settings);
-        settings.redis.url = Some(url_of_user(server.port()).parse().unwrap());
-    });
-    let client = TokenClient { gateway: gateway.await, token: full_token() };
+    let client = TokenClient::start(&world).await;
 
     rooms(&client, &world).await;
     hashes(&client).await;
@@ -84,8 +107,7 @@ async fn a_gateway_needs_the_documented_rights_and_no_others() {
     assert_eq!(server.cli(&["SISMEMBER", "roomcast:replicas", "dead/00000000"]), "0");
 
     // Some commands run only in the background, and a little later.
-    let granted = command.split_whitespace().filter_map(|word| word.trim_matches('\'').strip_prefix('+'));
-    let granted: Vec<_> = granted.filter(|command| !FOR_OTHER_PROGRAMS.contains(command)).collect();
+    let granted: Vec<_> = granted(&command).filter(|command| !FOR_OTHER_PROGRAMS.contains(command)).collect();
     assert!(granted.len() > 30, "{granted:?}");
     eventually("all granted commands have run", async || {
         let statistics = server.cli(&["INFO", "commandstats"]);
@@ -151,5 +173,76 @@ async fn moderation(client: &TokenClient) {
     for (subscriber, deny) in [("watcher", 0), ("member", 600)] {
         let path = format!("/v1/rooms/lobby/subscribers/{subscriber}?deny_seconds={deny}");
         client.send(204, client.request(Method::DELETE, &path)).await;
+    }
+}
+
+/// Digests of all keys but those that the gateway writes in the background, and rate limits.
+const SNAPSHOT: &str = "
+    local found = {}
+    for _, key in ipairs(redis.call('KEYS', 'roomcast:*')) do
+      local kind = string.match(key, '^roomcast:(%l+)')
+      if kind ~= 'probe' and kind ~= 'rate' and kind ~= 'replica' and kind ~= 'replicas' then
+        table.insert(found, key .. ' ' .. redis.sha1hex(redis.call('DUMP', key)))
+      end
+    end
+    table.sort(found)
+    return table.concat(found, '\\n')";
+
+#[tokio::test]
+async fn a_write_that_is_refused_for_a_missing_right_has_changed_nothing() {
+    let world = World::redis().await;
+    let server = world.server();
+    let command = create_user(server);
+    let client = TokenClient::start(&world).await;
+    let (post, put, patch, delete) = (Method::POST, Method::PUT, Method::PATCH, Method::DELETE);
+    let request = |method: &Method, path: &str| client.request(method.clone(), path);
+    let mut refusals = 0;
+    for right in granted(&command).filter(|right| !right.contains('|')) {
+        add_removal(server, &format!("{}-1", refusals + 1), 1);
+        client.publish("before").await;
+        client.send(200, request(&patch, "/v1/hashes/lamp").json(&json!({"colour": "green", "old": "x"}))).await;
+        for (n, write) in [
+            request(&post, "/v1/rooms/lobby/events").header("idempotency-key", right).body("hello"),
+            request(&delete, "/v1/rooms/lobby/events"),
+            request(&patch, "/v1/hashes/lamp").json(&json!({"colour": "red", "old": null})),
+            request(&put, "/v1/hashes/lamp/fields/colour").header("if-match", "*").body("blue"),
+            request(&post, "/v1/hashes/lamp/fields/count/increment").json(&json!({"by": 1})),
+            request(&delete, "/v1/hashes/lamp/fields/colour"),
+            request(&delete, "/v1/hashes/lamp"),
+            request(&delete, "/v1/users/nobody/streams"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let before = server.eval(SNAPSHOT, &[], &[]);
+            server.cli(&["ACL", "SETUSER", "roomcast", &format!("-{right}")]);
+            let (status, body) = client.gateway.send(write).await;
+            server.cli(&["ACL", "SETUSER", "roomcast", &format!("+{right}")]);
+            if status.is_server_error() {
+                refusals += 1;
+                assert_eq!((status.as_u16(), &body["code"]), (503, &json!("unavailable")), "{right}, {n}: {body}");
+                assert_eq!(server.eval(SNAPSHOT, &[], &[]), before, "{right}, {n}");
+            }
+        }
+        client.gateway.until_well().await;
+    }
+    assert!(refusals > 20, "{refusals} refusals");
+}
+
+#[tokio::test]
+async fn removals_that_are_over_are_deleted_behind_many_that_are_in_force() {
+    let world = World::redis().await;
+    let server = world.server();
+    for n in 1..=150 {
+        add_removal(server, &format!("{n}-1"), 99_999_999_999_999);
+    }
+    for n in 151..=170 {
+        add_removal(server, &format!("{n}-1"), n);
+    }
+    let gateway = world.gateway().await;
+    for stored in 151..=153 {
+        let request = gateway.request(Method::DELETE, "/v1/users/ann/streams?deny_seconds=600");
+        assert_eq!(gateway.send(request).await.0.as_u16(), 204);
+        assert_eq!(server.cli(&["XLEN", "roomcast:removals"]), stored.to_string());
     }
 }

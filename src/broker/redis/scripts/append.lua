@@ -6,6 +6,9 @@
 -- digest of the content, bytes to keep, time before which events are too old, watermarks…
 
 -- Checked here, since nothing may fail once something is written.
+for _, key in ipairs({ KEYS[1], KEYS[3] }) do
+  require_permission('SET', key, '')
+end
 local max_bytes, oldest_time = tonumber(ARGV[9]), ARGV[10]
 if not max_bytes or not oldest_time then
   return redis.error_reply('ERR bytes to keep and the time before which events are too old are missing')

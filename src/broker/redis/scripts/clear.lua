@@ -2,6 +2,7 @@
 -- emptied.
 -- KEYS: head, log. ARGV: channel, head's lifetime (ms), random, watermarks…
 
+require_permission('SET', KEYS[1], '')
 -- Fails before the first write if the key has another type: UNLINK would delete a value that is no log.
 redis.call('XLEN', KEYS[2])
 local text, replication_id = redis.call('GET', KEYS[1]), server_replication_id()

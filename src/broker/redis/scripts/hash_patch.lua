@@ -1,6 +1,10 @@
 -- Sets and removes fields in one step. Returns {created, replaced, removed}.
 -- KEYS: hash. ARGV: triples of "set", field, value or "remove", field, "".
 
+-- Checked here, since nothing may fail once something is written.
+if not redis.acl_check_cmd('HDEL', KEYS[1], '') then
+  return redis.error_reply('NOPERM the user has no permission to run HDEL')
+end
 local created, replaced, removed = 0, 0, 0
 -- The first write is an HSET if there is one, so that nothing is half done if Redis refuses it for lack of memory.
 for index = 1, #ARGV, 3 do

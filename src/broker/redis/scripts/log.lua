@@ -21,6 +21,14 @@ local MAX_DROPPED_FOR_AGE = 4 * TRIM_EVERY
 local MAX_CHUNK = 64
 local DAY = 24 * 3600 * 1000000
 
+-- Fails unless the user may run this command. A script calls it before its first write for each command that it calls
+-- later, since nothing may fail then.
+local function require_permission(command, ...)
+  if not redis.acl_check_cmd(command, ...) then
+    error({ err = 'NOPERM the user has no permission to run ' .. command })
+  end
+end
+
 -- tostring would print 1.79e+15.
 local function whole(number)
   return string.format('%.0f', number)
@@ -228,9 +236,14 @@ end
 -- Drops entries that are too old, and then the oldest ones until the log takes at most `max_bytes`. The functions are
 -- nested, since most appends do not trim, and to create functions takes time.
 local function trim(log_key, max_bytes, oldest_time)
+  local function log_length()
+    local length = redis.pcall('XLEN', log_key)
+    return type(length) == 'number' and length or 0
+  end
+
   -- Drops the oldest entries while `is_due` is true for their events, and at most `most` entries.
   local function drop_oldest(most, is_due)
-    local length, dropped, chunk = redis.call('XLEN', log_key), 0, 1
+    local length, dropped, chunk = log_length(), 0, 1
     while dropped < most do
       local oldest = redis.pcall('XRANGE', log_key, '-', '+', 'COUNT', math.min(chunk, most - dropped))
       local count = 0
@@ -260,7 +273,7 @@ local function trim(log_key, max_bytes, oldest_time)
     return time and time < oldest_time
   end)
 
-  local bytes, length = memory_usage(), redis.call('XLEN', log_key)
+  local bytes, length = memory_usage(), log_length()
   -- A log takes far more than its limit only after the limit was lowered, or because of one large event.
   while bytes > 2 * max_bytes and length > 1 do
     length = math.floor(length / 2)
@@ -279,7 +292,7 @@ local function trim(log_key, max_bytes, oldest_time)
       excess = excess - #event
       return is_due
     end)
-    bytes, length = memory_usage(), redis.call('XLEN', log_key)
+    bytes, length = memory_usage(), log_length()
   end
 end
 

@@ -193,7 +193,15 @@ if is_watched then
   add_events('join', joined)
 end
 
+if #written + #deleted > 0 or has_stale or starts_watch or is_recounted then
+  for _, key in ipairs({ KEYS[1], KEYS[2] }) do
+    require_permission('HSET', key, '', '')
+    require_permission('HDEL', key, '')
+    require_permission('PEXPIRE', key, head_ttl)
+  end
+end
 if #events > 0 then
+  require_permission('SET', KEYS[3], '')
   local log = {
     head_key = KEYS[3],
     key = KEYS[4],

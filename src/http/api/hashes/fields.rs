@@ -13,8 +13,9 @@ use super::values::{HashValue, check_value, current_value};
 use crate::auth::Permission;
 use crate::broker::{Condition, RemoveOutcome, SetOutcome, entity_tag};
 use crate::http::App;
+use crate::http::body::{read_body, read_json_body};
 use crate::http::caller::Caller;
-use crate::http::extract::{BodyType, FieldPath, JsonBody, JsonObject, header_text, parse_json, read_body};
+use crate::http::extract::{BodyType, FieldPath, JsonObject, header_text, parse_json};
 use crate::http::problem::{Code, Problem};
 use crate::names::{FieldName, HashName};
 
@@ -146,10 +147,11 @@ pub async fn set_field(
     caller.require(Permission::Write, hash.as_str())?;
     let condition = condition(request.headers())?;
     let body_type = BodyType::from_headers(request.headers())?;
-    let body = read_body(request, &app).await?;
+    let body = read_body(request, &app, &caller).await?;
     let value = match body_type {
         BodyType::Json => Bytes::from(parse_json::<JsonObject<SetField>>(&body)?.0.value),
-        BodyType::Text | BodyType::Bytes => body,
+        // A copy: the body may be a part of a larger buffer, which the embedded broker would then keep.
+        BodyType::Text | BodyType::Bytes => Bytes::copy_from_slice(&body),
     };
     check_value(&app, &value)?;
     let status = match app.hashes.set(&hash, &field, value.clone(), &condition).await? {
@@ -226,13 +228,14 @@ pub async fn increment_field(
     caller: Caller,
     FieldPath(hash, field): FieldPath,
     State(app): State<App>,
-    headers: HeaderMap,
-    JsonBody(JsonObject(increment)): JsonBody<JsonObject<Increment>>,
+    request: Request,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
     // The response is the value.
     caller.require(Permission::Read, hash.as_str())?;
-    refuse_conditions(&headers)?;
+    refuse_conditions(request.headers())?;
+    let body = read_json_body(request, &app, &caller).await?;
+    let JsonObject(increment) = parse_json::<JsonObject<Increment>>(&body)?;
     let sum = app.hashes.increment(&hash, &field, increment.by).await?.to_string();
     let body = FieldValue::new(&hash, &field, sum.as_bytes());
     Ok(([(header::ETAG, etag(sum.as_bytes()))], Json(body)).into_response())
