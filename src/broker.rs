@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-pub use self::error::{BrokerError, Fault, FaultKind, Health};
+pub use self::error::{BrokerError, Fault, FaultKind, Health, MemoryUse};
 pub use self::hash::{
     Condition, FieldPage, HashStore, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome, entity_tag,
 };

@@ -111,6 +111,24 @@ pub struct Health {
     pub delivery: Option<Fault>,
     /// The round-trip time of the last probe. None for a broker without probes, or if the probe did not come back.
     pub round_trip: Option<Duration>,
+    /// How much the broker holds. None if it does not tell.
+    pub memory: Option<MemoryUse>,
+}
+
+/// How much a broker holds of what it may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Bytes.
+    pub used: u64,
+    /// Bytes; 0 without a limit.
+    pub limit: u64,
+}
+
+impl MemoryUse {
+    /// Whether the last part of the memory is in use, which is kept for events.
+    pub fn is_nearly_full(self) -> bool {
+        self.limit > 0 && self.used > self.limit / 10 * 9
+    }
 }
 
 impl Health {

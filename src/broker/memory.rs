@@ -231,7 +231,13 @@ impl Broker for MemoryBroker {
 
     fn health(&self) -> Health {
         let disk = self.journal.as_ref().and_then(|journal| journal.health());
-        Health { commands: disk.or_else(|| self.state().fault()), delivery: None, round_trip: None }
+        let mut state = self.state();
+        Health {
+            commands: disk.or_else(|| state.fault()),
+            delivery: None,
+            round_trip: None,
+            memory: Some(state.memory_use()),
+        }
     }
 }
 

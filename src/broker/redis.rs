@@ -128,6 +128,7 @@ impl RedisBroker {
                 commands: Some(Fault::new(FaultKind::Unreachable, NOT_CONNECTED)),
                 delivery: Some(Fault::new(FaultKind::NotReceiving, NOT_CONNECTED)),
                 round_trip: None,
+                memory: None,
             }),
             registry: registry::RegistryState::default(),
             unwritten_heads: log::UnwrittenHeads::default(),

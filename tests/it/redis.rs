@@ -305,13 +305,19 @@ async fn p4_an_emptied_log_whose_head_lives_costs_a_quiet_subscriber_no_gap() {
 async fn the_head_of_a_room_with_subscribers_is_renewed() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
-    let _stream = gateway.room("held").await;
-    world.server().cli(&["PEXPIRE", "roomcast:{held}:head", "60000"]);
-    eventually("the head is renewed", async || {
-        let left: i64 = world.server().cli(&["PTTL", "roomcast:{held}:head"]).parse().unwrap();
-        (left > 60_000).then_some(())
-    })
-    .await;
+    let _written = gateway.room("written").await;
+    let _unwritten = gateway.room("unwritten").await;
+    gateway.publish("written", "1").await;
+    // A room that was never written to is kept only as long as it has subscribers.
+    for (room, renewed) in [("written", 100_000), ("unwritten", 30_000)] {
+        let head = format!("roomcast:{{{room}}}:head");
+        world.server().cli(&["PEXPIRE", &head, "30000"]);
+        eventually("the head is renewed", async || {
+            let left: i64 = world.server().cli(&["PTTL", &head]).parse().unwrap();
+            (left > renewed).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

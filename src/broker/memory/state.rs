@@ -23,7 +23,7 @@ pub use self::transaction::Transaction;
 use super::journal::Lsn;
 use super::micros;
 use super::record::Record;
-use crate::broker::{Fault, Removal, RetentionPolicy, SubscriberCounts};
+use crate::broker::{Fault, MemoryUse, Removal, RetentionPolicy, SubscriberCounts};
 use crate::log::DataSet;
 use crate::names::{EventId, HashName, RoomName, Topic};
 
@@ -145,6 +145,11 @@ impl MemoryState {
 
     pub fn used_bytes(&self) -> usize {
         self.ledger.used_bytes()
+    }
+
+    /// How much of the memory is in use.
+    pub fn memory_use(&self) -> MemoryUse {
+        MemoryUse { used: self.ledger.used_bytes() as u64, limit: self.ledger.max_bytes() as u64 }
     }
 
     /// Why writes fail, if there is no room for them.

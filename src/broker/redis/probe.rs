@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, interval, timeout};
 
+use redis::RedisResult;
 use super::RedisBroker;
-use crate::broker::{BrokerError, Fault, FaultKind, Health, LogListener};
+use super::error::read_error;
+use crate::broker::{BrokerError, Fault, FaultKind, Health, LogListener, MemoryUse};
 
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Longest time from the append's answer to the announcement.
@@ -47,8 +49,10 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn LogListener>
             (Ok((_, probed)), Some(live)) if is_receiving => broker.connections.promote(live, probed.clone()).await,
             _ => broker.connections.demote(),
         }
+        let memory = if appended.is_ok() { memory_use(&broker).await } else { None };
         broker.set_health(Health {
             round_trip,
+            memory,
             commands: appended.err().as_ref().map(fault),
             delivery: (!is_receiving).then(|| {
                 let detail = "a probe's announcement did not arrive on the pub/sub connection";
@@ -58,6 +62,18 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn LogListener>
         });
         ticks.reset();
     }
+}
+
+/// How much the server holds, by `INFO memory`.
+async fn memory_use(broker: &RedisBroker) -> Option<MemoryUse> {
+    let mut conn = broker.connections.for_read().await.ok()?;
+    let result: RedisResult<String> = redis::cmd("INFO").arg("memory").query_async(conn.connection()).await;
+    let info = conn.check(result, read_error).ok()?;
+    let field = |name: &str| {
+        let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        value.trim().parse().ok()
+    };
+    Some(MemoryUse { used: field("used_memory")?, limit: field("maxmemory")? })
 }
 
 fn fault(error: &BrokerError) -> Fault {

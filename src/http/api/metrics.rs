@@ -37,6 +37,7 @@ fn metrics(app: &App) -> Response {
         commands_up: health.commands.is_none(),
         delivery_up: health.delivery.is_none(),
         round_trip: health.round_trip,
+        memory: health.memory,
         malformed: app.live.malformed_announcements(),
         draining: app.drain.is_leaving(),
     };
