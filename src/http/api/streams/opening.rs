@@ -35,6 +35,8 @@ pub(super) struct StreamOptions<'a> {
     pub(super) presence: bool,
     /// The subscriber's profile, as JSON.
     pub(super) info: Option<String>,
+    /// Whether the client wants the head of the response only. It gets no stream.
+    pub(super) is_head: bool,
     /// The client's position. A refusal repeats it.
     pub(super) last_id: Option<String>,
 }
@@ -62,7 +64,9 @@ pub(super) async fn open(
     rooms: Vec<(RoomName, Start)>,
     options: StreamOptions<'_>,
 ) -> Result<Response, Problem> {
-    let (format, last_id) = (options.format, options.last_id.clone());
+    // A stream with a name changes the members of its rooms, and each stream takes one of its subject's streams.
+    caller.require_allowed_page(options.subscriber.is_some() || options.presence)?;
+    let (format, last_id, is_head) = (options.format, options.last_id.clone(), options.is_head);
     let names: Vec<_> = rooms.iter().map(|(room, _)| room.clone()).collect();
     // Counted first, so that the stream checks every termination that comes while it opens.
     let terminations = app.moderation.terminations();
@@ -70,6 +74,9 @@ pub(super) async fn open(
     let refuse = |reason| Ok(refuse(app, reason, last_id.as_deref()));
     if app.drain.is_leaving() {
         return refuse(EndReason::Draining);
+    }
+    if is_head {
+        return Ok(stream_headers().into_response());
     }
     match begin(app, &mut subscriber, &names, rooms).await {
         Ok(subscription) => {
