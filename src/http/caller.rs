@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use axum::extract::FromRequestParts;
 use axum::http::header::{AUTHORIZATION, COOKIE, ORIGIN};
@@ -85,12 +86,17 @@ async fn identify(parts: &Parts, app: &App) -> Result<(Arc<Identity>, bool), Pro
         Some(_) => true,
     };
     let identity = app.access.identify(token.as_ref().map(|token| token.text.as_str())).await?;
-    if let Some(token_id) = &identity.token_id
-        && app.moderation.is_revoked(token_id).await?
-    {
-        return Err(Problem::new(Code::TokenInvalid, "the token was revoked"));
-    }
+    check_revoked(app, &identity).await?;
     Ok((identity, is_foreign && !is_unchecked))
+}
+
+async fn check_revoked(app: &App, identity: &Identity) -> Result<(), Problem> {
+    match &identity.token_id {
+        Some(token_id) if app.moderation.is_revoked(token_id).await? => {
+            Err(Problem::new(Code::TokenInvalid, "the token was revoked"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn origin_not_allowed() -> Problem {
@@ -185,6 +191,14 @@ impl Caller {
         let (by_subject, by_address) = (subject.clone().map(RateKey::Subject), self.address.map(RateKey::Address));
         let keys = by_subject.into_iter().chain(by_address).chain([RateKey::All]);
         count_requests(app, keys, more, self.address, subject.as_deref()).await.map(|_| ())
+    }
+
+    /// Fails if the caller's token has expired or was revoked since the caller was identified. Logs the refusal.
+    pub async fn recheck_token(&self, app: &App) -> Result<(), Problem> {
+        if self.identity.expires_at.is_some_and(|at| at <= SystemTime::now()) {
+            return Err(self.refused(TokenError::Expired.into()));
+        }
+        check_revoked(app, &self.identity).await.map_err(|problem| self.refused(problem))
     }
 
     /// Whether the caller has a permission for the room or hash of that name.

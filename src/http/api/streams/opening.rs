@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::refusal::{refuse, stream_headers};
+use super::refusal::{refuse, refuse_caller, stream_headers};
 use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
 use crate::broker::{BrokerError, Member};
 use crate::config::PresenceInfo;
@@ -45,6 +45,8 @@ pub(super) struct StreamOptions<'a> {
 enum OpenError {
     /// The caller was removed for a time.
     Banned,
+    /// The caller's token is no longer valid.
+    Token(Problem),
     Broker(BrokerError),
     /// The name of the limit: `subject` or `address`.
     TooManyStreams(&'static str),
@@ -78,7 +80,7 @@ pub(super) async fn open(
     if is_head {
         return Ok(stream_headers().into_response());
     }
-    match begin(app, &mut subscriber, &names, rooms).await {
+    match begin(app, &caller, &mut subscriber, &names, rooms).await {
         Ok(subscription) => {
             let session = StreamSession::new(app.delivery.clone(), subscription, subscriber, format, terminations);
             let stream = DetachableStream::new(session);
@@ -93,6 +95,7 @@ pub(super) async fn open(
             caller.audit(&Problem::new(Code::Forbidden, detail));
             Ok(StatusCode::NO_CONTENT.into_response())
         }
+        Err(OpenError::Token(problem)) => refuse_caller(app, problem, last_id.as_deref()),
         Err(OpenError::Broker(BrokerError::Unavailable(fault) | BrokerError::OutcomeUnknown(fault))) => {
             tracing::debug!(%fault, "a stream was refused for now: the broker is unavailable");
             refuse(EndReason::Unavailable)
@@ -116,10 +119,11 @@ pub(super) async fn open(
     }
 }
 
-/// Takes a stream permit, checks bans, subscribes to the rooms, and joins them. In this order, so that a member gets
-/// the event of its own join.
+/// Takes a stream permit, checks removals, subscribes to the rooms, and joins them. In this order, so that a member
+/// gets the event of its own join.
 async fn begin(
     app: &App,
+    caller: &Caller,
     subscriber: &mut Subscriber,
     names: &[RoomName],
     rooms: Vec<(RoomName, Start)>,
@@ -128,13 +132,27 @@ async fn begin(
         let permit = limits.open_stream(subscriber.identity.subject.as_ref(), subscriber.address);
         subscriber.hold(permit.map_err(OpenError::TooManyStreams)?);
     }
-    if app.moderation.is_banned(names.iter().cloned(), &subscriber.stream_identity()).await? {
-        return Err(OpenError::Banned);
-    }
+    check_removals(app, caller, subscriber, names).await?;
     let topics = rooms.into_iter().map(|(room, start)| (room.into(), start)).collect();
     let subscription = app.live.subscribe(topics, |event| subscriber.wants(event)).await?;
+    // That took a while. A caller that was removed meanwhile must not end the owner's other streams.
+    check_removals(app, caller, subscriber, names).await?;
     subscriber.join(&app.presence, names).await.map_err(OpenError::NameTaken)?;
     Ok(subscription)
+}
+
+/// Checks the caller's token and bans. Terminations are counted already, so those that come later end the stream.
+async fn check_removals(
+    app: &App,
+    caller: &Caller,
+    subscriber: &Subscriber,
+    rooms: &[RoomName],
+) -> Result<(), OpenError> {
+    caller.recheck_token(app).await.map_err(OpenError::Token)?;
+    if app.moderation.is_banned(rooms.iter().cloned(), &subscriber.stream_identity()).await? {
+        return Err(OpenError::Banned);
+    }
+    Ok(())
 }
 
 /// Checks what a request says about its subscriber.
