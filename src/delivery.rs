@@ -22,7 +22,7 @@ pub use self::connection::{ConnGuard, DetachableStream};
 pub use self::end_reason::EndReason;
 pub use self::format::StreamFormat;
 pub use self::session::StreamSession;
-pub use self::subscriber::{NameTaken, Subscriber};
+pub use self::subscriber::Subscriber;
 use crate::metrics::Metrics;
 use crate::moderation::Moderation;
 use crate::shutdown::Drain;

@@ -12,7 +12,7 @@ use super::refusal::{refuse, refuse_caller, stream_headers};
 use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
 use crate::broker::{BrokerError, Member};
 use crate::config::PresenceInfo;
-use crate::delivery::{DetachableStream, EndReason, NameTaken, StreamFormat, StreamSession, Subscriber};
+use crate::delivery::{DetachableStream, EndReason, StreamFormat, StreamSession, Subscriber};
 use crate::digest::sha1_hex;
 use crate::http::App;
 use crate::http::caller::Caller;
@@ -20,6 +20,7 @@ use crate::http::extract::{parse_event_name, parse_name};
 use crate::http::problem::{Code, Problem};
 use crate::live::{Start, Subscription};
 use crate::names::{EventName, RoomName, SubscriberId, nesting};
+use crate::presence::JoinError;
 
 /// Event names that one stream can select.
 const MAX_SELECTED: usize = 50;
@@ -50,12 +51,22 @@ enum OpenError {
     Broker(BrokerError),
     /// The name of the limit: `subject` or `address`.
     TooManyStreams(&'static str),
-    NameTaken(NameTaken),
+    /// The subscriber name belongs to another caller in this room.
+    NameTaken(RoomName),
 }
 
 impl From<BrokerError> for OpenError {
     fn from(error: BrokerError) -> Self {
         Self::Broker(error)
+    }
+}
+
+impl From<JoinError> for OpenError {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::NameTaken(room) => Self::NameTaken(room),
+            JoinError::Broker(error) => Self::Broker(error),
+        }
     }
 }
 
@@ -108,7 +119,7 @@ pub(super) async fn open(
             caller.audit(&Problem::new(Code::TooManyRequests, detail));
             refuse(EndReason::TooManyStreams)
         }
-        Err(OpenError::NameTaken(NameTaken(room))) => {
+        Err(OpenError::NameTaken(room)) => {
             let detail = format!(
                 "the subscriber name belongs to another caller in the room {room:?}; choose another subscriber="
             );
@@ -137,7 +148,7 @@ async fn begin(
     let subscription = app.live.subscribe(topics, |event| subscriber.wants(event)).await?;
     // That took a while. A caller that was removed meanwhile must not end the owner's other streams.
     check_removals(app, caller, subscriber, names).await?;
-    subscriber.join(&app.presence, names).await.map_err(OpenError::NameTaken)?;
+    subscriber.join(&app.presence, names).await?;
     Ok(subscription)
 }
 
