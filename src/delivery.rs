@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::broadcaster::Broadcasters;
-pub use self::connection::{ConnGuard, DetachableStream};
+pub use self::connection::{ConnGuard, ConnPermit, DetachableStream};
 pub use self::end_reason::EndReason;
 pub use self::format::StreamFormat;
 pub use self::session::StreamSession;

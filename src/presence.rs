@@ -246,7 +246,9 @@ impl Presence {
         let mut sessions = join_all(free).await.into_iter().collect::<Result<Vec<_>, _>>()?;
         let own = plan.own.iter().map(|room| self.join_room(room, member.clone(), !is_tentative));
         sessions.extend(join_all(own).await.into_iter().collect::<Result<Vec<_>, _>>()?);
-        sessions.iter_mut().for_each(|session| session.is_tentative = false);
+        for session in &mut sessions {
+            session.is_tentative = false;
+        }
         Ok(sessions)
     }
 

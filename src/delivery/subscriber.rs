@@ -13,7 +13,7 @@ use crate::live::LiveEvent;
 use crate::moderation::StreamIdentity;
 use crate::names::{EventName, RoomName, SubscriberId};
 use crate::presence::{JoinError, Presence, PresenceSession, PresenceWatch};
-use crate::rate_limit::StreamPermit;
+use crate::rate_limit::OpenPermit;
 
 /// The client that reads a stream, and the selection of events that it gets.
 pub struct Subscriber {
@@ -36,7 +36,7 @@ struct Extra {
     member: Option<Member>,
     sessions: Vec<PresenceSession>,
     watches: Vec<PresenceWatch>,
-    permit: Option<StreamPermit>,
+    permit: Option<OpenPermit>,
 }
 
 impl Subscriber {
@@ -71,7 +71,7 @@ impl Subscriber {
     }
 
     /// Keeps one of the streams that its caller may open, as long as the subscriber lives.
-    pub fn hold(&mut self, permit: StreamPermit) {
+    pub fn hold(&mut self, permit: OpenPermit) {
         self.extra().permit = Some(permit);
     }
 

@@ -49,15 +49,15 @@ impl FromRequestParts<App> for Caller {
             return Ok(Self { identity: app.access.identify(None).await?, address, is_foreign_page: false });
         }
         // Before the token is verified, which costs time.
-        let by_address = address.map(RateKey::Address).into_iter().chain([RateKey::All]);
-        let address_status = count_requests(app, by_address, 1, address, None).await?;
+        let by_address = count_requests(app, address.map(RateKey::Address), 1, address, None).await?;
         let identified = identify(parts, app).await;
+        let identity = identified.as_ref().ok().map(|(identity, _)| &**identity);
+        let subject = identity.and_then(|identity| identity.subject.as_deref());
+        let by_others = count_requests(app, rate_keys(app, identity), 1, address, subject).await?;
         let (identity, is_foreign_page) =
             identified.inspect_err(|problem| audit::refused(problem, None, address))?;
-        let by_subject = identity.subject.clone().map(RateKey::Subject);
-        let subject_status = count_requests(app, by_subject, 1, address, identity.subject.as_deref()).await?;
-        let slot = parts.extensions.get::<RateStatusSlot>();
-        if let (Some(status), Some(slot)) = (subject_status.or(address_status), slot) {
+        let lowest = by_others.into_iter().chain(by_address).min_by_key(|status| status.remaining);
+        if let (Some(status), Some(slot)) = (lowest, parts.extensions.get::<RateStatusSlot>()) {
             let _ = slot.0.set(status);
         }
         Ok(Self { identity, address, is_foreign_page })
@@ -103,6 +103,13 @@ fn origin_not_allowed() -> Problem {
     let detail = "a write or a stream of a web page needs a token in the Authorization header, \
                   or an Origin that --cors-origin lists";
     Problem::new(Code::OriginNotAllowed, detail)
+}
+
+/// The keys of a caller's limits, without that of its address. `identity` is `None` if its token is not valid.
+fn rate_keys(app: &App, identity: Option<&Identity>) -> impl Iterator<Item = RateKey> + use<> {
+    let by_subject = identity.and_then(|identity| identity.subject.clone()).map(RateKey::Subject);
+    let is_anonymous = !app.access.is_open() && identity.is_none_or(|identity| !identity.has_token);
+    by_subject.into_iter().chain(is_anonymous.then_some(RateKey::Anonymous)).chain([RateKey::All])
 }
 
 /// Counts requests against the limits of these keys. `address` and `subject` are for the audit log.
@@ -160,6 +167,7 @@ fn scope(policy: &str) -> &'static str {
     match policy {
         "subject" => "for one subject (--rate-per-subject)",
         "address" => "for one address (--rate-per-address)",
+        "anonymous" => "for all callers without a valid token together (half of --rate-total)",
         _ => "for all callers together (--rate-total)",
     }
 }
@@ -187,10 +195,8 @@ impl Caller {
 
     /// Counts further requests of the caller against its limits. The request itself is counted already.
     pub async fn spend(&self, app: &App, more: u64) -> Result<(), Problem> {
-        let subject = self.identity.subject.clone();
-        let (by_subject, by_address) = (subject.clone().map(RateKey::Subject), self.address.map(RateKey::Address));
-        let keys = by_subject.into_iter().chain(by_address).chain([RateKey::All]);
-        count_requests(app, keys, more, self.address, subject.as_deref()).await.map(|_| ())
+        let keys = self.address.map(RateKey::Address).into_iter().chain(rate_keys(app, Some(&self.identity)));
+        count_requests(app, keys, more, self.address, self.identity.subject.as_deref()).await.map(|_| ())
     }
 
     /// Fails if the caller's token has expired or was revoked since the caller was identified. Logs the refusal.
