@@ -18,11 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::broadcaster::Broadcasters;
-pub use self::connection::{ConnGuard, DetachableStream};
+pub use self::connection::{ConnGuard, ConnPermit, DetachableStream};
 pub use self::end_reason::EndReason;
 pub use self::format::StreamFormat;
 pub use self::session::StreamSession;
-pub use self::subscriber::{NameTaken, Subscriber};
+pub use self::subscriber::Subscriber;
 use crate::metrics::Metrics;
 use crate::moderation::Moderation;
 use crate::shutdown::Drain;

@@ -164,8 +164,16 @@ impl Metrics {
                     "Round trip of the last probe of the broker; 0 if the probe has not returned",
                     SecondsGauge::default(),
                 ),
-                memory_used: add(all, "broker_memory_used_bytes", "Bytes that the broker holds; 0 if it does not tell"),
-                memory_limit: add(all, "broker_memory_limit_bytes", "Bytes that the broker may hold; 0 without a limit"),
+                memory_used: add(
+                    all,
+                    "broker_memory_used_bytes",
+                    "Bytes that the broker holds; 0 if it does not tell",
+                ),
+                memory_limit: add(
+                    all,
+                    "broker_memory_limit_bytes",
+                    "Bytes that the broker may hold; 0 without a limit",
+                ),
                 malformed: add(
                     all,
                     "malformed_announcements",

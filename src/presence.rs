@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use futures_util::task::AtomicWaker;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -22,7 +23,7 @@ use wildmatch::WildMatch;
 use self::task::RoomPresence;
 use crate::broker::{
     BrokerError, Generation, Member, MemberChange, MemberOutcome, MemberPage, MemberView, PresenceListener,
-    PresenceStore, PresenceUpdate, Removal, write_with_deadline,
+    PresenceStore, PresenceUpdate, Removal, read_with_deadline, write_with_deadline,
 };
 use crate::live::LogClient;
 use crate::names::{RoomName, SubscriberId};
@@ -55,6 +56,7 @@ pub struct Presence {
 }
 
 /// The token with which a stream was opened.
+#[derive(Clone)]
 pub struct StreamToken {
     /// Its `sub`.
     pub subject: Option<Arc<str>>,
@@ -67,6 +69,26 @@ pub struct PresenceSession {
     room: Arc<RoomPresence>,
     subscriber: SubscriberId,
     handle: SessionHandle,
+    /// Whether the stream may still be refused. The member then leaves without a grace time.
+    is_tentative: bool,
+}
+
+/// The rooms with presence that a stream is to join, by what their lists say of its subscriber id.
+#[derive(Default)]
+pub struct JoinPlan {
+    /// The id is free.
+    free: Vec<RoomName>,
+    /// The id belongs to the caller already: to a stream that this one ends.
+    own: Vec<RoomName>,
+}
+
+/// Why a stream can't join its rooms.
+#[derive(Debug)]
+pub enum JoinError {
+    /// The subscriber id belongs to another caller in this room.
+    NameTaken(RoomName),
+    /// The member lists can't be read.
+    Broker(BrokerError),
 }
 
 /// The part of a session that its stream and the room's task share. Clones are the same session.
@@ -137,7 +159,11 @@ impl PresenceSession {
 
 impl Drop for PresenceSession {
     fn drop(&mut self) {
-        self.room.state().end_session(&self.subscriber, &self.handle, Instant::now());
+        if self.is_tentative {
+            self.leave();
+        } else {
+            self.room.state().end_session(&self.subscriber, &self.handle, Instant::now());
+        }
         self.room.wake();
     }
 }
@@ -207,24 +233,66 @@ impl Presence {
         self.store.member(room, subscriber).await
     }
 
-    /// Makes a stream's subscriber a member of a room. An earlier session of the same member ends. `None` if the
-    /// subscriber id belongs to another caller, or a later session has taken over already.
+    /// Checks that a stream's subscriber may join all of its rooms. Changes nothing.
+    pub async fn plan_join(&self, rooms: &[RoomName], member: &Member) -> Result<JoinPlan, JoinError> {
+        let rooms: Vec<_> = rooms.iter().filter(|room| self.is_enabled(room)).cloned().collect();
+        let mut plan = JoinPlan::default();
+        // The step that joins a room checks the id, too. It can't span rooms.
+        if rooms.len() <= 1 {
+            return Ok(JoinPlan { own: rooms, ..plan });
+        }
+        let owners = self.store.owners(&rooms, &member.subscriber);
+        let owners = read_with_deadline("the member lists could not be read in time", owners).await;
+        for (room, owner) in rooms.into_iter().zip(owners.map_err(JoinError::Broker)?) {
+            // The broker may not have a member of this replica yet.
+            let own_list = || self.room(&room).and_then(|room| room.state().owner(&member.subscriber));
+            match owner.or_else(own_list) {
+                None => plan.free.push(room),
+                Some(owner) if owner == member.owner => plan.own.push(room),
+                Some(_) => return Err(JoinError::NameTaken(room)),
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Makes a stream's subscriber a member of all the rooms of a plan, or of none. Earlier sessions of the same member
+    /// end once it is a member where its id was free: only there can another caller have taken the id since.
     pub async fn join(
         self: &Arc<Self>,
+        plan: &JoinPlan,
+        member: &Arc<Member>,
+        token: &StreamToken,
+    ) -> Result<Vec<PresenceSession>, JoinError> {
+        let is_tentative = true;
+        let free = plan.free.iter().map(|room| self.join_room(room, member.clone(), token.clone(), is_tentative));
+        let mut sessions = join_all(free).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let own = plan.own.iter().map(|room| self.join_room(room, member.clone(), token.clone(), !is_tentative));
+        sessions.extend(join_all(own).await.into_iter().collect::<Result<Vec<_>, _>>()?);
+        for session in &mut sessions {
+            session.is_tentative = false;
+        }
+        Ok(sessions)
+    }
+
+    /// Makes a stream's subscriber a member of a room. An earlier session of the same member ends. Fails if the
+    /// subscriber id belongs to another caller.
+    async fn join_room(
+        self: &Arc<Self>,
         room: &RoomName,
-        member: Member,
+        member: Arc<Member>,
         token: StreamToken,
-    ) -> Option<PresenceSession> {
+        is_tentative: bool,
+    ) -> Result<PresenceSession, JoinError> {
         let subscriber = member.subscriber.clone();
         let (answer, answered) = oneshot::channel();
         let handle = SessionHandle::new(token, answer);
-        let room = self.request_join(room, Arc::new(member), &handle);
-        room.wake();
+        let presence = self.request_join(room, member, &handle);
+        presence.wake();
         // From here on, the member leaves again however this function ends.
-        let session = PresenceSession { room, subscriber, handle };
+        let session = PresenceSession { room: presence, subscriber, handle, is_tentative };
         match timeout(JOIN_TIMEOUT, answered).await {
-            Ok(Ok(MemberOutcome::NameTaken | MemberOutcome::Superseded)) => None,
-            Ok(Ok(MemberOutcome::Present(_) | MemberOutcome::Absent) | Err(_)) | Err(_) => Some(session),
+            Ok(Ok(MemberOutcome::NameTaken | MemberOutcome::Superseded)) => Err(JoinError::NameTaken(room.clone())),
+            Ok(Ok(MemberOutcome::Present(_) | MemberOutcome::Absent) | Err(_)) | Err(_) => Ok(session),
         }
     }
 

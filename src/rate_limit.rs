@@ -1,4 +1,4 @@
-//! Rate limits for callers: requests a second, over all replicas together, and open streams on this replica.
+//! Limits of callers: requests a second, over all replicas together, and open streams and connections on this replica.
 //!
 //! The broker keeps one token bucket for each caller. A replica takes a tenth of a second's worth of tokens at a time
 //! and spends them by itself, so that most requests need no call to the broker. Tokens that are not spent within a
@@ -29,6 +29,13 @@ const STORE_TIMEOUT: Duration = Duration::from_millis(500);
 const STORE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// A bucket holds the tokens of this many seconds, so that many requests may arrive at once.
 const BURST_SECONDS: u32 = 2;
+/// Callers without a valid token may use this fraction of the total, so that they can't lock the others out.
+const ANONYMOUS_DIVISOR: u32 = 2;
+
+/// Most reads of lists and values at one time on this replica.
+const READS: u32 = 64;
+/// Most of these of one caller.
+const READS_OF_A_CALLER: u32 = 16;
 
 /// The limits for each caller and for all callers together. 0 stands for no limit.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +70,8 @@ pub enum RateKey {
     Subject(Arc<str>),
     /// An address; for IPv6 the first address of the /64.
     Address(IpAddr),
+    /// All callers without a valid token together.
+    Anonymous,
     /// All callers together.
     All,
 }
@@ -73,6 +82,7 @@ impl RateKey {
         match self {
             Self::Subject(_) => "subject",
             Self::Address(_) => "address",
+            Self::Anonymous => "anonymous",
             Self::All => "total",
         }
     }
@@ -82,7 +92,7 @@ impl RateKey {
         match self {
             Self::Subject(subject) => format!("subject:{subject}"),
             Self::Address(address) => format!("address:{address}"),
-            Self::All => "total".into(),
+            Self::Anonymous | Self::All => self.name().into(),
         }
     }
 }
@@ -151,33 +161,67 @@ pub struct RateLimiter {
     settings: RateLimitSettings,
     buckets: Arc<dyn RateStore>,
     limits: Cache<RateKey, Arc<LocalLimit>>,
-    streams: Mutex<HashMap<RateKey, u32>>,
+    streams: Arc<OpenCounts>,
+    reads: Arc<OpenCounts>,
 }
 
-/// Counts a caller's open stream until it is dropped.
-pub struct StreamPermit {
-    limiter: Arc<RateLimiter>,
+/// How many streams or connections of each caller are open.
+#[derive(Default)]
+pub struct OpenCounts(Mutex<HashMap<RateKey, u32>>);
+
+/// Counts a stream or a connection for its caller until it is dropped.
+pub struct OpenPermit {
+    counts: Arc<OpenCounts>,
     keys: Vec<RateKey>,
 }
 
-impl Drop for StreamPermit {
+impl Drop for OpenPermit {
     fn drop(&mut self) {
-        let mut streams = self.limiter.streams();
+        let mut counts = lock(&self.counts.0);
         for key in &self.keys {
-            if let Some(count) = streams.get_mut(key) {
+            if let Some(count) = counts.get_mut(key) {
                 *count -= 1;
                 if *count == 0 {
-                    streams.remove(key);
+                    counts.remove(key);
                 }
             }
         }
     }
 }
 
+impl OpenCounts {
+    /// Counts one more for each of these keys, if none of them has as many as its limit. 0 stands for no limit. Fails
+    /// with the name of the limit that is reached.
+    pub fn open(
+        self: &Arc<Self>,
+        limits: impl IntoIterator<Item = (RateKey, u32)>,
+    ) -> Result<OpenPermit, &'static str> {
+        let limits: Vec<_> = limits.into_iter().filter(|(_, most)| *most > 0).collect();
+        let mut counts = lock(&self.0);
+        for (key, most) in &limits {
+            if counts.get(key).is_some_and(|count| count >= most) {
+                return Err(key.name());
+            }
+        }
+        let keys: Vec<_> = limits.into_iter().map(|(key, _)| key).collect();
+        for key in &keys {
+            *counts.entry(key.clone()).or_default() += 1;
+        }
+        drop(counts);
+        Ok(OpenPermit { counts: self.clone(), keys })
+    }
+}
+
 impl RateLimiter {
     /// Limits whose buckets the broker keeps.
     pub fn new(settings: RateLimitSettings, buckets: Arc<dyn RateStore>) -> Arc<Self> {
-        Arc::new(Self { settings, buckets, limits: Cache::new(MAX_CALLERS), streams: Mutex::default() })
+        Arc::new(Self {
+            settings,
+            buckets,
+            limits: Cache::new(MAX_CALLERS),
+            streams: Arc::default(),
+            reads: Arc::default(),
+        })
     }
 
     /// Takes `count` tokens from the limits with these keys: from all of them, or from none. Returns the status of the
@@ -210,6 +254,7 @@ impl RateLimiter {
         match key {
             RateKey::Subject(_) => self.settings.rate_per_subject,
             RateKey::Address(_) => self.settings.rate_per_address,
+            RateKey::Anonymous => self.settings.rate_total.div_ceil(ANONYMOUS_DIVISOR),
             RateKey::All => self.settings.rate_total,
         }
     }
@@ -288,33 +333,30 @@ impl RateLimiter {
 
     /// Counts a stream for as long as the permit is held. If a limit is reached, fails with that limit's name.
     pub fn open_stream(
-        self: &Arc<Self>,
+        &self,
         subject: Option<&Arc<str>>,
         address: Option<IpAddr>,
-    ) -> Result<StreamPermit, &'static str> {
+    ) -> Result<OpenPermit, &'static str> {
         let subject = subject.map(|subject| (RateKey::Subject(subject.clone()), self.settings.streams_per_subject));
         let address = address.map(|address| (RateKey::Address(address), self.settings.streams_per_address));
-        let limits: Vec<_> = [subject, address].into_iter().flatten().filter(|(_, most)| *most > 0).collect();
-        let mut streams = self.streams();
-        for (key, most) in &limits {
-            if streams.get(key).is_some_and(|count| count >= most) {
-                return Err(key.name());
-            }
-        }
-        let keys: Vec<_> = limits.into_iter().map(|(key, _)| key).collect();
-        for key in &keys {
-            *streams.entry(key.clone()).or_default() += 1;
-        }
-        Ok(StreamPermit { limiter: self.clone(), keys })
+        self.streams.open([subject, address].into_iter().flatten())
+    }
+
+    /// Counts a read of up to 1 MiB for as long as the permit is held. If a limit is reached, fails with that limit's
+    /// name.
+    pub fn open_read(
+        &self,
+        subject: Option<&Arc<str>>,
+        address: Option<IpAddr>,
+    ) -> Result<OpenPermit, &'static str> {
+        let caller = subject.cloned().map(RateKey::Subject).or(address.map(RateKey::Address));
+        let caller = caller.map(|caller| (caller, READS_OF_A_CALLER));
+        self.reads.open(caller.into_iter().chain([(RateKey::All, READS)]))
     }
 
     fn limit(&self, key: &RateKey) -> Arc<LocalLimit> {
         let Ok(limit) = self.limits.get_or_insert_with(key, || Ok::<_, Infallible>(Arc::default()));
         limit
-    }
-
-    fn streams(&self) -> MutexGuard<'_, HashMap<RateKey, u32>> {
-        lock(&self.streams)
     }
 }
 

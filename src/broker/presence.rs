@@ -153,6 +153,13 @@ pub trait PresenceStore: Send + Sync {
     /// present during the whole listing is on some page. While many members come and go, one may be on two pages.
     async fn members(&self, room: &RoomName, from: Option<&str>, limit: usize) -> Result<MemberPage, BrokerError>;
 
+    /// The owner of a subscriber id in each of some rooms. None where it has no member, or one of a dead replica.
+    async fn owners(
+        &self,
+        rooms: &[RoomName],
+        subscriber: &SubscriberId,
+    ) -> Result<Vec<Option<Box<str>>>, BrokerError>;
+
     /// One member.
     async fn member(&self, room: &RoomName, subscriber: &SubscriberId) -> Result<Option<MemberView>, BrokerError>;
 }

@@ -129,12 +129,12 @@ impl AccessArgs {
             let pem = std::fs::read(path).map_err(|why| failed(&why))?;
             fixed.push(Key::public(&pem).map_err(|why| failed(&why))?);
         }
-        let file = self.jwks_file.as_ref().map(|path| {
-            KeySetFile::open(path, None).map_err(|why| unusable_file("--jwks-file", path, &why))
-        });
+        let file = self
+            .jwks_file
+            .as_ref()
+            .map(|path| KeySetFile::open(path, None).map_err(|why| unusable_file("--jwks-file", path, &why)));
         let url = self.jwks_url.as_ref().map(|url| {
-            KeySetUrl::new(url.0.clone(), None, self.jwks_refresh)
-                .map_err(|why| format!("--jwks-url: {why}"))
+            KeySetUrl::new(url.0.clone(), None, self.jwks_refresh).map_err(|why| format!("--jwks-url: {why}"))
         });
         let mut sources = KeySources {
             fixed,

@@ -1,4 +1,4 @@
-//! Limits of each caller: requests a second, and open streams.
+//! Limits of each caller: requests a second, open streams, and open connections.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -26,8 +26,8 @@ pub struct RateLimitArgs {
         value_parser = clap::value_parser!(u32).range(..=MAX_RATE))]
     pub rate_per_address: u32,
 
-    /// Requests a second of all callers together, counted in the same way. 0: no limit. A gateway on loopback without
-    /// keys has no rate limits and no stream limits.
+    /// Requests a second of all callers together, counted in the same way. With keys, callers without a valid token
+    /// may use half of it. 0: no limit. A gateway on loopback without keys has no limits of callers.
     #[arg(long, env = "ROOMCAST_RATE_TOTAL", default_value_t = 20_000, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(..=MAX_RATE))]
     pub rate_total: u32,
@@ -51,6 +51,12 @@ pub struct RateLimitArgs {
     /// Open streams from one address (of IPv6, one /64) on this replica. Further streams get `stream.end`. 0: no limit.
     #[arg(long, env = "ROOMCAST_MAX_STREAMS_PER_ADDRESS", default_value_t = 2000, value_name = "COUNT")]
     pub max_streams_per_address: u32,
+
+    /// Open connections from one address (of IPv6, one /64), streams included, and at most half of --max-connections.
+    /// Connections of a --trusted-proxy do not count. Further ones are refused like those above --max-connections. 0:
+    /// no limit.
+    #[arg(long, env = "ROOMCAST_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 4000, value_name = "COUNT")]
+    pub max_connections_per_address: u32,
 
     /// Address or network of a proxy. Its `X-Forwarded-For` header gives the address of the caller. Repeatable. If left
     /// out, all callers behind a proxy count as one address.

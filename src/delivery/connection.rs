@@ -18,6 +18,7 @@ use super::broadcaster::Broadcasters;
 use super::http1::{LAST_CHUNK, chunk};
 use super::session::{Heartbeat, StreamSession};
 use crate::live::CaughtUp;
+use crate::rate_limit::OpenPermit;
 
 /// Bytes that a client may send while it reads a stream, such as pipelined requests. The gateway discards them, and
 /// treats a client that sends more as disconnected.
@@ -28,10 +29,18 @@ const MAX_DISCARDED: u32 = 64 * 1024;
 #[derive(Clone)]
 pub struct DetachableStream(Arc<Mutex<Option<StreamSession>>>);
 
+/// A connection's share of the limits of connections.
+pub struct ConnPermit {
+    /// Of the limit of all, or of the limit of those that are refused.
+    pub total: OwnedSemaphorePermit,
+    /// Of the limit of its address.
+    pub address: Option<OpenPermit>,
+}
+
 /// What a connection holds as long as it exists.
 pub struct ConnGuard {
-    /// Its share of the limit of connections.
-    pub permit: OwnedSemaphorePermit,
+    /// Its share of the limits of connections.
+    pub permit: ConnPermit,
     /// Counts it for a shutdown, which waits for all connections to end.
     pub token: TaskTrackerToken,
 }

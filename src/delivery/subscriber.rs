@@ -12,12 +12,8 @@ use crate::broker::Member;
 use crate::live::LiveEvent;
 use crate::moderation::StreamIdentity;
 use crate::names::{EventName, RoomName, SubscriberId};
-use crate::presence::{Presence, PresenceSession, PresenceWatch, StreamToken};
-use crate::rate_limit::StreamPermit;
-
-/// The subscriber id belongs to another caller in this room.
-#[derive(Debug)]
-pub struct NameTaken(pub RoomName);
+use crate::presence::{JoinError, Presence, PresenceSession, PresenceWatch, StreamToken};
+use crate::rate_limit::OpenPermit;
 
 /// The client that reads a stream, and the selection of events that it gets.
 pub struct Subscriber {
@@ -40,7 +36,7 @@ struct Extra {
     member: Option<Member>,
     sessions: Vec<PresenceSession>,
     watches: Vec<PresenceWatch>,
-    permit: Option<StreamPermit>,
+    permit: Option<OpenPermit>,
 }
 
 impl Subscriber {
@@ -75,7 +71,7 @@ impl Subscriber {
     }
 
     /// Keeps one of the streams that its caller may open, as long as the subscriber lives.
-    pub fn hold(&mut self, permit: StreamPermit) {
+    pub fn hold(&mut self, permit: OpenPermit) {
         self.extra().permit = Some(permit);
     }
 
@@ -84,23 +80,28 @@ impl Subscriber {
     }
 
     /// Starts to watch the presence of its rooms, if it gets presence events, and becomes a member of them, if it has
-    /// chosen its id. All rooms at once, because each may take a moment.
-    pub async fn join(&mut self, presence: &Arc<Presence>, rooms: &[RoomName]) -> Result<(), NameTaken> {
+    /// chosen its id: of all of them, or of none.
+    pub async fn join(&mut self, presence: &Arc<Presence>, rooms: &[RoomName]) -> Result<(), JoinError> {
         let member = self.extra.as_ref().and_then(|extra| extra.member.clone());
-        if member.is_none() && !self.wants_presence {
-            return Ok(());
-        }
+        let Identity { subject, token_id, .. } = &*self.identity;
+        let token = StreamToken { subject: subject.clone(), id: token_id.clone() };
+        let joining = match member {
+            Some(member) => Some((presence.plan_join(rooms, &member).await?, Arc::new(member))),
+            None => None,
+        };
+        let joining = async {
+            match joining {
+                Some((plan, member)) => presence.join(&plan, &member, &token).await,
+                None => Ok(Vec::new()),
+            }
+        };
         let watching = rooms.iter().filter(|_| self.wants_presence).map(|room| presence.watch(room));
-        let enabled = rooms.iter().filter(|room| presence.is_enabled(room));
-        let joining = enabled.filter_map(|room| Some((room, member.clone()?))).map(async |(room, member)| {
-            let Identity { subject, token_id, .. } = &*self.identity;
-            let token = StreamToken { subject: subject.clone(), id: token_id.clone() };
-            presence.join(room, member, token).await.ok_or_else(|| NameTaken(room.clone()))
-        });
-        let (watches, sessions) = tokio::join!(join_all(watching), join_all(joining));
-        let extra = self.extra();
-        extra.watches = watches;
-        extra.sessions = sessions.into_iter().collect::<Result<_, _>>()?;
+        let (watches, sessions) = tokio::join!(join_all(watching), joining);
+        let sessions = sessions?;
+        if !watches.is_empty() || !sessions.is_empty() {
+            let extra = self.extra();
+            (extra.watches, extra.sessions) = (watches, sessions);
+        }
         Ok(())
     }
 

@@ -14,21 +14,33 @@ const IPV6_NETWORK_BITS: u32 = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
+impl Peer {
+    /// The address whose connections count together; for IPv6 the first address of the /64. `None` for a trusted
+    /// proxy, which has the connections of many clients.
+    pub fn client(self, trusted: &[IpNet]) -> Option<IpAddr> {
+        let peer = self.0.to_canonical();
+        (!is_trusted(peer, trusted)).then(|| network(peer))
+    }
+}
+
 /// The client's address; for IPv6 the first address of its /64. `None` without a connection, as in tests.
 pub fn client_address(extensions: &Extensions, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
     let Peer(peer) = extensions.get()?;
     Some(network(forwarded(peer.to_canonical(), headers, trusted)))
 }
 
+fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    trusted.iter().any(|network| network.contains(&address))
+}
+
 /// The nearest address that is not a trusted proxy. Addresses before it could be forged.
 fn forwarded(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     let mut nearest = peer;
     let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
     // Each address is parsed by itself, so that invalid text from the client can't hide an address that a proxy has
     // added.
     let mut addresses = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
-    while is_trusted(nearest) {
+    while is_trusted(nearest, trusted) {
         let Some(next) = addresses.next().and_then(parse_address) else { break };
         nearest = next.to_canonical();
     }
@@ -91,5 +103,20 @@ mod tests {
     fn all_addresses_of_an_ipv6_network_are_one_client() {
         assert_eq!(client("2001:db8:1:2:3:4:5:6", &[]), "2001:db8:1:2::");
         assert_eq!(client("fd00::1", &["2001:db8:1:2:ffff::"]), "2001:db8:1:2::");
+    }
+
+    #[test]
+    fn connections_count_for_their_network_unless_they_are_a_proxys() {
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        for (peer, expected) in [
+            ("192.0.2.1", Some("192.0.2.1")),
+            ("::ffff:192.0.2.1", Some("192.0.2.1")),
+            ("2001:db8:1:2:3:4:5:6", Some("2001:db8:1:2::")),
+            ("10.0.0.1", None),
+            ("::ffff:10.0.0.1", None),
+        ] {
+            let client = Peer(peer.parse().unwrap()).client(&trusted);
+            assert_eq!(client.map(|address| address.to_string()).as_deref(), expected, "{peer}");
+        }
     }
 }

@@ -2,25 +2,30 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use axum::extract::FromRequestParts;
 use axum::http::header::{AUTHORIZATION, COOKIE, ORIGIN};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::address::client_address;
 use super::problem::{Code, Problem};
 use super::{App, audit};
 use crate::auth::{Identity, Permission, TokenError};
-use crate::rate_limit::{RateError, RateKey, RateStatus};
+use crate::rate_limit::{OpenPermit, RateError, RateKey, RateStatus};
 
 /// The query parameter with the token of an `EventSource`, which can't set headers.
 pub const ACCESS_TOKEN: &str = "access_token";
+/// Where the page stands that makes a browser send a request. Pages can't set it.
+pub const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The caller and its permissions. Every route below `/v1/` extracts it before anything else.
 pub struct Caller {
     identity: Arc<Identity>,
     address: Option<IpAddr>,
+    /// Whether a page of a site that is not allowed may have made the caller's browser send the request.
+    is_foreign_page: bool,
 }
 
 /// The state of the caller's rate limits, for the headers of the response. It is in the request's extensions if there
@@ -41,48 +46,70 @@ impl FromRequestParts<App> for Caller {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let address = client_address(&parts.extensions, &parts.headers, &app.settings.limits.trusted_proxy);
         if app.access.is_open() && app.limits.is_none() {
-            return Ok(Self { identity: app.access.identify(None).await?, address });
+            return Ok(Self { identity: app.access.identify(None).await?, address, is_foreign_page: false });
         }
         // Before the token is verified, which costs time.
-        let by_address = address.map(RateKey::Address).into_iter().chain([RateKey::All]);
-        let address_status = count_requests(app, by_address, 1, address, None).await?;
+        let by_address = count_requests(app, address.map(RateKey::Address), 1, address, None).await?;
         let identified = identify(parts, app).await;
-        let identity = identified.inspect_err(|problem| audit::refused(problem, None, address))?;
-        let by_subject = identity.subject.clone().map(RateKey::Subject);
-        let subject_status = count_requests(app, by_subject, 1, address, identity.subject.as_deref()).await?;
-        let slot = parts.extensions.get::<RateStatusSlot>();
-        if let (Some(status), Some(slot)) = (subject_status.or(address_status), slot) {
+        let identity = identified.as_ref().ok().map(|(identity, _)| &**identity);
+        let subject = identity.and_then(|identity| identity.subject.as_deref());
+        let by_others = count_requests(app, rate_keys(app, identity), 1, address, subject).await?;
+        let (identity, is_foreign_page) =
+            identified.inspect_err(|problem| audit::refused(problem, None, address))?;
+        let lowest = by_others.into_iter().chain(by_address).min_by_key(|status| status.remaining);
+        if let (Some(status), Some(slot)) = (lowest, parts.extensions.get::<RateStatusSlot>()) {
             let _ = slot.0.set(status);
         }
-        Ok(Self { identity, address })
+        Ok(Self { identity, address, is_foreign_page })
     }
 }
 
-/// Identifies the caller by its token.
-async fn identify(parts: &Parts, app: &App) -> Result<Arc<Identity>, Problem> {
+/// Identifies the caller by its token. Also returns whether a page that is not allowed may have sent the request.
+async fn identify(parts: &Parts, app: &App) -> Result<(Arc<Identity>, bool), Problem> {
     let token = token(parts, &app.settings.access.token_cookie)?;
     // A page of another site can make a browser send a cookie, or a request without a token from the browser's
-    // address. The Origin header then names the page's site.
+    // address.
     let is_automatic = token.as_ref().is_none_or(|token| token.source == TokenSource::Cookie);
-    if !app.access.is_open()
-        && is_automatic
-        && !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS)
-    {
-        let origin = parts.headers.get(ORIGIN);
-        let allowed = origin.is_some_and(|origin| app.settings.access.allows_origin(origin.as_bytes()));
-        if !allowed && (token.is_some() || origin.is_some()) {
-            let detail = "a write from a web page needs a token in the Authorization header, \
-                          or an Origin that --cors-origin lists";
-            return Err(Problem::new(Code::OriginNotAllowed, detail));
-        }
+    let origin = parts.headers.get(ORIGIN);
+    let allowed = origin.is_some_and(|origin| app.settings.access.allows_origin(origin.as_bytes()));
+    let is_unchecked = app.access.is_open() || !is_automatic || allowed;
+    let is_read = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    // Browsers name the page's site in the Origin header of each write.
+    if !is_unchecked && !is_read && (token.is_some() || origin.is_some()) {
+        return Err(origin_not_allowed());
     }
+    // They send none with a read of the page's own site, and none with an image or a link of another site.
+    let site = parts.headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
+    let is_foreign = match site {
+        Some(b"same-origin") => false,
+        Some(b"none") | None => origin.is_some(),
+        Some(_) => true,
+    };
     let identity = app.access.identify(token.as_ref().map(|token| token.text.as_str())).await?;
-    if let Some(token_id) = &identity.token_id
-        && app.moderation.is_revoked(token_id).await?
-    {
-        return Err(Problem::new(Code::TokenInvalid, "the token was revoked"));
+    check_revoked(app, &identity).await?;
+    Ok((identity, is_foreign && !is_unchecked))
+}
+
+async fn check_revoked(app: &App, identity: &Identity) -> Result<(), Problem> {
+    match &identity.token_id {
+        Some(token_id) if app.moderation.is_revoked(token_id).await? => {
+            Err(Problem::new(Code::TokenInvalid, "the token was revoked"))
+        }
+        _ => Ok(()),
     }
-    Ok(identity)
+}
+
+fn origin_not_allowed() -> Problem {
+    let detail = "a write or a stream of a web page needs a token in the Authorization header, \
+                  or an Origin that --cors-origin lists";
+    Problem::new(Code::OriginNotAllowed, detail)
+}
+
+/// The keys of a caller's limits, without that of its address. `identity` is `None` if its token is not valid.
+fn rate_keys(app: &App, identity: Option<&Identity>) -> impl Iterator<Item = RateKey> + use<> {
+    let by_subject = identity.and_then(|identity| identity.subject.clone()).map(RateKey::Subject);
+    let is_anonymous = !app.access.is_open() && identity.is_none_or(|identity| !identity.has_token);
+    by_subject.into_iter().chain(is_anonymous.then_some(RateKey::Anonymous)).chain([RateKey::All])
 }
 
 /// Counts requests against the limits of these keys. `address` and `subject` are for the audit log.
@@ -140,6 +167,7 @@ fn scope(policy: &str) -> &'static str {
     match policy {
         "subject" => "for one subject (--rate-per-subject)",
         "address" => "for one address (--rate-per-address)",
+        "anonymous" => "for all callers without a valid token together (half of --rate-total)",
         _ => "for all callers together (--rate-total)",
     }
 }
@@ -167,10 +195,38 @@ impl Caller {
 
     /// Counts further requests of the caller against its limits. The request itself is counted already.
     pub async fn spend(&self, app: &App, more: u64) -> Result<(), Problem> {
-        let subject = self.identity.subject.clone();
-        let (by_subject, by_address) = (subject.clone().map(RateKey::Subject), self.address.map(RateKey::Address));
-        let keys = by_subject.into_iter().chain(by_address).chain([RateKey::All]);
-        count_requests(app, keys, more, self.address, subject.as_deref()).await.map(|_| ())
+        let keys = self.address.map(RateKey::Address).into_iter().chain(rate_keys(app, Some(&self.identity)));
+        count_requests(app, keys, more, self.address, self.identity.subject.as_deref()).await.map(|_| ())
+    }
+
+    /// Fails if the caller's token has expired or was revoked since the caller was identified. Logs the refusal.
+    pub async fn recheck_token(&self, app: &App) -> Result<(), Problem> {
+        if self.identity.expires_at.is_some_and(|at| at <= SystemTime::now()) {
+            return Err(self.refused(TokenError::Expired.into()));
+        }
+        check_revoked(app, &self.identity).await.map_err(|problem| self.refused(problem))
+    }
+
+    /// Begins a read of a list or a value, which goes on until the permit is dropped. Fails if too many go on: more would
+    /// have to wait, and keep others waiting.
+    pub fn begin_read(&self, app: &App) -> Result<Option<OpenPermit>, Problem> {
+        let Some(limits) = &app.limits else { return Ok(None) };
+        let permit = limits.open_read(self.identity.subject.as_ref(), self.address);
+        permit.map(Some).map_err(|limit| {
+            app.metrics.rejected(limit, "read");
+            let retry_after = Duration::from_secs(1);
+            if limit == RateKey::All.name() {
+                Problem::later(
+                    Code::Unavailable,
+                    "too many lists and values are being read; try again",
+                    retry_after,
+                )
+            } else {
+                let detail =
+                    format!("too many lists and values are being read for one {limit}; wait for the answers");
+                Problem::later(Code::TooManyRequests, detail, retry_after)
+            }
+        })
     }
 
     /// Whether the caller has a permission for the room or hash of that name.
@@ -205,6 +261,15 @@ impl Caller {
             return Ok(());
         }
         Err(self.refused(self.missing("admin")))
+    }
+
+    /// Fails if a page that is not allowed may have made the browser send the request, with the user's cookie or, if
+    /// `takes_name`, without a token. For reads that change what others see or have. Logs the refusal.
+    pub fn require_allowed_page(&self, takes_name: bool) -> Result<(), Problem> {
+        if self.is_foreign_page && (self.identity.has_token || takes_name) {
+            return Err(self.refused(origin_not_allowed()));
+        }
+        Ok(())
     }
 
     fn missing(&self, permission: &str) -> Problem {

@@ -43,8 +43,8 @@ struct LocalMember<S> {
 struct Join<S> {
     member: Arc<Member>,
     session: S,
-    /// The stream ended before the broker answered.
-    has_left: bool,
+    /// How long the member stays, if the stream ended before the broker answered.
+    grace: Option<Duration>,
 }
 
 /// The effects of an update, for the caller to carry out.
@@ -83,6 +83,11 @@ impl<S: Clone + PartialEq> RoomState<S> {
         self.members.len()
     }
 
+    /// The owner of a member.
+    pub(super) fn owner(&self, subscriber: &SubscriberId) -> Option<Box<str>> {
+        self.members.get(subscriber).map(|local| local.member.owner.clone())
+    }
+
     /// Whether there are no members and no sessions that wait to join.
     pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty() && self.joins.is_empty()
@@ -90,23 +95,28 @@ impl<S: Clone + PartialEq> RoomState<S> {
 
     /// A session joins with the next update.
     pub(super) fn join(&mut self, member: Arc<Member>, session: S) {
-        self.joins.push(Join { member, session, has_left: false });
+        self.joins.push(Join { member, session, grace: None });
     }
 
     /// The stream of a session has ended: its member leaves after the grace time.
     pub(super) fn end_session(&mut self, subscriber: &SubscriberId, session: &S, now: Instant) {
+        self.leave_session(subscriber, session, self.grace, now);
+    }
+
+    /// The member of a session leaves without a grace time. If the session still waits to join, it does not join.
+    pub(super) fn leave(&mut self, subscriber: &SubscriberId, session: &S, now: Instant) {
+        self.joins.retain(|join| join.session != *session);
+        self.leave_session(subscriber, session, Duration::ZERO, now);
+    }
+
+    fn leave_session(&mut self, subscriber: &SubscriberId, session: &S, grace: Duration, now: Instant) {
         // Unless it is the session of a member, it may still wait to join.
         if self.members.get(subscriber).is_none_or(|local| local.session != *session) {
             for join in self.joins.iter_mut().chain(&mut self.joining).filter(|join| join.session == *session) {
-                join.has_left = true;
+                join.grace = Some(join.grace.map_or(grace, |before| before.min(grace)));
             }
         }
-        self.leave_at(subscriber, now + self.grace, |member| member.session == *session);
-    }
-
-    /// The member of a session leaves without a grace time.
-    pub(super) fn leave(&mut self, subscriber: &SubscriberId, session: &S, now: Instant) {
-        self.leave_at(subscriber, now, |member| member.session == *session);
+        self.leave_at(subscriber, now + grace, |member| member.session == *session);
     }
 
     /// Members were removed from the room. Returns whether there are any.
@@ -245,9 +255,10 @@ impl<S: Clone + PartialEq> RoomState<S> {
 
     /// Adds the member of a session. Returns the earlier session of the same member, which has to end.
     fn insert(&mut self, join: Join<S>, generation: Option<Generation>, now: Instant) -> Option<S> {
-        let leaves_at = join.has_left.then(|| now + self.grace);
-        let subscriber = join.member.subscriber.clone();
-        let local = LocalMember { member: join.member, session: join.session, generation, leaves_at };
+        let Join { member, session, grace } = join;
+        let leaves_at = grace.map(|grace| now + grace);
+        let subscriber = member.subscriber.clone();
+        let local = LocalMember { member, session, generation, leaves_at };
         self.members.insert(subscriber, local).map(|earlier| earlier.session)
     }
 

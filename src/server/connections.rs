@@ -17,15 +17,16 @@ use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::detach::{Detach, FlushTracker};
 use crate::config::Settings;
-use crate::delivery::{Broadcasters, ConnGuard, DetachableStream};
+use crate::delivery::{Broadcasters, ConnGuard, ConnPermit, DetachableStream};
 use crate::http::{self, App, Peer};
+use crate::rate_limit::{OpenCounts, RateKey};
 
 /// Connections above the limit that still get a refusal. Further ones are closed without an answer.
 pub(super) const OVERLOAD_CONNECTIONS: usize = 256;
@@ -43,6 +44,9 @@ pub(super) struct Connections {
     router: Router,
     overloaded: Router,
     permits: Arc<Semaphore>,
+    /// The connections of each address, and the most of one. 0: no limit.
+    addresses: Arc<OpenCounts>,
+    most_per_address: u32,
     overload_permits: Arc<Semaphore>,
     tracker: TaskTracker,
     broadcasters: Arc<Broadcasters>,
@@ -54,8 +58,14 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) fn new(app: &App, tracker: TaskTracker, broadcasters: Arc<Broadcasters>, router: Router) -> Self {
+        let max_connections = app.settings.requests.max_connections;
+        // One address can't keep all others out, however few connections there may be.
+        let half = u32::try_from(max_connections / 2).unwrap_or(u32::MAX).max(1);
+        let limited = app.limits.as_ref().map(|_| app.settings.limits.max_connections_per_address);
         Self {
-            permits: Arc::new(Semaphore::new(app.settings.requests.max_connections)),
+            permits: Arc::new(Semaphore::new(max_connections)),
+            addresses: Arc::default(),
+            most_per_address: limited.unwrap_or(0).min(half),
             app: app.clone(),
             router,
             overloaded: http::overload_router(app),
@@ -97,12 +107,24 @@ impl Connections {
         }
     }
 
+    /// A connection's share of the limits. `None` if one of them is reached.
+    fn permit(&self, peer: Peer) -> Option<ConnPermit> {
+        let address = peer.client(&self.app.settings.limits.trusted_proxy);
+        let address =
+            address.map(|address| self.addresses.open([(RateKey::Address(address), self.most_per_address)]));
+        let address =
+            address.transpose().inspect_err(|limit| self.app.metrics.rejected(limit, "connection")).ok()?;
+        Some(ConnPermit { total: self.permits.clone().try_acquire_owned().ok()?, address })
+    }
+
     fn serve(&self, socket: TcpStream, peer: Peer) {
-        let permit = self.permits.clone().try_acquire_owned().map(|permit| (permit, self.router.clone()));
-        let overload =
-            || self.overload_permits.clone().try_acquire_owned().map(|permit| (permit, self.overloaded.clone()));
+        let admitted = self.permit(peer).map(|permit| (permit, self.router.clone()));
+        let overload = || {
+            let total = self.overload_permits.clone().try_acquire_owned().ok()?;
+            Some((ConnPermit { total, address: None }, self.overloaded.clone()))
+        };
         // Beyond both limits, not even a refusal is worth its cost.
-        let Ok((permit, router)) = permit.or_else(|_| overload()) else {
+        let Some((permit, router)) = admitted.or_else(overload) else {
             self.app.metrics.rejected("connections", "connection");
             return;
         };
@@ -136,7 +158,7 @@ impl Connections {
 struct AcceptedConnection {
     socket: TcpStream,
     peer: Peer,
-    permit: OwnedSemaphorePermit,
+    permit: ConnPermit,
     tracker: TaskTracker,
     router: Router,
     app: App,

@@ -1,12 +1,14 @@
 //! Connections that are incomplete, silent, many, or too many.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::auth::{all, claims, close, token};
 use crate::metrics::{text, value};
 use crate::support::{Gateway, Replica, eventually, within};
 
@@ -82,6 +84,78 @@ async fn requests_on_connections_above_the_limit_are_refused_for_now() {
     assert_eq!(answer.headers()["retry-after"], "2");
     drop(streams);
     eventually("a connection is free again", async || (gateway.get("/livez").await.0 == 200).then_some(())).await;
+}
+
+/// A client whose connections come from this address.
+fn client_at(address: [u8; 4]) -> reqwest::Client {
+    reqwest::Client::builder().local_address(IpAddr::from(address)).build().unwrap()
+}
+
+async fn status_for(client: &reqwest::Client, gateway: &Gateway) -> u16 {
+    within("an answer", client.get(format!("{}/livez", gateway.url)).send()).await.unwrap().status().as_u16()
+}
+
+#[tokio::test]
+async fn one_address_can_not_hold_all_connections() {
+    let gateway = Gateway::start(|settings| {
+        close(settings);
+        settings.limits.max_connections_per_address = 3;
+    })
+    .await;
+    let user = token(&claims(&all()));
+    let stream = gateway.stream(&format!("/v1/rooms/lobby/stream?access_token={user}")).await;
+    let silent = send(&gateway, "").await;
+    let mut idle = send(&gateway, "GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    read_until(&mut idle, &mut Vec::new(), "HTTP/1.1 200").await;
+    let answer = read_to_end(send(&gateway, "GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("too_many_connections"), "{answer}");
+    let refused = gateway.stream("/v1/rooms/lobby/stream").await;
+    assert_eq!(refused.opened, json!({"reason": "too_many_connections", "reconnect": "later"}));
+    // Others are served.
+    let other = client_at([127, 0, 0, 2]);
+    assert_eq!(status_for(&other, &gateway).await, 200);
+    let admin = token(&claims(&json!({"admin": true})));
+    let metrics = other.get(format!("{}/metrics", gateway.url)).bearer_auth(admin).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert_eq!(value(&metrics, "roomcast_rejected_total{limit=\"address\",kind=\"connection\"}"), 2);
+    drop((stream, silent, idle));
+    eventually("the address is served again", async || {
+        (status_for(&reqwest::Client::new(), &gateway).await == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn by_default_one_address_can_hold_half_of_the_connections() {
+    let gateway = Gateway::start(|settings| {
+        close(settings);
+        settings.requests.max_connections = 4;
+    })
+    .await;
+    let clients = [[127, 0, 0, 1], [127, 0, 0, 1], [127, 0, 0, 1], [127, 0, 0, 2]].map(client_at);
+    let mut statuses = Vec::new();
+    for client in &clients {
+        statuses.push(status_for(client, &gateway).await);
+    }
+    assert_eq!(statuses, [200, 200, 503, 200]);
+}
+
+#[tokio::test]
+async fn connections_of_a_trusted_proxy_are_those_of_many_clients() {
+    let gateway = Gateway::start(|settings| {
+        close(settings);
+        settings.limits.max_connections_per_address = 1;
+        settings.limits.trusted_proxy = vec!["127.0.0.2".parse::<IpAddr>().unwrap().into()];
+    })
+    .await;
+    for (address, expected) in [([127, 0, 0, 1], [200, 503, 503]), ([127, 0, 0, 2], [200; 3])] {
+        let clients = [address; 3].map(client_at);
+        let mut statuses = Vec::new();
+        for client in &clients {
+            statuses.push(status_for(client, &gateway).await);
+        }
+        assert_eq!(statuses, expected);
+    }
 }
 
 #[tokio::test]

@@ -116,6 +116,31 @@ on_both_brokers! {
         }).await;
     }
 
+    async fn callers_without_a_valid_token_leave_half_of_the_total_to_the_others(world) {
+        let gateway = world.gateway_with(|settings| {
+            few(settings);
+            settings.access.anonymous = vec!["subscribe=lobby".parse().unwrap()];
+            settings.limits.rate_per_subject = 0;
+            settings.limits.rate_total = 20;
+        }).await;
+        let read = || gateway.request(Method::GET, "/v1/rooms/lobby");
+        for wrong in [None, Some("x.y.z")] {
+            let request = || match wrong {
+                Some(token) => read().bearer_auth(token),
+                None => read(),
+            };
+            let answers = join_all((0..100).map(|_| gateway.send(request()))).await;
+            let others = join_all((0..5).map(|_| status(&gateway, read().bearer_auth(as_user("ann"))))).await;
+            assert_eq!(others, [200; 5]);
+            let (_, problem) = answers.iter().find(|(status, _)| *status == 429).expect("some are refused");
+            assert!(problem["detail"].as_str().unwrap().contains("without a valid token"), "{problem}");
+        }
+        // The limit of all callers holds for those with a token, too.
+        let others = join_all((0..200).map(|_| gateway.send(read().bearer_auth(as_user("ann"))))).await;
+        let (_, problem) = others.iter().find(|(status, _)| *status == 429).expect("some are refused");
+        assert!(problem["detail"].as_str().unwrap().contains("(--rate-total)"), "{problem}");
+    }
+
     async fn a_stream_over_a_limit_is_told_to_reconnect_later(world) {
         let gateway = world.gateway_with(|settings| {
             few(settings);

@@ -7,9 +7,12 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use roomcast::config::PresenceInfo;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::auth::{all, at, claims, close, token};
-use crate::support::{Gateway, SseEvent, Stream, World, eventually};
+use crate::metrics::{text, value};
+use crate::support::{Gateway, Link, Proxy, SseEvent, Stream, World, eventually};
 
 const GRACE: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_mins(10);
@@ -60,6 +63,12 @@ async fn stream_end(stream: &mut Stream) -> Value {
             return event.json();
         }
     }
+}
+
+fn as_user(user: &str) -> String {
+    let mut claims = claims(&all());
+    claims["sub"] = json!(user);
+    token(&claims)
 }
 
 on_both_brokers! {
@@ -139,11 +148,6 @@ on_both_brokers! {
             close(settings);
             settings.presence.grace = LONG;
         }).await;
-        let as_user = |user: &str| {
-            let mut claims = claims(&all());
-            claims["sub"] = json!(user);
-            token(&claims)
-        };
         let (ann, bob) = (as_user("ann"), as_user("bob"));
         let path = |token: &str| format!("/v1/rooms/lobby/stream?subscriber=desk&presence=true&access_token={token}");
         let mut first = gateway.stream(&path(&ann)).await;
@@ -161,6 +165,78 @@ on_both_brokers! {
         // The name stays reserved while its owner is disconnected.
         drop(second);
         assert_eq!(gateway.get(&path(&bob)).await.0.as_u16(), 409);
+    }
+
+    async fn a_stream_that_is_refused_in_one_room_enters_no_room(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.presence.grace = LONG;
+        }).await;
+        let (ann, bob) = (as_user("ann"), as_user("bob"));
+        let path = |room: &str, name: &str, token: &str| {
+            format!("/v1/rooms/{room}/stream?subscriber={name}&presence=true&access_token={token}")
+        };
+        let mut healthy = gateway.stream(&path("mine", "desk", &ann)).await;
+        healthy.event().await;
+        let _bob = gateway.stream(&path("taken", "desk", &bob)).await;
+        let mut witness = gateway.stream(&path("free", "witness", &ann)).await;
+        witness.event().await;
+        for rooms in [["mine", "free", "taken"], ["taken", "mine", "free"], ["free", "taken", "mine"]] {
+            let rooms = rooms.map(|room| format!("room={room}")).join("&");
+            let path = format!("/v1/stream?{rooms}&subscriber=desk&access_token={ann}");
+            let (status, problem) = gateway.get(&path).await;
+            assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("subscriber_taken")));
+            assert!(problem["detail"].as_str().unwrap().contains("taken"), "{problem}");
+        }
+        for (room, stream) in [("mine", &mut healthy), ("free", &mut witness)] {
+            let publish = gateway.request(Method::POST, &format!("/v1/rooms/{room}/events")).bearer_auth(&ann);
+            gateway.send(publish.body("hello")).await;
+            assert_eq!(stream.data().await, "hello", "nobody has joined, left or taken over in {room}");
+        }
+        gateway.stream(&path("free", "desk", &bob)).await;
+    }
+
+    async fn of_streams_of_two_callers_with_one_name_only_the_one_that_opens_supersedes(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.presence.grace = LONG;
+        }).await;
+        let (ann, bob) = (as_user("ann"), as_user("bob"));
+        for n in 0..10 {
+            let own = |user: &str| format!("{user}-{n}");
+            let first = |user: &'static str, token: &str| {
+                let path = format!("/v1/rooms/{}/stream?subscriber=desk&access_token={token}", own(user));
+                let gateway = &gateway;
+                async move { gateway.stream(&path).await }
+            };
+            let (ann_first, bob_first) = (first("ann", &ann).await, first("bob", &bob).await);
+            // Each names a room that it is in already, and both name two that are free.
+            let second = |user: &str, rooms: &str, token: &str| {
+                let path = format!("/v1/stream?room={}&{rooms}&subscriber=desk&access_token={token}", own(user));
+                gateway.answer(gateway.request(Method::GET, &path))
+            };
+            let (one, other) = (format!("room=x{n}&room=y{n}"), format!("room=y{n}&room=x{n}"));
+            let (ann_second, bob_second) = tokio::join!(second("ann", &one, &ann), second("bob", &other, &bob));
+            for (user, token, mut first, second) in
+                [("ann", &ann, ann_first, &ann_second), ("bob", &bob, bob_first, &bob_second)]
+            {
+                if second.status() == StatusCode::OK {
+                    assert_eq!(stream_end(&mut first).await["reason"], "superseded");
+                    continue;
+                }
+                assert_eq!(second.status(), StatusCode::CONFLICT);
+                let publish = gateway.request(Method::POST, &format!("/v1/rooms/{}/events", own(user)));
+                gateway.send(publish.bearer_auth(token).body("hello")).await;
+                assert_eq!(first.data().await, "hello", "the stream of {user} goes on");
+            }
+            let opened = [&ann_second, &bob_second].iter().filter(|answer| answer.status() == StatusCode::OK).count();
+            eventually("both free rooms belong to the stream that has opened", async || {
+                let x = members(&gateway, &format!("x{n}"), &ann).await;
+                let y = members(&gateway, &format!("y{n}"), &ann).await;
+                let owner = |list: &[Value]| list.first().map(|member| member["user"].clone());
+                (x.len() == opened && y.len() == opened && owner(&x) == owner(&y)).then_some(())
+            }).await;
+        }
     }
 
     async fn p10_presence_needs_its_permission(world) {
@@ -334,4 +410,36 @@ async fn after_a_restart_on_a_data_folder_members_that_do_not_reconnect_leave() 
     let mut ann = gateway.resume("/v1/rooms/lobby/stream?subscriber=ann&presence=true", Some(&position)).await;
     assert_eq!(change(&ann.event().await), expected("presence.leave", &["bob"], 1));
     assert_eq!(listed(&gateway, "lobby").await, ["ann"]);
+}
+
+#[tokio::test]
+async fn a_stream_of_several_rooms_that_is_abandoned_while_it_opens_enters_no_room() {
+    let world = World::redis().await;
+    let proxy = Proxy::to(world.redis.as_ref().unwrap().port()).await;
+    let gateway = world
+        .gateway_with(|settings| {
+            settings.redis.url = Some(proxy.url().parse().unwrap());
+            settings.presence.grace = LONG;
+        })
+        .await;
+    let mut healthy = gateway.stream("/v1/rooms/mine/stream?subscriber=desk").await;
+    // Both rooms are live, so that the new stream waits for nothing but the member lists.
+    let _live = gateway.room("free").await;
+    let connections = async || value(&text(&gateway).await, "roomcast_connections");
+    let before = connections().await;
+    proxy.set(Link::Freeze);
+    let mut socket = TcpStream::connect(gateway.address()).await.unwrap();
+    let request = "GET /v1/stream?room=mine&room=free&subscriber=desk HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    socket.write_all(request.as_bytes()).await.unwrap();
+    eventually("the request is read", async || (connections().await == before + 1).then_some(())).await;
+    drop(socket);
+    eventually("the gateway has noticed", async || (connections().await == before).then_some(())).await;
+    proxy.set(Link::Pass);
+    eventually("Redis answers", async || {
+        let publish = gateway.request(Method::POST, "/v1/rooms/mine/events").body("hello");
+        (gateway.send(publish).await.0 == StatusCode::CREATED).then_some(())
+    })
+    .await;
+    assert_eq!(healthy.data().await, "hello", "the stream goes on");
+    assert_eq!(listed(&gateway, "free").await, [""; 0]);
 }

@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
 
 use crate::auth::{all, at, claims, close, token};
-use crate::support::{Gateway, Link, Proxy, SseEvent, Stream, World, eventually};
+use crate::support::{Gateway, Link, Links, Proxy, SseEvent, Stream, World, eventually, spawn, within};
 
 fn as_user(user: &str) -> String {
     let mut claims = claims(&all());
@@ -322,4 +322,40 @@ async fn a_removal_is_answered_after_it_is_stored() {
     gateway.stop().await.unwrap();
     let gateway = start().await;
     assert_eq!(stream_status(&gateway, &format!("/v1/rooms/a/stream?access_token={}", as_user("ann"))).await, 204);
+}
+
+#[tokio::test]
+async fn p10_a_token_that_is_revoked_while_a_stream_opens_keeps_no_stream() {
+    let world = World::redis().await;
+    let redis = world.redis.as_ref().unwrap();
+    let proxy = Proxy::to(redis.port()).await;
+    let near = closed(&world).await;
+    let far = world
+        .gateway_with(|settings| {
+            close(settings);
+            settings.redis.url = Some(proxy.url().parse().unwrap());
+            // The request of each subject is counted after its token is checked: it waits for the slow link there.
+            settings.limits.rate_per_address = 0;
+            settings.limits.rate_total = 0;
+        })
+        .await;
+    eventually("both replicas write over the link that they are told over", async || {
+        let clients = redis.cli(&["CLIENT", "LIST"]);
+        let subscribed = clients.lines().filter(|client| !client.contains(" sub=0 "));
+        (subscribed.filter(|client| !client.contains(" cmd=subscribe ")).count() == 2).then_some(())
+    })
+    .await;
+    proxy.set_only(Links::PubSub, Link::Delay(Duration::from_millis(150)));
+    for n in 0..3 {
+        let mut claims = claims(&all());
+        (claims["sub"], claims["jti"]) = (json!(format!("ann-{n}")), json!(format!("t{n}")));
+        let path = format!("{}/v1/rooms/lobby/stream?access_token={}", far.url, token(&claims));
+        let opening = spawn(async move { reqwest::get(path).await.unwrap() });
+        remove(&near, &format!("/v1/tokens/t{n}")).await;
+        let answer = within("an answer", opening).await.unwrap();
+        // If the revocation was late, it ends the stream.
+        let status = answer.status().as_u16();
+        let text = within("the stream ends", answer.text()).await.unwrap();
+        assert!(status == 401 || text.contains("token_revoked"), "{status} {text}");
+    }
 }

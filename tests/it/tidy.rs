@@ -34,7 +34,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
             "presence",
             "moderation",
             "auth::Identity",
-            "rate_limit::StreamPermit",
+            "rate_limit::OpenPermit",
             "metrics",
             "shutdown",
             "timestamp",

@@ -122,6 +122,20 @@ impl PresenceStore for MemoryBroker {
         Ok(MemberPage { members, next })
     }
 
+    async fn owners(
+        &self,
+        rooms: &[RoomName],
+        subscriber: &SubscriberId,
+    ) -> Result<Vec<Option<Box<str>>>, BrokerError> {
+        let state = self.state();
+        let hides_stale = self.lease_has_passed();
+        let owner = |room: &RoomName| {
+            let member = state.members(room)?.members.get(subscriber)?;
+            (!(member.is_stale && hides_stale)).then(|| member.owner.clone())
+        };
+        Ok(rooms.iter().map(owner).collect())
+    }
+
     async fn member(&self, room: &RoomName, subscriber: &SubscriberId) -> Result<Option<MemberView>, BrokerError> {
         let state = self.state();
         let member = state.members(room).and_then(|room| room.members.get(subscriber));

@@ -41,6 +41,12 @@ fn parse_member(subscriber: &[u8], stored: &[u8], own_process: &str) -> Option<(
     Some((member, process.to_owned()))
 }
 
+/// The process and the owner of a stored member.
+fn parse_holder(stored: &str) -> Option<(&str, &str)> {
+    let mut parts = stored.splitn(6, ' ').skip(2);
+    Some((parts.next()?, parts.next()?))
+}
+
 fn parse_outcome(answer: &str) -> MemberOutcome {
     match answer {
         "name_taken" => MemberOutcome::NameTaken,
@@ -142,6 +148,30 @@ impl PresenceStore for RedisBroker {
         let dead = self.without_lease(others.into_iter().cloned().collect()).await?;
         let alive = members.into_iter().filter(|(_, process)| !dead.contains(process)).map(|(member, _)| member);
         Ok(MemberPage { members: alive.collect(), next })
+    }
+
+    async fn owners(
+        &self,
+        rooms: &[RoomName],
+        subscriber: &SubscriberId,
+    ) -> Result<Vec<Option<Box<str>>>, BrokerError> {
+        let mut pipeline = pipe();
+        // A key of another type is an error of its own room alone.
+        pipeline.ignore_errors();
+        for room in rooms {
+            pipeline.cmd("HGET").arg(self.keys.members(room)).arg(subscriber.as_str());
+        }
+        let mut conn = self.connections.for_read().await?;
+        let result = pipeline.query_async(conn.connection()).await;
+        let reply: Vec<RedisResult<Value>> = conn.check(result, read_error)?;
+        let stored: Vec<Option<String>> = reply.into_iter().map(parse_or_default).collect();
+        let holders: Vec<_> = stored.iter().map(|stored| parse_holder(stored.as_deref()?)).collect();
+        let processes: BTreeSet<_> = holders.iter().flatten().map(|(process, _)| *process).collect();
+        let others = processes.into_iter().filter(|process| *process != self.keys.process());
+        let dead = self.without_lease(others.map(str::to_owned).collect()).await?;
+        let is_alive = |process: &str| dead.iter().all(|dead| dead != process);
+        let owner = |(process, owner): &(&str, &str)| is_alive(process).then(|| (*owner).into());
+        Ok(holders.iter().map(|holder| holder.as_ref().and_then(owner)).collect())
     }
 
     async fn member(&self, room: &RoomName, subscriber: &SubscriberId) -> Result<Option<MemberView>, BrokerError> {

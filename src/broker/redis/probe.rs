@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, interval, timeout};
 
-use redis::RedisResult;
 use super::RedisBroker;
 use super::error::read_error;
 use crate::broker::{BrokerError, Fault, FaultKind, Health, LogListener, MemoryUse};
+use redis::RedisResult;
 
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Longest time from the append's answer to the announcement.

@@ -275,6 +275,7 @@ pub async fn list_events(
     State(app): State<App>,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Subscribe, room.as_str())?;
+    let _reading = caller.begin_read(&app)?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
     let after = query.after.as_deref().map(|id| parse_position("after", id)).transpose()?;
     let before = query.before.as_deref().map(|id| parse_position("before", id)).transpose()?;

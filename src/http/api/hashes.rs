@@ -17,7 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 use self::conditions::refuse_conditions;
 use self::values::{HashValue, check_value};
 use crate::auth::Permission;
-use crate::broker::FieldPage;
+use crate::broker::{BrokerError, Fault, FaultKind, FieldPage, MemoryUse};
 use crate::http::App;
 use crate::http::body::read_json_body;
 use crate::http::caller::Caller;
@@ -28,6 +28,8 @@ use crate::names::{FieldName, HashName};
 
 const DEFAULT_LIMIT: usize = 1000;
 const MAX_LIMIT: usize = 10_000;
+/// A write of a value counts as one request, and as another one for each time that it has so many bytes.
+const BYTES_OF_A_REQUEST: usize = 64 * 1024;
 /// Fields that one request can select by name.
 const MAX_SELECTED: usize = 1000;
 
@@ -80,6 +82,7 @@ pub async fn list_fields(
     State(app): State<App>,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Read, hash.as_str())?;
+    let _reading = caller.begin_read(&app)?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
     let page = if query.field.is_empty() {
         app.hashes.page(&hash, query.after.as_deref(), limit).await?
@@ -176,6 +179,9 @@ pub async fn patch_fields(
         value.as_ref().map(|value| check_value(&app, value)).transpose()?;
         changes.insert(field, value);
     }
+    if changes.values().any(Option::is_some) {
+        admit_write(&app, &caller, body.len()).await?;
+    }
     let done = app.hashes.patch(&hash, &changes).await?;
     Ok(Json(PatchAnswer {
         hash: hash.to_string(),
@@ -183,6 +189,19 @@ pub async fn patch_fields(
         replaced: done.replaced,
         removed: done.removed,
     }))
+}
+
+/// Counts a write of so many bytes against the caller's limits, and refuses it while the broker is nearly full: the last
+/// part of its memory is kept for events.
+async fn admit_write(app: &App, caller: &Caller, bytes: usize) -> Result<(), Problem> {
+    if app.log.health().memory.is_some_and(MemoryUse::is_nearly_full) {
+        let detail = "the broker's memory is nearly full, and takes no more values; delete fields or hashes";
+        return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)).into());
+    }
+    match bytes / BYTES_OF_A_REQUEST {
+        0 => Ok(()),
+        more => caller.spend(app, more as u64).await,
+    }
 }
 
 /// Delete a hash

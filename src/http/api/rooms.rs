@@ -66,6 +66,7 @@ pub async fn list_rooms(
     State(app): State<App>,
 ) -> Result<Response, Problem> {
     caller.require_some(Permission::Subscribe)?;
+    let _reading = caller.begin_read(&app)?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
     let after = query.after.unwrap_or_default();
     let subscriber_counts = app.room_counts.get().await?;

@@ -7,7 +7,7 @@ mod opening;
 pub mod refusal;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, Method};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -139,6 +139,7 @@ pub async fn stream_room(
     RoomPath(room): RoomPath,
     QueryParams(query): QueryParams<StreamQuery>,
     State(app): State<App>,
+    method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let last_id = resume_point(&headers, query.after.as_deref())?;
@@ -155,6 +156,7 @@ pub async fn stream_room(
         subscriber: query.subscriber,
         presence: query.presence,
         info: query.info,
+        is_head: method == Method::HEAD,
         last_id: resume.map(|id| id.to_string()),
     };
     open(&app, caller, vec![(room, start)], options).await
@@ -181,6 +183,7 @@ pub async fn stream_rooms(
     caller: Result<Caller, Problem>,
     QueryParams(query): QueryParams<StreamRoomsQuery>,
     State(app): State<App>,
+    method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let last_id = resume_point(&headers, query.after.as_deref())?;
@@ -213,12 +216,17 @@ pub async fn stream_rooms(
     if rooms.is_empty() {
         return Err(Problem::new(Code::InvalidQuery, "the query must name a room, as in ?room=lobby"));
     }
+    // The request itself has been counted for the first room.
+    if let Err(problem) = caller.spend(&app, rooms.len() as u64 - 1).await {
+        return refuse_caller(&app, problem, last_id);
+    }
     let options = StreamOptions {
         format: StreamFormat::Enveloped,
         event: &query.event,
         subscriber: query.subscriber,
         presence: query.presence,
         info: query.info,
+        is_head: method == Method::HEAD,
         last_id: last_id.map(str::to_owned),
     };
     open(&app, caller, rooms, options).await

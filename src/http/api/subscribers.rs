@@ -87,6 +87,7 @@ pub async fn list_subscribers(
     State(app): State<App>,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Presence, room.as_str())?;
+    let _reading = caller.begin_read(&app)?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
     let page = app.presence.members(&room, query.after.as_deref(), limit).await?;
     let subscribers = page.members.into_iter().filter_map(SubscriberDescription::from_view).collect();

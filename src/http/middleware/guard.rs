@@ -4,12 +4,11 @@
 //! rebinding), the browser takes the gateway for the site, but the `Host` header still has the site's name.
 
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 
 use super::problem::{Code, Problem};
 use crate::config::is_loopback_host;
-
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+use crate::http::caller::SEC_FETCH_SITE;
 
 /// Refuses requests whose host is not this machine, and requests of pages of other sites whose origin is not `allowed`.
 pub fn refuse_foreign(uri: &Uri, headers: &HeaderMap, allowed: impl Fn(&[u8]) -> bool) -> Result<(), Problem> {
@@ -40,6 +39,8 @@ fn is_loopback_origin(origin: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderName;
+
     use super::*;
 
     fn refusal(headers: &[(HeaderName, &str)]) -> Option<Code> {

@@ -128,6 +128,20 @@ fn a_stream_that_ends_before_the_answer_leaves_after_the_grace_time() {
 }
 
 #[test]
+fn a_session_that_is_withdrawn_does_not_join_or_leaves_at_once() {
+    let (mut state, now) = state();
+    state.join(member("ann"), 1);
+    state.leave(&id("ann"), &1, now);
+    assert_eq!(text(state.begin_update(now)), [""; 0], "its join was not sent yet");
+    state.join(member("ann"), 2);
+    let changes = state.begin_update(now).unwrap();
+    state.leave(&id("ann"), &2, now);
+    state.end_session(&id("ann"), &2, now);
+    state.complete_update(&changes, outcomes(&[MemberOutcome::Present(7)]), now);
+    assert_eq!(text(state.begin_update(now)), ["-ann@7"]);
+}
+
+#[test]
 fn a_failed_update_is_repeated_and_its_session_is_a_member_meanwhile() {
     let (mut state, now) = state();
     state.join(member("ann"), 1);

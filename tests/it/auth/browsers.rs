@@ -1,10 +1,10 @@
 //! Web pages: their origins, and tokens in cookies.
 
-use reqwest::{Method, StatusCode};
-use serde_json::json;
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
 
 use super::{all, claims, close, token};
-use crate::support::Gateway;
+use crate::support::{Gateway, World};
 
 const PAGE: &str = "https://app.example";
 
@@ -49,6 +49,112 @@ async fn a_write_with_the_token_in_a_cookie_needs_an_origin_that_is_allowed() {
     }
     let read = gateway.request(Method::GET, "/v1/rooms/lobby/events").header("cookie", &cookie);
     assert_eq!(gateway.send(read).await.0, StatusCode::OK);
+}
+
+/// Headers that browsers send with the requests of pages of other sites.
+const FOREIGN: [&[(&str, &str)]; 6] = [
+    &[("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")],
+    &[("origin", "https://evil.app.example"), ("sec-fetch-site", "same-site")],
+    &[("origin", "null")],
+    &[("origin", "https://evil.example")],
+    // An image, or a link.
+    &[("sec-fetch-site", "cross-site")],
+    &[("sec-fetch-site", "same-site")],
+];
+/// Headers that browsers send with the requests of allowed pages, of the gateway's own pages, and of its user.
+const OWN: [&[(&str, &str)]; 4] = [
+    &[("origin", PAGE), ("sec-fetch-site", "cross-site")],
+    &[("sec-fetch-site", "same-origin")],
+    &[("sec-fetch-site", "none")],
+    // A browser without Fetch metadata, at its own page.
+    &[],
+];
+const STREAMS: [&str; 2] = ["/v1/rooms/lobby/stream?", "/v1/stream?room=lobby&"];
+
+fn with_headers(request: RequestBuilder, headers: &[(&str, &str)]) -> RequestBuilder {
+    headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))
+}
+
+async fn closed(world: &World) -> Gateway {
+    world
+        .gateway_with(|settings| {
+            close(settings);
+            settings.access.cors_origin = vec![PAGE.parse().unwrap()];
+            settings.access.anonymous = vec!["subscribe=open".parse().unwrap()];
+        })
+        .await
+}
+
+on_both_brokers! {
+    async fn a_page_of_another_site_opens_no_stream_with_the_users_cookie(world) {
+        let gateway = closed(&world).await;
+        let token = token(&claims(&all()));
+        let cookie = format!("__Host-roomcast={token}");
+        let publish = || gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(&token).body("hello");
+        let path = format!("/v1/rooms/lobby/stream?subscriber=desk&access_token={token}");
+        let mut own = gateway.stream(&path).await;
+        for (headers, path) in FOREIGN.iter().flat_map(|headers| STREAMS.map(|path| (headers, path))) {
+            for query in ["subscriber=desk", "presence=true", ""] {
+                let request = gateway.request(Method::GET, &format!("{path}{query}")).header("cookie", &cookie);
+                let answer = gateway.answer(with_headers(request, headers)).await;
+                assert_eq!(answer.status().as_u16(), 403, "{path}{query} {headers:?}");
+                assert_eq!(answer.json::<Value>().await.unwrap()["code"], "origin_not_allowed");
+            }
+            let request = gateway.request(Method::HEAD, &format!("{path}subscriber=desk")).header("cookie", &cookie);
+            assert_eq!(gateway.answer(with_headers(request, headers)).await.status().as_u16(), 403);
+        }
+        gateway.send(publish()).await;
+        assert_eq!(own.data().await, "hello", "the user's own stream goes on");
+        for (headers, path) in OWN.iter().flat_map(|headers| STREAMS.map(|path| (headers, path))) {
+            let request = gateway.request(Method::GET, &format!("{path}subscriber=desk")).header("cookie", &cookie);
+            let mut stream = gateway.answer(with_headers(request, headers)).await;
+            assert_eq!(stream.status(), StatusCode::OK, "{headers:?}");
+            let first = stream.chunk().await.unwrap().unwrap();
+            assert!(String::from_utf8_lossy(&first).contains("stream.open"), "{first:?}");
+        }
+        assert_eq!(own.event().await.event, "stream.end", "its own page has taken over");
+    }
+
+    async fn a_page_of_another_site_takes_no_name_even_if_callers_without_a_token_may(world) {
+        let gateway = closed(&world).await;
+        let mut own = gateway.stream("/v1/rooms/open/stream?subscriber=desk").await;
+        for headers in FOREIGN {
+            let stream = |query: &str| {
+                let request = gateway.request(Method::GET, &format!("/v1/rooms/open/stream{query}"));
+                gateway.answer(with_headers(request, headers))
+            };
+            assert_eq!(stream("?subscriber=desk").await.status().as_u16(), 403, "{headers:?}");
+            // Without a name, the stream reads what everybody may read.
+            assert_eq!(stream("").await.status().as_u16(), 200, "{headers:?}");
+        }
+        let publish = gateway.request(Method::POST, "/v1/rooms/open/events").bearer_auth(token(&claims(&all())));
+        gateway.send(publish.body("hello")).await;
+        assert_eq!(own.data().await, "hello");
+    }
+
+    async fn a_head_request_of_a_stream_enters_nothing(world) {
+        let gateway = closed(&world).await;
+        let token = token(&claims(&all()));
+        let mut own = gateway.stream(&format!("/v1/rooms/lobby/stream?subscriber=desk&access_token={token}")).await;
+        for path in STREAMS {
+            for name in ["desk", "other"] {
+                let path = format!("{path}presence=true&subscriber={name}");
+                let answer = gateway.answer(gateway.request(Method::HEAD, &path).bearer_auth(&token)).await;
+                assert_eq!(answer.status().as_u16(), 200);
+                assert_eq!(answer.headers()["content-type"], "text/event-stream");
+            }
+            let unnamed = gateway.answer(gateway.request(Method::HEAD, path)).await;
+            assert_eq!(unnamed.status().as_u16(), 401);
+        }
+        let list = gateway.request(Method::GET, "/v1/rooms/lobby/subscribers").bearer_auth(&token);
+        let list = gateway.send(list).await.1;
+        assert_eq!(list["subscribers"].as_array().unwrap().len(), 1, "{list}");
+        let publish = gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(&token);
+        gateway.send(publish.body("hello")).await;
+        assert_eq!(own.data().await, "hello");
+        let log = gateway.send(gateway.request(Method::GET, "/v1/rooms/lobby/events").bearer_auth(&token)).await.1;
+        assert_eq!(log["events"].as_array().unwrap().len(), 1, "nobody has asked for joins and leaves: {log}");
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::admit_write;
 use super::conditions::{Tags, condition, etag, quoted, refuse_conditions};
 use super::values::{HashValue, check_value, current_value};
 use crate::auth::Permission;
@@ -71,6 +72,7 @@ pub async fn get_field(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Read, hash.as_str())?;
+    let _reading = caller.begin_read(&app)?;
     let value = app.hashes.value(&hash, &field).await?.ok_or_else(|| not_found(&hash, &field))?;
     let tag = entity_tag(&value);
     let known = Tags::from_header(&headers, &header::IF_NONE_MATCH)?;
@@ -154,6 +156,7 @@ pub async fn set_field(
         BodyType::Text | BodyType::Bytes => Bytes::copy_from_slice(&body),
     };
     check_value(&app, &value)?;
+    admit_write(&app, &caller, value.len()).await?;
     let status = match app.hashes.set(&hash, &field, value.clone(), &condition).await? {
         SetOutcome::Created => StatusCode::CREATED,
         SetOutcome::Replaced => StatusCode::OK,
@@ -236,6 +239,7 @@ pub async fn increment_field(
     refuse_conditions(request.headers())?;
     let body = read_json_body(request, &app, &caller).await?;
     let JsonObject(increment) = parse_json::<JsonObject<Increment>>(&body)?;
+    admit_write(&app, &caller, body.len()).await?;
     let sum = app.hashes.increment(&hash, &field, increment.by).await?.to_string();
     let body = FieldValue::new(&hash, &field, sum.as_bytes());
     Ok(([(header::ETAG, etag(sum.as_bytes()))], Json(body)).into_response())
@@ -250,7 +254,11 @@ async fn condition_failed(app: &App, caller: &Caller, hash: &HashName, field: &F
     let detail = format!("the value of the field {field:?} of the hash {hash:?} does not match the condition");
     // A caller that may not read the hash must not see the value.
     let is_visible = caller.may(Permission::Read, hash.as_str());
-    let value = if is_visible { app.hashes.value(hash, field).await } else { Ok(None) };
+    let value = match is_visible.then(|| caller.begin_read(app)) {
+        Some(Ok(_reading)) => app.hashes.value(hash, field).await,
+        Some(Err(_)) => return Problem::new(Code::PreconditionFailed, detail),
+        None => Ok(None),
+    };
     match value {
         Ok(value) => Problem::precondition(detail, current_value(value.as_ref())),
         // The refusal is certain all the same.

@@ -8,11 +8,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::refusal::{refuse, stream_headers};
+use super::refusal::{refuse, refuse_caller, stream_headers};
 use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
 use crate::broker::{BrokerError, Member};
 use crate::config::PresenceInfo;
-use crate::delivery::{DetachableStream, EndReason, NameTaken, StreamFormat, StreamSession, Subscriber};
+use crate::delivery::{DetachableStream, EndReason, StreamFormat, StreamSession, Subscriber};
 use crate::digest::sha1_hex;
 use crate::http::App;
 use crate::http::caller::Caller;
@@ -20,6 +20,7 @@ use crate::http::extract::{parse_event_name, parse_name};
 use crate::http::problem::{Code, Problem};
 use crate::live::{Start, Subscription};
 use crate::names::{EventName, RoomName, SubscriberId, nesting};
+use crate::presence::JoinError;
 
 /// Event names that one stream can select.
 const MAX_SELECTED: usize = 50;
@@ -35,6 +36,8 @@ pub(super) struct StreamOptions<'a> {
     pub(super) presence: bool,
     /// The subscriber's profile, as JSON.
     pub(super) info: Option<String>,
+    /// Whether the client wants the head of the response only. It gets no stream.
+    pub(super) is_head: bool,
     /// The client's position. A refusal repeats it.
     pub(super) last_id: Option<String>,
 }
@@ -43,15 +46,27 @@ pub(super) struct StreamOptions<'a> {
 enum OpenError {
     /// The caller was removed for a time.
     Banned,
+    /// The caller's token is no longer valid.
+    Token(Problem),
     Broker(BrokerError),
     /// The name of the limit: `subject` or `address`.
     TooManyStreams(&'static str),
-    NameTaken(NameTaken),
+    /// The subscriber name belongs to another caller in this room.
+    NameTaken(RoomName),
 }
 
 impl From<BrokerError> for OpenError {
     fn from(error: BrokerError) -> Self {
         Self::Broker(error)
+    }
+}
+
+impl From<JoinError> for OpenError {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::NameTaken(room) => Self::NameTaken(room),
+            JoinError::Broker(error) => Self::Broker(error),
+        }
     }
 }
 
@@ -62,7 +77,9 @@ pub(super) async fn open(
     rooms: Vec<(RoomName, Start)>,
     options: StreamOptions<'_>,
 ) -> Result<Response, Problem> {
-    let (format, last_id) = (options.format, options.last_id.clone());
+    // A stream with a name changes the members of its rooms, and each stream takes one of its subject's streams.
+    caller.require_allowed_page(options.subscriber.is_some() || options.presence)?;
+    let (format, last_id, is_head) = (options.format, options.last_id.clone(), options.is_head);
     let names: Vec<_> = rooms.iter().map(|(room, _)| room.clone()).collect();
     // Counted first, so that the stream checks every termination that comes while it opens.
     let terminations = app.moderation.terminations();
@@ -71,7 +88,10 @@ pub(super) async fn open(
     if app.drain.is_leaving() {
         return refuse(EndReason::Draining);
     }
-    match begin(app, &mut subscriber, &names, rooms).await {
+    if is_head {
+        return Ok(stream_headers().into_response());
+    }
+    match begin(app, &caller, &mut subscriber, &names, rooms).await {
         Ok(subscription) => {
             let session = StreamSession::new(app.delivery.clone(), subscription, subscriber, format, terminations);
             let stream = DetachableStream::new(session);
@@ -86,6 +106,7 @@ pub(super) async fn open(
             caller.audit(&Problem::new(Code::Forbidden, detail));
             Ok(StatusCode::NO_CONTENT.into_response())
         }
+        Err(OpenError::Token(problem)) => refuse_caller(app, problem, last_id.as_deref()),
         Err(OpenError::Broker(BrokerError::Unavailable(fault) | BrokerError::OutcomeUnknown(fault))) => {
             tracing::debug!(%fault, "a stream was refused for now: the broker is unavailable");
             refuse(EndReason::Unavailable)
@@ -98,7 +119,7 @@ pub(super) async fn open(
             caller.audit(&Problem::new(Code::TooManyRequests, detail));
             refuse(EndReason::TooManyStreams)
         }
-        Err(OpenError::NameTaken(NameTaken(room))) => {
+        Err(OpenError::NameTaken(room)) => {
             let detail = format!(
                 "the subscriber name belongs to another caller in the room {room:?}; choose another subscriber="
             );
@@ -109,10 +130,11 @@ pub(super) async fn open(
     }
 }
 
-/// Takes a stream permit, checks bans, subscribes to the rooms, and joins them. In this order, so that a member gets
-/// the event of its own join.
+/// Takes a stream permit, checks removals, subscribes to the rooms, and joins them. In this order, so that a member
+/// gets the event of its own join.
 async fn begin(
     app: &App,
+    caller: &Caller,
     subscriber: &mut Subscriber,
     names: &[RoomName],
     rooms: Vec<(RoomName, Start)>,
@@ -121,13 +143,27 @@ async fn begin(
         let permit = limits.open_stream(subscriber.identity.subject.as_ref(), subscriber.address);
         subscriber.hold(permit.map_err(OpenError::TooManyStreams)?);
     }
-    if app.moderation.is_banned(names.iter().cloned(), &subscriber.stream_identity()).await? {
-        return Err(OpenError::Banned);
-    }
+    check_removals(app, caller, subscriber, names).await?;
     let topics = rooms.into_iter().map(|(room, start)| (room.into(), start)).collect();
     let subscription = app.live.subscribe(topics, |event| subscriber.wants(event)).await?;
-    subscriber.join(&app.presence, names).await.map_err(OpenError::NameTaken)?;
+    // That took a while. A caller that was removed meanwhile must not end the owner's other streams.
+    check_removals(app, caller, subscriber, names).await?;
+    subscriber.join(&app.presence, names).await?;
     Ok(subscription)
+}
+
+/// Checks the caller's token and bans. Terminations are counted already, so those that come later end the stream.
+async fn check_removals(
+    app: &App,
+    caller: &Caller,
+    subscriber: &Subscriber,
+    rooms: &[RoomName],
+) -> Result<(), OpenError> {
+    caller.recheck_token(app).await.map_err(OpenError::Token)?;
+    if app.moderation.is_banned(rooms.iter().cloned(), &subscriber.stream_identity()).await? {
+        return Err(OpenError::Banned);
+    }
+    Ok(())
 }
 
 /// Checks what a request says about its subscriber.

@@ -23,7 +23,8 @@ pub async fn refuse_overload(State(app): State<App>, request: Request) -> Respon
         let last_id = resume_point(request.headers(), after.as_deref()).ok().flatten();
         refuse(&app, EndReason::TooManyConnections, last_id.filter(is_position))
     } else {
-        let detail = "the replica has reached --max-connections; try again, or try another replica";
+        let detail = "the replica has reached --max-connections, or the client's address --max-connections-per-address; \
+                      try again, or try another replica";
         Problem::new(Code::TooManyConnections, detail).into_response()
     };
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
