@@ -123,8 +123,10 @@ pub async fn run(
     drain.end_streams();
     connections.finish(app.settings.shutdown.drain_window + REQUEST_GRACE).await;
     // Without this report, the subscribers that have moved to other replicas would count here, too, until the lease
-    // expires.
-    if let Err(error) = app.registry.report(&SubscriberCounts::new(), 0).await {
+    // expires. A broker that fails now would only make the process wait.
+    if app.log.health().commands.is_none()
+        && let Err(error) = app.registry.report(&SubscriberCounts::new(), 0).await
+    {
         tracing::debug!(%error, "the last report to the broker failed; this replica's counts stay until its lease expires");
     }
     let failed = tasks.has_failed();
