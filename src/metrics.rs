@@ -13,8 +13,6 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
-use crate::broker::MemoryUse;
-
 /// The media type of [`Metrics::text`].
 pub const OPENMETRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -102,8 +100,10 @@ pub struct CurrentState {
     pub delivery_up: bool,
     /// Round trip of the last probe; none if the probe has not returned.
     pub round_trip: Option<Duration>,
-    /// How much the broker holds; none if it does not tell.
-    pub memory: Option<MemoryUse>,
+    /// Bytes that the broker holds; 0 if it does not tell.
+    pub memory_used: u64,
+    /// Bytes that the broker may hold; 0 without a limit.
+    pub memory_limit: u64,
     /// Messages on the channels of rooms that were not announcements, since the start.
     pub malformed: u64,
     /// Whether the replica shuts down.
@@ -265,9 +265,8 @@ impl Metrics {
         self.now.commands_up.set(now.commands_up.into());
         self.now.delivery_up.set(now.delivery_up.into());
         self.now.round_trip.set(now.round_trip.unwrap_or_default().as_secs_f64());
-        let memory = now.memory.unwrap_or(MemoryUse { used: 0, limit: 0 });
-        self.now.memory_used.set(i64::try_from(memory.used).unwrap_or(i64::MAX));
-        self.now.memory_limit.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
+        self.now.memory_used.set(i64::try_from(now.memory_used).unwrap_or(i64::MAX));
+        self.now.memory_limit.set(i64::try_from(now.memory_limit).unwrap_or(i64::MAX));
         self.now.malformed.set(i64::try_from(now.malformed).unwrap_or(i64::MAX));
         self.now.draining.set(now.draining.into());
         let mut text = String::new();

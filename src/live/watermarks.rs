@@ -190,10 +190,9 @@ impl Watermarks {
         let Stores { live, written, read } = &mut *stores;
         let Some(released) = live.remove(topic) else { return };
         let has_events = released.ids.iter().any(|id| id.offset > 0);
-        let kept = match has_events && (!written.is_full() || written.contains(topic)) {
-            true => written.touch(topic),
-            false => read.touch_or_displace(topic),
-        };
+        // Readers may take half of the room, so that they can't keep publishers out.
+        let is_written = has_events && (written.bytes < written.max_bytes / 2 || written.contains(topic));
+        let kept = if is_written { written.touch(topic) } else { read.touch_or_displace(topic) };
         released.ids.into_iter().for_each(|id| raise(&mut kept.ids, id));
         released.unverified.into_iter().for_each(|id| raise(&mut kept.unverified, id));
     }

@@ -57,7 +57,7 @@ const LIFETIME: u64 = 8 * TICK;
 /// The data of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Dataset {
-    mark: u64,
+    id: u64,
     head: Option<Head>,
     log: ModelLog,
 }
@@ -195,7 +195,7 @@ impl World {
         let position = EventId::start_of(0);
         let subscriber =
             ModelSubscriber { replica: 0, position, reported: None, received: Vec::new(), all_lost: 0 };
-        let empty = Dataset { mark: 1, head: None, log: ModelLog::default() };
+        let empty = Dataset { id: 1, head: None, log: ModelLog::default() };
         let mut world = Self {
             data: empty.clone(),
             saved: empty,
@@ -477,7 +477,7 @@ impl World {
             }
             ModelStep::LoseAllKeys => {
                 world.faults += 1;
-                world.data = Dataset { mark: world.data.mark + 1, head: None, log: ModelLog::default() };
+                world.data = Dataset { id: world.data.id + 1, head: None, log: ModelLog::default() };
                 world.is_lossy = true;
             }
             ModelStep::ExpireHead => {
@@ -521,7 +521,7 @@ impl World {
 
 impl Dataset {
     fn rule(&self) -> DataSet {
-        DataSet { mark: self.mark, head_lifetime: LIFETIME }
+        DataSet { id: self.id, head_lifetime: LIFETIME }
     }
 }
 

@@ -245,7 +245,7 @@ fn a_position_that_the_log_never_gave_out_is_a_gap_and_never_nothing_new() {
 
 #[test]
 fn a_position_of_a_log_without_a_head_goes_on_at_its_start_only_if_nothing_can_be_missed() {
-    let data_set = DataSet { mark: 7, head_lifetime: 1 << 40 };
+    let data_set = DataSet { id: 7, head_lifetime: 1 << 40 };
     let (mut server, mut watermarks) = (TestServer::new(), Vec::new());
     let position = data_set.unwritten_position(server.time);
     assert!(position.offset == 0 && position.epoch < server.time);
@@ -256,7 +256,7 @@ fn a_position_of_a_log_without_a_head_goes_on_at_its_start_only_if_nothing_can_b
     assert_eq!(history.next_after(start, server.log.as_slice(), None), Next::Event(id));
     // Another data set, an event's id, a later position, and one that is too old.
     for (other, data_set) in [
-        (position, DataSet { mark: 8, ..data_set }),
+        (position, DataSet { id: 8, ..data_set }),
         (EventId::new(position.epoch, 1), data_set),
         (DataSet::unwritten_position(data_set, server.time << 2), data_set),
         (position, DataSet { head_lifetime: 1 << 24, ..data_set }),

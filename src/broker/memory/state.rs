@@ -49,7 +49,7 @@ pub struct MemoryState {
     /// Names this process in the heads of logs.
     replication_id: String,
     /// Names this process in positions of logs without a head.
-    mark: u64,
+    id: u64,
     /// The process's own subscribers, which are neither counted nor journalled.
     pub subscribers: SubscriberCounts,
     /// The process's own streams.
@@ -80,7 +80,7 @@ impl MemoryState {
             ledger: Ledger::new(max_bytes),
             retention,
             replication_id: uuid::Uuid::new_v4().simple().to_string(),
-            mark: fastrand::u64(..),
+            id: fastrand::u64(..),
             subscribers: SubscriberCounts::new(),
             streams: 0,
         }
@@ -104,7 +104,7 @@ impl MemoryState {
     /// How to judge positions of logs without a head: those of an earlier process are not valid.
     pub fn data_set(&self, topic: &Topic) -> DataSet {
         let retention = self.retention.for_topic(topic);
-        DataSet { mark: self.mark, head_lifetime: micros(retention.age + retention.head) }
+        DataSet { id: self.id, head_lifetime: micros(retention.age + retention.head) }
     }
 
     /// The last change of a log, to be replaced by a later one.

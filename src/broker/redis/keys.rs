@@ -59,8 +59,8 @@ impl Keys {
     }
 
     /// Names the data set: it lives as long as any other key.
-    pub(super) fn mark(&self) -> String {
-        format!("{}:mark", self.prefix)
+    pub(super) fn data_set(&self) -> String {
+        format!("{}:data-set", self.prefix)
     }
 
     pub(super) fn removals(&self) -> String {

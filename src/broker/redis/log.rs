@@ -134,11 +134,12 @@ impl RedisBroker {
         for (topic, history) in heads {
             let (lifetime, is_unwritten) = (self.head_lifetime(topic), history.as_ref().is_some_and(is_unwritten));
             let command = pipeline.cmd("PEXPIRE").arg(self.keys.head(topic));
-            match is_unwritten {
+            if is_unwritten {
                 // It may have been written to meanwhile: a lifetime never becomes shorter.
-                true => command.arg(lifetime.min(CROWDED_LIFETIME)).arg("GT"),
-                false => command.arg(lifetime),
-            };
+                command.arg(lifetime.min(CROWDED_LIFETIME)).arg("GT");
+            } else {
+                command.arg(lifetime);
+            }
         }
         let mut conn = self.connections.for_read().await?;
         let result: RedisResult<Vec<RedisResult<Value>>> = pipeline.query_async(conn.connection()).await;
@@ -168,8 +169,8 @@ impl RedisBroker {
         Ok(())
     }
 
-    fn data_set_with(&self, topic: &Topic, mark: u64) -> DataSet {
-        DataSet { mark, head_lifetime: self.head_lifetime(topic) * 1000 }
+    fn data_set_with(&self, topic: &Topic, id: u64) -> DataSet {
+        DataSet { id, head_lifetime: self.head_lifetime(topic) * 1000 }
     }
 }
 
@@ -293,10 +294,10 @@ impl LogStore for RedisBroker {
         if read.stored_head.is_none() && watermarks.is_empty() {
             let mut conn = self.connections.for_read().await?;
             let mut call = self.scripts.unwritten.key(self.keys.head(topic));
-            call.key(self.keys.mark()).arg(random());
+            call.key(self.keys.data_set()).arg(fastrand::u64(..1 << 24));
             let result: RedisResult<Option<(u64, u64)>> = call.invoke_async(conn.connection()).await;
-            let Some((time, mark)) = conn.check(result, read_error)? else { return Ok(Peek::NeedsRead) };
-            let position = self.data_set_with(topic, mark).unwritten_position(time);
+            let Some((time, id)) = conn.check(result, read_error)? else { return Ok(Peek::NeedsRead) };
+            let position = self.data_set_with(topic, id).unwritten_position(time);
             return Ok(Peek::Unwritten(position));
         }
         Ok(read.into_slice(watermarks).map_or(Peek::NeedsRead, Peek::Slice))
@@ -304,10 +305,10 @@ impl LogStore for RedisBroker {
 
     async fn data_set(&self, topic: &Topic) -> Result<DataSet, BrokerError> {
         let mut conn = self.connections.for_read().await?;
-        let result = redis::cmd("GET").arg(self.keys.mark()).query_async(conn.connection()).await;
-        let mark: Option<u64> = conn.check(result, read_error)?;
-        // Without a mark, no position of this data set was told.
-        Ok(self.data_set_with(topic, mark.unwrap_or_else(random)))
+        let result = redis::cmd("GET").arg(self.keys.data_set()).query_async(conn.connection()).await;
+        let id: Option<u64> = conn.check(result, read_error)?;
+        // Without an id, no position of this data set was told, and none is valid.
+        Ok(id.map_or(DataSet { id: 0, head_lifetime: 0 }, |id| self.data_set_with(topic, id)))
     }
 
     async fn clear(&self, topic: &Topic, watermarks: &[EventId]) -> Result<EventId, BrokerError> {

@@ -37,7 +37,8 @@ fn metrics(app: &App) -> Response {
         commands_up: health.commands.is_none(),
         delivery_up: health.delivery.is_none(),
         round_trip: health.round_trip,
-        memory: health.memory,
+        memory_used: health.memory.map_or(0, |memory| memory.used),
+        memory_limit: health.memory.map_or(0, |memory| memory.limit),
         malformed: app.live.malformed_announcements(),
         draining: app.drain.is_leaving(),
     };

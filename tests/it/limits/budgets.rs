@@ -1,6 +1,7 @@
 //! Budgets: a small request moves a bounded number of bytes, also between the gateway and Redis.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
@@ -126,6 +127,65 @@ on_both_brokers! {
         assert!(sent < 1000 * 3400 * 3 / 2, "Redis sent {sent} bytes for events of {} bytes", 1000 * 3400);
     }
 
+    async fn p5_a_room_that_was_only_read_has_a_position_that_nothing_stores(world) {
+        let gateway = world.gateway().await;
+        let (_, list) = gateway.get("/v1/rooms/quiet/events").await;
+        let head = list["head"].as_str().unwrap().to_owned();
+        let (_, room) = gateway.get("/v1/rooms/quiet").await;
+        assert_eq!((room["head"].as_str(), &room["retained"]), (Some(&*head), &json!(0)));
+        let (_, next) = gateway.get(&format!("/v1/rooms/quiet/events?after={head}")).await;
+        assert_eq!((next["gap"].clone(), next["events"].as_array().unwrap().len()), (Value::Null, 0));
+        let id = gateway.publish("quiet", "first").await;
+        // Nothing was missed, so nothing is told.
+        let mut stream = gateway.resume("/v1/rooms/quiet/stream", Some(&head)).await;
+        assert_eq!(stream.opened["rooms"]["quiet"]["resume"], "complete");
+        assert_eq!(stream.data().await, "first");
+        let (_, list) = gateway.get(&format!("/v1/rooms/quiet/events?after={head}")).await;
+        assert_eq!((list["gap"].clone(), list["events"][0]["id"].as_str()), (Value::Null, Some(&*id)));
+        // A later reader, before anything was published.
+        let (_, list) = gateway.get("/v1/rooms/silent/events").await;
+        let stream = gateway.resume("/v1/rooms/silent/stream", list["head"].as_str()).await;
+        assert_eq!(stream.opened["rooms"]["silent"]["resume"], "complete");
+    }
+
+    async fn p11_each_room_of_a_stream_counts_as_a_request(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.limits.rate_per_subject = 10;
+        }).await;
+        let token = token(&claims(&json!({"subscribe": ["*"]})));
+        let rooms: Vec<_> = (0..20).map(|n| format!("room=r{n}")).collect();
+        let path = format!("/v1/stream?{}&access_token={token}", rooms.join("&"));
+        let _open = gateway.stream(&path).await;
+        let answer = gateway.answer(gateway.request(Method::GET, &path)).await;
+        let text = answer.text().await.unwrap();
+        assert!(text.contains("stream.end") && text.contains("too_many_requests"), "{text}");
+    }
+
+    async fn p11_values_leave_the_last_part_of_the_memory_to_events(world) {
+        let gateway = world.gateway_with(|settings| settings.embedded.max_bytes = 12_000_000).await;
+        set_fields(&gateway, "m", 40).await;
+        if let Some(redis) = &world.redis {
+            let info = redis.cli(&["INFO", "memory"]);
+            let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+            let limit = used.trim().parse::<u64>().unwrap() * 100 / 95;
+            redis.cli(&["CONFIG", "SET", "maxmemory", &limit.to_string()]);
+        }
+        let put = |n: usize| {
+            let request = gateway.request(Method::PUT, &format!("/v1/hashes/m/fields/b{n}"));
+            gateway.send(request.body("x".repeat(VALUE_BYTES / 4)))
+        };
+        let mut count = 0;
+        crate::support::eventually("values are refused", async || {
+            count += 1;
+            let (status, problem) = put(count % 8).await;
+            (status == StatusCode::SERVICE_UNAVAILABLE).then_some(problem["detail"].to_string())
+        }).await;
+        gateway.publish("lobby", &"x".repeat(10_000)).await;
+        let patch = gateway.request(Method::PATCH, "/v1/hashes/m").json(&json!({"a001": null}));
+        assert_eq!(gateway.send(patch).await.0, 200);
+    }
+
     async fn recent_and_pages_count_only_what_the_caller_gets(world) {
         let gateway = world.gateway_with(|settings| {
             close(settings);
@@ -187,9 +247,9 @@ async fn p11_lists_of_rooms_are_read_once_a_second_and_in_parts() {
     let script = "for n = 1, ARGV[1] do redis.call('HSET', KEYS[1], 'room-' .. n, 1) end";
     redis.cli(&["EVAL", script, "1", "roomcast:replica:other:rooms", &ROOMS.to_string()]);
     let before = sent_bytes(&world);
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let lists = join_all((0..200).map(|_| gateway.get("/v1/rooms?limit=1000"))).await;
-    let reads = began.elapsed().as_secs() as usize + 1;
+    let reads = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
     assert!(lists.iter().all(|(status, list)| *status == 200 && list["rooms"].as_array().unwrap().len() == 1000));
     let sent = sent_bytes(&world) - before;
     // A name and its count take some 20 bytes.
@@ -216,4 +276,29 @@ async fn p11_the_cache_of_verified_tokens_is_bounded_by_what_tokens_hold_in_memo
     }
     let growth = replica.resident_kib() - before;
     assert!(growth < MOST_KIB, "{growth} KiB for 1,500 tokens");
+}
+
+#[tokio::test]
+async fn p11_rooms_that_are_only_read_leave_no_keys_in_redis() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let redis = world.redis.as_ref().unwrap();
+    let keys = || redis.cli(&["KEYS", "roomcast:{*"]).lines().filter(|line| !line.is_empty()).count();
+    let before = keys();
+    for n in 0..50 {
+        for path in ["", "/events", "/events?before=1790000000000000-7"] {
+            let (status, answer) = gateway.get(&format!("/v1/rooms/read-{n}{path}")).await;
+            assert_eq!(status, 200, "{answer}");
+        }
+    }
+    assert_eq!(keys(), before);
+    // What was acknowledged and lost together with all data is told, also by a replica that knows nothing of it.
+    let (_, list) = gateway.get("/v1/rooms/lost/events").await;
+    let head = list["head"].as_str().unwrap().to_owned();
+    gateway.publish("lost", "gone").await;
+    drop(gateway);
+    redis.cli(&["FLUSHALL"]);
+    let other = world.gateway().await;
+    let stream = other.resume("/v1/rooms/lost/stream", Some(&head)).await;
+    assert_eq!(stream.opened["rooms"]["lost"]["resume"], "gap");
 }

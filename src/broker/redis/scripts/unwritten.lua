@@ -1,14 +1,14 @@
--- The position of a log without a head, in parts: returns the server's time (us) and the data set's mark, or false if the
--- log has a head. The mark is made once; it has no expiry, and only vanishes with all data.
--- KEYS: head, mark. ARGV: random.
+-- The position of a log without a head, in parts: returns the server's time (us) and the data set's id, or false if the
+-- log has a head. The id is made once; it has no expiry, and only vanishes with all data.
+-- KEYS: head, id of the data set. ARGV: random.
 
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return false
 end
-local mark = redis.call('GET', KEYS[2])
-if not mark then
-  mark = ARGV[1]
-  redis.call('SET', KEYS[2], mark)
+local id = redis.call('GET', KEYS[2])
+if not id then
+  id = ARGV[1]
+  redis.call('SET', KEYS[2], id)
 end
 local time = redis.call('TIME')
-return { tonumber(time[1]) * 1000000 + tonumber(time[2]), tonumber(mark) }
+return { tonumber(time[1]) * 1000000 + tonumber(time[2]), tonumber(id) }
