@@ -56,9 +56,8 @@ pub struct AccessArgs {
     #[arg(long, env = "ROOMCAST_JWT_ISSUER", value_name = "NAME", value_delimiter = ' ')]
     pub jwt_issuer: Vec<String>,
 
-    /// Issuer with keys of its own: its name in `iss`, `=`, and the URL or the file of a JWKS, as for --jwks-url and
-    /// --jwks-file. Repeatable. These keys verify only its tokens, and no other key verifies them. --jwt-issuer is for
-    /// the other keys.
+    /// Issuer with keys of its own: its `iss`, `=`, and the URL or the file of a JWKS. Repeatable. These keys verify only
+    /// its tokens, and no others do.
     #[arg(
         long,
         env = "ROOMCAST_JWKS_OF_ISSUER",

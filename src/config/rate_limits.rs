@@ -27,7 +27,7 @@ pub struct RateLimitArgs {
     pub rate_per_address: u32,
 
     /// Requests a second of all callers together, counted in the same way. With keys, callers without a valid token
-    /// may use half of it. 0: no limit. A gateway on loopback without keys has no limits of callers.
+    /// may use half of it. 0: no limit. On loopback without keys, no caller has limits.
     #[arg(long, env = "ROOMCAST_RATE_TOTAL", default_value_t = 20_000, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(..=MAX_RATE))]
     pub rate_total: u32,
@@ -52,9 +52,8 @@ pub struct RateLimitArgs {
     #[arg(long, env = "ROOMCAST_MAX_STREAMS_PER_ADDRESS", default_value_t = 2000, value_name = "COUNT")]
     pub max_streams_per_address: u32,
 
-    /// Open connections from one address (of IPv6, one /64), streams included, and at most half of --max-connections.
-    /// Connections of a --trusted-proxy do not count. Further ones are refused like those above --max-connections. 0:
-    /// no limit.
+    /// Open connections from one address (of IPv6, one /64), at most half of --max-connections. Those of a
+    /// --trusted-proxy do not count. 0: no limit.
     #[arg(long, env = "ROOMCAST_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 4000, value_name = "COUNT")]
     pub max_connections_per_address: u32,
 

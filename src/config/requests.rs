@@ -28,8 +28,8 @@ pub struct RequestArgs {
     #[arg(long, env = "ROOMCAST_MAX_BODY_BYTES", default_value_t = 1024 * 1024, value_name = "BYTES")]
     pub max_body_bytes: usize,
 
-    /// Bytes of the bodies of all requests at one time; at least twice --max-body-bytes. The bodies of one subject, or of
-    /// one address without a subject, may take as many of them as are free. Further bodies get 503.
+    /// Bytes of all bodies at one time; at least twice --max-body-bytes. Those of one subject, or of one address without
+    /// a subject, may take as many as are free. Further bodies get 503.
     #[arg(long, env = "ROOMCAST_MAX_TOTAL_BODY_BYTES", default_value_t = 64 * 1024 * 1024, value_name = "BYTES")]
     pub max_total_body_bytes: usize,
 

@@ -18,8 +18,7 @@ pub struct ServerArgs {
 
     /// Separate address for removals, revocations, the emptying of logs and the list of replicas; --listen then no
     /// longer serves them. If
-    /// other machines can reach it, it needs a key for tokens or --insecure-allow-anonymous, like --listen. If left
-    /// out, --listen serves these routes.
+    /// other machines can reach it, it needs a key for tokens or --insecure-allow-anonymous.
     #[arg(long, env = "ROOMCAST_ADMIN_LISTEN", value_parser = listen_address, value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
 

@@ -10,9 +10,8 @@ use super::parse::pause;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Shutdown")]
 pub struct ShutdownArgs {
-    /// Time after SIGTERM, SIGINT, SIGQUIT or SIGHUP for which the replica still serves, while /readyz tells the
-    /// balancer that it is not ready, 0 to 1h. Left out on loopback if no stream is open and nobody has ever asked for
-    /// /readyz.
+    /// Time after a signal to stop for which the replica still serves, while /readyz tells the balancer that it is not
+    /// ready, 0 to 1h. Left out on loopback if no stream is open and nobody has asked for /readyz.
     #[arg(long, env = "ROOMCAST_DRAIN_DELAY", default_value = "5s", value_parser = pause, value_name = "TIME")]
     pub drain_delay: Duration,
 

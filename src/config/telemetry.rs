@@ -10,7 +10,7 @@ use super::parse::has_login;
 #[command(next_help_heading = "Logs and traces")]
 pub struct TelemetryArgs {
     /// Lines to log on standard error: a level (off, error, warn, info, debug, trace), or levels by target, as in
-    /// `info,audit=off`. The store of --data-dir logs only warnings, unless named, as in `info,fjall=info`.
+    /// `info,audit=off`. The store of --data-dir (`fjall`) logs warnings only unless it is named.
     #[arg(long, env = "ROOMCAST_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
 
