@@ -26,15 +26,10 @@ pub(super) fn fault_from(error: &RedisError) -> Fault {
 
 /// Whether the user lacks a right. The library drops the code of an error of SELECT.
 fn lacks_right(error: &RedisError) -> bool {
-    let is_refused = error.detail().is_some_and(|text| text.contains("has no permissions to"));
-    error.code() == Some("NOPERM") || is_refused || is_script_not_permitted(error)
-}
-
-/// Whether the user lacks a right for a command of a script. Such an error has no code of its own.
-fn is_script_not_permitted(error: &RedisError) -> bool {
-    // Of Redis 7.0, and of later versions.
-    let starts = ["The user executing the script can't", "ACL failure in script"];
-    error.detail().is_some_and(|text| starts.iter().any(|start| text.starts_with(start)))
+    // Those of scripts have no code either: the first is of Redis 7.0, the second of later versions.
+    let texts = ["has no permissions to", "The user executing the script can't", "ACL failure in script"];
+    let detail = error.detail().unwrap_or_default();
+    error.code() == Some("NOPERM") || texts.iter().any(|text| detail.contains(text))
 }
 
 /// What to do about an error that only a change of settings ends.
@@ -67,10 +62,9 @@ pub(super) fn write_error(error: &RedisError) -> BrokerError {
         return BrokerError::WrongType;
     }
     let fault = fault_from(error);
-    // A script may have written before the command that it may not run.
+    // A script checks its rights before its first write.
     let is_refused = error.is_connection_refusal()
         || !matches!(fault.kind, FaultKind::TimedOut | FaultKind::Unreachable | FaultKind::Failed)
-            && !is_script_not_permitted(error)
         || matches!(error.code(), Some("NOSCRIPT" | "CROSSSLOT" | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN"));
     if is_refused { BrokerError::Unavailable(fault) } else { BrokerError::OutcomeUnknown(fault) }
 }

@@ -5,10 +5,10 @@
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return false
 end
+local time = redis.call('TIME')
 local id = redis.call('GET', KEYS[2])
 if not id then
   id = ARGV[1]
   redis.call('SET', KEYS[2], id)
 end
-local time = redis.call('TIME')
 return { tonumber(time[1]) * 1000000 + tonumber(time[2]), tonumber(id) }
