@@ -166,8 +166,8 @@ impl Pair {
     fn ensure_epoch(&mut self, rng: &mut fastrand::Rng) {
         let (texts, watermarks) = self.watermarks(rng);
         let mut call = self.ensure_epoch.key(HEAD);
-        call.key(LOG).arg(7_200_000).arg(3).arg("").arg(texts);
-        let _: String = call.invoke(&mut self.connection).unwrap();
+        call.key(LOG).arg(7_200_000).arg(3).arg("").arg(7_200_000).arg(texts);
+        let _: bool = call.invoke(&mut self.connection).unwrap();
         self.ensure_model_epoch(&watermarks);
         self.note_epoch();
     }
