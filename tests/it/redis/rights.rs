@@ -138,7 +138,14 @@ async fn rooms(client: &TokenClient, world: &World) {
     let mut resumed = client.gateway.resume(&client.stream_path("subscriber=member"), Some(&first)).await;
     assert_eq!(resumed.opened["rooms"]["lobby"]["resume"], "complete");
     while resumed.data().await != "second" {}
-    for path in ["/v1/rooms", "/v1/rooms/lobby", "/v1/rooms/lobby/events", "/v1/rooms/lobby/subscribers"] {
+    for path in [
+        "/v1/rooms",
+        "/v1/rooms/unwritten",
+        "/v1/rooms/unwritten/events?after=1790000000000000-0",
+        "/v1/rooms/lobby",
+        "/v1/rooms/lobby/events",
+        "/v1/rooms/lobby/subscribers",
+    ] {
         client.send(200, client.request(Method::GET, path)).await;
     }
     // Another client's entry: the next event begins an epoch above it. Without a head, the log is emptied.

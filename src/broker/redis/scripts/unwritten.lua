@@ -2,7 +2,7 @@
 -- log has a head. The id is made once; it has no expiry, and only vanishes with all data.
 -- KEYS: head, id of the data set. ARGV: random.
 
-if redis.call('EXISTS', KEYS[1]) == 1 then
+if redis.call('GET', KEYS[1]) then
   return false
 end
 local time = redis.call('TIME')
