@@ -73,9 +73,10 @@ pub struct PresenceSession {
     is_tentative: bool,
 }
 
-/// The rooms with presence that a stream is to join, by what their lists say of its subscriber id.
-#[derive(Default)]
+/// A member, and the rooms with presence that its stream is to join, by what their lists say of its subscriber id.
 pub struct JoinPlan {
+    member: Arc<Member>,
+    token: StreamToken,
     /// The id is free.
     free: Vec<RoomName>,
     /// The id belongs to the caller already: to a stream that this one ends.
@@ -234,13 +235,19 @@ impl Presence {
     }
 
     /// Checks that a stream's subscriber may join all of its rooms. Changes nothing.
-    pub async fn plan_join(&self, rooms: &[RoomName], member: &Member) -> Result<JoinPlan, JoinError> {
+    pub async fn plan_join(
+        &self,
+        rooms: &[RoomName],
+        member: Member,
+        token: StreamToken,
+    ) -> Result<JoinPlan, JoinError> {
         let rooms: Vec<_> = rooms.iter().filter(|room| self.is_enabled(room)).cloned().collect();
-        let mut plan = JoinPlan::default();
+        let mut plan = JoinPlan { member: Arc::new(member), token, free: Vec::new(), own: Vec::new() };
         // The step that joins a room checks the id, too. It can't span rooms.
         if rooms.len() <= 1 {
             return Ok(JoinPlan { own: rooms, ..plan });
         }
+        let member = plan.member.clone();
         let owners = self.store.owners(&rooms, &member.subscriber);
         let owners = read_with_deadline("the member lists could not be read in time", owners).await;
         for (room, owner) in rooms.into_iter().zip(owners.map_err(JoinError::Broker)?) {
@@ -257,16 +264,10 @@ impl Presence {
 
     /// Makes a stream's subscriber a member of all the rooms of a plan, or of none. Earlier sessions of the same member
     /// end once it is a member where its id was free: only there can another caller have taken the id since.
-    pub async fn join(
-        self: &Arc<Self>,
-        plan: &JoinPlan,
-        member: &Arc<Member>,
-        token: &StreamToken,
-    ) -> Result<Vec<PresenceSession>, JoinError> {
-        let is_tentative = true;
-        let free = plan.free.iter().map(|room| self.join_room(room, member.clone(), token.clone(), is_tentative));
+    pub async fn join(self: &Arc<Self>, plan: &JoinPlan) -> Result<Vec<PresenceSession>, JoinError> {
+        let free = plan.free.iter().map(|room| self.join_room(room, plan, true));
         let mut sessions = join_all(free).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let own = plan.own.iter().map(|room| self.join_room(room, member.clone(), token.clone(), !is_tentative));
+        let own = plan.own.iter().map(|room| self.join_room(room, plan, false));
         sessions.extend(join_all(own).await.into_iter().collect::<Result<Vec<_>, _>>()?);
         for session in &mut sessions {
             session.is_tentative = false;
@@ -279,14 +280,13 @@ impl Presence {
     async fn join_room(
         self: &Arc<Self>,
         room: &RoomName,
-        member: Arc<Member>,
-        token: StreamToken,
+        plan: &JoinPlan,
         is_tentative: bool,
     ) -> Result<PresenceSession, JoinError> {
-        let subscriber = member.subscriber.clone();
+        let subscriber = plan.member.subscriber.clone();
         let (answer, answered) = oneshot::channel();
-        let handle = SessionHandle::new(token, answer);
-        let presence = self.request_join(room, member, &handle);
+        let handle = SessionHandle::new(plan.token.clone(), answer);
+        let presence = self.request_join(room, plan.member.clone(), &handle);
         presence.wake();
         // From here on, the member leaves again however this function ends.
         let session = PresenceSession { room: presence, subscriber, handle, is_tentative };

@@ -85,13 +85,13 @@ impl Subscriber {
         let member = self.extra.as_ref().and_then(|extra| extra.member.clone());
         let Identity { subject, token_id, .. } = &*self.identity;
         let token = StreamToken { subject: subject.clone(), id: token_id.clone() };
-        let joining = match member {
-            Some(member) => Some((presence.plan_join(rooms, &member).await?, Arc::new(member))),
+        let plan = match member {
+            Some(member) => Some(presence.plan_join(rooms, member, token).await?),
             None => None,
         };
         let joining = async {
-            match joining {
-                Some((plan, member)) => presence.join(&plan, &member, &token).await,
+            match &plan {
+                Some(plan) => presence.join(plan).await,
                 None => Ok(Vec::new()),
             }
         };
