@@ -46,19 +46,23 @@ def token(subject):
 
 
 class Client:
-    def __init__(self, subject):
+    def __init__(self, subject, address="127.0.0.1"):
+        self.address = address
         self.headers = {"Authorization": f"Bearer {token(subject)}"}
-        self.connection = None
+        self.connection, self.problem = None, None
 
     def send(self, method, path, body=None, headers=None, drain=True):
         """The status of the answer; None if there is none. Without `drain`, only the head is read."""
         try:
             if self.connection is None:
-                self.connection = http.client.HTTPConnection("127.0.0.1", GATEWAY_PORT, timeout=5)
+                self.connection = http.client.HTTPConnection(
+                    "127.0.0.1", GATEWAY_PORT, timeout=5, source_address=(self.address, 0)
+                )
             self.connection.request(method, path, body, {**self.headers, **(headers or {})})
             answer = self.connection.getresponse()
             if drain:
-                answer.read()
+                body = answer.read()
+                self.problem = body[:300] if answer.status >= 400 else None
             else:
                 answer.read1(100)
                 self.close()
@@ -113,7 +117,10 @@ def publish(client, seconds):
     while due < until:
         time.sleep(max(0, due - time.monotonic()))
         begin = time.monotonic()
-        refused += client.send("POST", "/v1/rooms/well-behaved/events", "hello") != 201
+        status = client.send("POST", "/v1/rooms/well-behaved/events", "hello")
+        if status != 201:
+            refused += 1
+            print(f"a publish was refused after {time.monotonic() - begin:.3f} s: {status} {client.problem}")
         times.append(time.monotonic() - begin)
         due += 1 / PUBLISHES_A_SECOND
     return sorted(times), refused
@@ -131,10 +138,12 @@ def redis_peak():
     return int(next(line.split(":")[1] for line in text.stdout.splitlines() if line.startswith("used_memory_peak:")))
 
 
-def prepare(client):
+def prepare():
     for n in range(20):
-        assert client.send("PUT", f"/v1/hashes/big/fields/f{n}", "x" * 250_000) in (200, 201)
+        assert Client("prepare").send("PUT", f"/v1/hashes/big/fields/f{n}", "x" * 250_000) in (200, 201)
     for n in range(10):
+        # A subject each, because of the limit of requests.
+        client = Client(f"prepare-{n}")
         events = [{"room": f"full{n}", "data": "x" * 3000} for _ in range(300)]
         assert client.send("POST", "/v1/events", json.dumps({"events": events}), {"Content-Type": "application/json"}) == 200
 
@@ -143,26 +152,30 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--seconds", type=int, default=60)
     arguments.add_argument("--binary", type=Path, default=ROOT / "target/release/roomcast")
+    arguments.add_argument("--only", type=int, nargs="*", help="numbers of the callers that attack; all by default")
     arguments = arguments.parse_args()
+    callers = range(len(ATTACKS)) if arguments.only is None else arguments.only
     folder = Path(tempfile.mkdtemp())
     redis = subprocess.Popen(
         ["redis-server", "--port", str(REDIS_PORT), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
          "--maxmemory", "350mb", "--maxmemory-policy", "noeviction", "--dir", str(folder)], stdout=subprocess.DEVNULL)
     gateway = subprocess.Popen(
         [arguments.binary, "--listen", f"127.0.0.1:{GATEWAY_PORT}", "--redis-url", f"redis://127.0.0.1:{REDIS_PORT}",
-         "--log", "error"], env={**os.environ, "ROOMCAST_JWT_HS256_SECRET": SECRET.decode()})
+         "--log", "error"], env={**os.environ, "ROOMCAST_JWT_HS256_SECRET": SECRET.decode()},
+        stdout=subprocess.DEVNULL)
     try:
-        client = Client("well-behaved")
+        # The limit of an address would hold for all callers on this machine together.
+        client = Client("well-behaved", "127.0.0.2")
         for _ in range(100):
             if client.send("GET", "/readyz") == 200:
                 break
             time.sleep(0.1)
-        prepare(client)
+        prepare()
         alone, refused = publish(client, max(10, arguments.seconds // 4))
         assert refused == 0, f"{refused} publishes refused without load"
         until = time.monotonic() + arguments.seconds
         with multiprocessing.get_context("fork").Pool(len(ATTACKS)) as pool:
-            attacks = [pool.apply_async(attack, (number, until)) for number in range(len(ATTACKS))]
+            attacks = [pool.apply_async(attack, (number, until)) for number in callers]
             beside, refused = publish(client, arguments.seconds - 1)
             for result in attacks:
                 number, statuses = result.get(60)

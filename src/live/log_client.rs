@@ -17,7 +17,7 @@ use crate::names::{Event, EventId, Topic};
 use crate::trace;
 
 /// Most reads at one time. More have to wait, so that many readers do not crowd out publishes.
-const LOG_READERS: usize = 64;
+const LOG_READERS: usize = 16;
 /// Bytes from which on a page gets no more entries.
 const PAGE_BYTES: usize = 1024 * 1024;
 /// Most entries that are looked at for a page.

@@ -42,7 +42,7 @@ proptest! {
     fn a_client_reads_an_event_back_from_either_format(
         name in proptest::option::of("[A-Za-z0-9ß房._~:@+=-]{1,20}".prop_filter("reserved", |name| EventName::new(name).is_ok())),
         data in data(),
-        room in "[a-zß._~:@+=-]{1,20}",
+        room in "[a-zß._~:@+=-]{1,20}".prop_filter("dots", |room| RoomName::new(room).is_ok()),
         publish_id in proptest::option::of("[0-9a-f]{8}"),
         (epoch, offset) in (1..1u64 << 53, 0..1u64 << 53),
     ) {
