@@ -9,7 +9,7 @@ use futures_util::future::select_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::topic::{Following, PAGE_BYTES, TopicGuard};
+use super::topic::{BATCH_BYTES, Following, TopicGuard};
 use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
 use crate::broker::{BrokerError, ReadLimit, ReadRange};
 use crate::cache::Lookup;
@@ -195,7 +195,7 @@ async fn before_newest(
     wanted: impl Fn(&LiveEvent) -> bool,
 ) -> Result<EventId, BrokerError> {
     let range = ReadRange::Before(EventId::new(position.epoch, position.offset + 1));
-    let slice = log.read(topic, range, ReadLimit { entries: RECENT_EVENTS, bytes: PAGE_BYTES }).await?;
+    let slice = log.read(topic, range, ReadLimit { entries: RECENT_EVENTS, bytes: BATCH_BYTES }).await?;
     let mut left = count;
     for entry in slice.entries.iter().rev() {
         if left == 0 {

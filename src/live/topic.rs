@@ -21,7 +21,7 @@ pub(super) const BATCH_BYTES: usize = 64 * 1024;
 const PAGE_EVENTS: usize = 100;
 /// Bytes from which on a read of the topic's task gets no more events, so that a stream that opens takes little of the
 /// broker's time.
-pub(super) const PAGE_BYTES: usize = 4 * BATCH_BYTES;
+const PAGE_BYTES: usize = 4 * BATCH_BYTES;
 /// Pause before a subscriber reads the log again after a read has failed; jittered up to twice as long.
 const SUBSCRIBER_RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// First pause before the topic's task reads the log again after a read has failed.
