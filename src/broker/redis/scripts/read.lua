@@ -17,16 +17,15 @@ while #entries < max_entries do
   end
   local wanted = math.min(chunk, max_entries - #entries)
   local read = redis.call(command, KEYS[2], from, to, 'COUNT', wanted)
-  for _, entry in ipairs(read) do
+  for index = 1, #read do
     if bytes >= max_bytes then
       is_cut_short = 1
       break
     end
+    local entry = read[index]
     entries[#entries + 1] = entry
-    bytes = bytes + #entry[1]
-    for _, text in ipairs(entry[2]) do
-      bytes = bytes + #text
-    end
+    -- The id, and the event beside its field's name.
+    bytes = bytes + #entry[1] + #entry[2][2]
   end
   if #read < wanted or is_cut_short == 1 then
     break
