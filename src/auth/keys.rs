@@ -139,7 +139,7 @@ impl PartialEq for Key {
             ) => n == other_n && e == other_e,
             _ => false,
         };
-        same_bytes && self.id == other.id && self.algorithm == other.algorithm
+        same_bytes && self.issuer == other.issuer && self.id == other.id && self.algorithm == other.algorithm
     }
 }
 

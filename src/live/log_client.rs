@@ -90,14 +90,20 @@ impl LogClient {
 
     /// Reads entries of a topic's log up to a limit.
     pub async fn read(&self, topic: &Topic, range: ReadRange, limit: ReadLimit) -> Result<LogSlice, BrokerError> {
-        let read = async {
-            let _permit = self.readers.acquire().await.expect("the semaphore is never closed");
-            self.broker.read(topic, &self.watermarks.take_for_call(topic), range, limit).await
-        };
-        let slice = read_with_deadline("no answer to a read", read).await?;
+        let read = async || self.broker.read(topic, &self.watermarks.take_for_call(topic), range, limit).await;
+        let slice = self.as_reader(read).await?;
         // A client may resume at this position: the replica has to remember that it was given out.
         self.watermarks.add(topic, slice.history.end());
         Ok(slice)
+    }
+
+    /// Makes a call as one of the readers, of which there are [`LOG_READERS`].
+    async fn as_reader<T>(&self, call: impl AsyncFnOnce() -> Result<T, BrokerError>) -> Result<T, BrokerError> {
+        let read = async {
+            let _permit = self.readers.acquire().await.expect("the semaphore is never closed");
+            call().await
+        };
+        read_with_deadline("no answer to a read", read).await
     }
 
     /// Reads like [`Self::read`], but stores nothing for a log without a head. `position` is where the reader goes on.
@@ -108,11 +114,8 @@ impl LogClient {
         range: ReadRange,
         limit: ReadLimit,
     ) -> Result<LogSlice, BrokerError> {
-        let peek = async {
-            let _permit = self.readers.acquire().await.expect("the semaphore is never closed");
-            self.broker.peek(topic, &self.watermarks.take_for_call(topic), range, limit).await
-        };
-        match read_with_deadline("no answer to a read", peek).await? {
+        let peek = async || self.broker.peek(topic, &self.watermarks.take_for_call(topic), range, limit).await;
+        match self.as_reader(peek).await? {
             Peek::Slice(slice) => {
                 self.watermarks.add(topic, slice.history.end());
                 Ok(slice)

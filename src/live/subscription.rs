@@ -1,6 +1,7 @@
 //! A subscription: a position in each of its topics, and the question what follows it. Live delivery, resuming and
 //! catching up are all this one question. The cache answers it if it can, otherwise the log.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use futures_util::future::select_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::topic::{BATCH_BYTES, Following, TopicGuard};
+use super::topic::{BATCH_BYTES, Following, LiveTopic, TopicGuard};
 use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
 use crate::broker::{BrokerError, ReadLimit, ReadRange};
 use crate::cache::Lookup;
@@ -185,26 +186,40 @@ impl Subscription {
     }
 }
 
-/// The position before the last `count` events up to a position that are `wanted`. Reads a bounded part of the log;
-/// beyond it, every event counts, whose ids are known without a read.
-async fn before_newest(
+/// The position before the last `count` events up to `end` that are `wanted`. Looks at the events of the cache, and then at
+/// a bounded part of the log; beyond it, every event counts, whose ids are known without a read.
+async fn before_recent(
     log: &LogClient,
-    topic: &Topic,
-    mut position: EventId,
+    topic: &LiveTopic,
+    end: EventId,
     count: u64,
     wanted: impl Fn(&LiveEvent) -> bool,
 ) -> Result<EventId, BrokerError> {
-    let range = ReadRange::Before(EventId::new(position.epoch, position.offset + 1));
-    let slice = log.read(topic, range, ReadLimit { entries: RECENT_EVENTS, bytes: BATCH_BYTES }).await?;
-    let mut left = count;
-    for entry in slice.entries.iter().rev() {
-        if left == 0 {
-            return Ok(position);
+    /// Goes back over events, newest first. None stands for an entry that is no event.
+    fn go_back<E: Borrow<LiveEvent>>(
+        (mut position, mut left): (EventId, u64),
+        mut events: impl Iterator<Item = (EventId, Option<E>)>,
+        wanted: impl Fn(&LiveEvent) -> bool,
+    ) -> (EventId, u64) {
+        while left > 0
+            && let Some((id, event)) = events.next()
+        {
+            position = id.before();
+            left -= u64::from(event.is_some_and(|event| wanted(event.borrow())));
         }
-        position = entry.id.before();
-        left -= u64::from(LiveEvent::new(entry).is_ok_and(|event| wanted(&event)));
+        (position, left)
     }
-    if !slice.is_cut_short && slice.entries.len() < RECENT_EVENTS {
+
+    let cached = topic.newest().into_iter().map(|event| (event.id(), Some(event)));
+    let (position, left) = go_back((end, count), cached, &wanted);
+    if left == 0 {
+        return Ok(position);
+    }
+    let range = ReadRange::Before(EventId::new(position.epoch, position.offset + 1));
+    let slice = log.read(topic.topic(), range, ReadLimit { entries: RECENT_EVENTS, bytes: BATCH_BYTES }).await?;
+    let logged = slice.entries.iter().rev().map(|entry| (entry.id, LiveEvent::new(entry).ok()));
+    let (position, left) = go_back((position, left), logged, &wanted);
+    if left == 0 || !slice.is_cut_short && slice.entries.len() < RECENT_EVENTS {
         return Ok(position);
     }
     let oldest = slice.oldest.map_or(slice.history.end(), EventId::before);
@@ -244,13 +259,7 @@ impl TopicCursor {
                 let slice = log.read(topic, ReadRange::Oldest, ReadLimit::HISTORY).await?;
                 slice.oldest.map_or(slice.history.end(), EventId::before)
             }
-            Start::Recent(count) => {
-                let (position, left) = guard.live_topic().before_newest(count, wanted);
-                match left {
-                    0 => position,
-                    left => before_newest(log, topic, position, left, wanted).await?,
-                }
-            }
+            Start::Recent(count) => before_recent(log, guard.live_topic(), end, count, wanted).await?,
         };
         let mut cursor = Self {
             guard,

@@ -128,19 +128,9 @@ impl LiveTopic {
         self.cache().after(position, reported, BATCH_BYTES)
     }
 
-    /// The position before the newest events of the cache, `count` of those that are `wanted` if it has so many; and how
-    /// many are left to find in the log.
-    pub(super) fn before_newest(&self, count: u64, wanted: impl Fn(&LiveEvent) -> bool) -> (EventId, u64) {
-        let cache = self.cache();
-        let (mut position, mut left) = (cache.end().unwrap_or(EventId::start_of(0)), count);
-        for event in cache.newest() {
-            if left == 0 {
-                break;
-            }
-            position = event.id().before();
-            left -= u64::from(wanted(event));
-        }
-        (position, left)
+    /// The events at the end of the log that the cache has, newest first.
+    pub(super) fn newest(&self) -> Vec<Arc<LiveEvent>> {
+        self.cache().newest().cloned().collect()
     }
 
     /// What follows a position, by a read of the log. Apart from retractions, this is the only source of gaps.

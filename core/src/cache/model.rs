@@ -56,7 +56,7 @@ const LIFETIME: u64 = 8 * TICK;
 
 /// The data of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Dataset {
+struct ServerData {
     id: u64,
     head: Option<Head>,
     log: ModelLog,
@@ -123,9 +123,9 @@ enum Violation {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
     /// The server's data.
-    data: Dataset,
+    data: ServerData,
     /// The data that the server has after a restart with loss, and that its copy has.
-    saved: Dataset,
+    saved: ServerData,
     replication_id: u8,
     /// The replication id of the other server, once the two have different histories.
     other_replication_id: Option<u8>,
@@ -195,7 +195,7 @@ impl World {
         let position = EventId::start_of(0);
         let subscriber =
             ModelSubscriber { replica: 0, position, reported: None, received: Vec::new(), all_lost: 0 };
-        let empty = Dataset { id: 1, head: None, log: ModelLog::default() };
+        let empty = ServerData { id: 1, head: None, log: ModelLog::default() };
         let mut world = Self {
             data: empty.clone(),
             saved: empty,
@@ -477,7 +477,7 @@ impl World {
             }
             ModelStep::LoseAllKeys => {
                 world.faults += 1;
-                world.data = Dataset { id: world.data.id + 1, head: None, log: ModelLog::default() };
+                world.data = ServerData { id: world.data.id + 1, head: None, log: ModelLog::default() };
                 world.is_lossy = true;
             }
             ModelStep::ExpireHead => {
@@ -519,7 +519,7 @@ impl World {
     }
 }
 
-impl Dataset {
+impl ServerData {
     fn rule(&self) -> DataSet {
         DataSet { id: self.id, head_lifetime: LIFETIME }
     }

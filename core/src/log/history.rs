@@ -120,6 +120,11 @@ impl EpochHistory {
         self.epoch(id.epoch).is_some_and(|epoch| id.offset <= epoch.end)
     }
 
+    /// Whether nothing was ever appended to the log.
+    pub fn is_unwritten(&self) -> bool {
+        self.epochs.len() == 1 && self.newest().end == 0
+    }
+
     /// The id of the next event, unless a new epoch begins before it.
     pub fn next_id(&self) -> EventId {
         EventId::new(self.newest().number, self.newest().end + 1)

@@ -132,7 +132,8 @@ impl RedisBroker {
         // A Redis that refuses writes can still be read.
         pipeline.ignore_errors();
         for (topic, history) in heads {
-            let (lifetime, is_unwritten) = (self.head_lifetime(topic), history.as_ref().is_some_and(is_unwritten));
+            let (lifetime, is_unwritten) =
+                (self.head_lifetime(topic), history.as_ref().is_some_and(EpochHistory::is_unwritten));
             let command = pipeline.cmd("PEXPIRE").arg(self.keys.head(topic));
             if is_unwritten {
                 // It may have been written to meanwhile: a lifetime never becomes shorter.
@@ -196,11 +197,6 @@ impl UnwrittenHeads {
         }
         run(count)
     }
-}
-
-/// Whether nothing was ever appended to a log with this history.
-fn is_unwritten(history: &EpochHistory) -> bool {
-    history.epochs().len() == 1 && history.newest().end == 0
 }
 
 /// A log as Redis has it.

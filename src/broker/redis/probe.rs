@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, interval, timeout};
 
 use super::RedisBroker;
+use super::connections::RedisConn;
 use super::error::read_error;
 use crate::broker::{BrokerError, Fault, FaultKind, Health, LogListener, MemoryUse};
 use redis::RedisResult;
@@ -49,7 +50,10 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn LogListener>
             (Ok((_, probed)), Some(live)) if is_receiving => broker.connections.promote(live, probed.clone()).await,
             _ => broker.connections.demote(),
         }
-        let memory = if appended.is_ok() { memory_use(&broker).await } else { None };
+        let memory = match &appended {
+            Ok((_, conn)) => memory_use(conn.clone()).await,
+            Err(_) => None,
+        };
         broker.set_health(Health {
             round_trip,
             memory,
@@ -65,8 +69,7 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn LogListener>
 }
 
 /// How much the server holds, by `INFO memory`.
-async fn memory_use(broker: &RedisBroker) -> Option<MemoryUse> {
-    let mut conn = broker.connections.for_read().await.ok()?;
+async fn memory_use(mut conn: RedisConn) -> Option<MemoryUse> {
     let result: RedisResult<String> = redis::cmd("INFO").arg("memory").query_async(conn.connection()).await;
     let info = conn.check(result, read_error).ok()?;
     let field = |name: &str| {

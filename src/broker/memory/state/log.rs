@@ -84,8 +84,7 @@ impl MemoryLog {
 
     /// Whether nothing was ever appended to the log.
     pub(super) fn is_unused(&self) -> bool {
-        let history = self.head.as_ref().map(|head| &head.history);
-        history.is_some_and(|history| history.epochs().len() == 1 && history.newest().end == 0)
+        self.head.as_ref().is_some_and(|head| head.history.is_unwritten())
     }
 
     /// Whether the lifetime of the head has passed.
