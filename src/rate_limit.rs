@@ -36,6 +36,10 @@ const ANONYMOUS_DIVISOR: u32 = 2;
 const READS: u32 = 64;
 /// Most of these of one caller.
 const READS_OF_A_CALLER: u32 = 16;
+/// A value that is written or read counts as one request, and as another one for each time that it has so many bytes.
+pub const BYTES_OF_A_REQUEST: usize = 64 * 1024;
+/// What counts as read if a read does not end. One command to the broker reads about as much.
+const UNFINISHED_READ: usize = 256 * 1024;
 
 /// The limits for each caller and for all callers together. 0 stands for no limit.
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +150,8 @@ struct LocalQuota {
     ask_at: Option<Instant>,
     /// When the bucket that counts while the broker does not answer will be full.
     full_at: Option<Instant>,
+    /// Tokens that later requests spend beside their own.
+    debt: u64,
 }
 
 /// The quota of one caller.
@@ -173,6 +179,31 @@ pub struct OpenCounts(Mutex<HashMap<RateKey, u32>>);
 pub struct OpenPermit {
     counts: Arc<OpenCounts>,
     keys: Vec<RateKey>,
+}
+
+/// A read of lists or values that goes on. When it is dropped, the caller's later requests spend the tokens for what was
+/// read.
+pub struct Reading {
+    limiter: Arc<RateLimiter>,
+    keys: Vec<RateKey>,
+    bytes: usize,
+    _permit: OpenPermit,
+}
+
+impl Reading {
+    /// Notes that the read has ended, and how many bytes it read.
+    pub fn has_read(&mut self, bytes: usize) {
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let tokens = self.bytes / BYTES_OF_A_REQUEST;
+        for key in self.keys.iter().filter(|key| tokens > 0 && self.limiter.rate(key) > 0) {
+            lock(&self.limiter.limit(key).quota).debt += tokens as u64;
+        }
+    }
 }
 
 impl Drop for OpenPermit {
@@ -272,7 +303,7 @@ impl RateLimiter {
         }
         let _refill = limit.refill.lock().await;
         let now = Instant::now();
-        let held = {
+        let (held, wanted) = {
             let mut quota = lock(&limit.quota);
             // Another request may have refilled it meanwhile.
             if let Some(status) = quota.spend(key, rate, count, now) {
@@ -290,9 +321,10 @@ impl RateLimiter {
             }
             // Set aside, so that no other request spends them while the bucket is asked for the rest.
             let tokens = std::mem::take(&mut quota.tokens);
-            if quota.has_expired(now) { 0 } else { tokens }
+            let held = if quota.has_expired(now) { 0 } else { tokens };
+            (held, quota.with_debt(rate, count))
         };
-        let missing = count - held;
+        let missing = wanted.saturating_sub(held);
         let bucket = RateLimit { per_second: rate, burst: u64::from(rate * BURST_SECONDS) };
         let wanted = missing.max(u64::from(rate / GRANTS_PER_SECOND)).min(bucket.burst);
         let answer = timeout(STORE_TIMEOUT, self.buckets.take(&key.bucket(), bucket, missing, wanted)).await;
@@ -326,7 +358,11 @@ impl RateLimiter {
         if self.settings.on_failure == RateFailure::Closed {
             return Err(RateError::Unavailable);
         }
-        let taken = quota.take_locally(rate, count, Instant::now());
+        let wanted = quota.with_debt(rate, count);
+        let taken = quota.take_locally(rate, wanted, Instant::now());
+        if taken.is_ok() {
+            quota.debt -= wanted - count;
+        }
         let status = RateStatus { remaining: 0, ..quota.status(key, rate) };
         taken.map(|()| status).map_err(|retry_after| RateError::TooMany { status, retry_after, is_new: false })
     }
@@ -342,16 +378,15 @@ impl RateLimiter {
         self.streams.open([subject, address].into_iter().flatten())
     }
 
-    /// Counts a read of up to 1 MiB for as long as the permit is held. If a limit is reached, fails with that limit's
-    /// name.
-    pub fn open_read(
-        &self,
-        subject: Option<&Arc<str>>,
-        address: Option<IpAddr>,
-    ) -> Result<OpenPermit, &'static str> {
-        let caller = subject.cloned().map(RateKey::Subject).or(address.map(RateKey::Address));
-        let caller = caller.map(|caller| (caller, READS_OF_A_CALLER));
-        self.reads.open(caller.into_iter().chain([(RateKey::All, READS)]))
+    /// Begins a read of a caller with these keys: of its subject, if it has one, or of its address. If too many reads go
+    /// on, fails with the name of the limit.
+    pub fn begin_read(self: &Arc<Self>, keys: Vec<RateKey>) -> Result<Reading, &'static str> {
+        let find = |wanted: fn(&RateKey) -> bool| keys.iter().find(|key| wanted(key)).cloned();
+        let caller = find(|key| matches!(key, RateKey::Subject(_)));
+        let caller = caller.or_else(|| find(|key| matches!(key, RateKey::Address(_))));
+        let limits = caller.map(|caller| (caller, READS_OF_A_CALLER)).into_iter().chain([(RateKey::All, READS)]);
+        let permit = self.reads.open(limits)?;
+        Ok(Reading { limiter: self.clone(), keys, bytes: UNFINISHED_READ, _permit: permit })
     }
 
     fn limit(&self, key: &RateKey) -> Arc<LocalLimit> {
@@ -371,7 +406,15 @@ impl LocalQuota {
             return None;
         }
         self.tokens = self.tokens.checked_sub(count)?;
+        let paid = self.debt.min(self.tokens);
+        self.tokens -= paid;
+        self.debt -= paid;
         Some(self.status(key, rate))
+    }
+
+    /// `count` and the debt, as far as both fit into the bucket.
+    fn with_debt(&self, rate: u32, count: u64) -> u64 {
+        (count + self.debt).min(u64::from(rate * BURST_SECONDS))
     }
 
     /// Takes back tokens of a request that another limit has refused. While the broker does not answer, the request took

@@ -69,6 +69,13 @@ pub struct FieldPage {
     pub next: Option<String>,
 }
 
+impl FieldPage {
+    /// The size of the names and values together.
+    pub fn bytes(&self) -> usize {
+        self.fields.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+}
+
 /// Keeps shared hashes. Every write is atomic. A hash without fields does not exist.
 #[async_trait]
 pub trait HashStore: Send + Sync {

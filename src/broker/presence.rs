@@ -125,6 +125,13 @@ pub struct MemberPage {
     pub next: Option<String>,
 }
 
+impl MemberPage {
+    /// The size of the profiles together.
+    pub fn bytes(&self) -> usize {
+        self.members.iter().map(|member| member.profile.len()).sum()
+    }
+}
+
 /// Receives a broker's announcements about presence. It must not block.
 pub trait PresenceListener: Send + Sync {
     /// A later session of a subscriber in a room has begun on another replica.

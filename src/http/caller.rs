@@ -13,7 +13,7 @@ use super::address::client_address;
 use super::problem::{Code, Problem};
 use super::{App, audit};
 use crate::auth::{Identity, Permission, TokenError};
-use crate::rate_limit::{OpenPermit, RateError, RateKey, RateStatus};
+use crate::rate_limit::{RateError, RateKey, RateStatus, Reading};
 
 /// The query parameter with the token of an `EventSource`, which can't set headers.
 pub const ACCESS_TOKEN: &str = "access_token";
@@ -195,8 +195,12 @@ impl Caller {
 
     /// Counts further requests of the caller against its limits. The request itself is counted already.
     pub async fn spend(&self, app: &App, more: u64) -> Result<(), Problem> {
-        let keys = self.address.map(RateKey::Address).into_iter().chain(rate_keys(app, Some(&self.identity)));
-        count_requests(app, keys, more, self.address, self.identity.subject.as_deref()).await.map(|_| ())
+        let subject = self.identity.subject.as_deref();
+        count_requests(app, self.rate_keys(app), more, self.address, subject).await.map(|_| ())
+    }
+
+    fn rate_keys(&self, app: &App) -> Vec<RateKey> {
+        self.address.map(RateKey::Address).into_iter().chain(rate_keys(app, Some(&self.identity))).collect()
     }
 
     /// Fails if the caller's token has expired or was revoked since the caller was identified. Logs the refusal.
@@ -207,12 +211,28 @@ impl Caller {
         check_revoked(app, &self.identity).await.map_err(|problem| self.refused(problem))
     }
 
-    /// Begins a read of a list or a value, which goes on until the permit is dropped. Fails if too many go on: more would
-    /// have to wait, and keep others waiting.
-    pub fn begin_read(&self, app: &App) -> Result<Option<OpenPermit>, Problem> {
+    /// Reads a list or a value of so many bytes, which count against the caller's limits. Fails if too many reads go on:
+    /// more would have to wait, and keep others waiting.
+    pub async fn read<T, E>(
+        &self,
+        app: &App,
+        read: impl Future<Output = Result<T, E>>,
+        bytes: impl FnOnce(&T) -> usize,
+    ) -> Result<T, Problem>
+    where
+        Problem: From<E>,
+    {
+        let mut reading = self.begin_read(app)?;
+        let result = read.await;
+        if let Some(reading) = &mut reading {
+            reading.has_read(result.as_ref().map_or(0, bytes));
+        }
+        result.map_err(Problem::from)
+    }
+
+    fn begin_read(&self, app: &App) -> Result<Option<Reading>, Problem> {
         let Some(limits) = &app.limits else { return Ok(None) };
-        let permit = limits.open_read(self.identity.subject.as_ref(), self.address);
-        permit.map(Some).map_err(|limit| {
+        limits.begin_read(self.rate_keys(app)).map(Some).map_err(|limit| {
             app.metrics.rejected(limit, "read");
             let retry_after = Duration::from_secs(1);
             if limit == RateKey::All.name() {

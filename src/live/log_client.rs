@@ -20,6 +20,8 @@ use crate::trace;
 const LOG_READERS: usize = 16;
 /// Bytes from which on a page gets no more entries.
 const PAGE_BYTES: usize = 1024 * 1024;
+/// Bytes from which on one read for a page gets no more entries: Redis does nothing else meanwhile.
+const READ_BYTES: usize = 256 * 1024;
 /// Most entries that are looked at for a page.
 const PAGE_ENTRIES: usize = 1000;
 /// Most entries of a later read for a page.
@@ -41,6 +43,8 @@ pub struct LogPage {
     pub first: LogSlice,
     /// The id from which the next page goes on in the direction of the range, if there may be one.
     pub next: Option<EventId>,
+    /// The size of what was read for the page.
+    pub bytes: usize,
 }
 
 impl LogClient {
@@ -165,7 +169,7 @@ impl LogClient {
             ReadRange::After(position) => Some(position),
             _ => None,
         };
-        let first = self.peek(topic, position, range, ReadLimit { entries: requested, bytes: PAGE_BYTES }).await?;
+        let first = self.peek(topic, position, range, ReadLimit { entries: requested, bytes: READ_BYTES }).await?;
         let (mut events, mut seen, mut bytes, mut last) = (Vec::new(), 0, 0, None);
         let mut later = None;
         let next = 'page: loop {
@@ -192,13 +196,13 @@ impl LogClient {
             }
             requested = LATER_ENTRIES.min(PAGE_ENTRIES + 1 - seen);
             let range = if is_backward { ReadRange::Before(reached) } else { ReadRange::After(reached) };
-            later =
-                Some(self.read(topic, range, ReadLimit { entries: requested, bytes: PAGE_BYTES - bytes }).await?);
+            let limit = ReadLimit { entries: requested, bytes: READ_BYTES.min(PAGE_BYTES - bytes) };
+            later = Some(self.read(topic, range, limit).await?);
         };
         if is_backward {
             events.reverse();
         }
-        Ok(LogPage { events, first, next })
+        Ok(LogPage { events, first, next, bytes })
     }
 
     /// Reads the epoch histories of some logs, and keeps their heads alive. `None` if the broker does not answer.

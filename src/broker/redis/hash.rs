@@ -14,6 +14,9 @@ use crate::broker::{
 };
 use crate::names::{FieldName, HashName};
 
+/// Bytes of values after which a command that reads several stops. Redis does nothing else meanwhile.
+const COMMAND_BYTES: usize = 256 * 1024;
+
 impl Condition {
     fn name(&self) -> &'static str {
         match self {
@@ -50,7 +53,7 @@ impl FromRedisValue for ConditionalReply {
     }
 }
 
-fn bytes(value: Value) -> Option<Bytes> {
+fn value_bytes(value: Value) -> Option<Bytes> {
     match value {
         Value::BulkString(bytes) => Some(bytes.into()),
         _ => None,
@@ -67,12 +70,21 @@ impl RedisBroker {
         limit: usize,
     ) -> Result<RawPage, BrokerError> {
         // Redis's cursors are numbers: other text from the client is not sent to Redis.
-        let cursor: u64 = from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
-        let mut call = self.scripts.scan.key(key);
-        call.arg(cursor).arg(limit).arg(REPLY_BYTES);
-        let result: RedisResult<(String, RawFields)> = call.invoke_async(conn.connection()).await;
-        let (next, found) = conn.check(result, read_error)?;
-        Ok(((next != "0").then_some(next), found))
+        let mut cursor: u64 = from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
+        let (mut found, mut bytes) = (RawFields::new(), 0);
+        loop {
+            let mut call = self.scripts.scan.key(&key);
+            call.arg(cursor).arg(limit - found.len()).arg(COMMAND_BYTES.min(REPLY_BYTES - bytes));
+            let result: RedisResult<(u64, RawFields)> = call.invoke_async(conn.connection()).await;
+            let (next, read) = conn.check(result, read_error)?;
+            cursor = next;
+            bytes += read.iter().map(|(field, value)| field.len() + value.len()).sum::<usize>();
+            let is_empty = read.is_empty();
+            found.extend(read);
+            if cursor == 0 || is_empty || found.len() >= limit || bytes >= REPLY_BYTES {
+                return Ok(((cursor != 0).then(|| cursor.to_string()), found));
+            }
+        }
     }
 
     async fn write_conditionally(
@@ -99,15 +111,21 @@ impl HashStore for RedisBroker {
         command.arg(self.keys.hash(hash)).arg(field.as_str());
         let mut conn = self.connections.for_hashes().await?;
         let result = command.query_async(conn.connection()).await;
-        Ok(bytes(conn.check(result, read_error)?))
+        Ok(value_bytes(conn.check(result, read_error)?))
     }
 
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError> {
         let mut conn = self.connections.for_hashes().await?;
-        let mut call = self.scripts.hash_values.key(self.keys.hash(hash));
-        call.arg(REPLY_BYTES).arg(fields.iter().map(FieldName::as_str).collect::<Vec<_>>());
-        let result: RedisResult<Vec<Value>> = call.invoke_async(conn.connection()).await;
-        Ok(conn.check(result, read_error)?.into_iter().map(bytes).collect())
+        let (mut values, mut bytes) = (Vec::new(), 0);
+        while values.len() < fields.len() && bytes < REPLY_BYTES {
+            let mut call = self.scripts.hash_values.key(self.keys.hash(hash));
+            call.arg(COMMAND_BYTES.min(REPLY_BYTES - bytes));
+            call.arg(fields[values.len()..].iter().map(FieldName::as_str).collect::<Vec<_>>());
+            let result: RedisResult<Vec<Value>> = call.invoke_async(conn.connection()).await;
+            let read = conn.check(result, read_error)?.into_iter().map(value_bytes);
+            values.extend(read.inspect(|value| bytes += value.as_ref().map_or(0, Bytes::len)));
+        }
+        Ok(values)
     }
 
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError> {

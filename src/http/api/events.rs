@@ -275,7 +275,6 @@ pub async fn list_events(
     State(app): State<App>,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Subscribe, room.as_str())?;
-    let _reading = caller.begin_read(&app)?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
     let after = query.after.as_deref().map(|id| parse_position("after", id)).transpose()?;
     let before = query.before.as_deref().map(|id| parse_position("before", id)).transpose()?;
@@ -287,7 +286,8 @@ pub async fn list_events(
     let sees_presence = caller.may(Permission::Presence, room.as_str());
     let topic = Topic::from(room.clone());
     let wanted = |event: &Event| sees_presence || !event.is_presence();
-    let LogPage { events, first, next } = app.log.read_page(&topic, range, limit, before, wanted).await?;
+    let page = app.log.read_page(&topic, range, limit, before, wanted);
+    let LogPage { events, first, next, .. } = caller.read(&app, page, |page| page.bytes).await?;
     let gap = match after {
         Some(after) => {
             let from = app.log.resume_from(&topic, &first.history, after).await?;

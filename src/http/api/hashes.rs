@@ -25,11 +25,10 @@ use crate::http::extract::{HashPath, QueryParams, parse_json, parse_name};
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::names::{FieldName, HashName};
+use crate::rate_limit::BYTES_OF_A_REQUEST;
 
 const DEFAULT_LIMIT: usize = 1000;
 const MAX_LIMIT: usize = 10_000;
-/// A write of a value counts as one request, and as another one for each time that it has so many bytes.
-const BYTES_OF_A_REQUEST: usize = 64 * 1024;
 /// Fields that one request can select by name.
 const MAX_SELECTED: usize = 1000;
 
@@ -82,13 +81,16 @@ pub async fn list_fields(
     State(app): State<App>,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Read, hash.as_str())?;
-    let _reading = caller.begin_read(&app)?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
-    let page = if query.field.is_empty() {
-        app.hashes.page(&hash, query.after.as_deref(), limit).await?
-    } else {
-        selected_fields(&app, &hash, &query.field, query.after.as_deref().unwrap_or_default()).await?
+    let page = async {
+        let after = query.after.as_deref();
+        if query.field.is_empty() {
+            app.hashes.page(&hash, after, limit).await.map_err(Problem::from)
+        } else {
+            selected_fields(&app, &hash, &query.field, after.unwrap_or_default()).await
+        }
     };
+    let page = caller.read(&app, page, FieldPage::bytes).await?;
     let fields = page.fields.into_iter().map(|(field, value)| (field, HashValue::from_bytes(&value))).collect();
     let list = FieldList { hash: hash.to_string(), fields, next: page.next };
     // A selection may be too long for a header.

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Permission;
-use crate::broker::{MemberView, Profile};
+use crate::broker::{MemberPage, MemberView, Profile};
 use crate::http::App;
 use crate::http::caller::Caller;
 use crate::http::extract::{QueryParams, RoomPath};
@@ -87,9 +87,9 @@ pub async fn list_subscribers(
     State(app): State<App>,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Presence, room.as_str())?;
-    let _reading = caller.begin_read(&app)?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
-    let page = app.presence.members(&room, query.after.as_deref(), limit).await?;
+    let page = app.presence.members(&room, query.after.as_deref(), limit);
+    let page = caller.read(&app, page, MemberPage::bytes).await?;
     let subscribers = page.members.into_iter().filter_map(SubscriberDescription::from_view).collect();
     let mut response = Json(SubscriberList { room: room.to_string(), subscribers }).into_response();
     if let Some(next) = page.next {

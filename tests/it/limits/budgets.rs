@@ -162,6 +162,34 @@ on_both_brokers! {
         assert!(text.contains("stream.end") && text.contains("too_many_requests"), "{text}");
     }
 
+    async fn p11_each_64_kib_that_is_read_counts_as_a_request(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.limits.rate_per_subject = 10;
+        }).await;
+        // Without a subject.
+        let writer = token(&claims(&json!({"write": ["*"], "publish": ["*"]})));
+        for n in 0..5 {
+            let put = gateway.request(Method::PUT, &format!("/v1/hashes/m/fields/a00{n}")).bearer_auth(&writer);
+            assert_eq!(gateway.send(put.body("x".repeat(VALUE_BYTES))).await.0, 201);
+            let batch = json!({"events": vec![json!({"room": "lobby", "data": "x".repeat(4000)}); 60]});
+            let post = gateway.request(Method::POST, "/v1/events").bearer_auth(&writer).json(&batch);
+            assert_eq!(gateway.send(post).await.0, 200);
+        }
+        let reads = ["/v1/hashes/m", "/v1/hashes/m?field=a000&field=a001&field=a002&field=a003", "/v1/rooms/lobby/events"];
+        for (n, path) in reads.into_iter().enumerate() {
+            let mut claims = claims(&json!({"read": ["*"], "subscribe": ["*"]}));
+            claims["sub"] = json!(format!("reader-{n}"));
+            let token = token(&claims);
+            let mut count = 0;
+            while gateway.send(gateway.request(Method::GET, path).bearer_auth(&token)).await.0 == StatusCode::OK {
+                count += 1;
+            }
+            // The limit is 20 requests at once, and each read counts as 17.
+            assert!(count < 10, "{count} reads of {path}");
+        }
+    }
+
     async fn p11_values_leave_the_last_part_of_the_memory_to_events(world) {
         let gateway = world.gateway_with(|settings| settings.embedded.max_bytes = 12_000_000).await;
         set_fields(&gateway, "m", 40).await;

@@ -72,8 +72,7 @@ pub async fn get_field(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Read, hash.as_str())?;
-    let _reading = caller.begin_read(&app)?;
-    let value = app.hashes.value(&hash, &field).await?.ok_or_else(|| not_found(&hash, &field))?;
+    let value = read_value(&app, &caller, &hash, &field).await?.ok_or_else(|| not_found(&hash, &field))?;
     let tag = entity_tag(&value);
     let known = Tags::from_header(&headers, &header::IF_NONE_MATCH)?;
     let mut response = if known.is_some_and(|known| known.matches(&tag)) {
@@ -254,14 +253,19 @@ async fn condition_failed(app: &App, caller: &Caller, hash: &HashName, field: &F
     let detail = format!("the value of the field {field:?} of the hash {hash:?} does not match the condition");
     // A caller that may not read the hash must not see the value.
     let is_visible = caller.may(Permission::Read, hash.as_str());
-    let value = match is_visible.then(|| caller.begin_read(app)) {
-        Some(Ok(_reading)) => app.hashes.value(hash, field).await,
-        Some(Err(_)) => return Problem::new(Code::PreconditionFailed, detail),
-        None => Ok(None),
-    };
+    let value = if is_visible { read_value(app, caller, hash, field).await } else { Ok(None) };
     match value {
         Ok(value) => Problem::precondition(detail, current_value(value.as_ref())),
         // The refusal is certain all the same.
         Err(_) => Problem::new(Code::PreconditionFailed, detail),
     }
+}
+
+async fn read_value(
+    app: &App,
+    caller: &Caller,
+    hash: &HashName,
+    field: &FieldName,
+) -> Result<Option<Bytes>, Problem> {
+    caller.read(app, app.hashes.value(hash, field), |value| value.as_ref().map_or(0, Bytes::len)).await
 }
