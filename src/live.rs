@@ -39,7 +39,8 @@ use crate::trace;
 
 /// Longest time until a subscription is open or has failed.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
-/// How often the cached history of every live topic is compared with the history of its log, about.
+/// How often the history of every topic that is live, or was used in the last minutes, is compared with the history of
+/// its log, about.
 const COMPARE_EVERY: Duration = Duration::from_secs(15);
 /// Steps over which one round of comparisons is spread.
 const COMPARE_STEPS: u32 = 15;
@@ -107,7 +108,7 @@ impl Live {
         self.tasks.supervise("history", async move {
             loop {
                 live.history_changed.notified().await;
-                live.reread_recent_topics().await;
+                live.reread(live.recent_topics()).await;
             }
         });
     }
@@ -199,32 +200,41 @@ impl Live {
         self.topics.lock().expect("no holder of the lock panics")
     }
 
-    /// Compares the cached histories with the logs, again and again. This finds announcements that never arrived:
-    /// pub/sub may lose messages.
+    /// Compares the known histories with the logs, again and again. This finds announcements that never arrived, because
+    /// pub/sub may lose messages, and logs that were lost alone.
     async fn compare_for_ever(&self) {
         let mut ticks = interval(COMPARE_EVERY / COMPARE_STEPS);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut due: Vec<Arc<LiveTopic>> = Vec::new();
+        let mut due: Vec<Topic> = Vec::new();
         let mut batch_size = 0;
         loop {
             ticks.tick().await;
             if due.is_empty() {
-                due = self.topics().values().cloned().collect();
+                due = self.topics().keys().cloned().collect();
+                due.extend(self.recent_topics());
                 batch_size = due.len().div_ceil(COMPARE_STEPS as usize);
             }
             let batch = due.split_off(due.len().saturating_sub(batch_size));
             if batch.is_empty() {
                 continue;
             }
-            let topics: Vec<_> = batch.iter().map(|live| live.topic().clone()).collect();
             // While the broker is unavailable, there is nothing to compare. When it is back, it invalidates every
             // topic.
-            let Some(histories) = self.log.histories(&topics).await else { continue };
-            for (live, history) in batch.iter().zip(histories) {
-                if history.is_none_or(|history| !live.has_history(&history)) {
-                    live.invalidate();
+            let Some(histories) = self.log.histories(&batch).await else { continue };
+            let mut lost = Vec::new();
+            for (topic, history) in batch.into_iter().zip(histories) {
+                let live = self.get(&topic);
+                let is_known = history.is_some_and(|history| match &live {
+                    Some(live) => live.has_history(&history),
+                    None => !self.log.conflicts_with(&topic, &history),
+                });
+                match live {
+                    _ if is_known => {}
+                    Some(live) => live.invalidate(),
+                    None => lost.push(topic),
                 }
             }
+            self.reread(lost).await;
         }
     }
 
@@ -245,14 +255,20 @@ impl Live {
         }
     }
 
-    /// Reads the logs of recent topics that are not live now. The read finds a loss by the topic's watermarks, so that
-    /// a client that resumes later gets a gap for it.
-    async fn reread_recent_topics(&self) {
-        let topics =
-            self.log.watermarks().topics_with_events().into_iter().filter(|topic| self.get(topic).is_none());
-        let reads = topics.map(|topic| async move {
+    /// The topics that are not live now, and in which this replica knows of events.
+    fn recent_topics(&self) -> Vec<Topic> {
+        let mut topics = self.log.watermarks().topics_with_events();
+        let live = self.topics();
+        topics.retain(|topic| !live.contains_key(topic));
+        topics
+    }
+
+    /// Reads the logs of topics. The read finds a loss by the topic's watermarks, so that a client that resumes later gets
+    /// a gap for it.
+    async fn reread(&self, topics: Vec<Topic>) {
+        let reads = topics.into_iter().map(|topic| async move {
             if let Err(error) = self.log.read(&topic, ReadRange::Newest, ReadLimit::HISTORY).await {
-                tracing::debug!(%topic, %error, "the log could not be read after the server's history changed");
+                tracing::debug!(%topic, %error, "the log of a topic whose history has changed could not be read");
             }
         });
         futures_util::stream::iter(reads).buffer_unordered(REREAD_AT_ONCE).collect::<()>().await;

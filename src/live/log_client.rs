@@ -12,7 +12,7 @@ use crate::broker::{
     Appended, Broker, BrokerError, CALL_LIMIT, Fault, FaultKind, Health, IdempotencyKey, LogSlice, Peek, ReadLimit,
     ReadRange, read_with_deadline, write_with_deadline,
 };
-use crate::log::EpochHistory;
+use crate::log::{EpochHistory, Next};
 use crate::names::{Event, EventId, Topic};
 use crate::trace;
 
@@ -110,29 +110,15 @@ impl LogClient {
         read_with_deadline("no answer to a read", read).await
     }
 
-    /// Reads like [`Self::read`], but stores nothing for a log without a head. `position` is where the reader goes on.
-    pub async fn peek(
-        &self,
-        topic: &Topic,
-        position: Option<EventId>,
-        range: ReadRange,
-        limit: ReadLimit,
-    ) -> Result<LogSlice, BrokerError> {
+    /// Reads like [`Self::read`], but stores nothing for a log without a head.
+    pub async fn peek(&self, topic: &Topic, range: ReadRange, limit: ReadLimit) -> Result<LogSlice, BrokerError> {
         let peek = async || self.broker.peek(topic, &self.watermarks.take_for_call(topic), range, limit).await;
         match self.as_reader(peek).await? {
             Peek::Slice(slice) => {
                 self.watermarks.add(topic, slice.history.end());
                 Ok(slice)
             }
-            Peek::Unwritten(end) => {
-                let slice = LogSlice::unwritten(end);
-                // No other position of a log without a head is known to be valid: a head has to tell.
-                let is_valid = match position {
-                    Some(position) => self.resume_from(topic, &slice.history, position).await? == end,
-                    None => true,
-                };
-                if is_valid { Ok(slice) } else { self.read(topic, range, limit).await }
-            }
+            Peek::Unwritten(end) => Ok(LogSlice::unwritten(end)),
             Peek::NeedsRead => self.read(topic, range, limit).await,
         }
     }
@@ -152,8 +138,9 @@ impl LogClient {
         Ok(history.resume_from(position, data_set))
     }
 
-    /// Reads a page of at most `limit` events that are `wanted`, of a forward range only those below `until`. It has fewer if they are large, or if many others lie
-    /// between them.
+    /// Reads a page of at most `limit` events that are `wanted`, of a forward range only those below `until`. It has fewer
+    /// if they are large, or if many others lie between them. A forward page ends before a gap, so that the next one
+    /// begins with it.
     pub async fn read_page(
         &self,
         topic: &Topic,
@@ -165,11 +152,7 @@ impl LogClient {
         let is_backward = matches!(range, ReadRange::Before(_) | ReadRange::Newest);
         // One more than the limit shows whether there is a next page.
         let mut requested = limit + 1;
-        let position = match range {
-            ReadRange::After(position) => Some(position),
-            _ => None,
-        };
-        let first = self.peek(topic, position, range, ReadLimit { entries: requested, bytes: READ_BYTES }).await?;
+        let first = self.peek(topic, range, ReadLimit { entries: requested, bytes: READ_BYTES }).await?;
         let (mut events, mut seen, mut bytes, mut last) = (Vec::new(), 0, 0, None);
         let mut later = None;
         let next = 'page: loop {
@@ -182,7 +165,9 @@ impl LogClient {
                 if !is_backward && until.is_some_and(|until| entry.id >= until) {
                     break 'page None;
                 }
-                if events.len() == limit {
+                let follows = |last| slice.history.next_after(last, slice, None) == Next::Event(entry.id);
+                let is_after_gap = !is_backward && last.is_some_and(|last| !follows(last));
+                if events.len() == limit || is_after_gap {
                     break 'page last;
                 }
                 (seen, bytes, last) = (seen + 1, bytes + entry.stored.len(), Some(entry.id));
@@ -190,7 +175,11 @@ impl LogClient {
                 events.extend(event.map(|event| (entry.id, event)));
             }
             let is_end = !slice.is_cut_short && slice.entries.len() < requested;
-            let Some(reached) = last.filter(|_| !is_end) else { break None };
+            let Some(reached) = last else { break None };
+            if is_end {
+                let follows = || slice.history.next_after(reached, slice, None);
+                break last.filter(|_| !is_backward && follows() != Next::Nothing);
+            }
             if bytes >= PAGE_BYTES || seen >= PAGE_ENTRIES {
                 break last;
             }
@@ -208,6 +197,11 @@ impl LogClient {
     /// Reads the epoch histories of some logs, and keeps their heads alive. `None` if the broker does not answer.
     pub(super) async fn histories(&self, topics: &[Topic]) -> Option<Vec<Option<EpochHistory>>> {
         timeout(CALL_LIMIT, self.broker.histories(topics)).await.ok()?.ok()
+    }
+
+    /// Whether events are lost of which this replica knows, if a topic's log has this history.
+    pub(super) fn conflicts_with(&self, topic: &Topic, history: &EpochHistory) -> bool {
+        history.conflicts_with(&self.watermarks.take_for_call(topic))
     }
 
     /// Subscribes to a topic's announcements. Waits while the broker is unavailable.

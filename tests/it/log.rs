@@ -1,11 +1,91 @@
 //! Publishing in batches, and reading a room's log.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde_json::{Value, json};
+
+use crate::support::{Gateway, Link, Proxy, World, eventually};
 
 /// The data of a page's events.
 fn data_texts(log: &Value) -> Vec<&str> {
     log["events"].as_array().unwrap().iter().map(|event| event["data"].as_str().unwrap()).collect()
+}
+
+/// Reads all pages from a path on. Returns the data of the events, and the reasons of the gaps.
+async fn all_pages(gateway: &Gateway, first: &str) -> (Vec<String>, Vec<String>) {
+    let (mut data, mut gaps, mut path) = (Vec::new(), Vec::new(), Some(first.to_owned()));
+    while let Some(next) = path {
+        let answer = gateway.answer(gateway.request(Method::GET, &next)).await;
+        let link = answer.headers().get("link").map(|link| link.to_str().unwrap().to_owned());
+        path = link.map(|link| link[1..link.find('>').unwrap()].to_owned());
+        let log: Value = answer.json().await.unwrap();
+        data.extend(data_texts(&log).iter().map(|data| (*data).to_owned()));
+        gaps.extend(log["gap"]["reason"].as_str().map(str::to_owned));
+    }
+    (data, gaps)
+}
+
+#[tokio::test]
+async fn p4_a_page_ends_before_a_gap_and_the_next_one_tells_it() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let redis = world.redis.as_ref().unwrap();
+    gateway.publish("lobby", "kept").await;
+    let head = redis.cli(&["GET", "roomcast:{lobby}:head"]);
+    let lost = gateway.publish("lobby", "lost").await;
+    // Redis has forgotten the last event, as after a crash.
+    redis.cli(&["XDEL", "roomcast:{lobby}:log", &lost]);
+    redis.cli(&["SET", "roomcast:{lobby}:head", &head, "KEEPTTL"]);
+    gateway.publish("lobby", "new").await;
+    let (data, gaps) = all_pages(&gateway, "/v1/rooms/lobby/events").await;
+    assert_eq!((data, gaps), (vec!["kept".into(), "new".into()], vec!["lost_tail".to_owned()]));
+}
+
+#[tokio::test]
+async fn p4_what_is_deleted_between_the_reads_of_a_page_is_told() {
+    let world = World::redis().await;
+    let redis = world.redis.as_ref().unwrap();
+    let proxy = Proxy::to(redis.port()).await;
+    let slow = world.gateway_with(|settings| settings.redis.url = Some(proxy.url().parse().unwrap())).await;
+    let fast = world.gateway_with(|settings| settings.retention.bytes = 100_000_000).await;
+    let events: Vec<_> = (0..10).map(|n| format!("{n}{}", "x".repeat(60_000))).collect();
+    for event in &events {
+        fast.publish("lobby", event).await;
+    }
+    let reads = || {
+        let statistics = redis.cli(&["INFO", "commandstats"]);
+        statistics.lines().find(|line| line.starts_with("cmdstat_xrange")).map(str::to_owned)
+    };
+    let before = reads();
+    proxy.set(Link::Delay(Duration::from_millis(150)));
+    let pages = all_pages(&slow, "/v1/rooms/lobby/events");
+    let delete = async {
+        eventually("the first part is read", async || (reads() != before).then_some(())).await;
+        let emptied = fast.request(Method::DELETE, "/v1/rooms/lobby/events");
+        assert_eq!(fast.send(emptied).await.0, 204);
+        fast.publish("lobby", "end").await;
+    };
+    let ((data, gaps), ()) = tokio::join!(pages, delete);
+    // A slow machine may have deleted the events after they had all been read.
+    if !data.starts_with(&events) {
+        assert_eq!((data.last().map(String::as_str), gaps), (Some("end"), vec!["expired".to_owned()]), "{}", data.len());
+    }
+}
+
+#[tokio::test]
+async fn p4_a_lost_log_is_told_to_readers_from_before_its_first_event() {
+    let world = World::redis().await;
+    let (reader, publisher) = (world.gateway().await, world.gateway().await);
+    let (_, page) = reader.get("/v1/rooms/lobby/events").await;
+    let position = page["head"].as_str().unwrap().to_owned();
+    publisher.publish("lobby", "lost").await;
+    world.redis.as_ref().unwrap().cli(&["DEL", "roomcast:{lobby}:head", "roomcast:{lobby}:log"]);
+    // The publisher's replica remembers the event, and looks for it from time to time.
+    let mut stream = reader.resume("/v1/rooms/lobby/stream", Some(&position)).await;
+    assert_eq!(stream.event().await.event, "stream.gap");
+    let (_, page) = reader.get(&format!("/v1/rooms/lobby/events?after={position}")).await;
+    assert!(page["gap"].is_object(), "{page}");
 }
 
 on_both_brokers! {

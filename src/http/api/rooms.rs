@@ -127,7 +127,7 @@ pub async fn describe_room(
     State(app): State<App>,
 ) -> Result<Json<RoomDescription>, Problem> {
     caller.require(Permission::Subscribe, room.as_str())?;
-    let slice = app.log.peek(&room.clone().into(), None, ReadRange::Newest, ReadLimit::HISTORY).await?;
+    let slice = app.log.peek(&room.clone().into(), ReadRange::Newest, ReadLimit::HISTORY).await?;
     let subscribers = app.registry.subscriber_count(&room).await?;
     Ok(Json(RoomDescription {
         room: room.to_string(),
