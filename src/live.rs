@@ -4,6 +4,7 @@
 mod event;
 mod group_cursor;
 mod log_client;
+mod ring_budget;
 mod room_counts;
 mod subscription;
 mod topic;
@@ -26,6 +27,7 @@ pub use self::log_client::{LogClient, LogPage};
 pub use self::room_counts::RoomCounts;
 pub use self::subscription::{Resume, Start, Subscription, Update};
 
+use self::ring_budget::RingBudget;
 use self::topic::{LiveTopic, TopicGuard};
 use crate::broker::{
     BrokerError, CALL_LIMIT, Fault, FaultKind, LogEntry, LogListener, ReadLimit, ReadRange, ReplicaRegistry,
@@ -48,6 +50,8 @@ const COMPARE_STEPS: u32 = 15;
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// How far a server's clock may be ahead of this replica's.
 const MAX_CLOCK_SKEW: Duration = Duration::from_hours(24);
+/// The rings of all topics together take as much as this many full ones, beside the newest event of each.
+const FULL_RINGS: usize = 256;
 /// Most logs that are read at one time after the server's history has changed.
 const REREAD_AT_ONCE: usize = 64;
 
@@ -71,6 +75,7 @@ pub struct Live {
     registry: Arc<dyn ReplicaRegistry>,
     settings: LiveSettings,
     topics: Mutex<HashMap<Topic, Arc<LiveTopic>>>,
+    rings: Arc<RingBudget>,
     subscriptions: AtomicU64,
     tasks: Tasks,
     malformed: AtomicU64,
@@ -88,6 +93,7 @@ impl Live {
         Arc::new(Self {
             log,
             registry,
+            rings: RingBudget::new(settings.ring_bytes.saturating_mul(FULL_RINGS)),
             settings,
             topics: Mutex::default(),
             subscriptions: AtomicU64::new(0),
@@ -171,7 +177,9 @@ impl Live {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 self.log.watermarks().hold(topic);
-                let live = entry.insert(Arc::new(LiveTopic::new(topic.clone(), self.log.clone(), &self.settings)));
+                let log = self.log.clone();
+                let live = LiveTopic::new(topic.clone(), log, &self.settings, self.rings.clone());
+                let live = entry.insert(live);
                 self.tasks.spawn(LiveTopic::run(live.clone(), self.clone()));
                 live
             }

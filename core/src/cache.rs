@@ -149,6 +149,16 @@ impl<E: CachedEvent + Clone> LogCache<E> {
         self.ring.newest_first().filter(move |_| reaches_end)
     }
 
+    /// The size of the ring's events before the last one.
+    pub fn older_bytes(&self) -> usize {
+        self.ring.older_bytes()
+    }
+
+    /// Drops the ring's events before the last one. The last one stays, because the next read compares it with the log.
+    pub fn drop_older(&mut self) {
+        self.ring.drop_older();
+    }
+
     /// Receives an announcement.
     pub fn receive(&mut self, event: E) -> AnnouncementOutcome {
         match &mut self.deferred {

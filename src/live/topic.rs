@@ -1,13 +1,15 @@
 //! A live topic: this replica's cache of its log, and the task that keeps the cache correct.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
+use super::ring_budget::{RingBudget, RingShare};
 use super::{Live, LiveEvent, LiveSettings, LogClient};
 use crate::broker::{BrokerError, ReadLimit, ReadRange};
 use crate::cache::{AnnouncementOutcome, LogCache, Lookup, Ring, RingLimits};
@@ -42,7 +44,10 @@ pub(super) struct LiveTopic {
     idle_ttl: Duration,
     /// The limit of a read of the topic's task.
     read_limit: ReadLimit,
-    cache: Mutex<LogCache<Arc<LiveEvent>>>,
+    cache: Mutex<CountedCache>,
+    budget: Arc<RingBudget>,
+    /// The topic itself, for the budget.
+    this: Weak<Self>,
     /// Counts changes of the cache; 0 until the first read is done.
     changes: watch::Sender<u64>,
     /// Notified when the log has to be read again.
@@ -56,22 +61,79 @@ pub(super) struct LiveTopic {
     refusal: watch::Sender<Option<BrokerError>>,
 }
 
+/// A cache, and what the budget of all rings has counted for it.
+struct CountedCache {
+    cache: LogCache<Arc<LiveEvent>>,
+    share: RingShare,
+}
+
+/// A topic's cache, locked. When it is dropped, the budget of all rings gets to know the ring's size.
+struct CacheGuard<'a> {
+    topic: &'a LiveTopic,
+    cache: Option<MutexGuard<'a, CountedCache>>,
+}
+
+impl Deref for CacheGuard<'_> {
+    type Target = LogCache<Arc<LiveEvent>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.cache.as_ref().expect("it is held until the drop").cache
+    }
+}
+
+impl DerefMut for CacheGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.cache.as_mut().expect("it is held until the drop").cache
+    }
+}
+
+impl Drop for CacheGuard<'_> {
+    fn drop(&mut self) {
+        let Some(mut held) = self.cache.take() else { return };
+        let bytes = held.cache.older_bytes();
+        if bytes == held.share.bytes() {
+            return;
+        }
+        let (share, displaced) = self.topic.budget.change(&self.topic.this, held.share, bytes);
+        held.share = share;
+        // The other topics' locks are not taken while this one is held.
+        drop(held);
+        for other in displaced {
+            other.lock_cache().cache.drop_older();
+        }
+    }
+}
+
+impl Drop for LiveTopic {
+    fn drop(&mut self) {
+        self.budget.remove(self.lock_cache().share);
+    }
+}
+
 impl LiveTopic {
-    pub(super) fn new(topic: Topic, log: Arc<LogClient>, settings: &LiveSettings) -> Self {
+    pub(super) fn new(
+        topic: Topic,
+        log: Arc<LogClient>,
+        settings: &LiveSettings,
+        budget: Arc<RingBudget>,
+    ) -> Arc<Self> {
         let limits = RingLimits { events: settings.ring_events.max(1), bytes: settings.ring_bytes };
-        Self {
+        let cache = CountedCache { cache: LogCache::new(limits), share: RingShare::default() };
+        Arc::new_cyclic(|this| Self {
             topic,
             log,
             idle_ttl: settings.idle_ttl,
             read_limit: ReadLimit { entries: limits.events.min(PAGE_EVENTS), bytes: PAGE_BYTES },
-            cache: Mutex::new(LogCache::new(limits)),
+            cache: Mutex::new(cache),
+            budget,
+            this: this.clone(),
             changes: watch::channel(0).0,
             invalidated: Notify::new(),
             retractions: AtomicU64::new(0),
             subscriber_count: AtomicU64::new(0),
             vacated: Notify::new(),
             refusal: watch::channel(None).0,
-        }
+        })
     }
 
     pub(super) fn topic(&self) -> &Topic {
@@ -290,7 +352,11 @@ impl LiveTopic {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    fn cache(&self) -> MutexGuard<'_, LogCache<Arc<LiveEvent>>> {
+    fn cache(&self) -> CacheGuard<'_> {
+        CacheGuard { topic: self, cache: Some(self.lock_cache()) }
+    }
+
+    fn lock_cache(&self) -> MutexGuard<'_, CountedCache> {
         self.cache.lock().expect("no holder of the lock panics")
     }
 }

@@ -105,6 +105,18 @@ impl<E: CachedEvent + Clone> Ring<E> {
         }
     }
 
+    /// The size of the events before the last one.
+    pub fn older_bytes(&self) -> usize {
+        self.bytes - self.last().map_or(0, CachedEvent::bytes)
+    }
+
+    /// Drops the events before the last one, and the memory for them.
+    pub fn drop_older(&mut self) {
+        self.events.drain(..self.events.len().saturating_sub(1));
+        self.events.shrink_to_fit();
+        self.recount_bytes();
+    }
+
     /// Drops the events that a history lacks, and those up to which its log was cleared.
     pub fn keep_only(&mut self, history: &EpochHistory) {
         self.events.retain(|event| history.holds(event.id()) && event.id() > history.cleared());

@@ -8,7 +8,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::auth::{SECRET, at, claims, close, token};
-use crate::support::{Gateway, Replica, World};
+use crate::support::{Gateway, Replica, Stream, World};
 
 /// The size of a large value; the largest that is allowed by default.
 const VALUE_BYTES: usize = 256 * 1024;
@@ -305,6 +305,39 @@ async fn p11_the_cache_of_verified_tokens_is_bounded_by_what_tokens_hold_in_memo
     }
     let growth = replica.resident_kib() - before;
     assert!(growth < MOST_KIB, "{growth} KiB for 1,500 tokens");
+}
+
+#[tokio::test]
+async fn p11_the_rings_of_all_rooms_together_are_bounded() {
+    const ROOMS: usize = 1000;
+    /// 256 rings, and as much again for all else.
+    const MOST_KIB: u64 = 2 * 256 * 100;
+    let world = World::redis().await;
+    let redis = world.redis.as_ref().unwrap();
+    let replica = Replica::start(&redis.url(), &["--ring-bytes", "100000", "--ring-events", "1000"]);
+    replica.until(200).await;
+    let names: Vec<_> = (0..ROOMS).map(|n| format!("r{n}")).collect();
+    let mut streams = Vec::new();
+    for rooms in names.chunks(20) {
+        let query = rooms.iter().map(|room| format!("room={room}")).collect::<Vec<_>>().join("&");
+        streams.push(Stream::open(&format!("{}/v1/stream?{query}", replica.url()), None).await);
+    }
+    let before = replica.resident_kib();
+    let batch = json!({"events": [{"rooms": names, "data": "x".repeat(1000)}]});
+    for _ in 0..100 {
+        let post = reqwest::Client::new().post(format!("{}/v1/events", replica.url())).json(&batch);
+        assert_eq!(post.send().await.unwrap().status(), 200);
+    }
+    // The last event arrives too.
+    let mut last = Stream::open(&format!("{}/v1/rooms/r999/stream?recent=1", replica.url()), None).await;
+    last.event().await;
+    let growth = replica.resident_kib().saturating_sub(before);
+    assert!(growth < MOST_KIB, "{growth} KiB for {ROOMS} rooms of 100 KiB");
+    // A ring that was emptied is filled from the log again.
+    for _ in 0..20 * 100 {
+        let event = streams[0].event().await;
+        assert_eq!(event.json()["data"].as_str().map(str::len), Some(1000), "{}", event.event);
+    }
 }
 
 #[tokio::test]
