@@ -149,12 +149,16 @@ impl BodyType {
     }
 }
 
-/// The text of a header. `None` if the request does not have it.
+/// The text of a header that a request may have once. `None` if the request does not have it. Lines that repeat it,
+/// which some proxies add, are one header; two values are an error.
 pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
-    let Some(value) = headers.get(name) else { return Ok(None) };
-    let text = value.to_str();
-    text.map(Some)
-        .map_err(|_| Problem::new(Code::InvalidHeader, format!("{name} has characters that are not visible ASCII")))
+    let mut lines = headers.get_all(name).into_iter();
+    let Some(value) = lines.next() else { return Ok(None) };
+    let refuse = |why| Problem::new(Code::InvalidHeader, format!("{name} {why}"));
+    if lines.any(|line| line != value) {
+        return Err(refuse("is there twice, with different values"));
+    }
+    value.to_str().map(Some).map_err(|_| refuse("has characters that are not visible ASCII"))
 }
 
 /// The text of a body.
