@@ -14,6 +14,7 @@ mod contract;
 mod documents;
 mod faults;
 mod hashes;
+mod http;
 mod idempotency;
 mod limits;
 mod log;

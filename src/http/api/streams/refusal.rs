@@ -8,19 +8,22 @@ use serde::Deserialize;
 use super::resume_point;
 use crate::delivery::EndReason;
 use crate::http::App;
+use crate::http::extract::canonical_query;
 use crate::http::problem::{Code, Problem};
 use crate::names::{Cursor, EventId};
 
 /// Answers every request on a connection above the limit of connections.
 pub async fn refuse_overload(State(app): State<App>, request: Request) -> Response {
     let mut response = if request.uri().path().ends_with("/stream") {
-        #[derive(Deserialize)]
-        struct AfterQuery {
+        #[derive(Default, Deserialize)]
+        struct ResumeQuery {
+            #[serde(default, rename = "lastEventId")]
+            last_event_id: Vec<String>,
             after: Option<String>,
         }
-        let query: Option<AfterQuery> = serde_html_form::from_str(request.uri().query().unwrap_or_default()).ok();
-        let after = query.and_then(|query| query.after);
-        let last_id = resume_point(request.headers(), after.as_deref()).ok().flatten();
+        let query = canonical_query(request.uri().query().unwrap_or_default());
+        let query: ResumeQuery = serde_html_form::from_str(&query).unwrap_or_default();
+        let last_id = resume_point(request.headers(), &query.last_event_id, query.after.as_deref()).ok().flatten();
         refuse(&app, EndReason::TooManyConnections, last_id.filter(is_position))
     } else {
         let detail = "the replica has reached --max-connections, or the client's address --max-connections-per-address; \
