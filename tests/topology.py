@@ -465,6 +465,22 @@ class Topology:
             assert_complete(reader, ids, unknown=sum(len(publisher.refusals) for publisher in publishers))
             reader.close()
 
+    def cut_ends(self):
+        """the balancer passes on how a stream ends: properly, or by a cut"""
+        for query, cut in (("", False), ("&end=cut", True)):
+            stream = http.client.HTTPConnection(*BALANCER, timeout=WAIT)
+            stream.request("GET", f"/v1/rooms/ends/stream?subscriber=ann{query}")
+            response = stream.getresponse()
+            while response.readline().strip() != b"event: stream.open":
+                pass
+            assert request("DELETE", "/v1/rooms/ends/subscribers/ann")[0] == 204
+            try:
+                rest, was_cut = response.read(), False
+            except http.client.IncompleteRead as error:
+                rest, was_cut = error.partial, True
+            assert b"event: stream.end" in rest and was_cut == cut, (rest, was_cut)
+            stream.close()
+
     def no_replica(self):
         """without any replica, streams end with `later`, writes get a 503, and later all streams resume"""
         readers = [Subscriber("outage") for _ in range(3)]
@@ -484,6 +500,11 @@ class Topology:
                 refused = publish("outage", "nobody", f"?{SECRET}")
                 problem(refused, 503, "unavailable")
                 assert int(refused[1]["Retry-After"]) > 0
+            try:
+                answer = request("GET", "/v1/stream?room=a&end=cut")
+                raise AssertionError(f"a stream with end=cut was answered with {answer[0]}")
+            except http.client.RemoteDisconnected:
+                pass
             status, headers, body = request("GET", f"/v1/stream?room=a&after=c1.AB-_&{SECRET}")
             assert status == 200 and headers["Content-Type"] == "text/event-stream", (status, headers.items())
             assert b"retry: 3000\n" in body and b"id: c1.AB-_\n" in body, body
@@ -596,6 +617,7 @@ def main():
             check(topology.request_ids)
             check(topology.refusals)
             check(topology.secrets)
+            check(topology.cut_ends)
             check(topology.redis_outage)
             check(topology.scale_out_and_in)
             check(topology.no_replica)

@@ -30,6 +30,7 @@ mod replicas;
 mod scripts;
 mod shutdown;
 mod start;
+mod stream_ends;
 mod streams;
 mod tidy;
 mod traces;

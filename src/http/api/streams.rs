@@ -16,7 +16,7 @@ use self::opening::{StreamOptions, open};
 use self::refusal::refuse_caller;
 use super::events::parse_position;
 use crate::auth::Permission;
-use crate::delivery::StreamFormat;
+use crate::delivery::{Ending, StreamFormat};
 use crate::http::App;
 use crate::http::caller::Caller;
 use crate::http::extract::{QueryParams, RoomPath, parse_name};
@@ -49,6 +49,10 @@ pub struct StreamQuery {
     /// Only events with this name. Can be repeated.
     #[serde(default)]
     event: Vec<String>,
+    /// `cut`: after a `stream.end` that asks the client to reconnect, the connection is cut instead of ended properly.
+    /// For clients that reconnect only after an error.
+    #[param(inline)]
+    end: Option<EndOption>,
     /// The subscriber's id, the same at each reconnect; random by default. The stream skips events that name it in
     /// `except`. In rooms with presence, the id is the subscriber's name in the member list: it belongs to the
     /// caller, and a newer stream with it ends the older one.
@@ -69,6 +73,20 @@ pub struct StreamQuery {
 pub enum StartFrom {
     /// The oldest event in the log.
     Earliest,
+}
+
+/// How the response of a stream ends.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EndOption {
+    /// By a cut of the connection, if the client should reconnect.
+    Cut,
+}
+
+impl EndOption {
+    fn ending(option: Option<Self>) -> Ending {
+        option.map_or(Ending::Proper, |Self::Cut| Ending::Cut)
+    }
 }
 
 /// The query of a stream of several rooms.
@@ -97,6 +115,10 @@ pub struct StreamRoomsQuery {
     /// Only events with this name. Can be repeated.
     #[serde(default)]
     event: Vec<String>,
+    /// `cut`: after a `stream.end` that asks the client to reconnect, the connection is cut instead of ended properly.
+    /// For clients that reconnect only after an error.
+    #[param(inline)]
+    end: Option<EndOption>,
     /// The subscriber's id, the same at each reconnect; random by default. The stream skips events that name it in
     /// `except`. In rooms with presence, the id is the subscriber's name in the member list: it belongs to the
     /// caller, and a newer stream with it ends the older one.
@@ -153,15 +175,17 @@ pub async fn stream_room(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let last_id = resume_point(&headers, &query.last_event_id, query.after.as_deref())?;
+    let ending = EndOption::ending(query.end);
     let caller = match caller {
         Ok(caller) => caller,
-        Err(problem) => return refuse_caller(&app, problem, last_id),
+        Err(problem) => return refuse_caller(&app, problem, last_id, ending),
     };
     caller.require(Permission::Subscribe, room.as_str())?;
     let resume = last_id.map(|id| parse_position("Last-Event-ID, lastEventId or after", id)).transpose()?;
     let start = resume.map_or(fresh_start(query.from, query.recent)?, Start::After);
     let options = StreamOptions {
         format: StreamFormat::Single,
+        ending,
         event: &query.event,
         subscriber: query.subscriber,
         presence: query.presence,
@@ -197,9 +221,10 @@ pub async fn stream_rooms(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let last_id = resume_point(&headers, &query.last_event_id, query.after.as_deref())?;
+    let ending = EndOption::ending(query.end);
     let caller = match caller {
         Ok(caller) => caller,
-        Err(problem) => return refuse_caller(&app, problem, last_id),
+        Err(problem) => return refuse_caller(&app, problem, last_id, ending),
     };
     caller.require_some(Permission::Subscribe)?;
     let limit = usize::from(app.settings.streams.max_rooms_per_stream);
@@ -228,10 +253,11 @@ pub async fn stream_rooms(
     }
     // The request itself has been counted for the first room.
     if let Err(problem) = caller.spend(&app, rooms.len() as u64 - 1).await {
-        return refuse_caller(&app, problem, last_id);
+        return refuse_caller(&app, problem, last_id, ending);
     }
     let options = StreamOptions {
         format: StreamFormat::Enveloped,
+        ending,
         event: &query.event,
         subscriber: query.subscriber,
         presence: query.presence,
