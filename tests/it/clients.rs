@@ -45,6 +45,13 @@ fn installed(name: &str) -> String {
     folder().join(".venv/bin").join(name).to_str().unwrap().to_owned()
 }
 
+/// Runs the clients of a language, each with what docs/clients.md says. Every heartbeat must pass unnoticed.
+async fn resume(world: &World, language: &str) {
+    let gateway =
+        world.gateway_with(|settings| (settings.streams.retry, settings.streams.heartbeat) = (RETRY, RETRY)).await;
+    run(&gateway, "node", &["sse/resume.mjs", language]).await;
+}
+
 /// Sends valid and invalid requests made from the OpenAPI document. The gateway must not fail, and each answer must
 /// be in the document.
 async fn send_generated_requests(gateway: &Gateway, headers: &[&str]) {
@@ -86,6 +93,22 @@ on_both_brokers! {
         run(&gateway, "node", &["eventsource.mjs"]).await;
     }
 
+    async fn clients_from_npm_resume_after_cuts_and_proper_ends(world) {
+        resume(&world, "javascript").await;
+    }
+
+    async fn clients_from_pypi_resume_after_cuts_and_proper_ends(world) {
+        resume(&world, "python").await;
+    }
+
+    async fn clients_in_go_resume_after_cuts_and_proper_ends(world) {
+        if Command::new("go").arg("version").output().is_err() {
+            println!("not run: no go");
+            return;
+        }
+        resume(&world, "go").await;
+    }
+
     async fn chromium_reads_and_resumes_with_its_own_eventsource(world) {
         let gateway = gateway(&world).await;
         run(&gateway, "node", &["browser.mjs"]).await;
@@ -108,6 +131,24 @@ on_both_brokers! {
 
     async fn p11_every_answer_to_a_generated_request_is_in_the_document(world) {
         send_generated_requests(&world.gateway().await, &[]).await;
+    }
+}
+
+#[test]
+fn each_line_of_code_on_the_page_of_clients_is_tested() {
+    let tested = ["sse/follow.mjs", "sse/follow.py", "sse/go/main.go", "typescript/use_client.ts"]
+        .map(|file| std::fs::read_to_string(folder().join(file)).unwrap())
+        .concat();
+    let tested: Vec<_> = tested.lines().map(str::trim).collect();
+    let page = std::fs::read_to_string(folder().join("../../docs/clients.md")).unwrap();
+    let blocks: Vec<_> = page.split("```").skip(1).step_by(2).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let (_language, code) = block.split_once('\n').unwrap();
+        let lines: Vec<_> = code.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        for line in lines {
+            assert!(tested.contains(&line), "no client has the line {line}");
+        }
     }
 }
 
