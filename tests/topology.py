@@ -505,9 +505,10 @@ class Topology:
                 raise AssertionError(f"a stream with end=cut was answered with {answer[0]}")
             except http.client.RemoteDisconnected:
                 pass
-            status, headers, body = request("GET", f"/v1/stream?room=a&after=c1.AB-_&{SECRET}")
-            assert status == 200 and headers["Content-Type"] == "text/event-stream", (status, headers.items())
-            assert b"retry: 3000\n" in body and b"id: c1.AB-_\n" in body, body
+            for query in ("after=c1.AB-_", "lastEventId=c1.AB-_", "after=c1.OLD&lastEventId=c1.AB-_"):
+                status, headers, body = request("GET", f"/v1/stream?room=a&{query}&{SECRET}")
+                assert status == 200 and headers["Content-Type"] == "text/event-stream", (status, headers.items())
+                assert b"retry: 3000\n" in body and b"id: c1.AB-_\n" in body, body
             assert "SECRET" not in self.nginx_log(), "a query was logged"
         finally:
             self.replicas = {"replica-5": "127.0.0.6"}
