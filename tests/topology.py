@@ -62,11 +62,11 @@ class Programs:
         self.folder = folder
         self.running = {}
 
-    def start(self, name, *command):
+    def start(self, name, *command, settings={}):
         # If this script is killed, the kernel sends SIGTERM to its children. With a process group of its own, nginx
         # can be killed together with its workers.
         command = ["setpriv", "--pdeathsig", "TERM", *map(str, command)]
-        env = {key: value for key, value in os.environ.items() if not key.startswith("ROOMCAST_")}
+        env = {key: value for key, value in os.environ.items() if not key.startswith("ROOMCAST_")} | settings
         with open(self.log(name), "ab") as log:
             self.running[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=self.folder,
@@ -520,6 +520,28 @@ class Topology:
             assert_complete(reader, ids)
             reader.close()
 
+    def with_keys(self):
+        """docker-compose.keys.yml: a replica needs tokens, which `roomcast token` makes, and its health check passes"""
+        settings = {}
+        for file in ("docker-compose.yml", "docker-compose.keys.yml"):
+            settings |= compose_services(file)["roomcast"]["environment"]
+        assert settings["ROOMCAST_JWT_HS256_SECRET"].startswith("${ROOMCAST_JWT_HS256_SECRET:?"), "a key in the file"
+        settings |= {"ROOMCAST_JWT_HS256_SECRET": "0123456789abcdef" * 4}
+        settings |= {"ROOMCAST_REDIS_URL": "redis://127.0.0.1:6379", "ROOMCAST_LISTEN": "127.0.0.9:8080"}
+        self.programs.start("with-keys", BINARY, settings=settings)
+        address = ("127.0.0.9", 8080)
+        until(lambda: answers(address, "/healthz"), "the replica with keys")
+
+        def roomcast(*arguments):
+            command = [BINARY, *arguments]
+            return subprocess.run(command, env=settings, capture_output=True, text=True, check=True).stdout.strip()
+
+        roomcast("health")
+        problem(request("GET", "/v1/rooms/a", address=address), 401, "token_missing")
+        authorization = {"Authorization": f"Bearer {roomcast('token', '--admin')}"}
+        assert request("GET", "/v1/rooms/a", headers=authorization, address=address)[0] == 200
+        assert self.programs.terminate("with-keys") == 0
+
     def no_repeated_post(self):
         """a POST that a replica received and did not answer is not sent again"""
         received = []
@@ -567,11 +589,15 @@ class Topology:
         assert "SECRET" not in self.nginx_log(), "a query was logged"
 
 
-def compose():
-    """docker-compose.yml describes three replicas, a Redis that keeps its data, one port on loopback"""
+def compose_services(file):
     import yaml
 
-    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    return yaml.safe_load((ROOT / file).read_text())["services"]
+
+
+def compose():
+    """docker-compose.yml describes three replicas, a Redis that keeps its data, one port on loopback"""
+    services = compose_services("docker-compose.yml")
     redis, roomcast, balancer = (services[name] for name in ("redis", "roomcast", "balancer"))
     assert "--appendonly yes" in redis["command"] and "--maxmemory-policy noeviction" in redis["command"]
     assert any(volume.endswith(":/data") for volume in redis["volumes"])
@@ -623,6 +649,8 @@ def main():
             check(topology.scale_out_and_in)
             check(topology.no_replica)
             check(topology.no_repeated_post)
+            if importlib.util.find_spec("yaml"):
+                check(topology.with_keys)
             if failed:
                 for log in sorted(topology.programs.folder.glob("replica-*.log")):
                     print(f"--- the end of {log.name}", log.read_text(errors="replace")[-1500:], sep="\n")

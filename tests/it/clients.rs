@@ -164,6 +164,12 @@ async fn three_replicas_behind_nginx_work_as_compose_would_start_them() {
     assert!(stdout.trim_end().ends_with(" 0 failed"), "{stdout}");
 }
 
+#[test]
+fn the_image_can_be_built_from_the_files_that_docker_gets() {
+    let output = Command::new("python3").arg("../image.py").current_dir(folder()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[tokio::test]
 async fn p11_every_answer_of_a_closed_gateway_is_in_the_document_with_and_without_a_token() {
     let gateway = Gateway::start(close).await;
