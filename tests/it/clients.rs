@@ -126,7 +126,7 @@ on_both_brokers! {
 
     async fn the_k6_smoke_test_passes(world) {
         let gateway = world.gateway().await;
-        run(&gateway, &installed("k6"), &["run", "--quiet", "../../k6/smoke.js"]).await;
+        run_k6(&gateway, "smoke", &[]).await;
     }
 
     async fn p11_every_answer_to_a_generated_request_is_in_the_document(world) {
@@ -162,6 +162,41 @@ async fn three_replicas_behind_nginx_work_as_compose_would_start_them() {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(stdout.trim_end().ends_with(" 0 failed"), "{stdout}");
+}
+
+/// Runs a k6 script with these variables.
+async fn run_k6(gateway: &Gateway, script: &str, variables: &[&str]) {
+    let (k6, path) = (installed("k6"), format!("../../k6/{script}.js"));
+    run(gateway, "env", &[variables, &[&k6, "run", "--quiet", &path]].concat()).await;
+}
+
+#[tokio::test]
+async fn the_k6_scripts_work_with_the_variables_of_k6() {
+    let gateway = Gateway::start(|_| {}).await;
+    for variables in [
+        &["K6_ITERATIONS=1"][..],
+        &["K6_VUS=3", "K6_ITERATIONS=7"],
+        &["K6_VUS=3", "K6_DURATION=1s"],
+        &["K6_STAGES=1s:2"],
+        &["K6_ITERATIONS=4", "K6_DISCARD_RESPONSE_BODIES=true"],
+    ] {
+        tokio::join!(
+            run_k6(&gateway, "smoke", variables),
+            run_k6(&gateway, "publish", variables),
+            run_k6(&gateway, "hashes", variables)
+        );
+    }
+}
+
+#[test]
+fn the_k6_script_of_streams_says_what_it_needs() {
+    for (variable, words) in [("A=1", "needs a k6 with the extension xk6-sse"), ("K6_VUS=3", "unset K6_VUS: STREAMS")] {
+        let mut command = Command::new("env");
+        command.args([variable, &installed("k6"), "run", "--quiet", "../../k6/streams.js"]).current_dir(folder());
+        let output = command.output().expect("env is everywhere");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && text.contains(words) && text.lines().count() == 1, "{text}");
+    }
 }
 
 #[test]
