@@ -190,7 +190,9 @@ async fn the_k6_scripts_work_with_the_variables_of_k6() {
 
 #[test]
 fn the_k6_script_of_streams_says_what_it_needs() {
-    for (variable, words) in [("A=1", "needs a k6 with the extension xk6-sse"), ("K6_VUS=3", "unset K6_VUS: STREAMS")] {
+    for (variable, words) in
+        [("A=1", "needs a k6 with the extension xk6-sse"), ("K6_VUS=3", "unset K6_VUS: STREAMS")]
+    {
         let mut command = Command::new("env");
         command.args([variable, &installed("k6"), "run", "--quiet", "../../k6/streams.js"]).current_dir(folder());
         let output = command.output().expect("env is everywhere");
