@@ -100,8 +100,8 @@ async function follow({ proxy, check, unique, within }: Harness) {
   ])
 
   await removeSubscriber({ path: { room, subscriber: 'ann' }, throwOnError: true })
-  const last = await publish(room, 'tick', 4)
   check('the gateway ends the stream', (await next())?.event, 'stream.end')
+  const last = await publish(room, 'tick', 4)
   check('with end=cut, it resumes after the end', (await next())?.event, 'stream.open')
   check('it receives nothing twice', await next(), { event: 'tick', id: last, data: 4 })
   abort.abort()
