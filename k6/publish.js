@@ -12,7 +12,8 @@ const TEXT = 'x'.repeat(Number(__ENV.BYTES || 200));
 const ROUTE = '/v1/rooms/{room}/events';
 
 export const options = {
-  vus: 4,
+  // k6 refuses fewer iterations than VUs.
+  vus: Math.min(4, Number(__ENV.K6_ITERATIONS || 4)),
   duration: '10s',
   thresholds: { checks: ['rate==1'], iterations: ['count>0'] },
 };
@@ -38,13 +39,15 @@ export default failOnException((run) => {
 });
 
 export function teardown(run) {
+  let found = 0;
   for (let number = 0; number < ROOMS; number++) {
     const page = json(call('GET', ROUTE, `/v1/rooms/${run}-${number}/events?limit=100`));
     const ids = (page.events || []).map((event) => parseId(event.id));
+    found += ids.length;
     check(ids, {
-      'the log has the events': () => ids.length > 0,
       'the log has no holes': () =>
         ids.every((id, i) => i === 0 || (id.epoch === ids[i - 1].epoch && id.offset === ids[i - 1].offset + 1)),
     });
   }
+  check(found, { 'the logs have events': () => found > 0 });
 }

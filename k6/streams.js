@@ -6,10 +6,28 @@
 // STREAMS is the number of streams (default 50), EVENTS that of events (default 100), RATE that of events per
 // second (default 10). A stream blocks its VU until it ends, so each stream has a VU.
 
+// k6 1.2 to 1.7 fetch the extension at this directive. An import would fail in every other k6 without naming it.
+'use k6 with k6/x/sse';
+
 import { check, sleep } from 'k6';
 import { Trend } from 'k6/metrics';
-import sse from 'k6/x/sse';
 import { BASE, callJson, failOnException, json, parseId, runName } from './roomcast.js';
+
+const sse = extension();
+
+function extension() {
+  // k6's variables replace the scenarios, and with them the numbers of streams and events.
+  const replaced = ['K6_VUS', 'K6_DURATION', 'K6_ITERATIONS', 'K6_STAGES'].filter((name) => __ENV[name]);
+  if (replaced.length > 0) {
+    throw new Error(`unset ${replaced.join(', ')}: STREAMS, EVENTS and RATE set how much streams.js does`);
+  }
+  try {
+    const module = require('k6/x/sse');
+    return module.default || module;
+  } catch {
+    throw new Error('streams.js needs a k6 with the extension xk6-sse: k6/README.md says how to get it');
+  }
+}
 
 const STREAMS = Number(__ENV.STREAMS || 50);
 const EVENTS = Number(__ENV.EVENTS || 100);

@@ -21,7 +21,7 @@ use clap::{Args, Parser, ValueEnum};
 pub use self::access::{AccessArgs, IssuerKeys, Origin, Secret};
 pub use self::embedded::EmbeddedArgs;
 pub use self::parse::is_loopback_host;
-pub(crate) use self::parse::lifetime;
+pub(crate) use self::parse::{lifetime, listen_address};
 pub use self::presence::{PresenceArgs, PresenceInfo};
 pub use self::rate_limits::RateLimitArgs;
 pub use self::redis::RedisArgs;

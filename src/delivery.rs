@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::broadcaster::Broadcasters;
-pub use self::connection::{ConnGuard, ConnPermit, DetachableStream};
-pub use self::end_reason::EndReason;
+pub use self::connection::{ConnGuard, ConnPermit, DetachableStream, cut_after};
+pub use self::end_reason::{EndReason, Ending};
 pub use self::format::StreamFormat;
 pub use self::session::StreamSession;
 pub use self::subscriber::Subscriber;

@@ -62,11 +62,11 @@ class Programs:
         self.folder = folder
         self.running = {}
 
-    def start(self, name, *command):
+    def start(self, name, *command, settings={}):
         # If this script is killed, the kernel sends SIGTERM to its children. With a process group of its own, nginx
         # can be killed together with its workers.
         command = ["setpriv", "--pdeathsig", "TERM", *map(str, command)]
-        env = {key: value for key, value in os.environ.items() if not key.startswith("ROOMCAST_")}
+        env = {key: value for key, value in os.environ.items() if not key.startswith("ROOMCAST_")} | settings
         with open(self.log(name), "ab") as log:
             self.running[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=self.folder,
@@ -465,6 +465,22 @@ class Topology:
             assert_complete(reader, ids, unknown=sum(len(publisher.refusals) for publisher in publishers))
             reader.close()
 
+    def cut_ends(self):
+        """the balancer passes on how a stream ends: properly, or by a cut"""
+        for query, cut in (("", False), ("&end=cut", True)):
+            stream = http.client.HTTPConnection(*BALANCER, timeout=WAIT)
+            stream.request("GET", f"/v1/rooms/ends/stream?subscriber=ann{query}")
+            response = stream.getresponse()
+            while response.readline().strip() != b"event: stream.open":
+                pass
+            assert request("DELETE", "/v1/rooms/ends/subscribers/ann")[0] == 204
+            try:
+                rest, was_cut = response.read(), False
+            except http.client.IncompleteRead as error:
+                rest, was_cut = error.partial, True
+            assert b"event: stream.end" in rest and was_cut == cut, (rest, was_cut)
+            stream.close()
+
     def no_replica(self):
         """without any replica, streams end with `later`, writes get a 503, and later all streams resume"""
         readers = [Subscriber("outage") for _ in range(3)]
@@ -484,9 +500,15 @@ class Topology:
                 refused = publish("outage", "nobody", f"?{SECRET}")
                 problem(refused, 503, "unavailable")
                 assert int(refused[1]["Retry-After"]) > 0
-            status, headers, body = request("GET", f"/v1/stream?room=a&after=c1.AB-_&{SECRET}")
-            assert status == 200 and headers["Content-Type"] == "text/event-stream", (status, headers.items())
-            assert b"retry: 3000\n" in body and b"id: c1.AB-_\n" in body, body
+            try:
+                answer = request("GET", "/v1/stream?room=a&end=cut")
+                raise AssertionError(f"a stream with end=cut was answered with {answer[0]}")
+            except http.client.RemoteDisconnected:
+                pass
+            for query in ("after=c1.AB-_", "lastEventId=c1.AB-_", "after=c1.OLD&lastEventId=c1.AB-_"):
+                status, headers, body = request("GET", f"/v1/stream?room=a&{query}&{SECRET}")
+                assert status == 200 and headers["Content-Type"] == "text/event-stream", (status, headers.items())
+                assert b"retry: 3000\n" in body and b"id: c1.AB-_\n" in body, body
             assert "SECRET" not in self.nginx_log(), "a query was logged"
         finally:
             self.replicas = {"replica-5": "127.0.0.6"}
@@ -497,6 +519,28 @@ class Topology:
             reader.wait(lambda: ids[-1] in reader.ids, "the events after the outage")
             assert_complete(reader, ids)
             reader.close()
+
+    def with_keys(self):
+        """docker-compose.keys.yml: a replica needs tokens, which `roomcast token` makes, and its health check passes"""
+        settings = {}
+        for file in ("docker-compose.yml", "docker-compose.keys.yml"):
+            settings |= compose_services(file)["roomcast"]["environment"]
+        assert settings["ROOMCAST_JWT_HS256_SECRET"].startswith("${ROOMCAST_JWT_HS256_SECRET:?"), "a key in the file"
+        settings |= {"ROOMCAST_JWT_HS256_SECRET": "0123456789abcdef" * 4}
+        settings |= {"ROOMCAST_REDIS_URL": "redis://127.0.0.1:6379", "ROOMCAST_LISTEN": "127.0.0.9:8080"}
+        self.programs.start("with-keys", BINARY, settings=settings)
+        address = ("127.0.0.9", 8080)
+        until(lambda: answers(address, "/healthz"), "the replica with keys")
+
+        def roomcast(*arguments):
+            command = [BINARY, *arguments]
+            return subprocess.run(command, env=settings, capture_output=True, text=True, check=True).stdout.strip()
+
+        roomcast("health")
+        problem(request("GET", "/v1/rooms/a", address=address), 401, "token_missing")
+        authorization = {"Authorization": f"Bearer {roomcast('token', '--admin')}"}
+        assert request("GET", "/v1/rooms/a", headers=authorization, address=address)[0] == 200
+        assert self.programs.terminate("with-keys") == 0
 
     def no_repeated_post(self):
         """a POST that a replica received and did not answer is not sent again"""
@@ -545,11 +589,15 @@ class Topology:
         assert "SECRET" not in self.nginx_log(), "a query was logged"
 
 
-def compose():
-    """docker-compose.yml describes three replicas, a Redis that keeps its data, one port on loopback"""
+def compose_services(file):
     import yaml
 
-    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    return yaml.safe_load((ROOT / file).read_text())["services"]
+
+
+def compose():
+    """docker-compose.yml describes three replicas, a Redis that keeps its data, one port on loopback"""
+    services = compose_services("docker-compose.yml")
     redis, roomcast, balancer = (services[name] for name in ("redis", "roomcast", "balancer"))
     assert "--appendonly yes" in redis["command"] and "--maxmemory-policy noeviction" in redis["command"]
     assert any(volume.endswith(":/data") for volume in redis["volumes"])
@@ -596,10 +644,13 @@ def main():
             check(topology.request_ids)
             check(topology.refusals)
             check(topology.secrets)
+            check(topology.cut_ends)
             check(topology.redis_outage)
             check(topology.scale_out_and_in)
             check(topology.no_replica)
             check(topology.no_repeated_post)
+            if importlib.util.find_spec("yaml"):
+                check(topology.with_keys)
             if failed:
                 for log in sorted(topology.programs.folder.glob("replica-*.log")):
                     print(f"--- the end of {log.name}", log.read_text(errors="replace")[-1500:], sep="\n")

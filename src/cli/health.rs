@@ -1,6 +1,7 @@
 //! `roomcast health`: asks a running gateway whether it is ready.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::Args;
@@ -12,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::CommandError;
+use crate::config::listen_address;
 
 /// Longest time for the connection and the answer together.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -19,13 +21,31 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// The arguments of `roomcast health`.
 #[derive(Args, Debug)]
 pub struct HealthArgs {
-    /// URL of the gateway, with http://.
-    #[arg(long, env = "ROOMCAST_HEALTH_URL", default_value = "http://127.0.0.1:8080", hide_env_values = true)]
-    url: String,
+    /// URL of the gateway, with http://. If left out, the gateway is on this machine, at --listen.
+    #[arg(long, env = "ROOMCAST_HEALTH_URL", hide_env_values = true)]
+    url: Option<String>,
+    /// Address on which the gateway of this machine listens.
+    #[arg(long, env = "ROOMCAST_LISTEN", default_value = "127.0.0.1:8080", value_parser = listen_address, value_name = "ADDRESS")]
+    listen: SocketAddr,
 }
 
 pub(super) fn run(arguments: &HealthArgs) -> Result<(), CommandError> {
-    super::runtime().block_on(check(&arguments.url)).map_err(CommandError::failure)
+    let url = arguments.url.clone().map_or_else(|| local_url(arguments.listen), Ok);
+    url.and_then(|url| super::runtime().block_on(check(&url))).map_err(CommandError::failure)
+}
+
+/// The URL at which a gateway of this machine answers that listens on `listen`.
+fn local_url(mut listen: SocketAddr) -> Result<String, String> {
+    if listen.port() == 0 {
+        return Err(format!("--listen {listen} does not say the gateway's port; give its address with --url"));
+    }
+    // No connection leads to an address that stands for all.
+    match listen.ip() {
+        IpAddr::V4(all) if all.is_unspecified() => listen.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(all) if all.is_unspecified() => listen.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    Ok(format!("http://{listen}"))
 }
 
 /// Asks the gateway at `url`. The error says in one line why it does not count as ready.

@@ -68,7 +68,7 @@ pub fn is_loopback_host(host: &str) -> bool {
 }
 
 /// An address to listen on. Of host names only `localhost` is known.
-pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+pub(crate) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let local = |port: &str| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().ok()?)));
     let address = text.parse().ok().or_else(|| text.strip_prefix("localhost:").and_then(local));
     address.ok_or_else(|| "expected an IP address and a port, such as 127.0.0.1:8080 or 0.0.0.0:8080".into())

@@ -1,16 +1,16 @@
 //! Streams on plain HTTP/1.1 sockets, which are written to without hyper.
 
-use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -79,11 +79,14 @@ impl DetachableStream {
     }
 
     /// The stream as the body of its response: for HTTP/1.0, and for every connection that is not a plain socket.
-    pub fn body(&self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + use<> {
+    pub fn body(&self) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
         stream::unfold((self.clone(), None), |(stream, begun)| async move {
             let (mut session, mut heartbeat) = begun.or_else(|| stream.begin())?;
-            let bytes = session.next(&mut heartbeat).await?;
-            Some((Ok(bytes), (stream, Some((session, heartbeat)))))
+            match session.next(&mut heartbeat).await {
+                Some(bytes) => Some((Ok(bytes), (stream, Some((session, heartbeat))))),
+                None if session.ends_with_a_cut() => Some((Err(cut().await), (stream, None))),
+                None => None,
+            }
         })
     }
 
@@ -156,8 +159,11 @@ impl StreamSocket {
         }
     }
 
-    async fn end(&mut self, cut: &CancellationToken) -> io::Result<()> {
-        self.write(LAST_CHUNK, cut).await?;
+    /// Ends the body if it is `complete`, and closes the connection. Without its last chunk, the body counts as cut.
+    async fn end(&mut self, complete: bool, cut: &CancellationToken) -> io::Result<()> {
+        if complete {
+            self.write(LAST_CHUNK, cut).await?;
+        }
         self.tcp.shutdown().await
     }
 
@@ -174,6 +180,18 @@ impl StreamSocket {
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         }
     }
+}
+
+/// A body of these bytes, after which the connection is cut.
+pub fn cut_after(bytes: Bytes) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    stream::iter([Ok(bytes)]).chain(stream::once(async { Err(cut().await) }))
+}
+
+/// The error of a body at which hyper closes the connection. hyper writes what it has whenever a body has to be waited
+/// for, so this lets it wait once.
+async fn cut() -> io::Error {
+    yield_now().await;
+    io::ErrorKind::ConnectionAborted.into()
 }
 
 /// Serves one stream: writes the rest of an earlier write, and then what follows, until the stream ends, is caught up
@@ -205,7 +223,8 @@ pub(super) async fn serve_alone(
     }
     let StreamConn { state, mut socket, .. } = conn;
     let StreamState { session, _guard } = *state;
+    let complete = !session.ends_with_a_cut();
     // The session's permits are free before the client can see that the stream has ended.
     drop(session);
-    let _ = socket.end(&cut).await;
+    let _ = socket.end(complete, &cut).await;
 }

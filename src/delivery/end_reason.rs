@@ -27,6 +27,23 @@ pub enum EndReason {
     Unavailable,
 }
 
+/// How a stream's response ends after `stream.end`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// Properly, as a complete body.
+    #[default]
+    Proper,
+    /// By a cut, if the client should reconnect: some clients reconnect only after an error.
+    Cut,
+}
+
+impl Ending {
+    /// Whether the connection is cut after a stream that ends for this reason.
+    pub fn cuts(self, reason: EndReason) -> bool {
+        self == Self::Cut && reason.reconnect() != "never"
+    }
+}
+
 impl EndReason {
     /// The label in metrics of a stream whose client has disconnected.
     pub const DISCONNECTED: &'static str = "disconnected";

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use super::format::{self, StreamOpen};
-use super::{Delivery, EndReason, StreamFormat, Subscriber};
+use super::{Delivery, EndReason, Ending, StreamFormat, Subscriber};
 use crate::live::{CaughtUp, GroupCursor, LiveEvent, Subscription, Update};
 use crate::moderation::Termination;
 use crate::names::{EventId, RoomName, Topic};
@@ -20,6 +20,7 @@ pub struct StreamSession {
     subscription: Subscription,
     subscriber: Subscriber,
     format: StreamFormat,
+    ending: Ending,
     phase: Phase,
     /// When the stream ends while the replica shuts down, as a part of the drain window: 0 to 1.
     drain_slot: f32,
@@ -34,7 +35,7 @@ pub struct StreamSession {
 enum Phase {
     Opening,
     Open,
-    Ended,
+    Ended(EndReason),
 }
 
 /// When a stream's next heartbeat is due, and whether it has to give the position. The task that serves the stream
@@ -78,6 +79,7 @@ impl StreamSession {
         subscription: Subscription,
         subscriber: Subscriber,
         format: StreamFormat,
+        ending: Ending,
         checked_terminations: u64,
     ) -> Self {
         delivery.metrics.stream_opened();
@@ -92,6 +94,7 @@ impl StreamSession {
             subscription,
             subscriber,
             format,
+            ending,
             phase: Phase::Opening,
             drain_slot: fastrand::f32(),
             checked_terminations,
@@ -121,7 +124,7 @@ impl StreamSession {
     /// stream's position: the stream may now be caught up with its room.
     pub(super) async fn step(&mut self, heartbeat: &mut Heartbeat) -> Option<Bytes> {
         match self.phase {
-            Phase::Ended => return None,
+            Phase::Ended(_) => return None,
             Phase::Opening => return Some(self.open()),
             Phase::Open => {}
         }
@@ -249,9 +252,14 @@ impl StreamSession {
 
     /// The last block of the stream.
     fn end(&mut self, reason: EndReason) -> Bytes {
-        self.phase = Phase::Ended;
+        self.phase = Phase::Ended(reason);
         self.delivery.metrics.stream_ended(reason.name());
         format::end_block(self.delivery.settings.retry, reason, Some(&self.last_id())).into()
+    }
+
+    /// Whether the stream has ended, and its connection is to be cut.
+    pub(super) fn ends_with_a_cut(&self) -> bool {
+        matches!(self.phase, Phase::Ended(reason) if self.ending.cuts(reason))
     }
 
     /// The `id:` for the stream's position, which the client sends back if the connection breaks now.
@@ -298,7 +306,7 @@ impl StreamSession {
 
 impl Drop for StreamSession {
     fn drop(&mut self) {
-        if !matches!(self.phase, Phase::Ended) {
+        if !matches!(self.phase, Phase::Ended(_)) {
             self.delivery.metrics.stream_ended(EndReason::DISCONNECTED);
         }
     }

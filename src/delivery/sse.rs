@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-/// A comment that keeps an idle connection open. Clients do not see it as an event (HTML 9.2.7).
-pub const HEARTBEAT: &str = ":\n\n";
+/// A comment that keeps an idle connection open. Clients do not see it as an event (HTML 9.2.7). It has no blank line:
+/// some clients dispatch an empty event at every blank line.
+pub const HEARTBEAT: &str = ":\n";
 
 /// Builds one block of a stream. Ids and names must not contain line breaks; data may.
 #[derive(Default)]

@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::address::client_address;
+use super::extract::header_text;
 use super::problem::{Code, Problem};
 use super::{App, audit};
 use crate::auth::{Identity, Permission, TokenError};
@@ -343,8 +344,7 @@ fn token(parts: &Parts, cookie: &str) -> Result<Option<BearerToken>, Problem> {
         return Ok(Some(BearerToken { text, source: TokenSource::Header }));
     }
     let mut query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
-    let in_query = query.find(|(name, _)| name == ACCESS_TOKEN).filter(|(_, token)| !token.is_empty());
-    if let Some((_, text)) = in_query {
+    if let Some((_, text)) = query.find(|(name, token)| name == ACCESS_TOKEN && !token.is_empty()) {
         return Ok(Some(BearerToken { text: text.into_owned(), source: TokenSource::Query }));
     }
     Ok(cookie_value(&parts.headers, cookie).map(|text| BearerToken { text, source: TokenSource::Cookie }))
@@ -353,22 +353,27 @@ fn token(parts: &Parts, cookie: &str) -> Result<Option<BearerToken>, Problem> {
 /// The token in `Authorization: Bearer` (RFC 6750, section 2.1). Another scheme is an error, not the lack of a token:
 /// the client expects to be identified.
 fn bearer(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get(AUTHORIZATION) else { return Ok(None) };
-    let parts = value.to_str().ok().and_then(|value| value.split_once(' '));
-    match parts {
+    let refuse = |detail| Problem::new(Code::TokenInvalid, detail);
+    let value = header_text(headers, &AUTHORIZATION).map_err(|problem| refuse(problem.detail().to_owned()))?;
+    let Some(value) = value else { return Ok(None) };
+    match value.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() => {
             Ok(Some(token.trim().to_owned()))
         }
-        _ => Err(Problem::new(Code::TokenInvalid, "the Authorization header must be: Bearer <token>")),
+        _ => Err(refuse("the Authorization header must be: Bearer <token>".into())),
     }
 }
 
-/// The value of a cookie (RFC 6265, section 4.2.1). Cookies come in one header or in several.
+/// The value of a cookie (RFC 6265, section 4.2.1). Cookies come in one header or in several. Those of others may have
+/// any bytes.
 fn cookie_value(headers: &HeaderMap, name: &str) -> Option<String> {
-    let cookies = headers.get_all(COOKIE).into_iter().filter_map(|value| value.to_str().ok());
-    let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    let (_, value) = pairs.find(|(cookie, value)| *cookie == name && !value.is_empty())?;
-    Some(value.trim_matches('"').to_owned())
+    let lines = headers.get_all(COOKIE).into_iter().map(HeaderValue::as_bytes);
+    let mut values = lines.flat_map(|line| line.split(|byte| *byte == b';')).filter_map(|pair| {
+        let value = pair.trim_ascii().strip_prefix(name.as_bytes())?.trim_ascii_start().strip_prefix(b"=")?;
+        let value = value.trim_ascii();
+        Some(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
+    });
+    values.find(|value| !value.is_empty()).map(|value| String::from_utf8_lossy(value).into_owned())
 }
 
 #[cfg(test)]

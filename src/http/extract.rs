@@ -16,6 +16,9 @@ use super::caller::ACCESS_TOKEN;
 use super::problem::{Code, Problem};
 use crate::names::{EventName, FieldName, HashName, NameError, RoomName};
 
+/// The query parameter with the last event's id of clients that reconnect and can't set headers.
+const LAST_EVENT_ID: &str = "lastEventId";
+
 /// The room in the path.
 pub struct RoomPath(pub RoomName);
 /// The hash in the path.
@@ -35,6 +38,10 @@ pub fn parse_event_name(text: &str) -> Result<EventName, Problem> {
 
 /// The parameters of the path, decoded.
 pub async fn path_params<T: DeserializeOwned + Send>(parts: &mut Parts, app: &App) -> Result<T, Problem> {
+    if !is_percent_encoded(parts.uri.path()) {
+        let detail = "the path has a % without two hexadecimal digits, or percent-encoded bytes that are not UTF-8";
+        return Err(Problem::new(Code::InvalidName, detail));
+    }
     let path = Path::<T>::from_request_parts(parts, app).await;
     path.map(|Path(path)| path).map_err(|rejection| Problem::new(Code::InvalidName, rejection.body_text()))
 }
@@ -67,15 +74,20 @@ impl FromRequestParts<App> for FieldPath {
     }
 }
 
-/// The parameters of the query. A parameter that is a list may be repeated. Unknown parameters are refused, so that a
-/// typo does not go unnoticed.
+/// The parameters of the query. A parameter that is a list may be repeated. An empty value counts as no parameter.
+/// Unknown parameters are refused, so that a typo does not go unnoticed.
 pub struct QueryParams<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequestParts<App> for QueryParams<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
-        let query = without_token(parts.uri.query().unwrap_or_default());
+        let query = parts.uri.query().unwrap_or_default();
+        if !is_percent_encoded(query) {
+            let detail = "the query has a % without two hexadecimal digits, or percent-encoded bytes that are not UTF-8";
+            return Err(Problem::new(Code::InvalidQuery, detail));
+        }
+        let query = canonical_query(query);
         let query = form_urlencoded::parse(query.as_bytes());
         let query = serde_html_form::Deserializer::new(query);
         serde_path_to_error::deserialize(query).map(Self).map_err(|error| {
@@ -87,14 +99,30 @@ impl<T: DeserializeOwned> FromRequestParts<App> for QueryParams<T> {
     }
 }
 
-/// A query without its token. Only [`Caller`](super::caller::Caller) reads the token.
-fn without_token(query: &str) -> Cow<'_, str> {
-    let is_token = |pair: &str| form_urlencoded::parse(pair.as_bytes()).any(|(name, _)| name == ACCESS_TOKEN);
-    if query.split('&').any(is_token) {
-        query.split('&').filter(|pair| !is_token(pair)).collect::<Vec<_>>().join("&").into()
-    } else {
-        query.into()
-    }
+/// Whether each `%` of a text begins an encoded byte, and the decoded text is UTF-8.
+fn is_percent_encoded(text: &str) -> bool {
+    let is_byte = |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+    text.split('%').skip(1).all(is_byte) && percent_encoding::percent_decode_str(text).decode_utf8().is_ok()
+}
+
+/// A query without its token, which only [`Caller`](super::caller::Caller) reads, and without parameters that have an
+/// empty value, as forms and generated clients send them. All spellings of `lastEventId` become that one.
+pub fn canonical_query(query: &str) -> String {
+    let kept = query.split('&').filter_map(|pair| {
+        let (name, _) = form_urlencoded::parse(pair.as_bytes()).next()?;
+        match pair.split_once('=') {
+            _ if name == ACCESS_TOKEN => None,
+            Some((_, "")) => None,
+            Some((_, value)) if is_last_event_id(&name) => Some(format!("{LAST_EVENT_ID}={value}").into()),
+            _ => Some(Cow::Borrowed(pair)),
+        }
+    });
+    kept.collect::<Vec<_>>().join("&")
+}
+
+/// Whether a parameter is one that clients add when they reconnect: `lastEventId`, `lastEventID` or `Last-Event-ID`.
+fn is_last_event_id(name: &str) -> bool {
+    name.replace(['-', '_'], "").eq_ignore_ascii_case(LAST_EVENT_ID)
 }
 
 /// A JSON object. serde alone would also accept an array of the object's values.
@@ -149,12 +177,16 @@ impl BodyType {
     }
 }
 
-/// The text of a header. `None` if the request does not have it.
+/// The text of a header that a request may have once. `None` if the request does not have it. Lines that repeat it,
+/// which some proxies add, are one header; two values are an error.
 pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
-    let Some(value) = headers.get(name) else { return Ok(None) };
-    let text = value.to_str();
-    text.map(Some)
-        .map_err(|_| Problem::new(Code::InvalidHeader, format!("{name} has characters that are not visible ASCII")))
+    let mut lines = headers.get_all(name).into_iter();
+    let Some(value) = lines.next() else { return Ok(None) };
+    let refuse = |why| Problem::new(Code::InvalidHeader, format!("{name} {why}"));
+    if lines.any(|line| line != value) {
+        return Err(refuse("is there twice, with different values"));
+    }
+    value.to_str().map(Some).map_err(|_| refuse("has characters that are not visible ASCII"))
 }
 
 /// The text of a body.

@@ -135,11 +135,23 @@ async fn middleware(
         headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("a request id is visible ASCII"));
         if app.drain.is_leaving() {
             // While the replica shuts down, each kept-alive connection is closed with its next response.
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            close_after(&mut response);
         }
         Ok(response)
     };
     context.run(span, answer).await
+}
+
+/// A response whose connection is cut: it does not announce that the connection ends. undici, and so `fetch` in Node,
+/// would take its body for complete.
+#[derive(Clone)]
+pub(super) struct IsCut;
+
+/// Announces that the connection ends with a response.
+pub(super) fn close_after(response: &mut Response) {
+    if response.extensions().get::<IsCut>().is_none() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
 }
 
 /// The span of a request in traces; a child of the caller's span, if the request names one. It has no query, which

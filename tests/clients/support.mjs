@@ -96,14 +96,24 @@ export async function tick(room, data) {
   return { type: 'tick', id: await publish(room, `{"event":"tick","data":${text}}`), data: text }
 }
 
+/** Ends the streams of a subscriber properly. It may reconnect, unless the query has `deny_seconds`. */
+export async function remove(room, subscriber, query = '') {
+  const path = `/v1/rooms/${room}/subscribers/${subscriber}${query}`
+  const response = await within('answer to a removal', fetch(gateway + path, { method: 'DELETE' }))
+  assert.equal(response.status, 204, `not ok - a removal answered ${response.status}`)
+}
+
 /** A TCP proxy to `target`. Its connections can be cut, and its next answer can be torn in two. */
 export async function cuttingProxy(target) {
   const { hostname, port } = new URL(target)
   const connections = new Set()
   let isCut = false
+  let answer = ''
+  let hasAnswered = () => {}
   let isTearing = false
 
   const server = net.createServer((near) => {
+    if (isCut && answer) return near.on('error', () => {}).once('data', () => near.end(answer, hasAnswered))
     if (isCut) return near.resetAndDestroy()
     const far = net.connect(Number(port), hostname)
     connections.add(near)
@@ -123,14 +133,18 @@ export async function cuttingProxy(target) {
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
 
-  const cut = () => {
+  /** Cuts connections. New ones are cut too, or get this answer. */
+  const cut = (text = '') => {
     isCut = true
+    answer = text
     for (const connection of connections) connection.resetAndDestroy()
   }
   return {
     url: `http://127.0.0.1:${server.address().port}`,
     cut,
     mend: () => (isCut = false),
+    /** Resolves when a connection has got the answer of a cut. */
+    answered: () => new Promise((resolve) => (hasAnswered = resolve)),
     tearNextAnswer: () => (isTearing = true),
     close: () => {
       server.close()

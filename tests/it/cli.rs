@@ -75,6 +75,22 @@ fn the_greeting_has_the_address_the_broker_and_commands_to_try() {
 }
 
 #[test]
+fn health_asks_the_address_on_which_the_gateway_is_told_to_listen() {
+    let (mut child, address, _) = serve(&[]);
+    let port = address.rsplit_once(':').unwrap().1;
+    let health = |listen: &str| roomcast(&["health"]).env("ROOMCAST_LISTEN", listen).output().unwrap();
+    for listen in [&address, &format!("0.0.0.0:{port}"), &format!("localhost:{port}")] {
+        let health = health(listen);
+        assert_eq!(health.status.code(), Some(0), "{listen}: {}", String::from_utf8_lossy(&health.stderr));
+    }
+    let unknown = health("127.0.0.1:0");
+    let text = String::from_utf8(unknown.stderr).unwrap();
+    assert_eq!((unknown.status.code(), text.contains("--url"), text.lines().count()), (Some(1), true, 1), "{text}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn a_bad_setting_is_one_clear_line_and_exit_2() {
     refuses(&["--listen", "nowhere"], &["--listen", "nowhere"]);
     refuses(&["--listen", "0.0.0.0:0"], &["0.0.0.0:0", "--insecure-allow-anonymous"]);

@@ -45,6 +45,13 @@ fn installed(name: &str) -> String {
     folder().join(".venv/bin").join(name).to_str().unwrap().to_owned()
 }
 
+/// Runs the clients of a language, each with what docs/clients.md says. Every heartbeat must pass unnoticed.
+async fn resume(world: &World, language: &str) {
+    let gateway =
+        world.gateway_with(|settings| (settings.streams.retry, settings.streams.heartbeat) = (RETRY, RETRY)).await;
+    run(&gateway, "node", &["sse/resume.mjs", language]).await;
+}
+
 /// Sends valid and invalid requests made from the OpenAPI document. The gateway must not fail, and each answer must
 /// be in the document.
 async fn send_generated_requests(gateway: &Gateway, headers: &[&str]) {
@@ -86,6 +93,22 @@ on_both_brokers! {
         run(&gateway, "node", &["eventsource.mjs"]).await;
     }
 
+    async fn clients_from_npm_resume_after_cuts_and_proper_ends(world) {
+        resume(&world, "javascript").await;
+    }
+
+    async fn clients_from_pypi_resume_after_cuts_and_proper_ends(world) {
+        resume(&world, "python").await;
+    }
+
+    async fn clients_in_go_resume_after_cuts_and_proper_ends(world) {
+        if Command::new("go").arg("version").output().is_err() {
+            println!("not run: no go");
+            return;
+        }
+        resume(&world, "go").await;
+    }
+
     async fn chromium_reads_and_resumes_with_its_own_eventsource(world) {
         let gateway = gateway(&world).await;
         run(&gateway, "node", &["browser.mjs"]).await;
@@ -103,11 +126,29 @@ on_both_brokers! {
 
     async fn the_k6_smoke_test_passes(world) {
         let gateway = world.gateway().await;
-        run(&gateway, &installed("k6"), &["run", "--quiet", "../../k6/smoke.js"]).await;
+        run_k6(&gateway, "smoke", &[]).await;
     }
 
     async fn p11_every_answer_to_a_generated_request_is_in_the_document(world) {
         send_generated_requests(&world.gateway().await, &[]).await;
+    }
+}
+
+#[test]
+fn each_line_of_code_on_the_page_of_clients_is_tested() {
+    let tested = ["sse/follow.mjs", "sse/follow.py", "sse/go/main.go", "typescript/use_client.ts"]
+        .map(|file| std::fs::read_to_string(folder().join(file)).unwrap())
+        .concat();
+    let tested: Vec<_> = tested.lines().map(str::trim).collect();
+    let page = std::fs::read_to_string(folder().join("../../docs/clients.md")).unwrap();
+    let blocks: Vec<_> = page.split("```").skip(1).step_by(2).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let (_language, code) = block.split_once('\n').unwrap();
+        let lines: Vec<_> = code.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        for line in lines {
+            assert!(tested.contains(&line), "no client has the line {line}");
+        }
     }
 }
 
@@ -121,6 +162,49 @@ async fn three_replicas_behind_nginx_work_as_compose_would_start_them() {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(stdout.trim_end().ends_with(" 0 failed"), "{stdout}");
+}
+
+/// Runs a k6 script with these variables.
+async fn run_k6(gateway: &Gateway, script: &str, variables: &[&str]) {
+    let (k6, path) = (installed("k6"), format!("../../k6/{script}.js"));
+    run(gateway, "env", &[variables, &[&k6, "run", "--quiet", &path]].concat()).await;
+}
+
+#[tokio::test]
+async fn the_k6_scripts_work_with_the_variables_of_k6() {
+    let gateway = Gateway::start(|_| {}).await;
+    for variables in [
+        &["K6_ITERATIONS=1"][..],
+        &["K6_VUS=3", "K6_ITERATIONS=7"],
+        &["K6_VUS=3", "K6_DURATION=1s"],
+        &["K6_STAGES=1s:2"],
+        &["K6_ITERATIONS=4", "K6_DISCARD_RESPONSE_BODIES=true"],
+    ] {
+        tokio::join!(
+            run_k6(&gateway, "smoke", variables),
+            run_k6(&gateway, "publish", variables),
+            run_k6(&gateway, "hashes", variables)
+        );
+    }
+}
+
+#[test]
+fn the_k6_script_of_streams_says_what_it_needs() {
+    for (variable, words) in
+        [("A=1", "needs a k6 with the extension xk6-sse"), ("K6_VUS=3", "unset K6_VUS: STREAMS")]
+    {
+        let mut command = Command::new("env");
+        command.args([variable, &installed("k6"), "run", "--quiet", "../../k6/streams.js"]).current_dir(folder());
+        let output = command.output().expect("env is everywhere");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && text.contains(words) && text.lines().count() == 1, "{text}");
+    }
+}
+
+#[test]
+fn the_image_can_be_built_from_the_files_that_docker_gets() {
+    let output = Command::new("python3").arg("../image.py").current_dir(folder()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[tokio::test]

@@ -26,7 +26,8 @@ says why), 130 after a second SIGTERM or SIGINT.
 
 The other commands are:
 
-- `roomcast health --url URL` exits with 0 if the gateway at the URL (`ROOMCAST_HEALTH_URL`) is ready, else with 1.
+- `roomcast health` exits with 0 if the gateway at `--url` (`ROOMCAST_HEALTH_URL`), else at `--listen`, is ready, else \
+with 1.
 - `roomcast token` makes a token for development; see [access](auth.md#tokens).
 - `roomcast openapi` prints the [OpenAPI](api.md) document, `--version 3.2` the newer one.
 - `roomcast completions SHELL` prints a completion script for `bash`, `zsh`, `fish`, `elvish` or `powershell`.

@@ -5,6 +5,8 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::json;
 
+use crate::support::within;
+
 on_both_brokers! {
     async fn events_arrive_as_they_were_published(world) {
         let gateway = world.gateway().await;
@@ -117,6 +119,21 @@ on_both_brokers! {
         assert_eq!(moved.event, "stream.position");
         assert_eq!(moved.id, id);
         assert_eq!(moved.json(), json!({"position": id}));
+    }
+
+    async fn a_heartbeat_has_no_blank_line_at_which_some_clients_would_dispatch_an_empty_event(world) {
+        let gateway = world.gateway_with(|settings| settings.streams.heartbeat = Duration::from_millis(50)).await;
+        let mut response = gateway.answer(gateway.request(Method::GET, "/v1/rooms/idle/stream")).await;
+        let mut text = String::new();
+        let heartbeats = loop {
+            match text.split_once("\n\n") {
+                Some((_, rest)) if rest.matches(':').count() >= 3 => break rest,
+                _ => {}
+            }
+            let chunk = within("a heartbeat", response.chunk()).await.unwrap().expect("the stream goes on");
+            text.push_str(std::str::from_utf8(&chunk).unwrap());
+        };
+        assert!(heartbeats.lines().all(|line| line == ":"), "{heartbeats:?}");
     }
 
     async fn an_idle_stream_gets_comments(world) {

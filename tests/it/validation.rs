@@ -48,7 +48,7 @@ on_both_brokers! {
         for path in ["/v1/rooms/", "/v1/hashes/h/fields/"] {
             refused(&gateway, gateway.request(Method::GET, path), 404, "route_not_found").await;
         }
-        refused(&gateway, gateway.request(Method::GET, "/v1/stream?room="), 400, "invalid_name").await;
+        refused(&gateway, gateway.request(Method::GET, "/v1/stream?room="), 400, "invalid_query").await;
         // In a path, clients would leave these names out.
         for name in [".", ".."] {
             refused(&gateway, gateway.request(Method::GET, &format!("/v1/stream?room={name}")), 400, "invalid_name").await;
@@ -121,7 +121,7 @@ on_both_brokers! {
             let request = gateway.request(Method::POST, "/v1/rooms/bad/events").header("content-type", content_type);
             refused(&gateway, request.body(b"{\"data\":\"\xff\xfe\"}".to_vec()), 400, "invalid_body").await;
         }
-        for name in ["stream.x", "a%0Ab", "a%20b", ""] {
+        for name in ["stream.x", "a%0Ab", "a%20b"] {
             let request = gateway.request(Method::POST, &format!("/v1/rooms/bad/events?event={name}")).body("x");
             refused(&gateway, request, 400, "invalid_name").await;
         }

@@ -7,7 +7,7 @@ mod opening;
 pub mod refusal;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, Method};
+use axum::http::{HeaderMap, Method};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -16,10 +16,10 @@ use self::opening::{StreamOptions, open};
 use self::refusal::refuse_caller;
 use super::events::parse_position;
 use crate::auth::Permission;
-use crate::delivery::StreamFormat;
+use crate::delivery::{Ending, StreamFormat};
 use crate::http::App;
 use crate::http::caller::Caller;
-use crate::http::extract::{QueryParams, RoomPath, header_text, parse_name};
+use crate::http::extract::{QueryParams, RoomPath, parse_name};
 use crate::http::problem::{Code, Problem};
 use crate::live::Start;
 use crate::names::{Cursor, RoomName};
@@ -32,9 +32,14 @@ const MAX_RECENT: u64 = 1000;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct StreamQuery {
-    /// The position to continue after: the last `id:` of an earlier stream. For clients that can't set the header
-    /// `Last-Event-ID`, which wins over this parameter.
+    /// The position to continue after: the last `id:` of an earlier stream. `Last-Event-ID` and `lastEventId`, which
+    /// clients add when they reconnect, are newer and win over this parameter.
     after: Option<String>,
+    /// Where clients that can't set headers put the last `id:` when they reconnect. It wins over `after`, and the header
+    /// `Last-Event-ID` over both. `lastEventID` and `Last-Event-ID` are the same parameter; the last one counts.
+    #[serde(default, rename = "lastEventId")]
+    #[param(value_type = Option<String>)]
+    last_event_id: Vec<String>,
     /// `earliest`: start with the oldest event in the log. A position wins over this parameter.
     #[param(inline)]
     from: Option<StartFrom>,
@@ -44,6 +49,10 @@ pub struct StreamQuery {
     /// Only events with this name. Can be repeated.
     #[serde(default)]
     event: Vec<String>,
+    /// `cut`: after a `stream.end` that asks the client to reconnect, the connection is cut instead of ended properly.
+    /// For clients that reconnect only after an error.
+    #[param(inline)]
+    end: Option<EndOption>,
     /// The subscriber's id, the same at each reconnect; random by default. The stream skips events that name it in
     /// `except`. In rooms with presence, the id is the subscriber's name in the member list: it belongs to the
     /// caller, and a newer stream with it ends the older one.
@@ -66,6 +75,20 @@ pub enum StartFrom {
     Earliest,
 }
 
+/// How the response of a stream ends.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EndOption {
+    /// By a cut of the connection, if the client should reconnect.
+    Cut,
+}
+
+impl EndOption {
+    fn ending(option: Option<Self>) -> Ending {
+        option.map_or(Ending::Proper, |Self::Cut| Ending::Cut)
+    }
+}
+
 /// The query of a stream of several rooms.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -75,9 +98,14 @@ pub struct StreamRoomsQuery {
     #[serde(default)]
     #[param(required = true, min_items = 1, example = json!(["lobby", "news"]))]
     room: Vec<String>,
-    /// The cursor to continue after: the last `id:` of an earlier stream. For clients that can't set the header
-    /// `Last-Event-ID`, which wins over this parameter.
+    /// The cursor to continue after: the last `id:` of an earlier stream. `Last-Event-ID` and `lastEventId`, which
+    /// clients add when they reconnect, are newer and win over this parameter.
     after: Option<String>,
+    /// Where clients that can't set headers put the last `id:` when they reconnect. It wins over `after`, and the header
+    /// `Last-Event-ID` over both. `lastEventID` and `Last-Event-ID` are the same parameter; the last one counts.
+    #[serde(default, rename = "lastEventId")]
+    #[param(value_type = Option<String>)]
+    last_event_id: Vec<String>,
     /// `earliest`: start with the oldest event in the log of each room. A cursor wins over this parameter.
     #[param(inline)]
     from: Option<StartFrom>,
@@ -87,6 +115,10 @@ pub struct StreamRoomsQuery {
     /// Only events with this name. Can be repeated.
     #[serde(default)]
     event: Vec<String>,
+    /// `cut`: after a `stream.end` that asks the client to reconnect, the connection is cut instead of ended properly.
+    /// For clients that reconnect only after an error.
+    #[param(inline)]
+    end: Option<EndOption>,
     /// The subscriber's id, the same at each reconnect; random by default. The stream skips events that name it in
     /// `except`. In rooms with presence, the id is the subscriber's name in the member list: it belongs to the
     /// caller, and a newer stream with it ends the older one.
@@ -125,7 +157,7 @@ pub struct ServerEvent {
     get, path = "/v1/rooms/{room}/stream", operation_id = "streamRoom", tag = "Streams",
     params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"),
         StreamQuery,
-        ("Last-Event-ID" = Option<String>, Header, description = "The position to continue after; browsers send it")),
+        ("Last-Event-ID" = Option<String>, Header, description = "The position to continue after; browsers send it. Of several, separated by commas, the last one counts")),
     responses(
         (status = 204, description = "The caller was removed from the room for a time; an `EventSource` gives up"),
         (status = 200, description = "The stream; or, if it is refused for now, one `stream.end`",
@@ -142,16 +174,18 @@ pub async fn stream_room(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let last_id = resume_point(&headers, query.after.as_deref())?;
+    let last_id = resume_point(&headers, &query.last_event_id, query.after.as_deref())?;
+    let ending = EndOption::ending(query.end);
     let caller = match caller {
         Ok(caller) => caller,
-        Err(problem) => return refuse_caller(&app, problem, last_id),
+        Err(problem) => return refuse_caller(&app, problem, last_id, ending),
     };
     caller.require(Permission::Subscribe, room.as_str())?;
-    let resume = last_id.map(|id| parse_position("Last-Event-ID or after", id)).transpose()?;
+    let resume = last_id.map(|id| parse_position("Last-Event-ID, lastEventId or after", id)).transpose()?;
     let start = resume.map_or(fresh_start(query.from, query.recent)?, Start::After);
     let options = StreamOptions {
         format: StreamFormat::Single,
+        ending,
         event: &query.event,
         subscriber: query.subscriber,
         presence: query.presence,
@@ -170,7 +204,7 @@ pub async fn stream_room(
 #[utoipa::path(
     get, path = "/v1/stream", operation_id = "streamRooms", tag = "Streams",
     params(StreamRoomsQuery,
-        ("Last-Event-ID" = Option<String>, Header, description = "The cursor to continue after; browsers send it")),
+        ("Last-Event-ID" = Option<String>, Header, description = "The cursor to continue after; browsers send it. Of several, separated by commas, the last one counts")),
     responses(
         (status = 204,
             description = "The caller was removed from one of the rooms for a time; an `EventSource` gives up"),
@@ -186,10 +220,11 @@ pub async fn stream_rooms(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let last_id = resume_point(&headers, query.after.as_deref())?;
+    let last_id = resume_point(&headers, &query.last_event_id, query.after.as_deref())?;
+    let ending = EndOption::ending(query.end);
     let caller = match caller {
         Ok(caller) => caller,
-        Err(problem) => return refuse_caller(&app, problem, last_id),
+        Err(problem) => return refuse_caller(&app, problem, last_id, ending),
     };
     caller.require_some(Permission::Subscribe)?;
     let limit = usize::from(app.settings.streams.max_rooms_per_stream);
@@ -218,10 +253,11 @@ pub async fn stream_rooms(
     }
     // The request itself has been counted for the first room.
     if let Err(problem) = caller.spend(&app, rooms.len() as u64 - 1).await {
-        return refuse_caller(&app, problem, last_id);
+        return refuse_caller(&app, problem, last_id, ending);
     }
     let options = StreamOptions {
         format: StreamFormat::Enveloped,
+        ending,
         event: &query.event,
         subscriber: query.subscriber,
         presence: query.presence,
@@ -245,9 +281,19 @@ fn fresh_start(from: Option<StartFrom>, recent: Option<u64>) -> Result<Start, Pr
     }
 }
 
-/// The position from which a client resumes. The header wins over `after` in the query. A client without a position
-/// may send it empty.
-fn resume_point<'a>(headers: &'a HeaderMap, after: Option<&'a str>) -> Result<Option<&'a str>, Problem> {
-    let given = header_text(headers, &HeaderName::from_static("last-event-id"))?;
-    Ok(given.filter(|id| !id.is_empty()).or_else(|| after.filter(|id| !id.is_empty())))
+/// The newest position that a client has. It sends the header when it reconnects, or `lastEventId` if it can't; `after`
+/// is in the address from the start. A client that has set a header of its own sends both: `first, newest`. A client
+/// without a position may send it empty.
+fn resume_point<'a>(
+    headers: &'a HeaderMap,
+    last_event_id: &'a [String],
+    after: Option<&'a str>,
+) -> Result<Option<&'a str>, Problem> {
+    let lines = headers.get_all("last-event-id").iter().map(|line| line.to_str());
+    let lines = lines.collect::<Result<Vec<_>, _>>().map_err(|_| {
+        Problem::new(Code::InvalidHeader, "last-event-id has characters that are not visible ASCII")
+    })?;
+    let mut given = lines.into_iter().flat_map(|line| line.split(',')).map(str::trim);
+    let header = given.rfind(|id| !id.is_empty());
+    Ok(header.or_else(|| last_event_id.last().map(String::as_str)).or(after).filter(|id| !id.is_empty()))
 }

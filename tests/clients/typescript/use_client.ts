@@ -2,7 +2,9 @@
 // both.
 
 import { client } from './client/client.gen.js'
-import { getField, incrementField, listEvents, publishEvent, setField, streamRoom } from './client/index.js'
+import {
+  getField, incrementField, listEvents, publishEvent, removeSubscriber, setField, streamRoom,
+} from './client/index.js'
 
 interface Harness {
   gateway: string
@@ -72,6 +74,7 @@ async function follow({ proxy, check, unique, within }: Harness) {
   const { stream } = await streamRoom({
     baseUrl: proxy.url,
     path: { room },
+    query: { end: 'cut', subscriber: 'ann' },
     signal: abort.signal,
     // The generated stream yields only the data. Name and id come here, just before.
     onSseEvent: ({ event, id, data }) => received.push({ event, id, data }),
@@ -95,7 +98,11 @@ async function follow({ proxy, check, unique, within }: Harness) {
     { event: 'tick', id: missed[0], data: 2 },
     { event: 'tick', id: missed[1], data: 3 },
   ])
+
+  await removeSubscriber({ path: { room, subscriber: 'ann' }, throwOnError: true })
+  check('the gateway ends the stream', (await next())?.event, 'stream.end')
   const last = await publish(room, 'tick', 4)
+  check('with end=cut, it resumes after the end', (await next())?.event, 'stream.open')
   check('it receives nothing twice', await next(), { event: 'tick', id: last, data: 4 })
   abort.abort()
 }

@@ -250,3 +250,38 @@ async fn a_page_of_another_site_writes_nothing_even_if_callers_without_a_token_m
         assert_eq!(gateway.send(request).await.0.as_u16(), status, "{origin:?}");
     }
 }
+
+#[tokio::test]
+async fn the_tokens_cookie_is_found_beside_any_others() {
+    let gateway = gateway().await;
+    let own = format!("__Host-roomcast={}", token(&claims(&all())));
+    let quoted = own.replacen('=', "=\"", 1) + "\"";
+    let (utf8, latin, own) = ("name=Zo\u{eb}".as_bytes(), &b"name=Zo\xeb"[..], own.as_bytes());
+    for lines in [
+        vec![[utf8, b"; ", own].concat()],
+        vec![[own, b"; ", latin].concat()],
+        vec![latin.to_vec(), own.to_vec(), utf8.to_vec()],
+        vec![[latin, b";", quoted.as_bytes(), b";flag; a=b=c"].concat()],
+        vec![[b"__Host-roomcast=; __Host-roomcast=\"\";", own].concat()],
+        vec![[b"\xff; =x; \xeb=1; ", own].concat()],
+    ] {
+        let request = gateway.request(Method::GET, "/v1/rooms/lobby");
+        let request = lines.iter().fold(request, |request, line| request.header("cookie", &line[..]));
+        assert_eq!(gateway.send(request).await.0, StatusCode::OK, "{:?}", String::from_utf8_lossy(&lines.concat()));
+    }
+}
+
+#[tokio::test]
+async fn an_empty_or_second_token_does_not_hide_the_callers_own() {
+    let gateway = gateway().await;
+    let own = token(&claims(&all()));
+    let query = format!("/v1/rooms/lobby/stream?access_token=&access_token={own}");
+    assert!(gateway.stream(&query).await.opened.get("rooms").is_some());
+    let get = |second: &str| {
+        let request = gateway.request(Method::GET, "/v1/rooms/lobby").bearer_auth(&own);
+        gateway.send(request.header("authorization", second))
+    };
+    assert_eq!(get(&format!("Bearer {own}")).await.0, StatusCode::OK);
+    let (status, problem) = get("Bearer x.y.z").await;
+    assert_eq!((status.as_u16(), &problem["code"]), (401, &json!("token_invalid")));
+}

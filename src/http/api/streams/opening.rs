@@ -12,7 +12,7 @@ use super::refusal::{refuse, refuse_caller, stream_headers};
 use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
 use crate::broker::{BrokerError, Member};
 use crate::config::PresenceInfo;
-use crate::delivery::{DetachableStream, EndReason, StreamFormat, StreamSession, Subscriber};
+use crate::delivery::{DetachableStream, EndReason, Ending, StreamFormat, StreamSession, Subscriber};
 use crate::digest::sha1_hex;
 use crate::http::App;
 use crate::http::caller::Caller;
@@ -28,6 +28,7 @@ const MAX_SELECTED: usize = 50;
 /// What a request says about its stream, apart from the rooms.
 pub(super) struct StreamOptions<'a> {
     pub(super) format: StreamFormat,
+    pub(super) ending: Ending,
     /// Names of events to select. Empty: all events.
     pub(super) event: &'a [String],
     /// The subscriber id that the client has chosen.
@@ -79,12 +80,13 @@ pub(super) async fn open(
 ) -> Result<Response, Problem> {
     // A stream with a name changes the members of its rooms, and each stream takes one of its subject's streams.
     caller.require_allowed_page(options.subscriber.is_some() || options.presence)?;
-    let (format, last_id, is_head) = (options.format, options.last_id.clone(), options.is_head);
+    let (format, ending) = (options.format, options.ending);
+    let (last_id, is_head) = (options.last_id.clone(), options.is_head);
     let names: Vec<_> = rooms.iter().map(|(room, _)| room.clone()).collect();
     // Counted first, so that the stream checks every termination that comes while it opens.
     let terminations = app.moderation.terminations();
     let mut subscriber = subscriber(app, &caller, &names, options)?;
-    let refuse = |reason| Ok(refuse(app, reason, last_id.as_deref()));
+    let refuse = |reason| Ok(refuse(app, reason, last_id.as_deref(), ending));
     if app.drain.is_leaving() {
         return refuse(EndReason::Draining);
     }
@@ -93,7 +95,8 @@ pub(super) async fn open(
     }
     match begin(app, &caller, &mut subscriber, &names, rooms).await {
         Ok(subscription) => {
-            let session = StreamSession::new(app.delivery.clone(), subscription, subscriber, format, terminations);
+            let session =
+                StreamSession::new(app.delivery.clone(), subscription, subscriber, format, ending, terminations);
             let stream = DetachableStream::new(session);
             let mut response = (stream_headers(), Body::from_stream(stream.body())).into_response();
             response.extensions_mut().insert(stream);
@@ -106,7 +109,7 @@ pub(super) async fn open(
             caller.audit(&Problem::new(Code::Forbidden, detail));
             Ok(StatusCode::NO_CONTENT.into_response())
         }
-        Err(OpenError::Token(problem)) => refuse_caller(app, problem, last_id.as_deref()),
+        Err(OpenError::Token(problem)) => refuse_caller(app, problem, last_id.as_deref(), ending),
         Err(OpenError::Broker(BrokerError::Unavailable(fault) | BrokerError::OutcomeUnknown(fault))) => {
             tracing::debug!(%fault, "a stream was refused for now: the broker is unavailable");
             refuse(EndReason::Unavailable)
