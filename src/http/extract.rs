@@ -84,7 +84,8 @@ impl<T: DeserializeOwned> FromRequestParts<App> for QueryParams<T> {
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
         let query = parts.uri.query().unwrap_or_default();
         if !is_percent_encoded(query) {
-            let detail = "the query has a % without two hexadecimal digits, or percent-encoded bytes that are not UTF-8";
+            let detail =
+                "the query has a % without two hexadecimal digits, or percent-encoded bytes that are not UTF-8";
             return Err(Problem::new(Code::InvalidQuery, detail));
         }
         let query = canonical_query(query);
@@ -101,7 +102,8 @@ impl<T: DeserializeOwned> FromRequestParts<App> for QueryParams<T> {
 
 /// Whether each `%` of a text begins an encoded byte, and the decoded text is UTF-8.
 fn is_percent_encoded(text: &str) -> bool {
-    let is_byte = |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+    let is_byte =
+        |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
     text.split('%').skip(1).all(is_byte) && percent_encoding::percent_decode_str(text).decode_utf8().is_ok()
 }
 
