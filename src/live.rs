@@ -40,7 +40,7 @@ use crate::timestamp;
 use crate::trace;
 
 /// Longest time until a subscription is open or has failed.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often the history of every topic that is live, or was used in the last minutes, is compared with the history of
 /// its log, about.
 const COMPARE_EVERY: Duration = Duration::from_secs(15);

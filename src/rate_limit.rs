@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use quick_cache::sync::Cache;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::broker::{RateGrant, RateLimit, RateStore};
@@ -36,6 +37,8 @@ const ANONYMOUS_DIVISOR: u32 = 2;
 const READS: u32 = 64;
 /// Most of these of one caller.
 const READS_OF_A_CALLER: u32 = 16;
+/// Most rooms that streams of one caller open at one time. More of them wait for each other, not for those of others.
+const ROOMS_OPENING_OF_A_CALLER: u32 = 64;
 /// A value that is written or read counts as one request, and as another one for each time that it has so many bytes.
 pub const BYTES_OF_A_REQUEST: usize = 64 * 1024;
 /// What counts as read if a read does not end. One command to the broker reads about as much.
@@ -155,11 +158,19 @@ struct LocalQuota {
 }
 
 /// The quota of one caller.
-#[derive(Default)]
 struct LocalLimit {
     quota: Mutex<LocalQuota>,
     /// Held by the request that asks the broker, so that only one does at a time.
     refill: tokio::sync::Mutex<()>,
+    /// The rooms that the caller's streams may open at one time.
+    opening: Arc<Semaphore>,
+}
+
+impl Default for LocalLimit {
+    fn default() -> Self {
+        let opening = Arc::new(Semaphore::new(ROOMS_OPENING_OF_A_CALLER as usize));
+        Self { quota: Mutex::default(), refill: tokio::sync::Mutex::default(), opening }
+    }
 }
 
 /// The limits of all callers.
@@ -381,12 +392,18 @@ impl RateLimiter {
     /// Begins a read of a caller with these keys: of its subject, if it has one, or of its address. If too many reads go
     /// on, fails with the name of the limit.
     pub fn begin_read(self: &Arc<Self>, keys: Vec<RateKey>) -> Result<Reading, &'static str> {
-        let find = |wanted: fn(&RateKey) -> bool| keys.iter().find(|key| wanted(key)).cloned();
-        let caller = find(|key| matches!(key, RateKey::Subject(_)));
-        let caller = caller.or_else(|| find(|key| matches!(key, RateKey::Address(_))));
-        let limits = caller.map(|caller| (caller, READS_OF_A_CALLER)).into_iter().chain([(RateKey::All, READS)]);
+        let limits =
+            caller(&keys).map(|caller| (caller, READS_OF_A_CALLER)).into_iter().chain([(RateKey::All, READS)]);
         let permit = self.reads.open(limits)?;
         Ok(Reading { limiter: self.clone(), keys, bytes: UNFINISHED_READ, _permit: permit })
+    }
+
+    /// Waits until a stream of a caller with these keys may open so many rooms. The others of the same caller wait until
+    /// the permit is dropped.
+    pub async fn turn_to_open(&self, keys: &[RateKey], rooms: usize) -> Option<OwnedSemaphorePermit> {
+        let opening = self.limit(&caller(keys)?).opening.clone();
+        let rooms = u32::try_from(rooms).unwrap_or(u32::MAX).min(ROOMS_OPENING_OF_A_CALLER);
+        opening.acquire_many_owned(rooms).await.ok()
     }
 
     fn limit(&self, key: &RateKey) -> Arc<LocalLimit> {
@@ -446,6 +463,12 @@ impl LocalQuota {
             remaining: self.tokens + self.remaining,
         }
     }
+}
+
+/// The key that stands for one caller: its subject, if it has one, or its address.
+fn caller(keys: &[RateKey]) -> Option<RateKey> {
+    let find = |wanted: fn(&RateKey) -> bool| keys.iter().find(|key| wanted(key)).cloned();
+    find(|key| matches!(key, RateKey::Subject(_))).or_else(|| find(|key| matches!(key, RateKey::Address(_))))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -8,12 +8,16 @@ use axum::extract::FromRequestParts;
 use axum::http::header::{AUTHORIZATION, COOKIE, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 
 use super::address::client_address;
 use super::extract::header_text;
 use super::problem::{Code, Problem};
 use super::{App, audit};
 use crate::auth::{Identity, Permission, TokenError};
+use crate::broker::{BrokerError, Fault, FaultKind};
+use crate::live::OPEN_TIMEOUT;
 use crate::rate_limit::{RateError, RateKey, RateStatus, Reading};
 
 /// The query parameter with the token of an `EventSource`, which can't set headers.
@@ -229,6 +233,17 @@ impl Caller {
             reading.has_read(result.as_ref().map_or(0, bytes));
         }
         result.map_err(Problem::from)
+    }
+
+    /// Waits until the caller's stream may open so many rooms: streams of one caller must not keep those of others
+    /// waiting. Fails like a read that took too long.
+    pub async fn turn_to_open(&self, app: &App, rooms: usize) -> Result<Option<OwnedSemaphorePermit>, BrokerError> {
+        let Some(limits) = &app.limits else { return Ok(None) };
+        let keys = self.rate_keys(app);
+        timeout(OPEN_TIMEOUT, limits.turn_to_open(&keys, rooms)).await.map_err(|_| {
+            let detail = "too many other streams of the caller are opening";
+            BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, detail))
+        })
     }
 
     fn begin_read(&self, app: &App) -> Result<Option<Reading>, Problem> {
