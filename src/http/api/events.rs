@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Permission;
 use crate::broker::{Appended, IdempotencyKey, ReadRange};
-use crate::http::body::read_body;
+use crate::http::body::read_typed_body;
 use crate::http::caller::Caller;
 use crate::http::extract::{BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json};
 use crate::http::page::{add_link, escape, page_limit};
@@ -148,8 +148,7 @@ pub async fn publish_event(
 ) -> Result<Response, Problem> {
     caller.require(Permission::Publish, room.as_str())?;
     let key = idempotency::key_from_headers(request.headers())?.map(str::to_owned);
-    let body_type = BodyType::from_headers(request.headers())?;
-    let body = read_body(request, &app, &caller).await?;
+    let (body_type, body) = read_typed_body(request, &app, &caller).await?;
     let event = match body_type {
         BodyType::Json if query.event.is_some() => {
             let detail = "a JSON body has the event's name in its field \"event\"; remove event from the query";
@@ -159,7 +158,7 @@ pub async fn publish_event(
             let JsonObject(publish) = parse_json::<JsonObject<Publish>>(&body)?;
             new_event(&app, publish.event, json_data(&publish.data)?, publish.except, None)?
         }
-        BodyType::Text => {
+        BodyType::Text | BodyType::Untyped => {
             let name = query.event.as_deref().map(parse_event_name).transpose()?;
             new_event(&app, name, text_data(&body)?, Vec::new(), None)?
         }

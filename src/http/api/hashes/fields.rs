@@ -14,7 +14,7 @@ use super::values::{HashValue, check_value, current_value};
 use crate::auth::Permission;
 use crate::broker::{Condition, RemoveOutcome, SetOutcome, entity_tag};
 use crate::http::App;
-use crate::http::body::{read_body, read_json_body};
+use crate::http::body::{read_json_body, read_typed_body};
 use crate::http::caller::Caller;
 use crate::http::extract::{BodyType, FieldPath, JsonObject, header_text, parse_json};
 use crate::http::problem::{Code, Problem};
@@ -147,12 +147,11 @@ pub async fn set_field(
 ) -> Result<Response, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
     let condition = condition(request.headers())?;
-    let body_type = BodyType::from_headers(request.headers())?;
-    let body = read_body(request, &app, &caller).await?;
+    let (body_type, body) = read_typed_body(request, &app, &caller).await?;
     let value = match body_type {
         BodyType::Json => Bytes::from(parse_json::<JsonObject<SetField>>(&body)?.0.value),
         // A copy: the body may be a part of a larger buffer, which the embedded broker would then keep.
-        BodyType::Text | BodyType::Bytes => Bytes::copy_from_slice(&body),
+        BodyType::Text | BodyType::Untyped | BodyType::Bytes => Bytes::copy_from_slice(&body),
     };
     check_value(&app, &value)?;
     admit_write(&app, &caller, value.len()).await?;
