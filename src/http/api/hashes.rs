@@ -67,7 +67,7 @@ pub struct FieldList {
 /// without fields does not exist; its list is empty.
 #[utoipa::path(
     get, path = "/v1/hashes/{hash}", operation_id = "listFields", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"), FieldsQuery),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp"), FieldsQuery),
     responses(
         (status = 200, description = "The values, by field", body = FieldList,
             headers(("Link" = String, description = "The next page, if there is one"))),
@@ -160,7 +160,7 @@ pub struct PatchAnswer {
 /// `application/json`.
 #[utoipa::path(
     patch, path = "/v1/hashes/{hash}", operation_id = "patchFields", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"), PatchQuery),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp"), PatchQuery),
     request_body(content = BTreeMap<String, Option<String>>, content_type = "application/json",
         description = "A string or null for each field", example = json!({"colour": "green", "dimmed": null})),
     responses(
@@ -228,7 +228,7 @@ async fn admit_write(app: &App, caller: &Caller, bytes: usize) -> Result<(), Pro
 /// The hash and all its fields are deleted together.
 #[utoipa::path(
     delete, path = "/v1/hashes/{hash}", operation_id = "deleteHash", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp")),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp")),
     responses(
         (status = 204, description = "The hash is deleted"),
         (status = 404, description = "The hash does not exist"),
