@@ -2,13 +2,35 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::http::problem::MEDIA_TYPE;
+
 /// Makes a 3.0 document of a 3.1 document.
 pub(super) fn downgrade(document: &mut Value) {
     document["openapi"] = "3.0.3".into();
     // Only 3.1 has the identifier of a licence.
     document["info"]["license"] =
         json!({ "name": document["info"]["license"]["name"], "url": "https://spdx.org/licenses/Apache-2.0.html" });
+    let items = document["paths"].as_object_mut().into_iter().flat_map(|paths| paths.values_mut());
+    for operation in items.flat_map(|item| item.as_object_mut().into_iter().flat_map(|item| item.values_mut())) {
+        unify_responses(&mut operation["responses"]);
+    }
     rewrite(document);
+}
+
+/// Leaves an operation one type of answers that are successes, and one of failures. Some generators of typed languages
+/// support no more.
+fn unify_responses(responses: &mut Value) {
+    let Some(responses) = responses.as_object_mut() else { return };
+    if responses.contains_key("200")
+        && let Some(empty) = responses.remove("204")
+    {
+        let description = |response: &Value| response["description"].as_str().unwrap_or_default().to_owned();
+        let both = format!("{}. Or 204: {}", description(&responses["200"]), description(&empty));
+        responses["200"]["description"] = both.into();
+    }
+    for (_, response) in responses.iter_mut().filter(|(status, _)| status.as_str() >= "400") {
+        response["content"] = json!({ MEDIA_TYPE: { "schema": { "$ref": "#/components/schemas/Problem" } } });
+    }
 }
 
 /// Rewrites every schema below this value.
