@@ -122,6 +122,19 @@ fn a_request_body_has_one_type_so_that_generated_clients_name_it() {
 }
 
 #[test]
+fn a_response_has_one_type_so_that_generated_clients_read_it() {
+    for version in VERSIONS {
+        let document = document(version);
+        for (name, operation) in operations(&document) {
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                let types = response.get("content").map_or(0, |content| content.as_object().unwrap().len());
+                assert!(types <= 1, "{name} {status}");
+            }
+        }
+    }
+}
+
+#[test]
 fn routes_that_need_no_token_say_so() {
     for version in VERSIONS {
         let document = document(version);

@@ -56,9 +56,7 @@ impl FieldValue {
         ("If-None-Match" = Option<String>, Header,
             description = "Entity tags: if the value has one of them, the response is 304")),
     responses(
-        (status = 200, description = "The value", content(
-            (FieldValue = "application/json"), (String = "text/plain", example = "green"),
-            (String = "application/octet-stream")),
+        (status = 200, description = "The value", body = FieldValue,
             headers(("ETag" = String, description = "The entity tag of the value"))),
         (status = 304, description = "The value has one of the given entity tags"),
         (status = 404, description = "The field does not exist"),
