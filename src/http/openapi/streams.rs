@@ -1,5 +1,6 @@
 //! The items of streams in the document: schemas of the data of each control event, of presence events, and of the
-//! envelope on a stream of several rooms. The types only describe: `delivery` writes the blocks.
+//! envelope on a stream of several rooms. The types only describe: `delivery` writes the blocks. Enums are inline, since
+//! generated Go has one namespace for the values of all that have a name.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +44,7 @@ pub(super) struct StreamOpen {
 pub(super) struct OpenedRoom {
     /// The position at which the stream starts.
     position: String,
-    /// Whether the stream continues an earlier one.
+    #[schema(inline)]
     resume: Resume,
 }
 
@@ -92,13 +93,13 @@ pub(super) struct StreamPosition {
 /// The data of `stream.end`, the last block of a stream.
 #[derive(ToSchema)]
 pub(super) struct StreamEnd {
-    /// Why the stream ends, or was refused.
+    #[schema(inline)]
     reason: StreamEndReason,
-    /// When to reconnect.
+    #[schema(inline)]
     reconnect: Reconnect,
 }
 
-/// Why a stream ends.
+/// Why the stream ends, or was refused.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum StreamEndReason {
@@ -115,7 +116,7 @@ pub(super) enum StreamEndReason {
     NoReplica,
 }
 
-/// When a client should reconnect.
+/// When to reconnect.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum Reconnect {
