@@ -200,6 +200,20 @@ fn a_member_that_may_be_null_is_not_required_unless_it_is_a_plain_value() {
 }
 
 #[test]
+fn no_value_belongs_to_two_enums_that_have_a_name() {
+    // Generated Go has one namespace for them.
+    let document = document(OpenApiVersion::V31);
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let mut seen = std::collections::BTreeMap::new();
+    for (name, schema) in schemas {
+        for value in schema.get("enum").and_then(Value::as_array).into_iter().flatten() {
+            assert_eq!(seen.insert(value.as_str().unwrap(), name), None, "{value} of {name}");
+        }
+    }
+    assert!(seen.len() > 30);
+}
+
+#[test]
 fn the_codes_of_problems_are_those_on_their_page() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md")).unwrap();
     let mut described: Vec<_> = page
