@@ -150,7 +150,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for JsonObject<T> {
 /// The type of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyType {
-    /// `application/json`, and types that end in `+json`.
+    /// `application/json`, its older name `text/json`, and types that end in `+json`.
     Json,
     /// `text/…`.
     Text,
@@ -168,7 +168,7 @@ impl BodyType {
         match essence.as_str() {
             "" | "application/x-www-form-urlencoded" => Ok(Self::Untyped),
             "application/octet-stream" => Ok(Self::Bytes),
-            "application/json" => Ok(Self::Json),
+            "application/json" | "text/json" => Ok(Self::Json),
             text if text.starts_with("text/") => Ok(Self::Text),
             json if json.starts_with("application/") && json.ends_with("+json") => Ok(Self::Json),
             other => Err(Problem::new(

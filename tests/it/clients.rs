@@ -116,11 +116,9 @@ on_both_brokers! {
         run(&gateway, "node", &["browser.mjs"]).await;
     }
 
-    async fn clients_that_hey_api_orval_and_openapi_typescript_generate_work(world) {
+    async fn a_typescript_client_that_hey_api_generates_works(world) {
         let gateway = gateway(&world).await;
-        for generator in ["hey_api", "orval", "openapi_typescript"] {
-            run(&gateway, "node", &["typescript/run.mjs", generator]).await;
-        }
+        run(&gateway, "node", &["typescript/run.mjs", "hey_api"]).await;
     }
 
     async fn a_generated_python_client_works(world) {
@@ -140,6 +138,14 @@ on_both_brokers! {
 
     async fn p11_every_answer_to_a_generated_request_is_in_the_document(world) {
         send_generated_requests(&world.gateway().await, &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn typescript_clients_that_orval_and_openapi_typescript_generate_work() {
+    let gateway = Gateway::start(|_| {}).await;
+    for generator in ["orval", "openapi_typescript"] {
+        run(&gateway, "node", &["typescript/run.mjs", generator]).await;
     }
 }
 

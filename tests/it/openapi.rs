@@ -200,6 +200,20 @@ fn a_member_that_may_be_null_is_not_required_unless_it_is_a_plain_value() {
 }
 
 #[test]
+fn no_operation_has_two_parameters_that_a_language_would_write_alike() {
+    // A parameter that repeats another one, for clients that are not generated, is left out by `#[param(ignore)]`.
+    let document = document(OpenApiVersion::V31);
+    for (place, operation) in operations(&document) {
+        let mut names = std::collections::BTreeSet::new();
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            let name = parameter["name"].as_str().unwrap();
+            let letters = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
+            assert!(names.insert(letters), "{place} has another parameter like {name}");
+        }
+    }
+}
+
+#[test]
 fn no_value_belongs_to_two_enums_that_have_a_name() {
     // Generated Go has one namespace for them.
     let document = document(OpenApiVersion::V31);

@@ -74,6 +74,16 @@ on_both_brokers! {
         }
     }
 
+    async fn the_older_name_of_the_json_type_means_json(world) {
+        let gateway = world.gateway().await;
+        assert_eq!(send(&gateway, &PUBLISH, Some("text/json"), r#"{"data":{"n":1}}"#).await.0, 201);
+        assert_eq!(gateway.get(PUBLISH.1).await.1["events"][0]["data"], json!({"n": 1}));
+        assert_eq!(send(&gateway, &SET, Some("text/json; charset=utf-8"), r#"{"value":"green"}"#).await.0, 201);
+        assert_eq!(gateway.get(SET.1).await.1["value"], "green");
+        let (status, _) = send(&gateway, &(Method::PATCH, "/v1/hashes/untyped"), Some("text/json"), r#"{"a":"1"}"#).await;
+        assert_eq!(status, 200);
+    }
+
     async fn text_without_a_type_and_a_json_object_as_text_are_stored_as_they_came(world) {
         let gateway = world.gateway().await;
         let text = r#"{"event":"chat","data":1}"#;
