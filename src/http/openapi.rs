@@ -12,8 +12,11 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 
-pub(in crate::http) use self::streams::GapReason;
-use self::streams::{PresenceChange, RoomEvent, ServerEvent, StreamEnd, StreamGap, StreamOpen, StreamPosition};
+pub(in crate::http) use self::streams::GapReasonSchema;
+use self::streams::{
+    PresenceChange, RoomEvent, ServerEvent, StreamEndSchema, StreamGapSchema, StreamOpenSchema,
+    StreamPositionSchema,
+};
 use super::problem::{MEDIA_TYPE, ProblemDocument};
 use crate::config::OpenApiVersion;
 
@@ -28,7 +31,7 @@ Events.",
     ),
     servers((url = "/", description = "This gateway")),
     components(schemas(
-        ProblemDocument, ServerEvent, StreamOpen, StreamGap, StreamPosition, StreamEnd, PresenceChange, RoomEvent
+        ProblemDocument, ServerEvent, StreamOpenSchema, StreamGapSchema, StreamPositionSchema, StreamEndSchema, PresenceChange, RoomEvent
     )),
     tags(
         (name = "Rooms", description = "Publish events to rooms, and read the logs of rooms"),

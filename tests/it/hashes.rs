@@ -156,8 +156,8 @@ on_both_brokers! {
             let (status, problem) = gateway.send(patch(query, &body)).await;
             assert_eq!((status.as_u16(), &problem["code"]), (400, &json!(code)), "{query} {body}");
         }
-        let many: String = (0..1001).map(|n| format!("&remove=f{n}")).collect();
-        assert_eq!(gateway.send(patch(&format!("?{}", &many[1..]), &json!({}))).await.0, 400);
+        let many: Vec<_> = (0..1001).map(|n| format!("remove=f{n}")).collect();
+        assert_eq!(gateway.send(patch(&format!("?{}", many.join("&")), &json!({}))).await.0, 400);
         assert_eq!(gateway.get("/v1/hashes/q").await.1["fields"], json!({"a": {"value": "2"}}));
     }
 

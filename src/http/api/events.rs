@@ -16,7 +16,7 @@ use crate::broker::{Appended, IdempotencyKey, ReadRange};
 use crate::http::body::read_typed_body;
 use crate::http::caller::Caller;
 use crate::http::extract::{BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json};
-use crate::http::openapi::GapReason;
+use crate::http::openapi::GapReasonSchema;
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
@@ -246,7 +246,7 @@ pub struct GapDescription {
     /// The position after which the list continues.
     to: String,
     /// Why events may be missing.
-    #[schema(value_type = GapReason)]
+    #[schema(value_type = GapReasonSchema)]
     reason: String,
 }
 

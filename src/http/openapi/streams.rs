@@ -27,7 +27,8 @@ pub(super) struct ServerEvent {
 
 /// The data of `stream.open`, the first block of a stream.
 #[derive(ToSchema)]
-pub(super) struct StreamOpen {
+#[schema(as = StreamOpen)]
+pub(super) struct StreamOpenSchema {
     /// The subscriber's id.
     subscriber: String,
     /// The name of the replica that serves the stream.
@@ -36,23 +37,24 @@ pub(super) struct StreamOpen {
     #[schema(format = DateTime, nullable = false)]
     expires_at: Option<String>,
     /// The stream's rooms, by name.
-    rooms: BTreeMap<String, OpenedRoom>,
+    rooms: BTreeMap<String, OpenedRoomSchema>,
 }
 
 /// A room of a stream that opens.
 #[derive(ToSchema)]
-pub(super) struct OpenedRoom {
+#[schema(as = OpenedRoom)]
+pub(super) struct OpenedRoomSchema {
     /// The position at which the stream starts.
     position: String,
     #[schema(inline)]
-    resume: Resume,
+    resume: ResumeSchema,
 }
 
 /// How a stream begins: `fresh`, not after an earlier one; `complete`, after an earlier one, and no event is missing;
 /// `gap`, after an earlier one, and events may be missing.
 #[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-pub(super) enum Resume {
+#[schema(as = Resume, rename_all = "snake_case")]
+pub(super) enum ResumeSchema {
     Fresh,
     Complete,
     Gap,
@@ -60,7 +62,8 @@ pub(super) enum Resume {
 
 /// The data of `stream.gap`: events after `from`, up to and including `to`, may be missing.
 #[derive(ToSchema)]
-pub(super) struct StreamGap {
+#[schema(as = StreamGap)]
+pub(super) struct StreamGapSchema {
     /// The room's name.
     room: String,
     /// The last position up to which no event is missing.
@@ -68,13 +71,13 @@ pub(super) struct StreamGap {
     /// The position after which the stream continues.
     to: String,
     /// Why events may be missing.
-    reason: GapReason,
+    reason: GapReasonSchema,
 }
 
 /// Why events may be missing.
 #[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-pub(in crate::http) enum GapReason {
+#[schema(as = GapReason, rename_all = "snake_case")]
+pub(in crate::http) enum GapReasonSchema {
     Trimmed,
     Expired,
     LogLost,
@@ -85,14 +88,16 @@ pub(in crate::http) enum GapReason {
 
 /// The data of `stream.position`, which gives the position when no other block does.
 #[derive(ToSchema)]
-pub(super) struct StreamPosition {
+#[schema(as = StreamPosition)]
+pub(super) struct StreamPositionSchema {
     /// The position, or the cursor of a stream of several rooms.
     position: String,
 }
 
 /// The data of `stream.end`, the last block of a stream.
 #[derive(ToSchema)]
-pub(super) struct StreamEnd {
+#[schema(as = StreamEnd)]
+pub(super) struct StreamEndSchema {
     #[schema(inline)]
     reason: StreamEndReason,
     #[schema(inline)]
