@@ -38,7 +38,8 @@ pub struct StreamQuery {
     /// Where clients that can't set headers put the last `id:` when they reconnect. It wins over `after`, and the header
     /// `Last-Event-ID` over both. `lastEventID` and `Last-Event-ID` are the same parameter; the last one counts.
     #[serde(default, rename = "lastEventId")]
-    #[param(value_type = Option<String>)]
+    // Generated clients would give it the header's name.
+    #[param(ignore)]
     last_event_id: Vec<String>,
     /// `earliest`: start with the oldest event in the log. A position wins over this parameter.
     #[param(inline)]
@@ -103,7 +104,8 @@ pub struct StreamRoomsQuery {
     /// Where clients that can't set headers put the last `id:` when they reconnect. It wins over `after`, and the header
     /// `Last-Event-ID` over both. `lastEventID` and `Last-Event-ID` are the same parameter; the last one counts.
     #[serde(default, rename = "lastEventId")]
-    #[param(value_type = Option<String>)]
+    // Generated clients would give it the header's name.
+    #[param(ignore)]
     last_event_id: Vec<String>,
     /// `earliest`: start with the oldest event in the log of each room. A cursor wins over this parameter.
     #[param(inline)]
