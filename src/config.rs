@@ -36,6 +36,9 @@ use crate::live::LiveSettings;
 /// Versions of the OpenAPI document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OpenApiVersion {
+    /// For generators that read no other version.
+    #[value(name = "3.0")]
+    V30,
     /// Most generators read this version.
     #[value(name = "3.1")]
     V31,

@@ -59,6 +59,7 @@ fn public_routes() -> OpenApiRouter<App> {
         .routes(routes!(health::get_health))
         .routes(routes!(metrics::get_metrics))
         .routes(routes!(openapi::get_openapi))
+        .routes(routes!(openapi::get_openapi_3_0))
         .routes(routes!(openapi::get_openapi_3_2))
 }
 

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use super::App;
 use super::caller::Caller;
-use super::extract::BodyType;
+use super::extract::{BodyType, refuse_untyped_object};
 use super::problem::{Code, Problem};
 use crate::rate_limit::RateKey;
 
@@ -102,7 +102,7 @@ impl Deref for RequestBody {
 
 /// Reads the whole body, up to `--max-body-bytes` and within `--request-timeout`. The caller's permission has to be
 /// checked before.
-pub async fn read_body(request: Request, app: &App, caller: &Caller) -> Result<RequestBody, Problem> {
+async fn read_body(request: Request, app: &App, caller: &Caller) -> Result<RequestBody, Problem> {
     let limit = app.settings.requests.request_timeout;
     let key = match (&caller.identity().subject, caller.address()) {
         (Some(subject), _) => RateKey::Subject(subject.clone()),
@@ -119,13 +119,28 @@ pub async fn read_body(request: Request, app: &App, caller: &Caller) -> Result<R
     })?
 }
 
+/// Reads the whole body, and its type; see [`read_body`]. Refuses a JSON object without a type of its own.
+pub async fn read_typed_body(
+    request: Request,
+    app: &App,
+    caller: &Caller,
+) -> Result<(BodyType, RequestBody), Problem> {
+    let body_type = BodyType::from_headers(request.headers())?;
+    let body = read_body(request, app, caller).await?;
+    if body_type == BodyType::Untyped {
+        refuse_untyped_object(&body)?;
+    }
+    Ok((body_type, body))
+}
+
 /// Reads the whole body of type JSON; see [`read_body`].
 pub async fn read_json_body(request: Request, app: &App, caller: &Caller) -> Result<RequestBody, Problem> {
     match BodyType::from_headers(request.headers())? {
         BodyType::Json => read_body(request, app, caller).await,
-        BodyType::Text | BodyType::Bytes => {
-            Err(Problem::new(Code::UnsupportedMediaType, "the Content-Type must be application/json"))
-        }
+        BodyType::Text | BodyType::Untyped | BodyType::Bytes => Err(Problem::new(
+            Code::UnsupportedMediaType,
+            "the Content-Type must be application/json: add -H 'Content-Type: application/json'",
+        )),
     }
 }
 

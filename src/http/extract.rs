@@ -8,7 +8,7 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::header::{self, HeaderMap, HeaderName};
 use axum::http::request::Parts;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::App;
@@ -152,10 +152,12 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for JsonObject<T> {
 /// The type of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyType {
-    /// `application/json`, and types that end in `+json`.
+    /// `application/json`, its older name `text/json`, and types that end in `+json`.
     Json,
-    /// `text/…`, no type, and `application/x-www-form-urlencoded`, the type that `curl -d` gives to any text.
+    /// `text/…`.
     Text,
+    /// No type, and `application/x-www-form-urlencoded`, the type that `curl -d` gives to any text.
+    Untyped,
     /// `application/octet-stream`.
     Bytes,
 }
@@ -163,12 +165,12 @@ pub enum BodyType {
 impl BodyType {
     /// Reads `Content-Type`.
     pub fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
-        let Some(value) = header_text(headers, &header::CONTENT_TYPE)? else { return Ok(Self::Text) };
+        let Some(value) = header_text(headers, &header::CONTENT_TYPE)? else { return Ok(Self::Untyped) };
         let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match essence.as_str() {
-            "" | "application/x-www-form-urlencoded" => Ok(Self::Text),
+            "" | "application/x-www-form-urlencoded" => Ok(Self::Untyped),
             "application/octet-stream" => Ok(Self::Bytes),
-            "application/json" => Ok(Self::Json),
+            "application/json" | "text/json" => Ok(Self::Json),
             text if text.starts_with("text/") => Ok(Self::Text),
             json if json.starts_with("application/") && json.ends_with("+json") => Ok(Self::Json),
             other => Err(Problem::new(
@@ -176,6 +178,20 @@ impl BodyType {
                 format!("the Content-Type {other:?} is not supported; use application/json or text/plain"),
             )),
         }
+    }
+}
+
+/// Refuses a JSON object without a type of its own. As text, it would reach its readers in another form than its sender
+/// means, and nobody would notice.
+pub fn refuse_untyped_object(body: &[u8]) -> Result<(), Problem> {
+    let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
+    match serde_json::from_slice::<JsonObject<IgnoredAny>>(body) {
+        Err(_) => Ok(()),
+        Ok(_) => Err(Problem::new(
+            Code::UnsupportedMediaType,
+            "the body is a JSON object, but its Content-Type does not say so: add -H 'Content-Type: application/json', \
+             or text/plain to send it as text",
+        )),
     }
 }
 

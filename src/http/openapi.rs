@@ -1,5 +1,10 @@
-//! The OpenAPI document in two versions, both made from one value. Generators refuse `itemSchema` in 3.1, and some
-//! refuse 3.2.
+//! The OpenAPI document in three versions, all made from one value. Generators refuse `itemSchema` in 3.1, some refuse
+//! 3.2, and a few read only 3.0.
+
+mod names;
+#[allow(dead_code, reason = "its types only describe what `delivery` writes")]
+mod streams;
+mod v30;
 
 use std::sync::LazyLock;
 
@@ -7,8 +12,12 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 
+pub(in crate::http) use self::streams::GapReasonSchema;
+use self::streams::{
+    PresenceChange, RoomEvent, ServerEvent, StreamEndSchema, StreamGapSchema, StreamOpenSchema,
+    StreamPositionSchema,
+};
 use super::problem::{MEDIA_TYPE, ProblemDocument};
-use super::streams::ServerEvent;
 use crate::config::OpenApiVersion;
 
 #[derive(OpenApi)]
@@ -17,10 +26,13 @@ use crate::config::OpenApiVersion;
         title = "Roomcast",
         description = "HTTP gateway for realtime rooms and shared values: publish with POST, receive as Server-Sent \
 Events.",
+        contact(name = "The operators of this gateway"),
         license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT")
     ),
     servers((url = "/", description = "This gateway")),
-    components(schemas(ProblemDocument, ServerEvent)),
+    components(schemas(
+        ProblemDocument, ServerEvent, StreamOpenSchema, StreamGapSchema, StreamPositionSchema, StreamEndSchema, PresenceChange, RoomEvent
+    )),
     tags(
         (name = "Rooms", description = "Publish events to rooms, and read the logs of rooms"),
         (name = "Streams", description = "Receive the events of rooms as Server-Sent Events"),
@@ -68,12 +80,14 @@ const BODY: Failure = ("413", "The body is too large");
 /// The failure of routes that do not use the broker.
 const REPLICA: Failure = ("503", "The replica has reached its limit of connections; try again");
 
+static V30: LazyLock<String> = LazyLock::new(|| document(OpenApiVersion::V30));
 static V31: LazyLock<String> = LazyLock::new(|| document(OpenApiVersion::V31));
 static V32: LazyLock<String> = LazyLock::new(|| document(OpenApiVersion::V32));
 
 /// The text of the document.
 pub fn text(version: OpenApiVersion) -> &'static str {
     match version {
+        OpenApiVersion::V30 => &V30,
         OpenApiVersion::V31 => &V31,
         OpenApiVersion::V32 => &V32,
     }
@@ -82,10 +96,7 @@ pub fn text(version: OpenApiVersion) -> &'static str {
 fn document(version: OpenApiVersion) -> String {
     let document = super::routes().into_openapi();
     let mut document = serde_json::to_value(document).expect("a document is JSON");
-    document["openapi"] = match version {
-        OpenApiVersion::V31 => "3.1.0".into(),
-        OpenApiVersion::V32 => "3.2.0".into(),
-    };
+    document["openapi"] = if version == OpenApiVersion::V32 { "3.2.0".into() } else { "3.1.0".into() };
     document["components"]["securitySchemes"] = security_schemes();
     let paths = document["paths"].as_object_mut().expect("a document has paths");
     for (path, item) in paths {
@@ -94,14 +105,18 @@ fn document(version: OpenApiVersion) -> String {
             add_common_failures(path, has_body, &mut operation["responses"]);
             add_problem_documents(&mut operation["responses"]);
             add_headers(&mut operation["responses"]);
-            if needs_token(path) {
-                operation["security"] = json!([{ "bearer": [] }, { "cookie": [] }, { "query": [] }, {}]);
-            }
+            operation["security"] = if needs_token(path) {
+                json!([{ "bearer": [] }, { "cookie": [] }, { "query": [] }, {}])
+            } else {
+                json!([])
+            };
             remove_null_types(operation);
-            if version == OpenApiVersion::V31 {
-                remove_item_schemas(&mut operation["responses"]);
-            }
         }
+    }
+    streams::describe(&mut document, version);
+    names::add_patterns(&mut document);
+    if version == OpenApiVersion::V30 {
+        v30::downgrade(&mut document);
     }
     let mut text = serde_json::to_string_pretty(&document).expect("a document is JSON");
     text.push('\n');
@@ -170,17 +185,6 @@ fn remove_null_types(operation: &mut Value) {
     }
 }
 
-fn remove_item_schemas(responses: &mut Value) {
-    for response in responses.as_object_mut().into_iter().flat_map(|responses| responses.values_mut()) {
-        let content = response.get_mut("content").and_then(Value::as_object_mut);
-        for media in content.into_iter().flat_map(|content| content.values_mut()) {
-            if let Some(media) = media.as_object_mut() {
-                media.remove("itemSchema");
-            }
-        }
-    }
-}
-
 fn serve(version: OpenApiVersion) -> Response {
     ([(axum::http::header::CONTENT_TYPE, "application/json")], text(version)).into_response()
 }
@@ -205,4 +209,15 @@ pub async fn get_openapi() -> Response {
 )]
 pub async fn get_openapi_3_2() -> Response {
     serve(OpenApiVersion::V32)
+}
+
+/// Get the OpenAPI document in version 3.0
+///
+/// For generators that read no other version.
+#[utoipa::path(
+    get, path = "/openapi-3.0.json", operation_id = "getOpenapi30", tag = "Document",
+    responses((status = 200, description = "The document", body = serde_json::Value))
+)]
+pub async fn get_openapi_3_0() -> Response {
+    serve(OpenApiVersion::V30)
 }

@@ -18,7 +18,9 @@ pub const MEDIA_TYPE: &str = "application/problem+json";
 
 /// Kinds of failures, each with a stable name and a status.
 #[allow(missing_docs, reason = "`parts` has the title of each")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ToSchema)]
+#[cfg_attr(test, derive(serde::Deserialize), serde(rename_all = "snake_case"))]
+#[schema(as = ProblemCode, rename_all = "snake_case")]
 pub enum Code {
     InvalidName,
     InvalidQuery,
@@ -186,9 +188,11 @@ pub struct Problem {
 pub struct CurrentValue {
     /// The value. Missing if the field has no value, or if the value is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub value: Option<String>,
     /// The value in Base64, if it is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub value_base64: Option<String>,
 }
 
@@ -210,11 +214,13 @@ pub struct ProblemDocument {
     /// The cause in this case, for people.
     detail: String,
     /// The stable name of the kind of problem, for programs.
+    #[schema(value_type = Code)]
     code: String,
     /// The request's id, as in the header `X-Request-Id` and in the gateway's log.
     request_id: String,
     /// With status 412 only: the field's present value.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     present: Option<CurrentValue>,
 }
 
@@ -408,6 +414,17 @@ fn framework_problem(status: StatusCode) -> Option<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_document_has_the_name_of_every_code() {
+        let schema = serde_json::to_value(<Code as utoipa::PartialSchema>::schema()).unwrap();
+        let names = schema["enum"].as_array().unwrap();
+        assert!(names.len() > 30);
+        for name in names {
+            let code: Code = serde_json::from_value(name.clone()).unwrap();
+            assert_eq!(code.name(), name);
+        }
+    }
 
     #[test]
     fn every_broker_fault_has_its_code_and_its_status() {

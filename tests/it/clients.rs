@@ -14,6 +14,8 @@ use crate::support::{DEADLINE, Gateway, World, number_from};
 const EXAMPLES: u64 = 40;
 /// Pause before an `EventSource` reconnects.
 const RETRY: Duration = Duration::from_millis(100);
+/// A heartbeat soon after an event that a stream skips.
+const SHORT_HEARTBEAT: Duration = Duration::from_millis(200);
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
@@ -114,14 +116,19 @@ on_both_brokers! {
         run(&gateway, "node", &["browser.mjs"]).await;
     }
 
-    async fn a_generated_typescript_client_works(world) {
+    async fn a_typescript_client_that_hey_api_generates_works(world) {
         let gateway = gateway(&world).await;
-        run(&gateway, "node", &["typescript/run.mjs"]).await;
+        run(&gateway, "node", &["typescript/run.mjs", "hey_api"]).await;
     }
 
     async fn a_generated_python_client_works(world) {
         let gateway = world.gateway().await;
         run(&gateway, &installed("python"), &["python/run.py"]).await;
+    }
+
+    async fn the_blocks_of_streams_are_as_the_document_says(world) {
+        let gateway = world.gateway_with(|settings| settings.streams.heartbeat = SHORT_HEARTBEAT).await;
+        run(&gateway, &installed("python"), &["python/stream_events.py"]).await;
     }
 
     async fn the_k6_smoke_test_passes(world) {
@@ -134,9 +141,17 @@ on_both_brokers! {
     }
 }
 
+#[tokio::test]
+async fn typescript_clients_that_orval_and_openapi_typescript_generate_work() {
+    let gateway = Gateway::start(|_| {}).await;
+    for generator in ["orval", "openapi_typescript"] {
+        run(&gateway, "node", &["typescript/run.mjs", generator]).await;
+    }
+}
+
 #[test]
 fn each_line_of_code_on_the_page_of_clients_is_tested() {
-    let tested = ["sse/follow.mjs", "sse/follow.py", "sse/go/main.go", "typescript/use_client.ts"]
+    let tested = ["sse/follow.mjs", "sse/follow.py", "sse/go/main.go", "typescript/use_hey_api.ts"]
         .map(|file| std::fs::read_to_string(folder().join(file)).unwrap())
         .concat();
     let tested: Vec<_> = tested.lines().map(str::trim).collect();
@@ -150,6 +165,15 @@ fn each_line_of_code_on_the_page_of_clients_is_tested() {
             assert!(tested.contains(&line), "no client has the line {line}");
         }
     }
+}
+
+#[test]
+fn linters_find_nothing_in_the_documents() {
+    let mut command = Command::new("node");
+    let output = command.arg("lint.mjs").current_dir(folder()).stdin(Stdio::null()).output();
+    let output = output.expect("node is installed; `tests/run install` installs it");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
 }
 
 #[tokio::test]

@@ -133,6 +133,34 @@ on_both_brokers! {
         }
     }
 
+    async fn a_patch_removes_the_fields_that_its_query_names(world) {
+        let gateway = world.gateway().await;
+        for field in ["a", "b", "c d"] {
+            put(&gateway, &format!("/v1/hashes/q/fields/{field}"), "1").await;
+        }
+        let patch = |query: &str, body: &Value| gateway.request(Method::PATCH, &format!("/v1/hashes/q{query}")).json(body);
+        let (status, done) = gateway.send(patch("?remove=b&remove=c+d&remove=none", &json!({"a": "2", "e": "3"}))).await;
+        let expected = json!({"hash": "q", "created": 1, "replaced": 1, "removed": 2});
+        assert_eq!((status.as_u16(), done), (200, expected));
+        let (status, done) = gateway.send(patch("?remove=e", &json!({}))).await;
+        assert_eq!((status.as_u16(), &done["removed"]), (200, &json!(1)));
+        assert_eq!(gateway.get("/v1/hashes/q").await.1["fields"], json!({"a": {"value": "2"}}));
+        // A field twice, in the query or in both places, and names that no field has.
+        for (query, body, code) in [
+            ("?remove=a&remove=a", json!({}), "invalid_query"),
+            ("?remove=a", json!({"a": "3"}), "invalid_query"),
+            ("?remove=a", json!({"a": null}), "invalid_query"),
+            ("?remove=%00", json!({}), "invalid_name"),
+            ("", json!({}), "invalid_body"),
+        ] {
+            let (status, problem) = gateway.send(patch(query, &body)).await;
+            assert_eq!((status.as_u16(), &problem["code"]), (400, &json!(code)), "{query} {body}");
+        }
+        let many: Vec<_> = (0..1001).map(|n| format!("remove=f{n}")).collect();
+        assert_eq!(gateway.send(patch(&format!("?{}", many.join("&")), &json!({}))).await.0, 400);
+        assert_eq!(gateway.get("/v1/hashes/q").await.1["fields"], json!({"a": {"value": "2"}}));
+    }
+
     async fn a_number_is_incremented(world) {
         let gateway = world.gateway().await;
         let path = "/v1/hashes/n/fields/count/increment";

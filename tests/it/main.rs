@@ -34,4 +34,5 @@ mod stream_ends;
 mod streams;
 mod tidy;
 mod traces;
+mod untyped;
 mod validation;

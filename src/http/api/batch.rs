@@ -45,13 +45,13 @@ pub struct Batch {
 #[serde(deny_unknown_fields)]
 pub struct BatchItem {
     /// The room to publish to. An event has either `room` or `rooms`.
-    #[schema(value_type = Option<String>, max_length = 128)]
+    #[schema(value_type = Option<String>)]
     room: Option<RoomName>,
     /// The rooms to publish to. Each room gets a copy of the event, and the copies share a `publish_id`.
     #[schema(value_type = Option<Vec<String>>)]
     rooms: Option<Vec<RoomName>>,
     /// The event's name.
-    #[schema(value_type = Option<String>, max_length = 128)]
+    #[schema(value_type = Option<String>)]
     event: Option<EventName>,
     /// The event's data: any JSON.
     #[schema(value_type = serde_json::Value)]
@@ -82,11 +82,13 @@ pub struct BatchResult {
     published: Vec<Published>,
     /// The id that the copies in several rooms share.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     publish_id: Option<String>,
     /// Whether an earlier request with the same key has stored every copy.
     replayed: bool,
     /// The problem, if a copy is not stored.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     problem: Option<BatchProblem>,
 }
 
@@ -94,6 +96,7 @@ pub struct BatchResult {
 #[derive(Clone, Default, Serialize, ToSchema)]
 pub struct BatchProblem {
     /// The stable name of the kind of problem. It is `outcome_unknown` if the event may be stored in one of `rooms`.
+    #[schema(value_type = Code)]
     code: String,
     /// The cause in this case, for people.
     detail: String,

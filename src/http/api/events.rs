@@ -13,9 +13,10 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Permission;
 use crate::broker::{Appended, IdempotencyKey, ReadRange};
-use crate::http::body::read_body;
+use crate::http::body::read_typed_body;
 use crate::http::caller::Caller;
 use crate::http::extract::{BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json};
+use crate::http::openapi::GapReasonSchema;
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
@@ -38,7 +39,7 @@ const MAX_LIMIT: usize = 1000;
 #[schema(example = json!({"event": "chat", "data": {"text": "hello"}}))]
 pub struct Publish {
     /// The event's name. Browsers call an event without a name `message`.
-    #[schema(value_type = Option<String>, max_length = 128, example = "chat")]
+    #[schema(value_type = Option<String>, example = "chat")]
     event: Option<EventName>,
     /// The event's data: any JSON. It reaches subscribers as it was sent; numbers keep their digits.
     #[schema(value_type = serde_json::Value)]
@@ -65,7 +66,6 @@ pub struct Published {
 #[into_params(parameter_in = Query)]
 pub struct PublishQuery {
     /// The name of an event whose body is text. A JSON body has the name itself.
-    #[param(max_length = 128)]
     event: Option<String>,
 }
 
@@ -119,17 +119,15 @@ pub(super) fn json_data(raw: &RawValue) -> Result<Data, Problem> {
 /// Publish an event to a room
 ///
 /// A JSON body is `{"event"?, "data", "except"?}`. A text body (`text/*`, or what `curl -d` sends) is the event's
-/// data, and `event` in the query is its name. 201 means that the event is stored, and that every subscriber of the
+/// data, and `event` in the query is its name. A JSON object without its `Content-Type` is refused with 415. 201 means that the event is stored, and that every subscriber of the
 /// room on every replica gets it. After `outcome_unknown`, the event may or may not be stored.
 #[utoipa::path(
     post, path = "/v1/rooms/{room}/events", operation_id = "publishEvent", tag = "Rooms",
-    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), PublishQuery,
+    params(("room" = String, Path, description = "The room's name", example = "lobby"), PublishQuery,
         ("Idempotency-Key" = Option<String>, Header, max_length = 255,
             description = "Makes the request safe to repeat: the same key with the same content stores nothing twice")),
-    request_body(description = "The event", content(
-        (Publish = "application/json", example = json!({"event": "chat", "data": {"text": "hello"}})),
-        (String = "text/plain", example = "hello")
-    )),
+    request_body(content = Publish, content_type = "application/json", description = "The event. Text, as \
+`text/plain`, is possible too.", example = json!({"event": "chat", "data": {"text": "hello"}})),
     responses(
         (status = 201, description = "The event is stored", body = Published,
             headers(("Idempotency-Replayed" = String,
@@ -148,8 +146,7 @@ pub async fn publish_event(
 ) -> Result<Response, Problem> {
     caller.require(Permission::Publish, room.as_str())?;
     let key = idempotency::key_from_headers(request.headers())?.map(str::to_owned);
-    let body_type = BodyType::from_headers(request.headers())?;
-    let body = read_body(request, &app, &caller).await?;
+    let (body_type, body) = read_typed_body(request, &app, &caller).await?;
     let event = match body_type {
         BodyType::Json if query.event.is_some() => {
             let detail = "a JSON body has the event's name in its field \"event\"; remove event from the query";
@@ -159,7 +156,7 @@ pub async fn publish_event(
             let JsonObject(publish) = parse_json::<JsonObject<Publish>>(&body)?;
             new_event(&app, publish.event, json_data(&publish.data)?, publish.except, None)?
         }
-        BodyType::Text => {
+        BodyType::Text | BodyType::Untyped => {
             let name = query.event.as_deref().map(parse_event_name).transpose()?;
             new_event(&app, name, text_data(&body)?, Vec::new(), None)?
         }
@@ -217,7 +214,6 @@ pub struct EventList {
     #[schema(example = "1790000000000000-42")]
     head: String,
     /// The gap between `after` and the events, if the log no longer reaches back to `after`. Otherwise null.
-    #[schema(required = true)]
     gap: Option<GapDescription>,
 }
 
@@ -238,6 +234,7 @@ pub struct LoggedEvent {
     published_at: String,
     /// The id that the copies of one publish to several rooms share.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     publish_id: Option<String>,
 }
 
@@ -248,7 +245,8 @@ pub struct GapDescription {
     from: String,
     /// The position after which the list continues.
     to: String,
-    /// `trimmed`, `expired`, `log_lost`, `lost_tail`, `diverged` or `unknown_position`.
+    /// Why events may be missing.
+    #[schema(value_type = GapReasonSchema)]
     reason: String,
 }
 
@@ -264,7 +262,7 @@ impl From<&Gap> for GapDescription {
 /// than `limit` events if they take more than 1 MiB, or if many events lie between them that the caller does not get.
 #[utoipa::path(
     get, path = "/v1/rooms/{room}/events", operation_id = "listEvents", tag = "Rooms",
-    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"), ListQuery),
+    params(("room" = String, Path, description = "The room's name", example = "lobby"), ListQuery),
     responses((status = 200, description = "A part of the log", body = EventList,
         headers(("Link" = String, description = "The next page, if there is one")))),
 )]
@@ -330,7 +328,7 @@ pub async fn list_events(
 /// the head gets `stream.gap`. This route needs `admin`.
 #[utoipa::path(
     delete, path = "/v1/rooms/{room}/events", operation_id = "deleteEvents", tag = "Rooms",
-    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby")),
+    params(("room" = String, Path, description = "The room's name", example = "lobby")),
     responses((status = 204, description = "The log is empty")),
 )]
 pub async fn delete_events(

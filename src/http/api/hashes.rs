@@ -67,7 +67,7 @@ pub struct FieldList {
 /// without fields does not exist; its list is empty.
 #[utoipa::path(
     get, path = "/v1/hashes/{hash}", operation_id = "listFields", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"), FieldsQuery),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp"), FieldsQuery),
     responses(
         (status = 200, description = "The values, by field", body = FieldList,
             headers(("Link" = String, description = "The next page, if there is one"))),
@@ -129,6 +129,16 @@ async fn selected_fields(
     Ok(FieldPage { fields: found.collect(), next })
 }
 
+/// The query of a patch.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PatchQuery {
+    /// A field to remove. Can be repeated. For clients that can't send null; the body may then be `{}`.
+    #[serde(default)]
+    remove: Vec<String>,
+}
+
 /// The effect of a patch.
 #[derive(Serialize, ToSchema)]
 #[schema(example = json!({"hash": "lamp", "created": 1, "replaced": 1, "removed": 0}))]
@@ -145,14 +155,14 @@ pub struct PatchAnswer {
 
 /// Set and remove several fields
 ///
-/// The body is a JSON merge patch (RFC 7396): a string sets a field, and `null` removes it. Either all changes are
-/// made, or none.
+/// The body is a JSON merge patch (RFC 7396): a string sets a field, and `null` removes it. `remove` in the query removes
+/// a field, too. Either all changes are made, or none. `application/merge-patch+json` means the same as
+/// `application/json`.
 #[utoipa::path(
     patch, path = "/v1/hashes/{hash}", operation_id = "patchFields", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp")),
-    request_body(description = "A string or null for each field", content(
-        (BTreeMap<String, Option<String>> = "application/json", example = json!({"colour": "green", "dimmed": null})),
-        (BTreeMap<String, Option<String>> = "application/merge-patch+json", example = json!({"colour": "green"})))),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp"), PatchQuery),
+    request_body(content = BTreeMap<String, Option<String>>, content_type = "application/json",
+        description = "A string or null for each field", example = json!({"colour": "green", "dimmed": null})),
     responses(
         (status = 200, description = "The changes are made", body = PatchAnswer),
         (status = 409, description = "The key in Redis has another type"),
@@ -163,13 +173,20 @@ pub struct PatchAnswer {
 pub async fn patch_fields(
     caller: Caller,
     HashPath(hash): HashPath,
+    QueryParams(query): QueryParams<PatchQuery>,
     State(app): State<App>,
     request: Request,
 ) -> Result<Json<PatchAnswer>, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
     refuse_conditions(request.headers())?;
     let body = read_json_body(request, &app, &caller).await?;
-    let patch = parse_json::<BTreeMap<FieldName, Option<String>>>(&body)?;
+    let mut patch = parse_json::<BTreeMap<FieldName, Option<String>>>(&body)?;
+    for text in &query.remove {
+        let field = parse_name("the field", text, FieldName::new)?;
+        if patch.insert(field, None).is_some() {
+            return Err(Problem::new(Code::InvalidQuery, format!("the patch has the field {text:?} twice")));
+        }
+    }
     let limit = app.settings.requests.max_batch_items;
     if patch.is_empty() || patch.len() > limit {
         let detail = format!("a patch must have 1 to {limit} fields (--max-batch-items)");
@@ -211,7 +228,7 @@ async fn admit_write(app: &App, caller: &Caller, bytes: usize) -> Result<(), Pro
 /// The hash and all its fields are deleted together.
 #[utoipa::path(
     delete, path = "/v1/hashes/{hash}", operation_id = "deleteHash", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp")),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp")),
     responses(
         (status = 204, description = "The hash is deleted"),
         (status = 404, description = "The hash does not exist"),

@@ -61,8 +61,8 @@ fn until(seconds: u64) -> u64 {
 /// the removal is stored. This route needs `admin`.
 #[utoipa::path(
     delete, path = "/v1/rooms/{room}/subscribers/{subscriber}", operation_id = "removeSubscriber", tag = "Presence",
-    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"),
-        ("subscriber" = String, Path, description = "The subscriber's name", max_length = 128), RemovalQuery),
+    params(("room" = String, Path, description = "The room's name", example = "lobby"),
+        ("subscriber" = String, Path, description = "The subscriber's name"), RemovalQuery),
     responses((status = 204, description = "The removal is stored, and every replica applies it")),
 )]
 pub async fn remove_subscriber(

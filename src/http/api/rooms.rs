@@ -118,7 +118,7 @@ pub struct RoomDescription {
 /// Every valid name is a room. A room that was never used is empty.
 #[utoipa::path(
     get, path = "/v1/rooms/{room}", operation_id = "getRoom", tag = "Rooms",
-    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby")),
+    params(("room" = String, Path, description = "The room's name", example = "lobby")),
     responses((status = 200, description = "The present state of the room", body = RoomDescription)),
 )]
 pub async fn describe_room(

@@ -47,6 +47,7 @@ pub struct SubscriberDescription {
     subscriber: String,
     /// The subject of the member's token.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     user: Option<String>,
     /// The member's profile: any JSON, from its token or from its request.
     #[schema(value_type = serde_json::Value, required = false)]
@@ -75,7 +76,7 @@ impl SubscriberDescription {
 /// pages. `Link` with `rel="next"` leads to the next page.
 #[utoipa::path(
     get, path = "/v1/rooms/{room}/subscribers", operation_id = "listSubscribers", tag = "Presence",
-    params(("room" = String, Path, description = "The room's name", max_length = 128, example = "lobby"),
+    params(("room" = String, Path, description = "The room's name", example = "lobby"),
         SubscribersQuery),
     responses((status = 200, description = "The members of the room", body = SubscriberList,
         headers(("Link" = String, description = "The next page, if there is one")))),

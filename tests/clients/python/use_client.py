@@ -29,6 +29,8 @@ def operation(name):
 publish_event = operation("publish_event")
 list_events = operation("list_events")
 get_field = operation("get_field")
+list_fields = operation("list_fields")
+patch_fields = operation("patch_fields")
 set_field = operation("set_field")
 
 
@@ -36,6 +38,8 @@ def run(url):
     gateway = client.Client(base_url=url, timeout=WAIT_SECONDS, raise_on_unexpected_status=True)
     publish_and_read(gateway)
     set_and_get(gateway)
+    write_on_condition(gateway)
+    patch(gateway)
 
 
 def publish_and_read(gateway):
@@ -73,3 +77,28 @@ def set_and_get(gateway):
 
     read = get_field(hash, field, client=gateway)
     check("the value can be read", [read.parsed.hash_, read.parsed.field, read.parsed.value], [hash, field, "grün"])
+
+
+def write_on_condition(gateway):
+    hash, field = f"python-{uuid.uuid4()}", "colour"
+    etag = set_field(hash, field, client=gateway, body=models.SetField(value="green")).headers["etag"]
+
+    replaced = set_field(hash, field, client=gateway, body=models.SetField(value="red"), if_match=etag)
+    check("a write whose condition holds is done", replaced.status_code, 200)
+    refused = set_field(hash, field, client=gateway, body=models.SetField(value="blue"), if_match=etag)
+    check("a write whose condition does not hold is 412", refused.status_code, 412)
+    check("the 412 has its code", refused.parsed.code, models.ProblemCode.PRECONDITION_FAILED)
+    check("the 412 has the present value", refused.parsed.present.value, "red")
+
+
+def patch(gateway):
+    hash = f"python-{uuid.uuid4()}"
+
+    def body(fields):
+        return models.PatchFieldsBody.from_dict(fields)
+
+    patch_fields(hash, client=gateway, body=body({"a": "1", "b": "1", "c": "1"}))
+    patched = patch_fields(hash, client=gateway, body=body({"a": "2", "c": None}), remove=["b"]).parsed
+    check("a patch sets and removes", [patched.created, patched.replaced, patched.removed], [0, 1, 2])
+    fields = list_fields(hash, client=gateway).parsed.fields.additional_properties
+    check("the hash has what is left", {name: field.value for name, field in fields.items()}, {"a": "2"})

@@ -14,7 +14,7 @@ use super::values::{HashValue, check_value, current_value};
 use crate::auth::Permission;
 use crate::broker::{Condition, RemoveOutcome, SetOutcome, entity_tag};
 use crate::http::App;
-use crate::http::body::{read_body, read_json_body};
+use crate::http::body::{read_json_body, read_typed_body};
 use crate::http::caller::Caller;
 use crate::http::extract::{BodyType, FieldPath, JsonObject, header_text, parse_json};
 use crate::http::problem::{Code, Problem};
@@ -51,14 +51,12 @@ impl FieldValue {
 /// depends on the value only.
 #[utoipa::path(
     get, path = "/v1/hashes/{hash}/fields/{field}", operation_id = "getField", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"),
-        ("field" = String, Path, description = "The field's name", max_length = 256, example = "colour"),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp"),
+        ("field" = String, Path, description = "The field's name", example = "colour"),
         ("If-None-Match" = Option<String>, Header,
             description = "Entity tags: if the value has one of them, the response is 304")),
     responses(
-        (status = 200, description = "The value", content(
-            (FieldValue = "application/json"), (String = "text/plain", example = "green"),
-            (String = "application/octet-stream")),
+        (status = 200, description = "The value", body = FieldValue,
             headers(("ETag" = String, description = "The entity tag of the value"))),
         (status = 304, description = "The value has one of the given entity tags"),
         (status = 404, description = "The field does not exist"),
@@ -115,19 +113,18 @@ pub struct SetField {
 
 /// Set a field
 ///
-/// A JSON body is `{"value": string}`. A body of another supported type is the raw value. The status is 201 if the
-/// field is new, and 200 if it had a value. With `If-Match` or `If-None-Match: *`, the field is set only if its
+/// A JSON body is `{"value": string}`. A body of another supported type is the raw value. A JSON object without its
+/// `Content-Type` is refused with 415. The status is 201 if the field is new, and 200 if it had a value. With `If-Match` or `If-None-Match: *`, the field is set only if its
 /// present value matches the condition.
 #[utoipa::path(
     put, path = "/v1/hashes/{hash}/fields/{field}", operation_id = "setField", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"),
-        ("field" = String, Path, description = "The field's name", max_length = 256, example = "colour"),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp"),
+        ("field" = String, Path, description = "The field's name", example = "colour"),
         ("If-Match" = Option<String>, Header,
             description = "Set the field only if its value has one of these entity tags; `*`: only if it has a value"),
         ("If-None-Match" = Option<String>, Header, description = "`*`: set the field only if it has no value")),
-    request_body(description = "The value", content(
-        (SetField = "application/json"), (String = "text/plain", example = "green"),
-        (String = "application/octet-stream"))),
+    request_body(content = SetField, content_type = "application/json",
+        description = "The value. Text and bytes, as `text/plain` and `application/octet-stream`, are possible too."),
     responses(
         (status = 200, description = "The field is set; it had a value before", body = FieldValue,
             headers(("ETag" = String, description = "The entity tag of the value"))),
@@ -147,12 +144,11 @@ pub async fn set_field(
 ) -> Result<Response, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
     let condition = condition(request.headers())?;
-    let body_type = BodyType::from_headers(request.headers())?;
-    let body = read_body(request, &app, &caller).await?;
+    let (body_type, body) = read_typed_body(request, &app, &caller).await?;
     let value = match body_type {
         BodyType::Json => Bytes::from(parse_json::<JsonObject<SetField>>(&body)?.0.value),
         // A copy: the body may be a part of a larger buffer, which the embedded broker would then keep.
-        BodyType::Text | BodyType::Bytes => Bytes::copy_from_slice(&body),
+        BodyType::Text | BodyType::Untyped | BodyType::Bytes => Bytes::copy_from_slice(&body),
     };
     check_value(&app, &value)?;
     admit_write(&app, &caller, value.len()).await?;
@@ -170,8 +166,8 @@ pub async fn set_field(
 /// With `If-Match`, the field is deleted only if its present value matches. A hash without fields does not exist.
 #[utoipa::path(
     delete, path = "/v1/hashes/{hash}/fields/{field}", operation_id = "deleteField", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"),
-        ("field" = String, Path, description = "The field's name", max_length = 256, example = "colour"),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp"),
+        ("field" = String, Path, description = "The field's name", example = "colour"),
         ("If-Match" = Option<String>, Header,
             description = "Delete the field only if its value has one of these entity tags; `*`: if it has a value")),
     responses(
@@ -215,8 +211,8 @@ pub struct Increment {
 /// because the response is the value.
 #[utoipa::path(
     post, path = "/v1/hashes/{hash}/fields/{field}/increment", operation_id = "incrementField", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", max_length = 128, example = "lamp"),
-        ("field" = String, Path, description = "The field's name", max_length = 256, example = "switched")),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp"),
+        ("field" = String, Path, description = "The field's name", example = "switched")),
     request_body(content = Increment, content_type = "application/json"),
     responses(
         (status = 200, description = "The sum, as the string that the field has now", body = FieldValue,

@@ -3,7 +3,7 @@
 
 import { client } from './client/client.gen.js'
 import {
-  getField, incrementField, listEvents, publishEvent, removeSubscriber, setField, streamRoom,
+  getField, incrementField, listEvents, listFields, patchFields, publishEvent, removeSubscriber, setField, streamRoom,
 } from './client/index.js'
 
 interface Harness {
@@ -18,6 +18,8 @@ export async function useClient(harness: Harness) {
   client.setConfig({ baseUrl: harness.gateway })
   await publishAndRead(harness)
   await setAndIncrement(harness)
+  await writeOnCondition(harness)
+  await patch(harness)
   await follow(harness)
 }
 
@@ -65,6 +67,29 @@ async function setAndIncrement({ check, unique }: Harness) {
   check('a number can be incremented', incremented.data, { ...path, value: '42' })
   const read = await getField({ path, throwOnError: true })
   check('the value can be read', read.data, { ...path, value: '42' })
+}
+
+async function writeOnCondition({ check, unique }: Harness) {
+  const path = { hash: unique('typescript'), field: 'colour' }
+  const first = await setField({ path, body: { value: 'green' } })
+  const headers = { 'If-Match': first.response!.headers.get('etag')! }
+  const second = await setField({ path, headers, body: { value: 'red' } })
+  check('a write whose condition holds is done', second.response?.status, 200)
+  const third = await setField({ path, headers, body: { value: 'blue' } })
+  check('a write whose condition does not hold is 412', third.response?.status, 412)
+  check('the 412 has the code and the present value', [third.error?.code, third.error?.present?.value], [
+    'precondition_failed',
+    'red',
+  ])
+}
+
+async function patch({ check, unique }: Harness) {
+  const path = { hash: unique('typescript') }
+  await patchFields({ path, body: { a: '1', b: '1', c: '1' }, throwOnError: true })
+  const { data } = await patchFields({ path, query: { remove: ['b'] }, body: { a: '2', c: null }, throwOnError: true })
+  check('a patch sets and removes', data, { ...path, created: 0, replaced: 1, removed: 2 })
+  const list = await listFields({ path, throwOnError: true })
+  check('the hash has what is left', list.data.fields, { a: { value: '2' } })
 }
 
 async function follow({ proxy, check, unique, within }: Harness) {
