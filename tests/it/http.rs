@@ -1,5 +1,6 @@
 //! HTTP as clients, proxies and libraries speak it: each request works, or is refused with the reason.
 
+mod bodies;
 mod conditions;
 mod heads;
 mod positions;

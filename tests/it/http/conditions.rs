@@ -8,6 +8,9 @@ use super::refused;
 use crate::support::Gateway;
 
 const FIELD: &str = "/v1/hashes/lamp/fields/colour";
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+const BYTES: &str = "application/octet-stream";
 
 /// Sets the field to `green`. Returns its entity tag.
 async fn green(gateway: &Gateway) -> String {
@@ -93,9 +96,6 @@ on_both_brokers! {
     async fn the_best_type_that_the_client_accepts_is_sent(world) {
         let gateway = world.gateway().await;
         green(&gateway).await;
-        const JSON: &str = "application/json";
-        const TEXT: &str = "text/plain; charset=utf-8";
-        const BYTES: &str = "application/octet-stream";
         for (accept, expected) in [
             (&[][..], JSON),
             (&[""], JSON),
@@ -127,4 +127,12 @@ on_both_brokers! {
             assert!(refused(&gateway, get, 406, "not_acceptable").await.contains("application/octet-stream"));
         }
     }
+}
+
+#[tokio::test]
+async fn a_conditional_write_above_the_limit_of_connections_is_refused_for_now() {
+    let gateway = Gateway::start(|settings| settings.requests.max_connections = 2).await;
+    let _streams = [gateway.room("full").await, gateway.room("full").await];
+    let put = gateway.request(Method::PUT, FIELD).header("if-match", "*").body("green");
+    refused(&gateway, put, 503, "too_many_connections").await;
 }
