@@ -26,7 +26,8 @@ pub fn check_head(request: &Request) -> Result<(), Problem> {
     if !is_read && headers.contains_key(header::CONTENT_RANGE) {
         return refuse("Content-Range is not supported; a value is written as a whole");
     }
-    let is_field = request.extensions().get::<MatchedPath>().is_some_and(|path| path.as_str() == FIELD_ROUTE);
+    // Above the limit of connections, no route matches.
+    let is_field = request.extensions().get::<MatchedPath>().is_none_or(|path| path.as_str() == FIELD_ROUTE);
     if !is_read
         && !is_field
         && [header::IF_MATCH, header::IF_NONE_MATCH].iter().any(|name| headers.contains_key(name))
