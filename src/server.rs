@@ -2,6 +2,7 @@
 
 mod connections;
 mod detach;
+mod unread;
 
 use std::io;
 use std::net::SocketAddr;

@@ -62,9 +62,10 @@ pub struct PatchOutcome {
 /// Some fields of a hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldPage {
-    /// Names and values. If another client of Redis made a name of bytes that are not UTF-8, U+FFFD replaces those
-    /// bytes.
+    /// Names and values. Every name is a [`FieldName`].
     pub fields: Vec<(String, Bytes)>,
+    /// How many fields were left out, because another client of Redis gave them names that are none.
+    pub skipped: usize,
     /// Where the next page starts. None if this is the last page.
     pub next: Option<String>,
 }

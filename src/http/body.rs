@@ -5,24 +5,27 @@
 //! twice as many: a caller with unfinished large bodies can still publish.
 
 use std::collections::HashMap;
+use std::io::{self, Write};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
+use axum::http::{HeaderMap, header};
 use bytes::BytesMut;
+use flate2::write::MultiGzDecoder;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use super::App;
 use super::caller::Caller;
-use super::extract::{BodyType, refuse_untyped_object};
+use super::extract::{BodyType, list_members, refuse_untyped_object};
 use super::problem::{Code, Problem};
 use crate::rate_limit::RateKey;
 
 /// A body of up to so many bytes is small.
 const SMALL_BYTES: usize = 16 * 1024;
 
-/// Counts the bytes of all bodies that have arrived and that a handler still holds.
+/// Counts the bytes, decoded, of all bodies that have arrived and that a handler still holds.
 pub struct BodyBudget {
     max_bytes: usize,
     held: Mutex<HeldBytes>,
@@ -100,8 +103,8 @@ impl Deref for RequestBody {
     }
 }
 
-/// Reads the whole body, up to `--max-body-bytes` and within `--request-timeout`. The caller's permission has to be
-/// checked before.
+/// Reads the whole body, up to `--max-body-bytes` and within `--request-timeout`, and decodes it. The caller's
+/// permission has to be checked before.
 async fn read_body(request: Request, app: &App, caller: &Caller) -> Result<RequestBody, Problem> {
     let limit = app.settings.requests.request_timeout;
     let key = match (&caller.identity().subject, caller.address()) {
@@ -109,14 +112,26 @@ async fn read_body(request: Request, app: &App, caller: &Caller) -> Result<Reque
         (None, Some(address)) => RateKey::Address(address),
         (None, None) => RateKey::All,
     };
-    let permit = BodyPermit::new(&app.bodies, key);
+    let max_bytes = app.settings.requests.max_body_bytes;
+    let coding = ContentCoding::from_headers(request.headers())?;
+    let collected = CollectedBody::new(BodyPermit::new(&app.bodies, key), max_bytes);
     // The timeout covers only the arrival of the body. Calls to the broker have limits of their own: a call that is
     // cut short would hide whether the write was done.
-    let arrival = tokio::time::timeout(limit, collect(request.into_body(), app, permit)).await;
-    arrival.map_err(|_| {
+    let arrival = tokio::time::timeout(limit, collect(request.into_body(), coding, collected)).await;
+    let arrived = arrival.map_err(|_| {
         let detail = format!("the body did not arrive within {limit:?} (--request-timeout)");
         Problem::new(Code::RequestTimeout, detail)
-    })?
+    })?;
+    arrived.map_err(|error| match error {
+        BodyError::TooLarge => {
+            Problem::new(Code::BodyTooLarge, format!("the body has more than {max_bytes} bytes (--max-body-bytes)"))
+        }
+        BodyError::NoBudget => {
+            app.metrics.rejected("body_bytes", "request");
+            Problem::new(Code::TooManyBodies, error.to_string())
+        }
+        BodyError::Broken | BodyError::NotGzip => Problem::new(Code::InvalidBody, error.to_string()),
+    })
 }
 
 /// Reads the whole body, and its type; see [`read_body`]. Refuses a JSON object without a type of its own.
@@ -126,6 +141,25 @@ pub async fn read_typed_body(
     caller: &Caller,
 ) -> Result<(BodyType, RequestBody), Problem> {
     let body_type = BodyType::from_headers(request.headers())?;
+    read_of_type(body_type, request, app, caller).await
+}
+
+/// Reads a value of any type; see [`read_typed_body`].
+pub async fn read_value_body(
+    request: Request,
+    app: &App,
+    caller: &Caller,
+) -> Result<(BodyType, RequestBody), Problem> {
+    let body_type = BodyType::of_value(request.headers())?;
+    read_of_type(body_type, request, app, caller).await
+}
+
+async fn read_of_type(
+    body_type: BodyType,
+    request: Request,
+    app: &App,
+    caller: &Caller,
+) -> Result<(BodyType, RequestBody), Problem> {
     let body = read_body(request, app, caller).await?;
     if body_type == BodyType::Untyped {
         refuse_untyped_object(&body)?;
@@ -144,38 +178,140 @@ pub async fn read_json_body(request: Request, app: &App, caller: &Caller) -> Res
     }
 }
 
-async fn collect(body: Body, app: &App, mut permit: BodyPermit) -> Result<RequestBody, Problem> {
-    let max = app.settings.requests.max_body_bytes;
-    let too_large =
-        || Problem::new(Code::BodyTooLarge, format!("the body has more than {max} bytes (--max-body-bytes)"));
-    if body.size_hint().lower() > max as u64 {
-        return Err(too_large());
-    }
-    let mut body = Limited::new(body, max);
-    let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                too_large()
-            } else {
-                Problem::new(Code::InvalidBody, "the connection broke before the whole body had arrived")
+/// How a body is encoded.
+enum ContentCoding {
+    Identity,
+    Gzip,
+}
+
+impl ContentCoding {
+    /// Reads `Content-Encoding`.
+    fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
+        let mut codings = list_members(headers, &header::CONTENT_ENCODING)
+            .filter(|coding| !coding.eq_ignore_ascii_case(b"identity"));
+        match (codings.next(), codings.next()) {
+            (None, _) => Ok(Self::Identity),
+            (Some(coding), None)
+                if [&b"gzip"[..], b"x-gzip"].iter().any(|gzip| coding.eq_ignore_ascii_case(gzip)) =>
+            {
+                Ok(Self::Gzip)
             }
-        })?;
-        let Ok(data) = frame.into_data() else { continue };
-        if !permit.extend(data.len()) {
-            app.metrics.rejected("body_bytes", "request");
-            let detail = "the replica holds too many bytes of request bodies, or too many of this caller's \
-                          (--max-total-body-bytes); nothing was stored; try again";
-            return Err(Problem::new(Code::TooManyBodies, detail));
-        }
-        // The usual body comes in one piece, which is not copied. Others are, because each piece would take memory of
-        // its own besides its bytes.
-        if first.is_empty() && rest.is_empty() && body.is_end_stream() {
-            first = data;
-        } else {
-            rest.extend_from_slice(&data);
+            _ => Err(Problem::new(
+                Code::UnsupportedEncoding,
+                "the Content-Encoding must be gzip, once, or identity; other encodings are not supported",
+            )),
         }
     }
-    let bytes = if rest.is_empty() { first } else { rest.freeze() };
-    Ok(RequestBody { bytes, _permit: permit })
+}
+
+/// Why a body can't be read.
+#[derive(Debug, thiserror::Error)]
+enum BodyError {
+    #[error("the body is too large")]
+    TooLarge,
+    #[error(
+        "the replica holds too many bytes of request bodies, or too many of this caller's (--max-total-body-bytes); \
+         nothing was stored; try again"
+    )]
+    NoBudget,
+    #[error("the connection broke before the whole body had arrived")]
+    Broken,
+    #[error("the body is not valid gzip, as its Content-Encoding says")]
+    NotGzip,
+}
+
+impl From<io::Error> for BodyError {
+    /// Errors of the decoder: its own, and those of the [`CollectedBody`] that it writes to.
+    fn from(error: io::Error) -> Self {
+        error.downcast().unwrap_or(Self::NotGzip)
+    }
+}
+
+/// The bytes of a body that have arrived, decoded.
+struct CollectedBody {
+    permit: BodyPermit,
+    max_bytes: usize,
+    // The usual body comes in one piece, which is not copied. Others are, because each piece would take memory of its
+    // own besides its bytes.
+    first: Bytes,
+    rest: BytesMut,
+}
+
+impl CollectedBody {
+    fn new(permit: BodyPermit, max_bytes: usize) -> Self {
+        Self { permit, max_bytes, first: Bytes::new(), rest: BytesMut::new() }
+    }
+
+    /// Takes a part of the budget for further bytes.
+    fn reserve(&mut self, bytes: usize) -> Result<(), BodyError> {
+        if self.permit.bytes + bytes > self.max_bytes {
+            return Err(BodyError::TooLarge);
+        }
+        if self.permit.extend(bytes) { Ok(()) } else { Err(BodyError::NoBudget) }
+    }
+
+    fn finish(self) -> RequestBody {
+        let bytes = if self.rest.is_empty() { self.first } else { self.rest.freeze() };
+        RequestBody { bytes, _permit: self.permit }
+    }
+}
+
+impl Write for CollectedBody {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.reserve(bytes.len()).map_err(io::Error::other)?;
+        self.rest.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+async fn collect(
+    body: Body,
+    coding: ContentCoding,
+    mut collected: CollectedBody,
+) -> Result<RequestBody, BodyError> {
+    let max_bytes = collected.max_bytes;
+    if body.size_hint().lower() > max_bytes as u64 {
+        return Err(BodyError::TooLarge);
+    }
+    let mut body = Limited::new(body, max_bytes);
+    match coding {
+        ContentCoding::Identity => {
+            while let Some(data) = next_data(&mut body).await? {
+                collected.reserve(data.len())?;
+                if collected.permit.bytes == data.len() && body.is_end_stream() {
+                    collected.first = data;
+                } else {
+                    collected.rest.extend_from_slice(&data);
+                }
+            }
+            Ok(collected.finish())
+        }
+        ContentCoding::Gzip => {
+            let mut decoder = MultiGzDecoder::new(collected);
+            while let Some(data) = next_data(&mut body).await? {
+                decoder.write_all(&data)?;
+            }
+            Ok(decoder.finish()?.finish())
+        }
+    }
+}
+
+/// The next bytes of a body.
+async fn next_data(body: &mut Limited<Body>) -> Result<Option<Bytes>, BodyError> {
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(
+                |error| {
+                    if error.is::<LengthLimitError>() { BodyError::TooLarge } else { BodyError::Broken }
+                },
+            )?;
+        if let Ok(data) = frame.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
 }

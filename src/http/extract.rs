@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use axum::extract::{FromRequestParts, Path};
-use axum::http::header::{self, HeaderMap, HeaderName};
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::request::Parts;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
@@ -163,10 +163,19 @@ pub enum BodyType {
 }
 
 impl BodyType {
+    /// Reads `Content-Type` of a value: types that are not known are bytes, other kinds of JSON among them.
+    pub fn of_value(headers: &HeaderMap) -> Result<Self, Problem> {
+        Ok(match essence(headers)?.as_deref() {
+            None | Some("" | "application/x-www-form-urlencoded") => Self::Untyped,
+            Some("application/json" | "text/json") => Self::Json,
+            Some(text) if text.starts_with("text/") => Self::Text,
+            Some(_) => Self::Bytes,
+        })
+    }
+
     /// Reads `Content-Type`.
     pub fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
-        let Some(value) = header_text(headers, &header::CONTENT_TYPE)? else { return Ok(Self::Untyped) };
-        let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let Some(essence) = essence(headers)? else { return Ok(Self::Untyped) };
         match essence.as_str() {
             "" | "application/x-www-form-urlencoded" => Ok(Self::Untyped),
             "application/octet-stream" => Ok(Self::Bytes),
@@ -195,16 +204,42 @@ pub fn refuse_untyped_object(body: &[u8]) -> Result<(), Problem> {
     }
 }
 
-/// The text of a header that a request may have once. `None` if the request does not have it. Lines that repeat it,
-/// which some proxies add, are one header; two values are an error.
+/// The media type in `Content-Type`, in lower case and without parameters, which may have any bytes.
+fn essence(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let essence = |kind: &HeaderValue| {
+        let kind = kind.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+        String::from_utf8_lossy(kind).trim().to_ascii_lowercase()
+    };
+    Ok(single(headers, &header::CONTENT_TYPE)?.map(essence))
+}
+
+/// The text of a header that a request may have once. `None` if the request does not have it.
 pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+    let text = single(headers, name)?.map(HeaderValue::to_str).transpose();
+    text.map_err(|_| Problem::new(Code::InvalidHeader, format!("{name} has characters that are not visible ASCII")))
+}
+
+/// A header that a request may have once. Lines that repeat it, which some proxies add, are one header; two values are
+/// an error.
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Problem> {
     let mut lines = headers.get_all(name).into_iter();
-    let Some(value) = lines.next() else { return Ok(None) };
-    let refuse = |why| Problem::new(Code::InvalidHeader, format!("{name} {why}"));
-    if lines.any(|line| line != value) {
-        return Err(refuse("is there twice, with different values"));
+    let value = lines.next();
+    if lines.any(|line| Some(line) != value) {
+        return Err(Problem::new(Code::InvalidHeader, format!("{name} is there twice, with different values")));
     }
-    value.to_str().map(Some).map_err(|_| refuse("has characters that are not visible ASCII"))
+    Ok(value)
+}
+
+/// The members of a header that is a list, from all its lines. A comma inside double quotes is a part of a member.
+pub fn list_members<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let members = headers.get_all(name).into_iter().flat_map(|line| {
+        let mut is_quoted = false;
+        line.as_bytes().split(move |byte| {
+            is_quoted ^= *byte == b'"';
+            *byte == b',' && !is_quoted
+        })
+    });
+    members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 
 /// The text of a body.
@@ -212,10 +247,10 @@ pub fn body_text(body: &[u8]) -> Result<&str, Problem> {
     std::str::from_utf8(body).map_err(|_| Problem::new(Code::InvalidBody, "the body is not UTF-8"))
 }
 
-/// Parses a body as JSON.
+/// Parses a body as JSON. A byte order mark before it is ignored (RFC 8259, section 8.1).
 pub fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let refuse = |why: serde_json::Error| {
         Problem::new(Code::InvalidBody, format!("the body is not the expected JSON: {why}"))
     };
-    serde_json::from_str(body_text(body)?).map_err(refuse)
+    serde_json::from_str(body_text(body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body))?).map_err(refuse)
 }

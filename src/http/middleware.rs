@@ -2,6 +2,7 @@
 //! every route.
 
 mod guard;
+mod head;
 pub(super) mod request_context;
 
 use std::convert::Infallible;
@@ -203,18 +204,7 @@ fn check_request(app: &App, is_guarded: bool, request: &Request) -> Result<(), P
         let guarded = guard::refuse_foreign(request.uri(), request.headers(), allowed);
         guarded.inspect_err(|problem| audit::refused(problem, None, None))?;
     }
-    refuse_idempotency_key(request)
-}
-
-/// Hashes do not support idempotency keys. The header is refused rather than ignored, because its sender relies on it
-/// when it repeats the request.
-fn refuse_idempotency_key(request: &Request) -> Result<(), Problem> {
-    let is_hash_route = request.uri().path().starts_with("/v1/hashes");
-    if is_hash_route && request.headers().contains_key(idempotency::IDEMPOTENCY_KEY) {
-        let detail = "hashes do not support Idempotency-Key; If-Match makes a PUT safe to repeat";
-        return Err(Problem::new(Code::InvalidHeader, detail));
-    }
-    Ok(())
+    head::check_head(request)
 }
 
 #[cfg(test)]

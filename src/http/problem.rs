@@ -29,6 +29,9 @@ pub enum Code {
     InvalidHeader,
     TooManyRooms,
     UnsupportedMediaType,
+    UnsupportedEncoding,
+    NotAcceptable,
+    NotImplemented,
     BodyTooLarge,
     RouteNotFound,
     HashNotFound,
@@ -109,6 +112,13 @@ impl Code {
             Self::BodyTooLarge => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
             Self::UnsupportedMediaType => {
                 ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Content-Type")
+            }
+            Self::UnsupportedEncoding => {
+                ("unsupported_encoding", StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Content-Encoding")
+            }
+            Self::NotAcceptable => ("not_acceptable", StatusCode::NOT_ACCEPTABLE, "No acceptable media type"),
+            Self::NotImplemented => {
+                ("not_implemented", StatusCode::NOT_IMPLEMENTED, "Unsupported Transfer-Encoding")
             }
             Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "The gateway failed"),
             Self::Unavailable => ("unavailable", StatusCode::SERVICE_UNAVAILABLE, "The broker is unavailable"),
@@ -373,6 +383,9 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
     }
     if let Some(rate_status) = &problem.rate_status {
         add_rate_status(headers, rate_status);
+    }
+    if problem.code == Code::UnsupportedEncoding {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
     }
     if let Some(challenge) = problem.code.challenge() {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));

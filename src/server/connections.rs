@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::detach::{Detach, FlushTracker};
+use super::unread::discard_rest;
 use crate::config::Settings;
 use crate::delivery::{Broadcasters, ConnGuard, ConnPermit, DetachableStream};
 use crate::http::{self, App, Peer};
@@ -195,6 +196,8 @@ impl AcceptedConnection {
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(app.settings.requests.header_timeout)
+            // Without it, hyper takes a larger head that arrives in few packets.
+            .max_header_size(BUFFER_BYTES)
             .max_buf_size(BUFFER_BYTES)
             .serve_connection(FlushTracker { io: TokioIo::new(socket), detach: detach.clone() }, service);
         let driven = tokio::select! {
@@ -211,14 +214,21 @@ impl AcceptedConnection {
             Ok(Some(stream)) => {
                 let socket = connection.into_parts().io.io.into_inner();
                 stream.serve(socket, ConnGuard { permit, token: tracker.token() }, &broadcasters);
+                return;
             }
+            Ok(None) if !detach.has_unread_body() => return,
             Ok(None) => {}
             Err(error) => {
+                tracing::debug!(%error, "a connection ended early");
                 if error.is_timeout() {
                     app.metrics.rejected("header_time", "connection");
+                    return;
                 }
-                tracing::debug!(%error, "a connection ended early");
             }
+        }
+        tokio::select! {
+            () = discard_rest(connection.into_parts().io.io.into_inner()) => {}
+            () = cut.cancelled() => {}
         }
     }
 }

@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::{Method, Request, Response, Version};
+use axum::http::{HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::{Frame, Incoming};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tower::ServiceExt;
 
+use super::unread::UnreadBytes;
 use crate::delivery::DetachableStream;
 
 /// Stage: hyper has not asked for the body's data yet.
@@ -34,6 +35,7 @@ pub(super) struct Detach(Arc<Inner>);
 struct Inner {
     stage: AtomicU8,
     stream: Mutex<Option<DetachableStream>>,
+    unread: UnreadBytes,
 }
 
 impl Detach {
@@ -43,8 +45,11 @@ impl Detach {
         self.keep(None);
         // A detached stream writes chunks, so the response must be chunked.
         let is_chunked = request.method() == Method::GET && request.version() == Version::HTTP_11;
-        let mut response =
-            router.oneshot(request.map(Body::new)).await.unwrap_or_else(|never: Infallible| match never {});
+        let request = request.map(|body| Body::new(self.0.unread.track(body)));
+        let mut response = router.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {});
+        if self.0.unread.is_large() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         let stream = response.extensions_mut().remove::<DetachableStream>().filter(|_| is_chunked);
         if stream.is_some() {
             self.keep(stream);
@@ -53,6 +58,11 @@ impl Detach {
             // and so `fetch` in Node, would take a stream that is cut off for one that has ended in order.
         }
         response
+    }
+
+    /// Whether the last request was answered before all of its body was read.
+    pub(super) fn has_unread_body(&self) -> bool {
+        self.0.unread.is_some()
     }
 
     /// Takes the stream, if hyper has written the head and has nothing more to do.

@@ -1,6 +1,10 @@
 //! HTTP as clients, proxies and libraries speak it: each request works, or is refused with the reason.
 
+mod bodies;
+mod conditions;
+mod heads;
 mod positions;
+mod values;
 
 use reqwest::RequestBuilder;
 use serde_json::Value;

@@ -29,13 +29,20 @@ pub enum DataError {
     /// Nested too deeply.
     #[error("it nests arrays and objects deeper than {MAX_JSON_DEPTH}")]
     TooDeep,
+    /// A string with half of a surrogate pair, as `"\ud800"`.
+    #[error("it has a lone surrogate, such as \\ud800, which is no character")]
+    LoneSurrogate,
 }
 
 impl Data {
-    /// Data of JSON that a parser has accepted. Fails if it is nested too deeply.
+    /// Data of JSON that a parser has accepted. Fails if it is nested too deeply, or not Unicode.
     pub fn json(raw: &RawValue) -> Result<Self, DataError> {
         if nesting(raw.get()) > MAX_JSON_DEPTH {
             return Err(DataError::TooDeep);
+        }
+        // `RawValue` lets it pass, and many parsers do not.
+        if has_lone_surrogate(raw.get()) {
+            return Err(DataError::LoneSurrogate);
         }
         Ok(Self::Json(raw.to_owned()))
     }
@@ -98,6 +105,27 @@ pub fn nesting(text: &str) -> usize {
         }
     }
     deepest
+}
+
+/// Whether an escape in valid JSON text is half of a surrogate pair.
+fn has_lone_surrogate(text: &str) -> bool {
+    let mut rest = text.as_bytes();
+    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+        rest = &rest[at..];
+        let length = match escaped_unit(rest) {
+            Some(0xd800..=0xdbff) if matches!(escaped_unit(&rest[6..]), Some(0xdc00..=0xdfff)) => 12,
+            Some(0xd800..=0xdfff) => return true,
+            _ => 2,
+        };
+        rest = &rest[length..];
+    }
+    false
+}
+
+/// The UTF-16 code unit of the escape with which a text begins, `\uXXXX`.
+fn escaped_unit(text: &[u8]) -> Option<u16> {
+    let digits = text.strip_prefix(b"\\u")?.get(..4)?;
+    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
 /// An event that a publisher sent, or that the gateway itself wrote.
@@ -231,6 +259,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn json_data_is_refused_where_a_string_would_be(
+            units in proptest::collection::vec(r#"\\u[dD][89a-fA-F]0[0-9a-f]|\\[nt"\\]|[du8]"#, 0..6)
+        ) {
+            let text = format!("\"{}\"", units.concat());
+            let raw: &RawValue = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(Data::json(raw).is_ok(), serde_json::from_str::<String>(&text).is_ok(), "{}", text);
+        }
+
         #[test]
         fn an_encoded_event_decodes_to_the_same_event_and_no_prefix_of_it_decodes(
             text in ".*", cut in any::<proptest::sample::Index>()

@@ -94,7 +94,7 @@ impl HashStore for MemoryBroker {
                 fields.push((field.clone(), value.clone()));
             }
             let next = rest.next().and(fields.last()).map(|(field, _)| field.clone());
-            FieldPage { fields, next }
+            FieldPage { fields, skipped: 0, next }
         });
         self.wait_read(durable_at).await?;
         Ok(page)

@@ -131,9 +131,13 @@ impl HashStore for RedisBroker {
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError> {
         let conn = self.connections.for_hashes().await?;
         let (next, found) = self.scan(conn, self.keys.hash(hash), from, limit).await?;
-        let fields =
-            found.into_iter().map(|(field, value)| (String::from_utf8_lossy(&field).into_owned(), value.into()));
-        Ok(FieldPage { fields: fields.collect(), next })
+        let total = found.len();
+        let is_name = |field: &String| FieldName::new(field).is_ok();
+        let named = found
+            .into_iter()
+            .filter_map(|(field, value)| Some((String::from_utf8(field).ok().filter(is_name)?, value.into())));
+        let fields: Vec<_> = named.collect();
+        Ok(FieldPage { skipped: total - fields.len(), fields, next })
     }
 
     async fn set(

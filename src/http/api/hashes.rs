@@ -1,20 +1,22 @@
 //! A hash: listing its fields, changing several of them together, deleting it. Single fields are in [`fields`].
 
+mod accept;
 mod conditions;
 pub mod fields;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use self::conditions::refuse_conditions;
 use self::values::{HashValue, check_value};
 use crate::auth::Permission;
 use crate::broker::{BrokerError, Fault, FaultKind, FieldPage, MemoryUse};
@@ -58,6 +60,16 @@ pub struct FieldList {
     /// The start of the next page. Null on the last page.
     #[schema(required = true)]
     next: Option<String>,
+    /// The number of fields left out of this page, because no request can have their names: another client of Redis wrote
+    /// them. Missing if there are none.
+    #[serde(skip_serializing_if = "is_zero")]
+    #[schema(required = false)]
+    skipped: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// List the fields of a hash
@@ -92,7 +104,7 @@ pub async fn list_fields(
     };
     let page = caller.read(&app, page, FieldPage::bytes).await?;
     let fields = page.fields.into_iter().map(|(field, value)| (field, HashValue::from_bytes(&value))).collect();
-    let list = FieldList { hash: hash.to_string(), fields, next: page.next };
+    let list = FieldList { hash: hash.to_string(), fields, next: page.next, skipped: page.skipped };
     // A selection may be too long for a header.
     let link = list
         .next
@@ -126,7 +138,35 @@ async fn selected_fields(
     let values = app.hashes.values(hash, &names).await?;
     let next = names[..values.len()].last().filter(|_| values.len() < names.len()).map(ToString::to_string);
     let found = names.into_iter().zip(values).filter_map(|(name, value)| Some((name.to_string(), value?)));
-    Ok(FieldPage { fields: found.collect(), next })
+    Ok(FieldPage { fields: found.collect(), next, skipped: 0 })
+}
+
+/// The changes of a patch. A field may be there once: parsers differ in which of two values they take.
+struct Patch(BTreeMap<FieldName, Option<Bytes>>);
+
+impl<'de> Deserialize<'de> for Patch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PatchVisitor;
+        impl<'de> Visitor<'de> for PatchVisitor {
+            type Value = Patch;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of strings and nulls")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Patch, A::Error> {
+                let mut changes = BTreeMap::new();
+                while let Some((field, value)) = members.next_entry::<FieldName, Option<String>>()? {
+                    if changes.contains_key(&field) {
+                        return Err(A::Error::custom(format!("it has the field {field:?} twice")));
+                    }
+                    changes.insert(field, value.map(Bytes::from));
+                }
+                Ok(Patch(changes))
+            }
+        }
+        deserializer.deserialize_map(PatchVisitor)
+    }
 }
 
 /// The query of a patch.
@@ -156,8 +196,8 @@ pub struct PatchAnswer {
 /// Set and remove several fields
 ///
 /// The body is a JSON merge patch (RFC 7396): a string sets a field, and `null` removes it. `remove` in the query removes
-/// a field, too. Either all changes are made, or none. `application/merge-patch+json` means the same as
-/// `application/json`.
+/// a field, too. Either all changes are made, or none. A field may be named once. `application/merge-patch+json` means
+/// the same as `application/json`. Bytes that are not UTF-8 are written with `PUT`.
 #[utoipa::path(
     patch, path = "/v1/hashes/{hash}", operation_id = "patchFields", tag = "Hashes",
     params(("hash" = String, Path, description = "The hash's name", example = "lamp"), PatchQuery),
@@ -178,25 +218,21 @@ pub async fn patch_fields(
     request: Request,
 ) -> Result<Json<PatchAnswer>, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
-    refuse_conditions(request.headers())?;
     let body = read_json_body(request, &app, &caller).await?;
-    let mut patch = parse_json::<BTreeMap<FieldName, Option<String>>>(&body)?;
+    let Patch(mut changes) = parse_json(&body)?;
     for text in &query.remove {
         let field = parse_name("the field", text, FieldName::new)?;
-        if patch.insert(field, None).is_some() {
+        if changes.insert(field, None).is_some() {
             return Err(Problem::new(Code::InvalidQuery, format!("the patch has the field {text:?} twice")));
         }
     }
     let limit = app.settings.requests.max_batch_items;
-    if patch.is_empty() || patch.len() > limit {
+    if changes.is_empty() || changes.len() > limit {
         let detail = format!("a patch must have 1 to {limit} fields (--max-batch-items)");
         return Err(Problem::new(Code::InvalidBody, detail));
     }
-    let mut changes = BTreeMap::new();
-    for (field, value) in patch {
-        let value = value.map(Bytes::from);
-        value.as_ref().map(|value| check_value(&app, value)).transpose()?;
-        changes.insert(field, value);
+    for value in changes.values().flatten() {
+        check_value(&app, value)?;
     }
     if changes.values().any(Option::is_some) {
         admit_write(&app, &caller, body.len()).await?;
@@ -239,10 +275,8 @@ pub async fn delete_hash(
     caller: Caller,
     HashPath(hash): HashPath,
     State(app): State<App>,
-    headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
-    refuse_conditions(&headers)?;
     if app.hashes.delete(&hash).await? {
         Ok(StatusCode::NO_CONTENT)
     } else {

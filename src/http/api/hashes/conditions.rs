@@ -3,7 +3,7 @@
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::broker::{Condition, entity_tag};
-use crate::http::extract::header_text;
+use crate::http::extract::list_members;
 use crate::http::problem::{Code, Problem};
 
 /// Entity tags in one header.
@@ -18,22 +18,26 @@ pub(super) enum Tags {
 impl Tags {
     /// Reads a header.
     pub(super) fn from_header(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Self>, Problem> {
-        let Some(text) = header_text(headers, name)? else { return Ok(None) };
-        if text.trim() == "*" {
+        if !headers.contains_key(name) {
+            return Ok(None);
+        }
+        let members: Vec<_> = list_members(headers, name).collect();
+        if members == [b"*"] {
             return Ok(Some(Self::Any));
         }
-        let tags: Option<Vec<_>> = text
-            .split(',')
+        let tags: Option<Vec<_>> = members
+            .into_iter()
             .map(|tag| {
-                let tag = tag.trim();
                 // A load balancer may make a tag weak. Values match byte by byte or not at all, so a weak tag means
                 // the same.
-                let tag = tag.strip_prefix("W/").unwrap_or(tag);
-                Some(tag.strip_prefix('"')?.strip_suffix('"')?.to_owned())
+                let tag = tag.strip_prefix(b"W/").unwrap_or(tag);
+                let tag = tag.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+                // A tag with other bytes is another server's.
+                (!tag.contains(&b'"')).then(|| String::from_utf8_lossy(tag).into_owned())
             })
             .collect();
         match tags {
-            Some(tags) if tags.len() <= MAX_TAGS => Ok(Some(Self::These(tags))),
+            Some(tags) if (1..=MAX_TAGS).contains(&tags.len()) => Ok(Some(Self::These(tags))),
             _ => {
                 let detail = format!("{name} must be *, or 1 to {MAX_TAGS} entity tags in double quotes");
                 Err(Problem::new(Code::InvalidHeader, detail))
@@ -67,16 +71,6 @@ pub(super) fn condition(headers: &HeaderMap) -> Result<Condition, Problem> {
             Err(Problem::new(Code::InvalidHeader, "a write may have If-Match or If-None-Match, but not both"))
         }
     }
-}
-
-/// Refuses conditions on routes that do not support them. If they were ignored, a write would be done although its
-/// condition does not hold.
-pub(super) fn refuse_conditions(headers: &HeaderMap) -> Result<(), Problem> {
-    if condition(headers)? == Condition::Always {
-        return Ok(());
-    }
-    let detail = "this route does not support If-Match and If-None-Match; PUT and DELETE of a field do";
-    Err(Problem::new(Code::InvalidHeader, detail))
 }
 
 /// The `ETag` of a value.

@@ -5,18 +5,21 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::accept::ValueFormat;
 use super::admit_write;
-use super::conditions::{Tags, condition, etag, quoted, refuse_conditions};
+use super::conditions::{Tags, condition, etag, quoted};
 use super::values::{HashValue, check_value, current_value};
 use crate::auth::Permission;
 use crate::broker::{Condition, RemoveOutcome, SetOutcome, entity_tag};
 use crate::http::App;
-use crate::http::body::{read_json_body, read_typed_body};
+use crate::http::body::{read_json_body, read_value_body};
 use crate::http::caller::Caller;
-use crate::http::extract::{BodyType, FieldPath, JsonObject, header_text, parse_json};
+use crate::http::extract::{BodyType, FieldPath, JsonObject, parse_json};
 use crate::http::problem::{Code, Problem};
 use crate::names::{FieldName, HashName};
 
@@ -47,12 +50,14 @@ impl FieldValue {
 
 /// Get a field
 ///
-/// The response is JSON, or the raw value for `Accept: text/plain` or `Accept: application/octet-stream`. The `ETag`
-/// depends on the value only.
+/// The response is JSON, or the raw value as `text/plain` or `application/octet-stream`: the type that `Accept` weighs
+/// highest, and JSON of equal ones under one range. The `ETag` depends on the value only.
 #[utoipa::path(
     get, path = "/v1/hashes/{hash}/fields/{field}", operation_id = "getField", tag = "Hashes",
     params(("hash" = String, Path, description = "The hash's name", example = "lamp"),
         ("field" = String, Path, description = "The field's name", example = "colour"),
+        ("If-Match" = Option<String>, Header,
+            description = "Entity tags: if the value has none of them, the response is 412"),
         ("If-None-Match" = Option<String>, Header,
             description = "Entity tags: if the value has one of them, the response is 304")),
     responses(
@@ -60,7 +65,9 @@ impl FieldValue {
             headers(("ETag" = String, description = "The entity tag of the value"))),
         (status = 304, description = "The value has one of the given entity tags"),
         (status = 404, description = "The field does not exist"),
+        (status = 406, description = "`Accept` excludes every type in which a value is sent"),
         (status = 409, description = "The key in Redis has another type"),
+        (status = 412, description = "The value has none of the entity tags of `If-Match`; `present` is the value"),
     )
 )]
 pub async fn get_field(
@@ -72,13 +79,19 @@ pub async fn get_field(
     caller.require(Permission::Read, hash.as_str())?;
     let value = read_value(&app, &caller, &hash, &field).await?.ok_or_else(|| not_found(&hash, &field))?;
     let tag = entity_tag(&value);
+    if Tags::from_header(&headers, &header::IF_MATCH)?.is_some_and(|wanted| !wanted.matches(&tag)) {
+        return Err(Problem::precondition(condition_detail(&hash, &field), current_value(Some(&value))));
+    }
     let known = Tags::from_header(&headers, &header::IF_NONE_MATCH)?;
     let mut response = if known.is_some_and(|known| known.matches(&tag)) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        match raw_type(&headers)? {
-            Some(raw) => ([(header::CONTENT_TYPE, HeaderValue::from_static(raw))], value).into_response(),
-            None => Json(FieldValue::new(&hash, &field, &value)).into_response(),
+        let raw = |kind| [(header::CONTENT_TYPE, HeaderValue::from_static(kind))];
+        match ValueFormat::from_headers(&headers)? {
+            ValueFormat::Json => Json(FieldValue::new(&hash, &field, &value)).into_response(),
+            ValueFormat::Text => (raw("text/plain; charset=utf-8"), value).into_response(),
+            // Never the type of its writer, with which a browser could run it.
+            ValueFormat::Bytes => (raw("application/octet-stream"), value).into_response(),
         }
     };
     let headers = response.headers_mut();
@@ -88,34 +101,39 @@ pub async fn get_field(
     Ok(response)
 }
 
-/// The media type of a raw response, or `None` for JSON. The first known media type in `Accept` decides.
-fn raw_type(headers: &HeaderMap) -> Result<Option<&'static str>, Problem> {
-    let accept = header_text(headers, &header::ACCEPT)?.unwrap_or_default();
-    let mut ranges = accept.split(',').filter_map(|range| range.split(';').next()).map(str::trim);
-    Ok(ranges
-        .find_map(|range| match range {
-            "text/plain" => Some(Some("text/plain; charset=utf-8")),
-            "application/octet-stream" => Some(Some("application/octet-stream")),
-            "application/json" | "*/*" | "application/*" => Some(None),
-            _ => None,
-        })
-        .flatten())
-}
-
-/// A value to set.
+/// A value to set, in the form in which lists have it: either `value` or `value_base64`.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"value": "green"}))]
 pub struct SetField {
-    /// The value.
-    value: String,
+    /// The value, as text.
+    #[schema(nullable = false)]
+    value: Option<String>,
+    /// The value's bytes, in Base64.
+    #[schema(nullable = false)]
+    value_base64: Option<String>,
+}
+
+impl SetField {
+    fn into_bytes(self) -> Result<Bytes, Problem> {
+        let refuse = |detail| Problem::new(Code::InvalidBody, detail);
+        match (self.value, self.value_base64) {
+            (Some(value), None) => Ok(value.into()),
+            (None, Some(encoded)) => {
+                let bytes = STANDARD.decode(encoded);
+                bytes.map(Bytes::from).map_err(|why| refuse(format!("value_base64 is not Base64: {why}")))
+            }
+            _ => Err(refuse("the body must have either value, a string, or value_base64".into())),
+        }
+    }
 }
 
 /// Set a field
 ///
-/// A JSON body is `{"value": string}`. A body of another supported type is the raw value. A JSON object without its
-/// `Content-Type` is refused with 415. The status is 201 if the field is new, and 200 if it had a value. With `If-Match` or `If-None-Match: *`, the field is set only if its
-/// present value matches the condition.
+/// A body of type `application/json` is `{"value": string}`, or `{"value_base64": string}` for bytes. A body of any
+/// other type is the value, byte for byte; its type is not stored. A JSON object without its `Content-Type` is refused
+/// with 415. The status is 201 if the field is new, and 200 if it had a value. With `If-Match` or `If-None-Match: *`, the
+/// field is set only if its present value matches the condition.
 #[utoipa::path(
     put, path = "/v1/hashes/{hash}/fields/{field}", operation_id = "setField", tag = "Hashes",
     params(("hash" = String, Path, description = "The hash's name", example = "lamp"),
@@ -124,7 +142,7 @@ pub struct SetField {
             description = "Set the field only if its value has one of these entity tags; `*`: only if it has a value"),
         ("If-None-Match" = Option<String>, Header, description = "`*`: set the field only if it has no value")),
     request_body(content = SetField, content_type = "application/json",
-        description = "The value. Text and bytes, as `text/plain` and `application/octet-stream`, are possible too."),
+        description = "The value. Other types are possible too, such as `text/plain` and `image/png`: the value is then the body, byte for byte."),
     responses(
         (status = 200, description = "The field is set; it had a value before", body = FieldValue,
             headers(("ETag" = String, description = "The entity tag of the value"))),
@@ -133,7 +151,7 @@ pub struct SetField {
         (status = 409, description = "The key in Redis has another type"),
         (status = 412, description = "The value does not match the condition; `present` is the present value"),
         (status = 413, description = "The value is too large"),
-        (status = 415, description = "The body is neither JSON nor text nor bytes"),
+        (status = 415, description = "The `Content-Encoding` is not supported"),
     )
 )]
 pub async fn set_field(
@@ -144,9 +162,9 @@ pub async fn set_field(
 ) -> Result<Response, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
     let condition = condition(request.headers())?;
-    let (body_type, body) = read_typed_body(request, &app, &caller).await?;
+    let (body_type, body) = read_value_body(request, &app, &caller).await?;
     let value = match body_type {
-        BodyType::Json => Bytes::from(parse_json::<JsonObject<SetField>>(&body)?.0.value),
+        BodyType::Json => parse_json::<JsonObject<SetField>>(&body)?.0.into_bytes()?,
         // A copy: the body may be a part of a larger buffer, which the embedded broker would then keep.
         BodyType::Text | BodyType::Untyped | BodyType::Bytes => Bytes::copy_from_slice(&body),
     };
@@ -231,7 +249,6 @@ pub async fn increment_field(
     caller.require(Permission::Write, hash.as_str())?;
     // The response is the value.
     caller.require(Permission::Read, hash.as_str())?;
-    refuse_conditions(request.headers())?;
     let body = read_json_body(request, &app, &caller).await?;
     let JsonObject(increment) = parse_json::<JsonObject<Increment>>(&body)?;
     admit_write(&app, &caller, body.len()).await?;
@@ -244,9 +261,13 @@ fn not_found(hash: &HashName, field: &FieldName) -> Problem {
     Problem::new(Code::FieldNotFound, format!("the hash {hash:?} has no field {field:?}"))
 }
 
+fn condition_detail(hash: &HashName, field: &FieldName) -> String {
+    format!("the value of the field {field:?} of the hash {hash:?} does not match the condition")
+}
+
 /// The problem of a write whose condition failed, with the field's present value.
 async fn condition_failed(app: &App, caller: &Caller, hash: &HashName, field: &FieldName) -> Problem {
-    let detail = format!("the value of the field {field:?} of the hash {hash:?} does not match the condition");
+    let detail = condition_detail(hash, field);
     // A caller that may not read the hash must not see the value.
     let is_visible = caller.may(Permission::Read, hash.as_str());
     let value = if is_visible { read_value(app, caller, hash, field).await } else { Ok(None) };

@@ -1,0 +1,65 @@
+//! Refuses heads that can't be read in one way only, and headers that a route would ignore although their sender relies
+//! on them.
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, Method, Version, header};
+
+use crate::http::extract::list_members;
+use crate::http::idempotency;
+use crate::http::problem::{Code, Problem};
+
+/// The route whose writes have conditions.
+const FIELD_ROUTE: &str = "/v1/hashes/{hash}/fields/{field}";
+
+/// Checks the head of a request.
+pub fn check_head(request: &Request) -> Result<(), Problem> {
+    let headers = request.headers();
+    check_host(headers, request.version())?;
+    let mut codings = list_members(headers, &header::TRANSFER_ENCODING);
+    if codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case(b"chunked")) || codings.next().is_some() {
+        let detail = "the only Transfer-Encoding is chunked, once; a body in gzip has Content-Encoding: gzip";
+        return Err(Problem::new(Code::NotImplemented, detail));
+    }
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let refuse = |detail| Err(Problem::new(Code::InvalidHeader, detail));
+    if !is_read && headers.contains_key(header::CONTENT_RANGE) {
+        return refuse("Content-Range is not supported; a value is written as a whole");
+    }
+    // Above the limit of connections, no route matches.
+    let is_field = request.extensions().get::<MatchedPath>().is_none_or(|path| path.as_str() == FIELD_ROUTE);
+    if !is_read
+        && !is_field
+        && [header::IF_MATCH, header::IF_NONE_MATCH].iter().any(|name| headers.contains_key(name))
+    {
+        return refuse("this route does not support If-Match and If-None-Match; PUT and DELETE of a field do");
+    }
+    // A caller with a key relies on it when it repeats the request.
+    if request.uri().path().starts_with("/v1/hashes") && headers.contains_key(idempotency::IDEMPOTENCY_KEY) {
+        return refuse("hashes do not support Idempotency-Key; If-Match makes a PUT safe to repeat");
+    }
+    Ok(())
+}
+
+/// A request has one `Host` (RFC 9112, section 3.2). It may be empty, and HTTP/1.0 does not need it.
+fn check_host(headers: &HeaderMap, version: Version) -> Result<(), Problem> {
+    let mut hosts = headers.get_all(header::HOST).into_iter();
+    let is_valid = match (hosts.next(), hosts.next()) {
+        (None, _) => version < Version::HTTP_11,
+        (Some(host), None) => host.is_empty() || is_host(host.as_bytes()),
+        (Some(_), Some(_)) => false,
+    };
+    let detail = "a request needs one Host header, such as example.com or 127.0.0.1:8080";
+    if is_valid { Ok(()) } else { Err(Problem::new(Code::InvalidHeader, detail)) }
+}
+
+/// Whether a text is a host, with a port or without.
+fn is_host(text: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(text) else { return false };
+    match authority.as_str().strip_prefix(authority.host()) {
+        Some("" | ":") => true,
+        Some(port) => port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok()),
+        // A user's name stands before the host.
+        None => false,
+    }
+}

@@ -1,0 +1,212 @@
+//! Bodies: compressed ones, too large ones, and those of JSON.
+
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{document, refused, send_raw};
+use crate::auth::close;
+use crate::support::{Gateway, eventually, within};
+
+const MIB: usize = 1024 * 1024;
+const FIELD: &str = "/v1/hashes/lamp/fields/colour";
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+on_both_brokers! {
+    async fn a_body_in_gzip_is_the_body_that_it_decodes_to(world) {
+        let gateway = world.gateway().await;
+        let mut stream = gateway.room("lobby").await;
+        let gzipped = |method: Method, path: &str, body: &[u8]| {
+            gateway.request(method, path).header("content-encoding", "gzip").body(gzip(body))
+        };
+        assert_eq!(gateway.send(gzipped(Method::POST, "/v1/rooms/lobby/events", b"text")).await.0, 201);
+        assert_eq!(stream.data().await, "text");
+        let as_json = |request: reqwest::RequestBuilder| gateway.send(request.header("content-type", "application/json"));
+        let event = gzipped(Method::POST, "/v1/rooms/lobby/events", br#"{"data":[1]}"#);
+        assert_eq!(as_json(event).await.0, 201);
+        assert_eq!(stream.data().await, "[1]");
+        let batch = gzipped(Method::POST, "/v1/events", br#"{"events":[{"room":"lobby","data":2}]}"#);
+        assert_eq!(as_json(batch).await.0, 200);
+        assert_eq!(stream.data().await, "2");
+        let value = "green ".repeat(10_000);
+        assert_eq!(gateway.send(gzipped(Method::PUT, FIELD, value.as_bytes())).await.0, 201);
+        assert_eq!(gateway.get(FIELD).await.1["value"], value);
+        assert_eq!(as_json(gzipped(Method::PATCH, "/v1/hashes/lamp", br#"{"n":"1"}"#)).await.0, 200);
+        let sum = as_json(gzipped(Method::POST, "/v1/hashes/lamp/fields/n/increment", br#"{"by":2}"#)).await.1;
+        assert_eq!(sum["value"], "3");
+        // Two members are one body (RFC 1952), and an encoding has other spellings.
+        let members = [gzip(b"one "), gzip(b"two")].concat();
+        for (coding, body) in [("GZIP", members.clone()), ("x-gzip", members), ("identity", b"one two".to_vec())] {
+            let put = gateway.request(Method::PUT, FIELD).header("content-encoding", coding).body(body);
+            assert_eq!(gateway.send(put).await.1["value"], "one two", "{coding}");
+        }
+    }
+
+    async fn p11_a_body_in_gzip_is_refused_if_it_is_broken_or_decodes_to_too_much(world) {
+        let gateway = world.gateway_with(|settings| settings.requests.max_body_bytes = 100_000).await;
+        let put = |body: Vec<u8>| gateway.request(Method::PUT, FIELD).header("content-encoding", "gzip").body(body);
+        let whole = gzip(b"green");
+        let damaged = whole.iter().enumerate().map(|(at, byte)| if at == whole.len() - 6 { byte ^ 1 } else { *byte });
+        for broken in [
+            b"green".to_vec(), Vec::new(), whole[..whole.len() - 1].to_vec(), damaged.collect(),
+            [&whole[..], b"rest"].concat(),
+        ] {
+            let why = refused(&gateway, put(broken.clone()), 400, "invalid_body").await;
+            assert!(why.contains("gzip"), "{why}: {broken:?}");
+        }
+        let bomb = gzip(&vec![0; 80 * MIB]);
+        assert!(bomb.len() < 100_000);
+        refused(&gateway, put(bomb), 413, "body_too_large").await;
+        assert_eq!(gateway.get(FIELD).await.0, StatusCode::NOT_FOUND);
+    }
+
+    async fn an_encoding_that_is_not_known_is_refused_with_those_that_are(world) {
+        let gateway = world.gateway().await;
+        for coding in ["br", "deflate", "zstd", "gzip, gzip", "gzip, br", "x"] {
+            let put = gateway.request(Method::PUT, FIELD).header("content-encoding", coding).body("green");
+            let answer = gateway.answer(put).await;
+            assert_eq!((answer.status().as_u16(), &answer.headers()["accept-encoding"]), (415, &"gzip".parse().unwrap()));
+            let put = gateway.request(Method::PUT, FIELD).header("content-encoding", coding).body("green");
+            assert!(refused(&gateway, put, 415, "unsupported_encoding").await.contains("gzip"));
+        }
+        assert_eq!(gateway.get(FIELD).await.0, StatusCode::NOT_FOUND);
+    }
+
+    async fn p7_bodies_in_gzip_take_their_decoded_bytes_of_the_budget_of_bodies(world) {
+        let gateway = world.gateway_with(|settings| settings.requests.max_total_body_bytes = 4 * MIB).await;
+        let body = gzip(&vec![b'x'; MIB]);
+        let mut unfinished = Vec::new();
+        for _ in 0..10 {
+            let mut socket = TcpStream::connect(gateway.address()).await.unwrap();
+            let head = format!("PUT {FIELD} HTTP/1.1\r\nhost: localhost\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n", body.len());
+            socket.write_all(&[head.as_bytes(), &body[..body.len() - 1]].concat()).await.unwrap();
+            unfinished.push(socket);
+        }
+        let put = || gateway.request(Method::PUT, FIELD).body("x".repeat(200_000));
+        let problem = eventually("the budget is taken", async || {
+            let (status, problem) = gateway.send(put()).await;
+            (status == StatusCode::SERVICE_UNAVAILABLE).then_some(problem)
+        }).await;
+        assert_eq!(problem["code"], "too_many_bodies");
+        drop(unfinished);
+        eventually("the bytes are free again", async || gateway.send(put()).await.0.is_success().then_some(())).await;
+    }
+
+    async fn json_may_begin_with_a_byte_order_mark(world) {
+        let gateway = world.gateway().await;
+        let mut stream = gateway.room("lobby").await;
+        let send = |method, path, body: &str| {
+            let request = gateway.request(method, path).header("content-type", "application/json");
+            gateway.send(request.body(format!("\u{feff}{body}")))
+        };
+        assert_eq!(send(Method::POST, "/v1/rooms/lobby/events", r#"{"data":1}"#).await.0, 201);
+        assert_eq!(send(Method::POST, "/v1/events", r#"{"events":[{"room":"lobby","data":2}]}"#).await.0, 200);
+        assert_eq!((stream.data().await, stream.data().await), ("1".into(), "2".into()));
+        assert_eq!(send(Method::PUT, FIELD, r#"{"value":"7"}"#).await.0, 201);
+        assert_eq!(send(Method::PATCH, "/v1/hashes/lamp", r#"{"a":"b"}"#).await.0, 200);
+        assert_eq!(send(Method::POST, &format!("{FIELD}/increment"), r#"{"by":1}"#).await.1["value"], "8");
+        // A text has its mark.
+        gateway.publish("lobby", "\u{feff}text").await;
+        assert_eq!(stream.data().await, "\u{feff}text");
+    }
+
+    async fn text_that_is_no_unicode_is_refused_in_events_and_in_values(world) {
+        let gateway = world.gateway().await;
+        let mut stream = gateway.room("lobby").await;
+        for text in [r"\ud800", r"\udc00", r"\ud800\ud800", r"\ud800x", r"\udc00\ud800", r"\\\ud800"] {
+            for (method, path, body) in [
+                (Method::POST, "/v1/rooms/lobby/events", format!(r#"{{"data":"{text}"}}"#)),
+                (Method::POST, "/v1/rooms/lobby/events", format!(r#"{{"data":[{{"a{text}":1}}]}}"#)),
+                (Method::POST, "/v1/events", format!(r#"{{"events":[{{"room":"lobby","data":["{text}"]}}]}}"#)),
+                (Method::PUT, FIELD, format!(r#"{{"value":"{text}"}}"#)),
+                (Method::PATCH, "/v1/hashes/lamp", format!(r#"{{"a":"{text}"}}"#)),
+            ] {
+                let request = gateway.request(method, path).header("content-type", "application/json").body(body);
+                let why = refused(&gateway, request, 400, "invalid_body").await;
+                assert!(why.contains("surrogate") || why.contains("hex escape"), "{path} {text}: {why}");
+            }
+        }
+        for text in [r#""\ud83d\ude00""#, r#""\\ud800""#, r#""\uD83D\uDE00 \u00e9""#] {
+            let body = format!(r#"{{"data":{text}}}"#);
+            let request = gateway.request(Method::POST, "/v1/rooms/lobby/events").header("content-type", "application/json");
+            assert_eq!(gateway.send(request.body(body)).await.0, 201);
+            assert_eq!(stream.data().await, text);
+        }
+    }
+
+    async fn a_patch_that_names_a_field_twice_is_refused(world) {
+        let gateway = world.gateway().await;
+        for body in [r#"{"a":"1","b":"2","a":"3"}"#, r#"{"a":"1","a":null}"#, r#"{"a":"1","\u0061":"1"}"#] {
+            let request = gateway.request(Method::PATCH, "/v1/hashes/lamp").header("content-type", "application/json");
+            let why = refused(&gateway, request.body(body), 400, "invalid_body").await;
+            assert!(why.contains("\"a\" twice"), "{why}");
+        }
+        assert_eq!(gateway.get("/v1/hashes/lamp").await.1["fields"], json!({}));
+    }
+}
+
+/// A request whose body has this length, to be followed by the body.
+fn head(method: &str, path: &str, more: &str, length: usize) -> String {
+    format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{more}content-length: {length}\r\n\r\n")
+}
+
+#[tokio::test]
+async fn a_client_that_sends_a_whole_refused_body_before_it_reads_gets_the_refusal() {
+    let gateway = Gateway::start(close).await;
+    let user = crate::auth::token(&crate::auth::claims(&crate::auth::all()));
+    let user = format!("authorization: Bearer {user}\r\n");
+    let body = vec![b'x'; 10 * MIB];
+    let chunked = [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
+    let with_length = |more: &str| [head("PUT", FIELD, more, body.len()).as_bytes(), &body].concat();
+    let te = format!("PUT {FIELD} HTTP/1.1\r\nhost: localhost\r\n{user}transfer-encoding: chunked\r\n\r\n");
+    for (request, status, code) in [
+        (with_length(&user), 413, "body_too_large"),
+        ([te.as_bytes(), &chunked].concat(), 413, "body_too_large"),
+        (with_length(""), 401, "token_missing"),
+        (with_length(&format!("{user}content-encoding: br\r\n")), 415, "unsupported_encoding"),
+    ] {
+        let answer = send_raw(&gateway, request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+        assert_eq!(document(&answer)["code"], code);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_is_refused_by_its_length_before_it_is_sent() {
+    let gateway = Gateway::start(|_| {}).await;
+    for more in ["", "expect: 100-continue\r\n"] {
+        let answer = send_raw(&gateway, head("PUT", FIELD, more, MIB + 1)).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    }
+    let mut socket = TcpStream::connect(gateway.address()).await.unwrap();
+    socket.write_all(head("PUT", FIELD, "expect: 100-continue\r\n", 5).as_bytes()).await.unwrap();
+    let mut answer = vec![0; 25];
+    within("the gateway asks for the body", socket.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+}
+
+#[tokio::test]
+async fn a_refused_request_with_a_small_body_keeps_its_connection() {
+    let gateway = Gateway::start(close).await;
+    let mut socket = TcpStream::connect(gateway.address()).await.unwrap();
+    for _ in 0..3 {
+        socket.write_all(&[head("PUT", FIELD, "", 5).as_bytes(), b"green"].concat()).await.unwrap();
+        let mut answer = Vec::new();
+        while !String::from_utf8_lossy(&answer).ends_with('}') {
+            let read = within("an answer", socket.read_buf(&mut answer)).await.unwrap();
+            assert!(read > 0, "the connection is open");
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 401 "));
+    }
+}
