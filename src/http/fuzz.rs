@@ -172,7 +172,7 @@ fn fuzz_conditions() {
         let text = String::from_utf8_lossy(&given);
         match answered.0.status() {
             StatusCode::OK => {
-                assert!(text.trim_matches([',', ' ', '\t']) == "*" || text.contains(&tag), "{text:?} holds")
+                assert!(text.trim_matches([',', ' ', '\t']) == "*" || text.contains(&tag), "{text:?} holds");
             }
             StatusCode::PRECONDITION_FAILED => assert!(!text.split(',').any(|one| one.trim() == tag), "{text:?}"),
             status => assert_eq!(status, StatusCode::BAD_REQUEST),
