@@ -2,6 +2,7 @@
 
 mod connections;
 mod detach;
+mod head_timer;
 
 use std::io;
 use std::net::SocketAddr;
