@@ -274,13 +274,17 @@ impl From<BrokerError> for Problem {
             ),
             // The fault's detail may name servers. It goes to the log; the caller gets the kind only.
             BrokerError::Unavailable(fault) => {
-                request_context::log(|| tracing::warn!(%fault, "a request failed: the broker is degraded"));
+                request_context::log_limited(fault.kind.name(), |omitted| {
+                    tracing::warn!(%fault, omitted, "a request failed: the broker is degraded");
+                });
                 let (code, cause) = cause(&fault);
                 let detail = format!("nothing was stored or read: {cause} ({}); try again", fault.kind.name());
                 Self::new(code, detail)
             }
             BrokerError::OutcomeUnknown(fault) => {
-                request_context::log(|| tracing::warn!(%fault, "outcome unknown: the broker's answer was lost"));
+                request_context::log_limited(Code::OutcomeUnknown.name(), |omitted| {
+                    tracing::warn!(%fault, omitted, "outcome unknown: the broker's answer was lost");
+                });
                 let detail = format!(
                     "the write may or may not be stored ({}); if it has an Idempotency-Key or an If-Match that its \
                      route supports, it can be repeated safely",
@@ -338,7 +342,9 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
     count(problem.code);
     let (code, status, title) = problem.code.parts();
     if status == StatusCode::INTERNAL_SERVER_ERROR {
-        request_context::log(|| tracing::error!(detail = problem.detail, "the gateway failed"));
+        request_context::log_limited(code, |omitted| {
+            tracing::error!(detail = problem.detail, omitted, "the gateway failed");
+        });
     }
     let document = ProblemDocument {
         kind: format!("urn:roomcast:problem:{code}"),

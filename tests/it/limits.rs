@@ -3,6 +3,7 @@
 mod bodies;
 mod budgets;
 mod hostile;
+mod logs;
 
 use std::time::Duration;
 
