@@ -104,12 +104,7 @@ impl Deref for RequestBody {
 /// checked before.
 pub async fn read_body(request: Request, app: &App, caller: &Caller) -> Result<RequestBody, Problem> {
     let limit = app.settings.requests.request_timeout;
-    let key = match (&caller.identity().subject, caller.address()) {
-        (Some(subject), _) => RateKey::Subject(subject.clone()),
-        (None, Some(address)) => RateKey::Address(address),
-        (None, None) => RateKey::All,
-    };
-    let permit = BodyPermit::new(&app.bodies, key);
+    let permit = BodyPermit::new(&app.bodies, caller.key());
     // The timeout covers only the arrival of the body. Calls to the broker have limits of their own: a call that is
     // cut short would hide whether the write was done.
     let arrival = tokio::time::timeout(limit, collect(request.into_body(), app, permit)).await;

@@ -178,6 +178,15 @@ fn scope(policy: &str) -> &'static str {
 }
 
 impl Caller {
+    /// What the caller's share of the replica's memory is counted by: its subject, or its address if it has none.
+    pub fn key(&self) -> RateKey {
+        match (&self.identity.subject, self.address) {
+            (Some(subject), _) => RateKey::Subject(subject.clone()),
+            (None, Some(address)) => RateKey::Address(address),
+            (None, None) => RateKey::All,
+        }
+    }
+
     /// The identity that its token gives it.
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity

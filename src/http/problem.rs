@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::middleware::request_context;
 use crate::broker::{BrokerError, Fault, FaultKind};
+use crate::live::AppendError;
 use crate::rate_limit::RateStatus;
 
 /// The media type of problem documents.
@@ -56,6 +57,7 @@ pub enum Code {
     Busy,
     SubscriberTaken,
     TooManyRequests,
+    TooManyWrittenRooms,
     TooManyConnections,
     TooManyBodies,
     BadRequest,
@@ -124,6 +126,11 @@ impl Code {
                 ("subscriber_taken", StatusCode::CONFLICT, "The subscriber name belongs to another caller")
             }
             Self::TooManyRequests => ("too_many_requests", StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
+            Self::TooManyWrittenRooms => (
+                "too_many_written_rooms",
+                StatusCode::TOO_MANY_REQUESTS,
+                "The caller has published to too many rooms",
+            ),
             Self::TooManyConnections => (
                 "too_many_connections",
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -250,6 +257,20 @@ impl Problem {
     /// The cause in this case.
     pub fn detail(&self) -> &str {
         &self.detail
+    }
+}
+
+impl From<AppendError> for Problem {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::TooManyTopics { retry_after } => Self::later(
+                Code::TooManyWrittenRooms,
+                "the replica can't remember further rooms that this caller publishes to; those of the last minutes \
+                 still take events, others do after the seconds in Retry-After",
+                retry_after,
+            ),
+            AppendError::Broker(error) => error.into(),
+        }
     }
 }
 

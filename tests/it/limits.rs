@@ -4,6 +4,7 @@ mod bodies;
 mod budgets;
 mod hostile;
 mod logs;
+mod shares;
 
 use std::time::Duration;
 

@@ -21,7 +21,7 @@ const LINES: u64 = 10;
 struct LoggingGateway {
     process: Child,
     log: Arc<Mutex<Vec<u8>>>,
-    reading: JoinHandle<()>,
+    reading: Option<JoinHandle<()>>,
     url: String,
     started: Instant,
 }
@@ -48,7 +48,7 @@ impl LoggingGateway {
         });
         let url = format!("http://{address}");
         eventually("it serves", async || reqwest::get(format!("{url}/livez")).await.ok()).await;
-        Self { process, log, reading, url, started }
+        Self { process, log, reading: Some(reading), url, started }
     }
 
     fn log(&self) -> String {
@@ -59,9 +59,14 @@ impl LoggingGateway {
     fn stop(mut self) -> (String, u64) {
         signal(&self.process, Signal::SIGTERM);
         self.process.wait().unwrap();
-        self.reading.join().unwrap();
-        let log = String::from_utf8_lossy(&self.log.lock().unwrap()).into_owned();
-        (log, LINES * (self.started.elapsed().as_secs() + 1))
+        self.reading.take().unwrap().join().unwrap();
+        (self.log(), LINES * (self.started.elapsed().as_secs() + 1))
+    }
+}
+
+impl Drop for LoggingGateway {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
     }
 }
 

@@ -1,0 +1,64 @@
+//! What all callers share: nobody can take all of it.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::as_user;
+use crate::auth::{all, at, claims, close, token};
+use crate::support::{Gateway, World, eventually};
+
+fn admin() -> String {
+    token(&claims(&json!({"admin": true})))
+}
+
+/// Publishes an event to each of a thousand rooms with long names. Returns the code of the first failure.
+async fn publish_to_new_rooms(gateway: &Gateway, user: &str, number: usize) -> Option<Value> {
+    let name = |n: usize| format!("{:x<128}", format!("{user}-{number}-{n}-"));
+    let rooms: Vec<_> = (0..1000).map(name).collect();
+    let batch = json!({"events": [{"rooms": rooms, "data": 1}]});
+    let post = gateway.request(Method::POST, "/v1/events").bearer_auth(as_user(user)).json(&batch);
+    let (_, answer) = gateway.send(post).await;
+    answer["results"][0]["problem"]["code"].as_str().map(Into::into)
+}
+
+/// On one broker: the replica remembers rooms alike with both, and it takes a hundred thousand of them.
+#[tokio::test]
+async fn p7_a_caller_that_publishes_to_very_many_rooms_leaves_room_for_those_of_others() {
+    let world = World::embedded();
+    let gateway = world
+        .gateway_with(|settings| {
+            close(settings);
+            settings.limits.rate_per_subject = 0;
+            settings.limits.rate_per_address = 0;
+            settings.limits.rate_total = 0;
+        })
+        .await;
+    let mut batches = 0;
+    let code = loop {
+        batches += 1;
+        if let Some(code) = publish_to_new_rooms(&gateway, "eve", batches).await {
+            break code;
+        }
+    };
+    assert_eq!(code, "too_many_written_rooms", "after {batches} batches");
+    // Another caller publishes to as many new rooms as a quarter of hers.
+    for number in 0..batches / 4 {
+        assert_eq!(publish_to_new_rooms(&gateway, "bob", number).await, None);
+    }
+    let publish = |room: String| {
+        let post = gateway.request(Method::POST, &format!("/v1/rooms/{room}/events"));
+        gateway.answer(post.bearer_auth(as_user("eve")).body("x"))
+    };
+    let refused = publish("new".into()).await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    let seconds: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=300).contains(&seconds), "{seconds}");
+    // Rooms that are remembered are not refused.
+    assert_eq!(publish(format!("{:x<128}", "eve-1-0-")).await.status(), StatusCode::CREATED);
+    let metrics = gateway.answer(gateway.request(Method::GET, "/metrics").bearer_auth(admin())).await;
+    let metrics = metrics.text().await.unwrap();
+    let value = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    assert!(value("roomcast_written_rooms_bytes") > Some(32 << 20), "{metrics}");
+    let refused = value("roomcast_rejected_total{limit=\"written_rooms\",kind=\"event\"}");
+    assert!(refused > Some(1), "{metrics}");
+}
