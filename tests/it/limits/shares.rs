@@ -62,3 +62,42 @@ async fn p7_a_caller_that_publishes_to_very_many_rooms_leaves_room_for_those_of_
     let refused = value("roomcast_rejected_total{limit=\"written_rooms\",kind=\"event\"}");
     assert!(refused > Some(1), "{metrics}");
 }
+
+on_both_brokers! {
+    async fn p10_removals_bans_and_revocations_are_accepted_while_the_memory_is_full(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.limits.rate_per_subject = 0;
+            settings.embedded.max_bytes = 2_000_000;
+        }).await;
+        let mut stream = gateway.stream(&format!("/v1/rooms/lobby/stream?access_token={}", as_user("eve"))).await;
+        if let Some(redis) = &world.redis {
+            redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+        }
+        // First large events fill the memory, then the smallest.
+        for bytes in [50_000, 1] {
+            let mut rooms = 0;
+            let problem = eventually("the memory is full", async || {
+                rooms += 1;
+                let post = gateway.request(Method::POST, &format!("/v1/rooms/r{bytes}-{rooms}/events"));
+                let (status, problem) = gateway.send(post.bearer_auth(as_user("eve")).body("x".repeat(bytes))).await;
+                (status == StatusCode::SERVICE_UNAVAILABLE).then_some(problem)
+            }).await;
+            assert_eq!(problem["code"], "out_of_memory", "{problem}");
+        }
+        let revoked = token(&json!({"sub": "eve", "jti": "one", "exp": at(600), "aud": "roomcast.example", "roomcast": all()}));
+        let read = || gateway.send(gateway.request(Method::GET, "/v1/rooms").bearer_auth(&revoked));
+        assert_eq!(read().await.0, StatusCode::OK);
+        for path in [
+            "/v1/users/eve/streams?deny_seconds=600".to_owned(),
+            "/v1/rooms/lobby/subscribers/sam?deny_seconds=600".into(),
+            "/v1/tokens/one".into(),
+        ] {
+            let (status, problem) = gateway.send(gateway.request(Method::DELETE, &path).bearer_auth(admin())).await;
+            assert_eq!(status.as_u16(), 204, "{path}: {problem}");
+        }
+        let end = stream.event().await;
+        assert_eq!((end.event.as_str(), end.json()["reason"].as_str()), ("stream.end", Some("removed")));
+        eventually("the token is revoked", async || (read().await.0 == StatusCode::UNAUTHORIZED).then_some(())).await;
+    }
+}
