@@ -64,6 +64,28 @@ async fn p7_a_caller_that_publishes_to_very_many_rooms_leaves_room_for_those_of_
 }
 
 on_both_brokers! {
+    async fn the_openapi_document_counts_for_the_limit_of_its_address(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.limits.rate_per_address = 4;
+        }).await;
+        for path in ["/openapi.json", "/openapi-3.2.json"] {
+            let problem = eventually("it is refused", async || {
+                let (status, problem) = gateway.get(path).await;
+                (status == StatusCode::TOO_MANY_REQUESTS).then_some(problem)
+            }).await;
+            assert_eq!(problem["code"], "too_many_requests");
+        }
+        assert_eq!(gateway.get("/livez").await.0, StatusCode::OK);
+        // The document counts as more requests than there are left for one address.
+        let answer = eventually("it is served again", async || {
+            let answer = gateway.answer(gateway.request(Method::GET, "/openapi.json")).await;
+            (answer.status() == StatusCode::OK).then_some(answer)
+        }).await;
+        let left: u64 = answer.headers()["ratelimit"].to_str().unwrap().rsplit('=').next().unwrap().parse().unwrap();
+        assert!(left <= 4, "{left} of 8 requests are left");
+    }
+
     async fn p10_removals_bans_and_revocations_are_accepted_while_the_memory_is_full(world) {
         let gateway = world.gateway_with(|settings| {
             close(settings);
