@@ -88,6 +88,8 @@ pub enum TokenError {
     ClaimMissing(String),
     #[error("the token's claim {0} is malformed")]
     ClaimMalformed(String),
+    #[error("the token's claim {0} is empty or has more than {MAX_ID_BYTES} bytes")]
+    IdMalformed(&'static str),
     #[error("the keys that verify tokens have not been fetched yet")]
     KeysUnavailable,
 }
@@ -192,6 +194,7 @@ impl Access {
             }
             verified => verified,
         }?;
+        claims.check_ids()?;
         let expires_at = SystemTime::UNIX_EPOCH + claims.exp.0 + self.rules.skew;
         let info = claims.roomcast.info.as_ref().map(ToString::to_string);
         if info.as_ref().is_some_and(|info| info.len() > MAX_INFO_BYTES || nesting(info) > MAX_INFO_DEPTH) {

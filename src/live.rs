@@ -23,7 +23,7 @@ use tracing::{Span, info_span};
 
 pub use self::event::{ENCODINGS, LiveEvent};
 pub use self::group_cursor::{CaughtUp, GroupCursor, GroupPoll};
-pub use self::log_client::{LogClient, LogPage};
+pub use self::log_client::{AppendError, LogClient, LogPage};
 pub use self::room_counts::RoomCounts;
 pub use self::subscription::{Resume, Start, Subscription, Update};
 

@@ -31,7 +31,7 @@ struct CodeLabel {
     code: &'static str,
 }
 
-/// A limit, and the kind of thing that it has rejected: a request, a stream or a connection.
+/// A limit, and the kind of thing that it has rejected: a request, an event, a stream or a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RejectionLabels {
     limit: &'static str,
@@ -82,6 +82,7 @@ struct StateGauges {
     round_trip: SecondsGauge,
     memory_used: Gauge,
     memory_limit: Gauge,
+    written_rooms: Gauge,
     malformed: Gauge,
     draining: Gauge,
 }
@@ -104,6 +105,8 @@ pub struct CurrentState {
     pub memory_used: u64,
     /// Bytes that the broker may hold; 0 without a limit.
     pub memory_limit: u64,
+    /// Bytes that the rooms take to which this replica has published recently.
+    pub written_rooms: usize,
     /// Messages on the channels of rooms that were not announcements, since the start.
     pub malformed: u64,
     /// Whether the replica shuts down.
@@ -148,7 +151,7 @@ impl Metrics {
             rejected: add(
                 all,
                 "rejected",
-                "Requests, streams and connections that a limit has rejected, by limit and kind",
+                "Requests, events, streams and connections that a limit has rejected, by limit and kind",
             ),
             removals: add(all, "removals", "Removals that this replica was asked for, by kind"),
             streams: add(all, "streams", "Open streams"),
@@ -174,6 +177,11 @@ impl Metrics {
                     "broker_memory_limit_bytes",
                     "Bytes that the broker may hold; 0 without a limit",
                 ),
+                written_rooms: add(
+                    all,
+                    "written_rooms_bytes",
+                    "Bytes of memory for the rooms to which this replica has published in the last minutes",
+                ),
                 malformed: add(
                     all,
                     "malformed_announcements",
@@ -187,6 +195,7 @@ impl Metrics {
         for limit in ["subject", "address", "total", "body_bytes"] {
             drop(metrics.rejected.get_or_create(&RejectionLabels { limit, kind: "request" }));
         }
+        drop(metrics.rejected.get_or_create(&RejectionLabels { limit: "written_rooms", kind: "event" }));
         for kind in ["subscriber", "user", "token"] {
             drop(metrics.removals.get_or_create(&RemovalLabel { kind }));
         }
@@ -246,7 +255,7 @@ impl Metrics {
         self.gaps.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// Counts a request, a stream or a connection that a limit has rejected.
+    /// Counts a request, an event, a stream or a connection that a limit has rejected.
     pub fn rejected(&self, limit: &'static str, kind: &'static str) {
         self.rejected.get_or_create(&RejectionLabels { limit, kind }).inc();
     }
@@ -267,6 +276,7 @@ impl Metrics {
         self.now.round_trip.set(now.round_trip.unwrap_or_default().as_secs_f64());
         self.now.memory_used.set(i64::try_from(now.memory_used).unwrap_or(i64::MAX));
         self.now.memory_limit.set(i64::try_from(now.memory_limit).unwrap_or(i64::MAX));
+        self.now.written_rooms.set(number(now.written_rooms));
         self.now.malformed.set(i64::try_from(now.malformed).unwrap_or(i64::MAX));
         self.now.draining.set(now.draining.into());
         let mut text = String::new();

@@ -234,17 +234,19 @@ impl Presence {
         self.store.member(room, subscriber).await
     }
 
-    /// Checks that a stream's subscriber may join all of its rooms. Changes nothing.
+    /// Checks that a stream's subscriber may join all of its rooms. Changes nothing. `watches`: the stream will also
+    /// [watch](Self::watch) them, which a stream that is refused must not do.
     pub async fn plan_join(
         &self,
         rooms: &[RoomName],
         member: Member,
         token: StreamToken,
+        watches: bool,
     ) -> Result<JoinPlan, JoinError> {
         let rooms: Vec<_> = rooms.iter().filter(|room| self.is_enabled(room)).cloned().collect();
         let mut plan = JoinPlan { member: Arc::new(member), token, free: Vec::new(), own: Vec::new() };
         // The step that joins a room checks the id, too. It can't span rooms.
-        if rooms.len() <= 1 {
+        if rooms.len() <= 1 && !watches {
             return Ok(JoinPlan { own: rooms, ..plan });
         }
         let member = plan.member.clone();

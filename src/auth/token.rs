@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::Permission;
 use super::grants::RoomcastClaim;
 use super::keys::{Key, KeyError};
+use super::{Permission, TokenError};
 
 /// Most bytes of a token's subject, and of its id.
 pub const MAX_ID_BYTES: usize = 256;
@@ -22,15 +22,25 @@ pub(super) struct Claims {
     /// A text. The library also accepts a list.
     #[serde(default)]
     iss: serde_json::Value,
-    #[serde(default, deserialize_with = "deserialize_id")]
+    #[serde(default)]
     pub(super) sub: Option<String>,
-    #[serde(default, deserialize_with = "deserialize_id")]
+    #[serde(default)]
     pub(super) jti: Option<String>,
     #[serde(default)]
     pub(super) roomcast: RoomcastClaim,
 }
 
 impl Claims {
+    /// Fails if the subject or the token's id can't be named in the path of a removal.
+    pub(super) fn check_ids(&self) -> Result<(), TokenError> {
+        for (claim, id) in [("sub", &self.sub), ("jti", &self.jti)] {
+            if id.as_ref().is_some_and(|id| id.is_empty() || id.len() > MAX_ID_BYTES) {
+                return Err(TokenError::IdMalformed(claim));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether one of the issuers of the token is among these.
     pub(super) fn is_issued_by_any(&self, issuers: &[Arc<str>]) -> bool {
         let own = self.iss.as_array().map_or(std::slice::from_ref(&self.iss), Vec::as_slice);
@@ -48,14 +58,6 @@ impl<'de> Deserialize<'de> for NumericDate {
         const LAST: f64 = 253_402_300_799.0;
         let seconds = f64::deserialize(deserializer)?;
         Ok(Self(Duration::from_secs_f64(seconds.clamp(0.0, LAST).round())))
-    }
-}
-
-fn deserialize_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let text = Option::<String>::deserialize(deserializer)?;
-    match text {
-        Some(text) if text.len() > MAX_ID_BYTES => Err(serde::de::Error::custom("sub or jti is too long")),
-        text => Ok(text),
     }
 }
 

@@ -418,6 +418,7 @@ mod tests {
     use crate::http::test_app;
     use crate::live::Start;
     use crate::names::{Data, Event, RoomName};
+    use crate::rate_limit::RateKey;
 
     #[tokio::test]
     async fn a_group_cursor_delivers_an_event_that_came_between_the_streams_position_and_its_creation() {
@@ -433,7 +434,7 @@ mod tests {
             publish_id: None,
             traceparent: None,
         };
-        app.log.append(&topic, &event, None).await.unwrap();
+        app.log.append(&topic, &event, None, &RateKey::All).await.unwrap();
         while subscription.caught_up().is_some() {
             yield_now().await;
         }

@@ -86,7 +86,7 @@ impl Subscriber {
         let Identity { subject, token_id, .. } = &*self.identity;
         let token = StreamToken { subject: subject.clone(), id: token_id.clone() };
         let plan = match member {
-            Some(member) => Some(presence.plan_join(rooms, member, token).await?),
+            Some(member) => Some(presence.plan_join(rooms, member, token, self.wants_presence).await?),
             None => None,
         };
         let joining = async {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 
 use super::body::BodyBudget;
+use super::middleware::request_context::LineLimits;
 use crate::auth::Access;
 use crate::broker::{Broker, HashStore, Listeners, ReplicaRegistry};
 use crate::config::Settings;
@@ -55,6 +56,8 @@ pub struct AppParts {
     pub limits: Option<Arc<RateLimiter>>,
     /// The bytes of request bodies.
     pub bodies: Arc<BodyBudget>,
+    /// The limits of log lines.
+    pub(super) log_lines: Arc<LineLimits>,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// The open connections.
@@ -115,6 +118,7 @@ impl App {
             limits: has_limits.then(|| RateLimiter::new(settings.limits.limits(), broker)),
             access,
             bodies: BodyBudget::new(settings.requests.max_total_body_bytes),
+            log_lines: Arc::default(),
             metrics,
             connections: TaskTracker::new(),
             settings,

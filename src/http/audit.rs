@@ -4,14 +4,18 @@ use std::net::IpAddr;
 
 use super::App;
 use super::caller::Caller;
-use super::middleware::request_context;
+use super::middleware::request_context::{self, cut};
 use super::problem::Problem;
 
-/// Logs that a request or a stream was refused.
+/// Logs that a request or a stream was refused. Of many refusals of one address for one reason, some are
+/// left out.
 pub fn refused(problem: &Problem, subject: Option<&str>, address: Option<IpAddr>) {
-    let (code, detail) = (problem.code().name(), problem.detail());
-    let address = address.map(tracing::field::display);
-    request_context::log(|| tracing::info!(target: "audit", code, subject, address, detail, "refused"));
+    let code = problem.code().name();
+    request_context::log_limited(code, |omitted| {
+        let detail = &*cut(problem.detail());
+        let address = address.map(tracing::field::display);
+        tracing::info!(target: "audit", code, subject, address, detail, omitted, "refused");
+    });
 }
 
 /// Logs and counts a removal that a caller has requested. `kind` is `subscriber`, `user` or `token`; `name` is its

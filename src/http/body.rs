@@ -107,14 +107,9 @@ impl Deref for RequestBody {
 /// permission has to be checked before.
 async fn read_body(request: Request, app: &App, caller: &Caller) -> Result<RequestBody, Problem> {
     let limit = app.settings.requests.request_timeout;
-    let key = match (&caller.identity().subject, caller.address()) {
-        (Some(subject), _) => RateKey::Subject(subject.clone()),
-        (None, Some(address)) => RateKey::Address(address),
-        (None, None) => RateKey::All,
-    };
     let max_bytes = app.settings.requests.max_body_bytes;
     let coding = ContentCoding::from_headers(request.headers())?;
-    let collected = CollectedBody::new(BodyPermit::new(&app.bodies, key), max_bytes);
+    let collected = CollectedBody::new(BodyPermit::new(&app.bodies, caller.key()), max_bytes);
     // The timeout covers only the arrival of the body. Calls to the broker have limits of their own: a call that is
     // cut short would hide whether the write was done.
     let arrival = tokio::time::timeout(limit, collect(request.into_body(), coding, collected)).await;

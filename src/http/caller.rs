@@ -69,6 +69,17 @@ impl FromRequestParts<App> for Caller {
     }
 }
 
+/// Counts requests that need no token against the limits of their address and of callers without a token.
+pub async fn count_without_token(parts: &Parts, app: &App, count: u64) -> Result<(), Problem> {
+    let address = client_address(&parts.extensions, &parts.headers, &app.settings.limits.trusted_proxy);
+    let keys = address.map(RateKey::Address).into_iter().chain(rate_keys(app, None));
+    let status = count_requests(app, keys, count, address, None).await?;
+    if let (Some(status), Some(slot)) = (status, parts.extensions.get::<RateStatusSlot>()) {
+        let _ = slot.0.set(status);
+    }
+    Ok(())
+}
+
 /// Identifies the caller by its token. Also checks the page that may have sent the request.
 async fn identify(parts: &Parts, app: &App) -> Result<(Arc<Identity>, Option<Problem>), Problem> {
     let token = token(parts, &app.settings.access.token_cookie)?;
@@ -155,6 +166,15 @@ fn scope(policy: &str) -> &'static str {
 }
 
 impl Caller {
+    /// What the caller's share of the replica's memory is counted by: its subject, or its address if it has none.
+    pub fn key(&self) -> RateKey {
+        match (&self.identity.subject, self.address) {
+            (Some(subject), _) => RateKey::Subject(subject.clone()),
+            (None, Some(address)) => RateKey::Address(address),
+            (None, None) => RateKey::All,
+        }
+    }
+
     /// The identity that its token gives it.
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity

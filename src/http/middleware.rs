@@ -20,7 +20,8 @@ use tower::{ServiceExt, service_fn};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tracing::{Span, info_span};
 
-use self::request_context::RequestContext;
+use self::request_context::{RequestContext, cut};
+use super::address::client_address;
 use super::caller::RateStatusSlot;
 use super::problem::{self, Code, Problem};
 use super::{App, audit, idempotency};
@@ -92,7 +93,9 @@ async fn middleware(
     let method = method_name(request.method());
     let path = request.extensions().get::<MatchedPath>().cloned();
     let span = trace::is_enabled().then(|| trace_span(&id, method, &request));
-    let context = RequestContext { id: id.clone(), method, uri: request.uri().clone() };
+    let address = client_address(request.extensions(), request.headers(), &app.settings.limits.trusted_proxy);
+    let (uri, lines) = (request.uri().clone(), app.log_lines.clone());
+    let context = RequestContext { id: id.clone(), method, uri, address, lines };
     let rate_status = app.limits.as_ref().map(|_| RateStatusSlot::default());
     if let Some(rate_status) = &rate_status {
         request.extensions_mut().insert(rate_status.clone());
@@ -153,7 +156,7 @@ pub(super) fn close_after(response: &mut Response) {
 fn trace_span(id: &str, method: &str, request: &Request) -> Span {
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
     let name = format!("{method} {route}");
-    let path = request.uri().path();
+    let path = &*cut(request.uri().path());
     let span = info_span!("request", request_id = id, %method, path, otel.name = name, otel.kind = "server");
     let parent = request.headers().get(trace::TRACEPARENT).and_then(|parent| parent.to_str().ok());
     if let Some(parent) = parent {

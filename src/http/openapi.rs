@@ -8,6 +8,9 @@ mod v30;
 
 use std::sync::LazyLock;
 
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::OpenApi;
@@ -17,8 +20,10 @@ use self::streams::{
     PresenceChange, RoomEvent, ServerEvent, StreamEndSchema, StreamGapSchema, StreamOpenSchema,
     StreamPositionSchema,
 };
-use super::problem::{MEDIA_TYPE, ProblemDocument};
+use super::problem::{MEDIA_TYPE, Problem, ProblemDocument};
+use super::{App, caller};
 use crate::config::OpenApiVersion;
+use crate::rate_limit::BYTES_OF_A_REQUEST;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -185,8 +190,11 @@ fn remove_null_types(operation: &mut Value) {
     }
 }
 
-fn serve(version: OpenApiVersion) -> Response {
-    ([(axum::http::header::CONTENT_TYPE, "application/json")], text(version)).into_response()
+/// Serves a document. It needs no token, and counts for the limits of callers without one.
+async fn serve(version: OpenApiVersion, parts: &Parts, app: &App) -> Result<Response, Problem> {
+    let text = text(version);
+    caller::count_without_token(parts, app, 1 + (text.len() / BYTES_OF_A_REQUEST) as u64).await?;
+    Ok(([(CONTENT_TYPE, "application/json")], text).into_response())
 }
 
 /// Get the OpenAPI document
@@ -196,8 +204,8 @@ fn serve(version: OpenApiVersion) -> Response {
     get, path = "/openapi.json", operation_id = "getOpenapi", tag = "Document",
     responses((status = 200, description = "The document", body = serde_json::Value))
 )]
-pub async fn get_openapi() -> Response {
-    serve(OpenApiVersion::V31)
+pub async fn get_openapi(parts: Parts, State(app): State<App>) -> Result<Response, Problem> {
+    serve(OpenApiVersion::V31, &parts, &app).await
 }
 
 /// Get the OpenAPI document in version 3.2
@@ -207,8 +215,8 @@ pub async fn get_openapi() -> Response {
     get, path = "/openapi-3.2.json", operation_id = "getOpenapi32", tag = "Document",
     responses((status = 200, description = "The document", body = serde_json::Value))
 )]
-pub async fn get_openapi_3_2() -> Response {
-    serve(OpenApiVersion::V32)
+pub async fn get_openapi_3_2(parts: Parts, State(app): State<App>) -> Result<Response, Problem> {
+    serve(OpenApiVersion::V32, &parts, &app).await
 }
 
 /// Get the OpenAPI document in version 3.0
@@ -218,6 +226,6 @@ pub async fn get_openapi_3_2() -> Response {
     get, path = "/openapi-3.0.json", operation_id = "getOpenapi30", tag = "Document",
     responses((status = 200, description = "The document", body = serde_json::Value))
 )]
-pub async fn get_openapi_3_0() -> Response {
-    serve(OpenApiVersion::V30)
+pub async fn get_openapi_3_0(parts: Parts, State(app): State<App>) -> Result<Response, Problem> {
+    serve(OpenApiVersion::V30, &parts, &app).await
 }

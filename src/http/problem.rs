@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::middleware::request_context;
 use crate::broker::{BrokerError, Fault, FaultKind};
+use crate::live::AppendError;
 use crate::rate_limit::RateStatus;
 
 /// The media type of problem documents.
@@ -61,6 +62,7 @@ pub enum Code {
     Busy,
     SubscriberTaken,
     TooManyRequests,
+    TooManyWrittenRooms,
     TooManyConnections,
     TooManyBodies,
     BadRequest,
@@ -136,6 +138,11 @@ impl Code {
                 ("subscriber_taken", StatusCode::CONFLICT, "The subscriber name belongs to another caller")
             }
             Self::TooManyRequests => ("too_many_requests", StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
+            Self::TooManyWrittenRooms => (
+                "too_many_written_rooms",
+                StatusCode::TOO_MANY_REQUESTS,
+                "The caller has published to too many rooms",
+            ),
             Self::TooManyConnections => (
                 "too_many_connections",
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -256,6 +263,20 @@ impl Problem {
     }
 }
 
+impl From<AppendError> for Problem {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::TooManyTopics { retry_after } => Self::later(
+                Code::TooManyWrittenRooms,
+                "the replica can't remember further rooms that this caller publishes to; those of the last minutes \
+                 still take events, others do after the seconds in Retry-After",
+                retry_after,
+            ),
+            AppendError::Broker(error) => error.into(),
+        }
+    }
+}
+
 impl From<BrokerError> for Problem {
     fn from(error: BrokerError) -> Self {
         match error {
@@ -277,13 +298,17 @@ impl From<BrokerError> for Problem {
             ),
             // The fault's detail may name servers. It goes to the log; the caller gets the kind only.
             BrokerError::Unavailable(fault) => {
-                request_context::log(|| tracing::warn!(%fault, "a request failed: the broker is degraded"));
+                request_context::log_limited(fault.kind.name(), |omitted| {
+                    tracing::warn!(%fault, omitted, "a request failed: the broker is degraded");
+                });
                 let (code, cause) = cause(&fault);
                 let detail = format!("nothing was stored or read: {cause} ({}); try again", fault.kind.name());
                 Self::new(code, detail)
             }
             BrokerError::OutcomeUnknown(fault) => {
-                request_context::log(|| tracing::warn!(%fault, "outcome unknown: the broker's answer was lost"));
+                request_context::log_limited(Code::OutcomeUnknown.name(), |omitted| {
+                    tracing::warn!(%fault, omitted, "outcome unknown: the broker's answer was lost");
+                });
                 let detail = format!(
                     "the write may or may not be stored ({}); if it has an Idempotency-Key or an If-Match that its \
                      route supports, it can be repeated safely",
@@ -342,7 +367,9 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
     let challenge = challenge(&problem);
     let (code, status, title) = problem.code.parts();
     if status == StatusCode::INTERNAL_SERVER_ERROR {
-        request_context::log(|| tracing::error!(detail = problem.detail, "the gateway failed"));
+        request_context::log_limited(code, |omitted| {
+            tracing::error!(detail = problem.detail, omitted, "the gateway failed");
+        });
     }
     let document = ProblemDocument {
         kind: format!("urn:roomcast:problem:{code}"),

@@ -2,6 +2,7 @@
 //! of reads at one time is limited.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -9,11 +10,12 @@ use tracing::{Instrument, Span, info_span};
 
 use super::watermarks::Watermarks;
 use crate::broker::{
-    Appended, Broker, BrokerError, CALL_LIMIT, Fault, FaultKind, Health, IdempotencyKey, LogSlice, Peek, ReadLimit,
-    ReadRange, read_with_deadline, write_with_deadline,
+    Appended, Broker, BrokerError, CALL_LIMIT, Health, IdempotencyKey, LogSlice, Peek, ReadLimit, ReadRange,
+    read_with_deadline, write_with_deadline,
 };
 use crate::log::{EpochHistory, Next};
 use crate::names::{Event, EventId, Topic};
+use crate::rate_limit::RateKey;
 use crate::trace;
 
 /// Most reads at one time. More have to wait, so that many readers do not crowd out publishes.
@@ -47,6 +49,20 @@ pub struct LogPage {
     pub bytes: usize,
 }
 
+/// Why an event is not appended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// The caller has appended to so many topics in the last minutes that the replica would not remember another one.
+    #[error("events were published to more rooms in the last minutes than a replica can remember of one caller")]
+    TooManyTopics {
+        /// The time until a new topic is accepted.
+        retry_after: Duration,
+    },
+    /// The broker has failed.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
 impl LogClient {
     /// A client of a broker.
     pub fn new(broker: Arc<dyn Broker>) -> Arc<Self> {
@@ -63,17 +79,17 @@ impl LogClient {
         self.broker.health()
     }
 
-    /// Appends an event to a topic's log. Subscribers receive it when the broker announces it.
+    /// Appends an event of a caller to a topic's log. Subscribers receive it when the broker announces it.
     pub async fn append(
         &self,
         topic: &Topic,
         event: &Event,
         key: Option<&IdempotencyKey>,
-    ) -> Result<Appended, BrokerError> {
-        if !self.watermarks.has_room_for(topic) {
-            let detail = "events were published to more rooms in the last minutes than a replica can remember";
-            return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)));
-        }
+        caller: &RateKey,
+    ) -> Result<Appended, AppendError> {
+        self.watermarks
+            .check_room_for(topic, caller)
+            .map_err(|retry_after| AppendError::TooManyTopics { retry_after })?;
         let watermarks = self.watermarks.take_for_call(topic);
         let span = if trace::is_enabled() { info_span!("append", room = topic.name()) } else { Span::none() };
         let append = self.broker.append(topic, &watermarks, event.encode(), key).instrument(span);
@@ -81,7 +97,7 @@ impl LogClient {
         // An event that an earlier call appended may be lost by now. Only an event of this call surely existed just
         // now.
         if !appended.replayed {
-            self.watermarks.add_appended(topic, appended.id);
+            self.watermarks.add_appended(topic, appended.id, caller);
         }
         Ok(appended)
     }

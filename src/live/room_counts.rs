@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::broker::{BrokerError, ReplicaRegistry, SubscriberCounts};
 
-/// Shortest time between two reads.
+/// Shortest time between two reads. An error is kept for so long.
 const MIN_LIFETIME: Duration = Duration::from_secs(1);
 /// Counts are kept for this many times as long as it took to read them.
 const LIFETIME_FACTOR: u32 = 10;
@@ -34,8 +34,7 @@ impl RoomCounts {
         Self { registry, latest: Mutex::default() }
     }
 
-    /// Subscribers by room, at most [`MIN_LIFETIME`] old, or older if it takes long to read them. An error is kept for
-    /// as long.
+    /// Subscribers by room, at most [`MIN_LIFETIME`] old, or older if it takes long to read them.
     pub async fn get(&self) -> Result<Arc<SubscriberCounts>, BrokerError> {
         let reading = {
             let mut latest = self.latest.lock().expect("no holder of the lock panics");
@@ -53,8 +52,9 @@ impl RoomCounts {
         async move {
             let began = Instant::now();
             let counts = registry.subscriber_counts().await.map(Arc::new);
-            let until = Instant::now() + MIN_LIFETIME.max(began.elapsed() * LIFETIME_FACTOR);
-            CountsReading { counts, until }
+            // However long an error has taken, the broker may be well again.
+            let lifetime = if counts.is_ok() { began.elapsed() * LIFETIME_FACTOR } else { MIN_LIFETIME };
+            CountsReading { counts, until: Instant::now() + lifetime.max(MIN_LIFETIME) }
         }
         .boxed()
     }

@@ -6,16 +6,20 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::names::{EventId, Topic};
+use crate::rate_limit::RateKey;
 
 /// Longest time until the next segment begins. A topic is kept for one to two of these after its last use.
 const SEGMENT_AGE: Duration = Duration::from_mins(5);
 /// Memory that a segment of written topics may take, in bytes. Appends to more topics are refused: what a replica has
-/// acknowledged it does not forget.
+/// acknowledged it does not forget. The topics of one caller take as much as they leave free, so that there is room for
+/// those of one more caller.
 const WRITTEN_BYTES: usize = 64 * 1024 * 1024;
 /// Memory that a segment of topics that were only read may take, in bytes. More topics displace the oldest.
 const READ_BYTES: usize = 8 * 1024 * 1024;
 /// Memory that a topic takes beside its name, with the ids of two epochs.
 const TOPIC_BYTES: usize = 192;
+/// Memory that the count of a caller takes.
+const CALLER_BYTES: usize = 512;
 /// Most epochs that are kept of a topic: the newest.
 const KEPT_EPOCHS: usize = 8;
 
@@ -45,6 +49,8 @@ struct Segments {
     born: Instant,
     /// Memory of the younger segment.
     bytes: usize,
+    /// Memory of the topics in it that each caller has appended to first.
+    callers: HashMap<RateKey, usize>,
     max_bytes: usize,
 }
 
@@ -80,7 +86,14 @@ impl Stores {
 
 impl Segments {
     fn new(max_bytes: usize) -> Self {
-        Self { young: HashMap::new(), old: HashMap::new(), born: Instant::now(), bytes: 0, max_bytes }
+        Self {
+            young: HashMap::new(),
+            old: HashMap::new(),
+            born: Instant::now(),
+            bytes: 0,
+            callers: HashMap::new(),
+            max_bytes,
+        }
     }
 
     fn contains(&self, topic: &Topic) -> bool {
@@ -93,6 +106,7 @@ impl Segments {
 
     fn begin(&mut self) {
         self.old = std::mem::take(&mut self.young);
+        self.callers.clear();
         (self.born, self.bytes) = (Instant::now(), 0);
     }
 
@@ -106,9 +120,28 @@ impl Segments {
         self.begin_if_due();
         let Self { young, old, bytes, .. } = self;
         young.entry(topic.clone()).or_insert_with(|| {
-            *bytes += topic.name().len() + TOPIC_BYTES;
+            *bytes += topic_bytes(topic);
             old.remove(topic).unwrap_or_default()
         })
+    }
+
+    /// Like [`Self::touch`]; a topic that was not in the younger segment counts for the caller.
+    fn touch_for(&mut self, topic: &Topic, caller: &RateKey) -> &mut TopicWatermarks {
+        self.begin_if_due();
+        if !self.young.contains_key(topic) {
+            let of_caller = self.callers.entry(caller.clone()).or_insert_with(|| {
+                self.bytes += CALLER_BYTES;
+                0
+            });
+            *of_caller += topic_bytes(topic);
+        }
+        self.touch(topic)
+    }
+
+    /// Whether a further topic may count for the caller.
+    fn has_room_for(&self, topic: &Topic, caller: &RateKey) -> bool {
+        let of_caller = self.callers.get(caller).copied().unwrap_or_default();
+        of_caller + topic_bytes(topic) <= self.max_bytes.saturating_sub(self.bytes)
     }
 
     /// Like [`Self::touch`]; a topic for which there is no room displaces the older segment.
@@ -140,16 +173,27 @@ impl Watermarks {
         ids
     }
 
-    /// Whether the id of an event that is appended to a topic now can be kept.
-    pub fn has_room_for(&self, topic: &Topic) -> bool {
+    /// Whether the id of an event that a caller appends to a topic now can be kept. The error is the time until it can
+    /// be.
+    pub fn check_room_for(&self, topic: &Topic, caller: &RateKey) -> Result<(), Duration> {
         let written = &mut self.stores().written;
         written.begin_if_due();
-        !written.is_full() || written.contains(topic)
+        if written.contains(topic) || written.has_room_for(topic, caller) {
+            return Ok(());
+        }
+        Err(SEGMENT_AGE.saturating_sub(written.born.elapsed()))
     }
 
-    /// Adds the id of an event that this replica has appended.
-    pub fn add_appended(&self, topic: &Topic, id: EventId) {
-        raise(&mut self.stores().written.touch(topic).ids, id);
+    /// Adds the id of an event that this replica has appended for a caller.
+    pub fn add_appended(&self, topic: &Topic, id: EventId, caller: &RateKey) {
+        raise(&mut self.stores().written.touch_for(topic, caller).ids, id);
+    }
+
+    /// The memory that recently written topics take, in bytes. They may take [`WRITTEN_BYTES`].
+    pub fn written_bytes(&self) -> usize {
+        let written = &mut self.stores().written;
+        written.begin_if_due();
+        written.bytes
     }
 
     /// Adds an id that was read, or announced as expected.
@@ -213,6 +257,11 @@ impl Watermarks {
     }
 }
 
+/// The memory that a topic takes.
+fn topic_bytes(topic: &Topic) -> usize {
+    topic.name().len() + TOPIC_BYTES
+}
+
 /// Raises the highest id of an epoch, or adds the epoch. Only the newest epochs stay.
 fn raise(ids: &mut Vec<EventId>, id: EventId) {
     match ids.binary_search_by_key(&id.epoch, |highest| highest.epoch) {
@@ -235,6 +284,10 @@ mod tests {
         RoomName::new(name).unwrap().into()
     }
 
+    fn caller(subject: &str) -> RateKey {
+        RateKey::Subject(subject.into())
+    }
+
     #[test]
     fn the_highest_id_of_each_epoch_is_kept_and_the_oldest_epochs_are_dropped() {
         let (watermarks, topic) = (Watermarks::default(), topic("a"));
@@ -252,7 +305,7 @@ mod tests {
     fn topics_that_are_only_read_displace_each_other_and_nothing_else() {
         let watermarks = Watermarks::default();
         let (event, name) = (EventId::new(1, 1), |n: usize| topic(&n.to_string()));
-        watermarks.add_appended(&topic("written"), event);
+        watermarks.add_appended(&topic("written"), event, &caller("ann"));
         watermarks.hold(&topic("live"));
         watermarks.add(&topic("live"), event);
         watermarks.hold(&topic("closed"));
@@ -270,21 +323,34 @@ mod tests {
         assert!(watermarks.topics_with_events().len() < count);
     }
 
+    /// Appends to further topics until there is no room for another one. Returns their number.
+    fn fill(watermarks: &Watermarks, prefix: &str, caller: &RateKey) -> usize {
+        let mut count = 0;
+        while watermarks.check_room_for(&topic(&format!("{prefix}{count}")), caller).is_ok() {
+            watermarks.add_appended(&topic(&format!("{prefix}{count}")), EventId::new(1, 1), caller);
+            count += 1;
+        }
+        count
+    }
+
     #[test]
     fn appends_to_more_topics_than_can_be_kept_are_refused() {
         let watermarks = Watermarks::default();
-        let mut count = 0;
-        while watermarks.has_room_for(&topic(&count.to_string())) {
-            watermarks.add_appended(&topic(&count.to_string()), EventId::new(1, 1));
-            count += 1;
+        let (ann, bob) = (caller("ann"), caller("bob"));
+        let count = fill(&watermarks, "a", &ann);
+        assert!(count > 150_000, "{count} topics with short names");
+        assert!(watermarks.check_room_for(&topic("a0"), &ann).is_ok(), "a topic that is kept takes no more room");
+        // The one caller has left as much to the others as it has, and so have the others.
+        let others = fill(&watermarks, "b", &bob);
+        assert!(others > count / 3, "{others} topics after {count}");
+        for n in 0..100 {
+            assert!(watermarks.check_room_for(&topic("new"), &caller(&n.to_string())).is_ok());
         }
-        assert!(count > 300_000, "{count} topics with short names");
-        assert!(watermarks.has_room_for(&topic("0")), "a topic that is kept takes no more room");
         // Readers are not refused, and displace nothing.
         watermarks.hold(&topic("other"));
         watermarks.add(&topic("other"), EventId::new(1, 1));
         watermarks.release(&topic("other"));
-        assert_eq!(watermarks.take_for_call(&topic("0")), [EventId::new(1, 1)]);
+        assert_eq!(watermarks.take_for_call(&topic("a0")), [EventId::new(1, 1)]);
         assert_eq!(watermarks.take_for_call(&topic("other")), [EventId::new(1, 1)]);
     }
 

@@ -400,6 +400,25 @@ async fn a_subject_in_a_pattern_is_never_a_wildcard() {
     }
 }
 
+/// A removal names a subject or a token's id in its path.
+#[tokio::test]
+async fn p10_a_token_whose_subject_or_id_no_removal_can_name_is_refused() {
+    let gateway = Gateway::start(close).await;
+    for claim in ["sub", "jti"] {
+        for (id, expected) in [("", 401), ("x", 200), (&"x".repeat(256), 200), (&"x".repeat(257), 401)] {
+            let mut claims = claims(&all());
+            claims[claim] = json!(id);
+            let request = gateway.request(Method::GET, "/v1/rooms").bearer_auth(token(&claims));
+            let (status, problem) = gateway.send(request).await;
+            assert_eq!(status, expected, "{claim} {id:?}");
+            if expected == 401 {
+                assert_eq!(problem["code"], "token_invalid");
+                assert!(problem["detail"].as_str().unwrap().contains(&format!("claim {claim} ")), "{problem}");
+            }
+        }
+    }
+}
+
 /// The gateway accepts the tokens that `roomcast token` makes.
 #[tokio::test]
 async fn a_token_from_the_command_line_grants_its_permissions() {

@@ -3,6 +3,8 @@
 mod bodies;
 mod budgets;
 mod hostile;
+mod logs;
+mod shares;
 
 use std::time::Duration;
 

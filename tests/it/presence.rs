@@ -196,6 +196,20 @@ on_both_brokers! {
         gateway.stream(&path("free", "desk", &bob)).await;
     }
 
+    async fn a_stream_that_is_refused_asks_for_no_presence_events(world) {
+        let gateway = world.gateway_with(close).await;
+        let (ann, bob) = (as_user("ann"), as_user("bob"));
+        let path = |name: &str, token: &str| format!("/v1/rooms/lobby/stream?subscriber={name}&access_token={token}");
+        let _ann = gateway.stream(&path("sam", &ann)).await;
+        for _ in 0..2 {
+            let request = gateway.request(Method::GET, &format!("{}&presence=true", path("sam", &bob)));
+            assert_eq!(gateway.send(request).await.0, 409);
+        }
+        let _bob = gateway.stream(&path("bob", &bob)).await;
+        let (_, list) = gateway.get(&format!("/v1/rooms/lobby/events?access_token={ann}")).await;
+        assert_eq!(list["events"], json!([]));
+    }
+
     async fn of_streams_of_two_callers_with_one_name_only_the_one_that_opens_supersedes(world) {
         let gateway = world.gateway_with(|settings| {
             close(settings);

@@ -140,6 +140,24 @@ async fn p8_a_list_of_rooms_that_takes_many_slow_commands_is_answered_in_time() 
     assert!(begin.elapsed() < Duration::from_secs(7), "{:?}", begin.elapsed());
 }
 
+/// The time is compared with that of the failed read, which a fast machine and a slow one share.
+#[tokio::test]
+async fn p8_the_list_of_rooms_is_back_soon_after_redis_is_however_long_it_has_failed() {
+    let world = World::redis().await;
+    let proxy = Proxy::to(world.server().port()).await;
+    let gateway = world.gateway_with(|settings| settings.redis.url = Some(proxy.url().parse().unwrap())).await;
+    proxy.set(Link::Freeze);
+    let began = Instant::now();
+    assert_eq!(gateway.get("/v1/rooms").await.0, 503);
+    let failed_after = began.elapsed();
+    proxy.set(Link::Pass);
+    gateway.until_well().await;
+    let began = Instant::now();
+    eventually("the list is back", async || (gateway.get("/v1/rooms").await.0 == 200).then_some(())).await;
+    let back_after = began.elapsed();
+    assert!(back_after < 3 * failed_after, "it failed after {failed_after:?}, and was back after {back_after:?}");
+}
+
 #[tokio::test]
 async fn p2_events_published_while_a_replica_was_cut_off_reach_its_subscribers() {
     let world = World::redis().await;

@@ -276,11 +276,11 @@ async fn a_removal_that_redis_refuses_is_answered_with_the_fault() {
     let world = World::redis().await;
     let gateway = closed(&world).await;
     let redis = world.redis.as_ref().unwrap();
-    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    redis.cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
     let request = gateway.request(Method::DELETE, "/v1/users/ann/streams?deny_seconds=600").bearer_auth(admin());
     let (status, problem) = gateway.send(request).await;
-    assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("out_of_memory")));
-    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("no_replicas")));
+    redis.cli(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     // One removal has expired, the other one has not.
     for until in ["1", "99999999999999"] {
         redis.cli(&[

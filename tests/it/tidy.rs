@@ -18,7 +18,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ("timestamp", &[]),
     ("trace", &[]),
     ("broker", &["digest", "names", "log", "shutdown", "timestamp"]),
-    ("live", &["names", "log", "cache", "broker", "shutdown", "timestamp", "trace"]),
+    ("live", &["names", "log", "cache", "broker", "rate_limit::RateKey", "shutdown", "timestamp", "trace"]),
     ("presence", &["names", "broker", "live::LogClient", "shutdown"]),
     ("moderation", &["names", "broker", "live::LogClient", "presence::Presence", "shutdown", "timestamp"]),
     ("auth", &["names", "shutdown"]),

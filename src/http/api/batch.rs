@@ -134,7 +134,7 @@ pub async fn publish_events(
     // The request itself is counted already, as the first copy.
     caller.spend(&app, copies.saturating_sub(1) as u64).await?;
     let BatchPlan { rooms, forbidden } = plan(&caller, &items);
-    let published = publish(&app, &items, rooms).await;
+    let published = publish(&app, &caller, &items, rooms).await;
     Ok(collect(items, forbidden.into_iter().chain(published)))
 }
 
@@ -251,9 +251,9 @@ fn plan(caller: &Caller, items: &[ParsedItem]) -> BatchPlan {
 }
 
 /// Stores the copies, several rooms at a time.
-async fn publish(app: &App, items: &[ParsedItem], rooms: Vec<RoomPlan>) -> Vec<CopyOutcome> {
+async fn publish(app: &App, caller: &Caller, items: &[ParsedItem], rooms: Vec<RoomPlan>) -> Vec<CopyOutcome> {
     let unavailable = OnceLock::new();
-    let publishing = rooms.into_iter().map(|plan| publish_to_room(app, items, plan, &unavailable));
+    let publishing = rooms.into_iter().map(|plan| publish_to_room(app, caller, items, plan, &unavailable));
     let outcomes: Vec<_> = futures_util::stream::iter(publishing).buffered(CONCURRENT_ROOMS).collect().await;
     outcomes.into_iter().flatten().collect()
 }
@@ -264,6 +264,7 @@ async fn publish(app: &App, items: &[ParsedItem], rooms: Vec<RoomPlan>) -> Vec<C
 /// `unavailable`, no room asks it again, so that a batch is answered as fast as a single event.
 async fn publish_to_room(
     app: &App,
+    caller: &Caller,
     items: &[ParsedItem],
     RoomPlan { room, items: indices }: RoomPlan,
     unavailable: &OnceLock<Code>,
@@ -275,7 +276,7 @@ async fn publish_to_room(
         let result = if let Some(code) = failed.or_else(|| unavailable.get().copied()) {
             Err(Problem::new(code, "not tried, because an earlier event of the batch was not stored"))
         } else {
-            store(app, &room, event, idempotency_key.as_ref()).await
+            store(app, caller, &room, event, idempotency_key.as_ref()).await
         };
         if let Err(problem) = &result {
             // A copy that is not tried is certainly not stored, even if the outcome of the copy before it is unknown.

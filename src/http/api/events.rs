@@ -20,7 +20,7 @@ use crate::http::openapi::GapReasonSchema;
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
-use crate::live::LogPage;
+use crate::live::{AppendError, LogPage};
 use crate::log::{Gap, Next};
 use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId, Topic};
 use crate::{timestamp, trace};
@@ -96,15 +96,21 @@ pub(super) fn new_event(
     Ok(Event { name, data, published_at: timestamp::now(), except, publish_id, traceparent: trace::current() })
 }
 
-/// Appends an event to a room's log, and counts it.
+/// Appends an event of a caller to a room's log, and counts it.
 pub(super) async fn store(
     app: &App,
+    caller: &Caller,
     room: &RoomName,
     event: &Event,
     idempotency_key: Option<&IdempotencyKey>,
 ) -> Result<Appended, Problem> {
     let began = Instant::now();
-    let appended = app.log.append(&room.clone().into(), event, idempotency_key).await?;
+    let appended = app.log.append(&room.clone().into(), event, idempotency_key, &caller.key()).await;
+    let appended = appended.inspect_err(|error| {
+        if matches!(error, AppendError::TooManyTopics { .. }) {
+            app.metrics.rejected("written_rooms", "event");
+        }
+    })?;
     if !appended.replayed {
         app.metrics.published(began.elapsed());
     }
@@ -166,7 +172,7 @@ pub async fn publish_event(
         }
     };
     let idempotency_key = key.map(|key| idempotency::idempotency_key(&caller.owner(), &key, &event));
-    let appended = store(&app, &room, &event, idempotency_key.as_ref()).await?;
+    let appended = store(&app, &caller, &room, &event, idempotency_key.as_ref()).await?;
     // Subscribers first: tasks that the event has woken on this thread write before the publisher is answered.
     yield_now().await;
     let published = Published { room: room.to_string(), id: appended.id.to_string() };

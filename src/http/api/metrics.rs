@@ -39,6 +39,7 @@ fn metrics(app: &App) -> Response {
         round_trip: health.round_trip,
         memory_used: health.memory.map_or(0, |memory| memory.used),
         memory_limit: health.memory.map_or(0, |memory| memory.limit),
+        written_rooms: app.log.watermarks().written_bytes(),
         malformed: app.live.malformed_announcements(),
         draining: app.drain.is_leaving(),
     };

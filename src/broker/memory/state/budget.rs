@@ -8,6 +8,8 @@ use crate::broker::{BrokerError, Fault, FaultKind, Removal};
 pub const OVERHEAD_BYTES: usize = 128;
 /// The size of an idempotency key with its digests.
 pub const IDEMPOTENCY_KEY_BYTES: usize = 256;
+/// This fraction of the limit is kept for removals: a caller that has filled the rest can be removed.
+const RESERVE_DIVISOR: usize = 64;
 /// The size of a small publish. If it does not fit, the broker is degraded.
 const PUBLISH_BYTES: usize = 1024 + 2 * OVERHEAD_BYTES + IDEMPOTENCY_KEY_BYTES;
 /// A refused write counts for health with at most this fraction of the limit: if only larger writes fail, the broker is
@@ -39,13 +41,15 @@ pub fn removal_bytes(removal: &Removal) -> usize {
 pub struct ByteBudget {
     used: usize,
     limit: usize,
+    /// The part of the limit that only removals may use.
+    reserve: usize,
     /// The largest write that was refused since the last one that would have fit.
     refused: usize,
 }
 
 impl ByteBudget {
     pub fn new(limit: usize) -> Self {
-        Self { used: 0, limit, refused: 0 }
+        Self { used: 0, limit, reserve: limit / RESERVE_DIVISOR, refused: 0 }
     }
 
     pub fn used(&self) -> usize {
@@ -69,12 +73,21 @@ impl ByteBudget {
 
     /// Fails if there is no room for so many more bytes.
     pub fn require(&mut self, bytes: usize) -> Result<(), BrokerError> {
-        if self.used + bytes <= self.limit {
+        if self.used + bytes <= self.limit - self.reserve {
             return Ok(());
         }
         self.refused = self.refused.max(bytes.min(self.limit / REFUSED_DIVISOR));
+        Err(self.full())
+    }
+
+    /// Fails if there is no room for a removal of so many bytes.
+    pub fn require_for_removal(&self, bytes: usize) -> Result<(), BrokerError> {
+        if self.used + bytes <= self.limit { Ok(()) } else { Err(self.full()) }
+    }
+
+    fn full(&self) -> BrokerError {
         let detail = format!("the embedded broker is full: it holds at most {} bytes", self.limit);
-        Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)))
+        BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail))
     }
 
     /// Why writes fail, if there is no room for a small publish or for a write of a size that was refused recently.
@@ -93,18 +106,20 @@ mod tests {
 
     #[test]
     fn writes_are_refused_beyond_the_limit_and_fit_again_after_a_release() {
-        let mut budget = ByteBudget::new(100_000);
-        budget.charge(99_000);
+        let mut budget = ByteBudget::new(64_000);
+        budget.charge(62_000);
         assert!(budget.require(1000).is_ok());
         assert!(budget.require(1001).is_err());
+        assert!(budget.require_for_removal(2000).is_ok());
+        assert!(budget.require_for_removal(2001).is_err());
         budget.release(1);
         assert!(budget.require(1001).is_ok());
-        assert_eq!(budget.used(), 98_999);
+        assert_eq!(budget.used(), 61_999);
     }
 
     #[test]
     fn health_reports_a_refused_write_until_it_would_fit() {
-        let mut budget = ByteBudget::new(100_000);
+        let mut budget = ByteBudget { reserve: 0, ..ByteBudget::new(100_000) };
         budget.charge(95_000);
         assert_eq!(budget.fault(), None, "a small publish fits");
         assert!(budget.require(6000).is_err());

@@ -39,6 +39,11 @@ impl Ledger {
         self.budget.require(bytes)
     }
 
+    /// Fails if there is no room for a removal of so many bytes.
+    pub fn require_for_removal(&self, bytes: usize) -> Result<(), BrokerError> {
+        self.budget.require_for_removal(bytes)
+    }
+
     /// Something was loaded from the data folder.
     pub fn loaded(&mut self, bytes: usize) {
         self.budget.charge(bytes);

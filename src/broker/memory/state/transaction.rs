@@ -62,7 +62,7 @@ impl Transaction<'_> {
     /// Stores a removal, and announces it.
     pub fn add_removal(&mut self, removal: &Removal) -> Result<(), BrokerError> {
         let bytes = removal_bytes(removal);
-        self.require(bytes)?;
+        self.state.ledger.require_for_removal(bytes)?;
         let MemoryState { removals, ledger, .. } = &mut *self.state;
         if removals.len() >= MAX_REMOVALS {
             let detail = format!("{MAX_REMOVALS} removals are stored, and no more are accepted");

@@ -1,4 +1,6 @@
--- Takes tokens from a bucket (generic cell rate algorithm). The key holds the time at which the bucket will be full, in
+#!lua flags=allow-oom
+-- Takes tokens from a bucket (generic cell rate algorithm), also while there is no memory left for other writes: limits
+-- hold then, too. The key holds the time at which the bucket will be full, in
 -- microseconds since 1970. Returns {tokens taken, tokens left, microseconds until there are enough tokens}.
 -- KEYS: bucket. ARGV: microseconds until a token comes back, the bucket's capacity, fewest and most tokens to take.
 

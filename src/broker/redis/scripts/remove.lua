@@ -1,5 +1,6 @@
--- Stores a removal and announces it to all replicas. Drops removals that are over; a removal in force is never dropped
--- for a new one. Returns the removal's id.
+#!lua flags=allow-oom
+-- Stores a removal and announces it to all replicas, also while there is no memory left for other writes. Drops removals
+-- that are over; a removal in force is never dropped for a new one. Returns the removal's id.
 -- KEYS: removals, the times (ms) until which they are kept, by id. ARGV: removal, control channel, most removals to
 -- keep, the keys' lifetime (ms), now (ms), the time (ms) until which the removal is kept.
 
@@ -14,7 +15,6 @@ local dropped = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[5], 'LI
 if redis.call('XLEN', KEYS[1]) - #dropped >= tonumber(ARGV[3]) then
   return redis.error_reply('BUSY ' .. ARGV[3] .. ' removals are in force, and no more can be stored')
 end
--- XADD is the first write: Redis refuses it if there is no memory left.
 local id = redis.call('XADD', KEYS[1], '*', 'r', ARGV[1])
 redis.call('ZADD', KEYS[2], ARGV[6], id)
 -- The removal is stored, so what fails from here on does not fail the script.
