@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use futures_util::StreamExt;
 use roomcast_client::types::{Publish, SetField};
-use roomcast_client::{Client, ClientInfo, Error};
+use roomcast_client::{Client, Error};
 
 fn check(what: &str, holds: bool) {
     assert!(holds, "not ok - {what}");
@@ -22,10 +22,9 @@ async fn failure<T>(result: Result<T, Error<roomcast_client::ByteStream>>) -> (u
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let client = Client::new(&std::env::var("ROOMCAST_URL").unwrap());
-    let name = format!("progenitor-{}", std::process::id());
-    let room = &name.parse().unwrap();
+    let name = &*format!("progenitor-{}", std::process::id());
 
-    let stream = client.stream_room(&name.parse().unwrap(), None, None, None, None, None, None, None, None).await.unwrap();
+    let stream = client.stream_room().room(name).send().await.unwrap();
     let mut stream = stream.into_inner_stream();
     let mut received = String::new();
     while !received.contains("event: stream.open\n") {
@@ -35,40 +34,38 @@ async fn main() {
 
     let event =
         Publish { event: Some("tick".parse().unwrap()), data: serde_json::json!({"n": 1}), except: Vec::new() };
-    let published = client.publish_event(room, None, None, &event).await.unwrap();
+    let published = client.publish_event().room(name).body(event).send().await.unwrap();
     check("a publish is 201", published.status() == 201);
     while !received.contains(&format!("id: {}\nevent: tick\ndata: {{\"n\":1}}\n\n", published.id)) {
         received += std::str::from_utf8(&stream.next().await.unwrap().unwrap()).unwrap();
     }
     check("the stream has the event", true);
-    let log = client.list_events(&name.parse().unwrap(), None, None, None).await.unwrap();
+    let log = client.list_events().room(name).send().await.unwrap();
     check("the log holds what was published", log.events.len() == 1 && log.events[0].id == published.id);
     check("the log has no gap", log.gap.is_none());
 
-    let absent = client.get_field(&name.parse().unwrap(), &"colour".parse().unwrap(), None).await;
+    let absent = client.get_field().hash(name).field("colour").send().await;
     let (status, problem) = failure(absent).await;
     check("a field that is absent is 404", status == 404);
     check("the 404 is a problem document", problem.contains("\"code\":\"field_not_found\""));
 
-    let (hash, field) = (&name.parse().unwrap(), &"colour".parse().unwrap());
-    let value = |value: &str| SetField { value: value.into() };
-    let created = client.set_field(hash, field, None, None, &value("green")).await.unwrap();
+    let set = |value: &str| client.set_field().hash(name).field("colour").body(SetField { value: value.into() });
+    let created = set("green").send().await.unwrap();
     check("a new field is 201", created.status() == 201);
     let etag = created.headers()["etag"].to_str().unwrap();
-    let replaced = client.set_field(hash, field, Some(etag), None, &value("red")).await.unwrap();
+    let replaced = set("red").if_match(etag).send().await.unwrap();
     check("a write whose condition holds is done", replaced.status() == 200);
-    let (status, problem) = failure(client.set_field(hash, field, Some(etag), None, &value("blue")).await).await;
+    let (status, problem) = failure(set("blue").if_match(etag).send().await).await;
     check("a write whose condition does not hold is 412", status == 412);
     check("the 412 has the present value", problem.contains("\"present\":{\"value\":\"red\"}"));
 
     let body = |fields: &[(&str, Option<&str>)]| -> HashMap<String, Option<String>> {
         fields.iter().map(|(field, value)| ((*field).into(), value.map(Into::into))).collect()
     };
-    let hash = &name.parse().unwrap();
-    client.patch_fields(hash, None, &body(&[("a", Some("1")), ("b", Some("1"))])).await.unwrap();
-    let (remove, fields) = (vec!["b".parse().unwrap()], body(&[("a", Some("2")), ("colour", None)]));
-    let patched = client.patch_fields(hash, Some(&remove), &fields).await.unwrap();
+    client.patch_fields().hash(name).body(body(&[("a", Some("1")), ("b", Some("1"))])).send().await.unwrap();
+    let patch = client.patch_fields().hash(name).body(body(&[("a", Some("2")), ("colour", None)]));
+    let patched = patch.remove(vec!["b".parse().unwrap()]).send().await.unwrap();
     check("a patch sets and removes", (patched.replaced, patched.removed) == (1, 2));
-    let fields = client.list_fields(&name.parse().unwrap(), None, None, None).await.unwrap().into_inner().fields;
+    let fields = client.list_fields().hash(name).send().await.unwrap().into_inner().fields;
     check("the hash has what is left", fields.len() == 1 && fields["a"].value.as_deref() == Some("2"));
 }
