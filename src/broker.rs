@@ -28,7 +28,8 @@ use tokio::time::{sleep, timeout};
 
 pub use self::error::{BrokerError, Fault, FaultKind, Health, MemoryUse};
 pub use self::hash::{
-    Condition, FieldPage, HashStore, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome, entity_tag,
+    Condition, FieldPage, HashStore, MAX_FIELDS, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome,
+    encoded_bytes, entity_tag,
 };
 pub use self::log::{
     Appended, IdempotencyKey, LogEntry, LogListener, LogSlice, LogStore, Peek, ReadLimit, ReadRange, Retention,

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -192,28 +193,37 @@ pub struct OpenPermit {
     keys: Vec<RateKey>,
 }
 
-/// A read of lists or values that goes on. When it is dropped, the caller's later requests spend the tokens for what was
-/// read.
+/// A read of lists or values that goes on until the client has taken the answer. The caller's later requests spend the
+/// tokens for it, as soon as it was answered.
 pub struct Reading {
     limiter: Arc<RateLimiter>,
     keys: Vec<RateKey>,
-    bytes: usize,
+    /// What is not paid yet.
+    bytes: AtomicUsize,
     _permit: OpenPermit,
 }
 
 impl Reading {
-    /// Notes that the read has ended, and how many bytes it read.
-    pub fn has_read(&mut self, bytes: usize) {
-        self.bytes = bytes;
+    /// Notes how many bytes the read has read.
+    pub fn has_read(&self, bytes: usize) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes that the answer has so many bytes, which count if they are more than those that were read.
+    pub fn has_answered(&self, bytes: usize) {
+        self.bytes.fetch_max(bytes, Ordering::Relaxed);
+        self.charge();
+    }
+
+    fn charge(&self) {
+        let bytes = self.bytes.swap(0, Ordering::Relaxed);
+        self.limiter.owe(&self.keys, bytes);
     }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        let tokens = self.bytes / BYTES_OF_A_REQUEST;
-        for key in self.keys.iter().filter(|key| tokens > 0 && self.limiter.rate(key) > 0) {
-            lock(&self.limiter.limit(key).quota).debt += tokens as u64;
-        }
+        self.charge();
     }
 }
 
@@ -289,6 +299,14 @@ impl RateLimiter {
             }
         }
         Ok(lowest)
+    }
+
+    /// Counts bytes that were read or written. Later requests with these keys spend the tokens for them.
+    pub fn owe(&self, keys: &[RateKey], bytes: usize) {
+        let tokens = bytes / BYTES_OF_A_REQUEST;
+        for key in keys.iter().filter(|key| tokens > 0 && self.rate(key) > 0) {
+            lock(&self.limit(key).quota).debt += tokens as u64;
+        }
     }
 
     /// The requests a second that a key allows.
@@ -395,7 +413,7 @@ impl RateLimiter {
         let limits =
             caller(&keys).map(|caller| (caller, READS_OF_A_CALLER)).into_iter().chain([(RateKey::All, READS)]);
         let permit = self.reads.open(limits)?;
-        Ok(Reading { limiter: self.clone(), keys, bytes: UNFINISHED_READ, _permit: permit })
+        Ok(Reading { limiter: self.clone(), keys, bytes: UNFINISHED_READ.into(), _permit: permit })
     }
 
     /// Waits until a stream of a caller with these keys may open so many rooms. The others of the same caller wait until

@@ -140,6 +140,11 @@ impl Grants {
         self.0.admin || !self.patterns(permission).is_empty()
     }
 
+    /// How many patterns a name is compared with to tell whether the caller has the permission for it, at most.
+    pub fn pattern_count(&self, permission: Permission) -> usize {
+        if self.0.admin { 0 } else { self.patterns(permission).len() }
+    }
+
     /// An upper estimate of the memory of the patterns, in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
         self.0.patterns.iter().flatten().map(|pattern| size_of::<Pattern>() + pattern.heap_bytes()).sum()

@@ -17,6 +17,9 @@ pub enum BrokerError {
     /// The field's value is not a whole number, or the sum is out of range.
     #[error("the value is not a whole number, or the sum is outside the range of 64-bit integers")]
     NotANumber,
+    /// The hash would have more fields than [`super::MAX_FIELDS`].
+    #[error("the hash would have too many fields")]
+    TooManyFields,
     /// The idempotency key was used with other content.
     #[error("the idempotency key was used with other content")]
     KeyReused,

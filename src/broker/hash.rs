@@ -9,9 +9,26 @@ use super::BrokerError;
 use crate::digest::sha1_hex;
 use crate::names::{FieldName, HashName};
 
-/// Bytes of names and values from which on a reply gets no more fields: a read of many fields must not keep other reads
-/// waiting for long. A reply has at least one field, and on Redis a page exceeds this by a few fields at most.
+/// Bytes of names and values, as [`encoded_bytes`] counts them, from which on a reply gets no more fields: a read of many
+/// fields must not keep other reads waiting for long. A reply has at least one field, and on Redis it exceeds this by
+/// what one command reads at most.
 pub const REPLY_BYTES: usize = 1024 * 1024;
+
+/// What a name or a value takes in JSON: as a string, or in Base64 if it is not UTF-8.
+pub fn encoded_bytes(text: &[u8]) -> usize {
+    if std::str::from_utf8(text).is_err() {
+        return text.len().div_ceil(3) * 4;
+    }
+    let escapes = text.iter().map(|byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 1,
+        ..b' ' => 5,
+        _ => 0,
+    });
+    text.len() + escapes.sum::<usize>()
+}
+
+/// Most fields of a hash, so that no step on a whole hash takes long.
+pub const MAX_FIELDS: usize = 100_000;
 
 /// The condition under which a write to a field happens.
 #[derive(Clone, Debug, PartialEq, Eq)]

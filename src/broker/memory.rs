@@ -144,7 +144,7 @@ impl MemoryBroker {
     /// Called under the memory's lock, so that announcements have the order of their ids.
     fn commit(&self, entry: JournalEntry) -> Option<Lsn> {
         if let Some(journal) = &self.journal {
-            return (!entry.changes.is_empty()).then(|| journal.push(entry));
+            return (!entry.is_unchanged()).then(|| journal.push(entry));
         }
         if let Some(listeners) = self.listeners.get() {
             entry.announcements.into_iter().for_each(|announcement| announcement.send(listeners));

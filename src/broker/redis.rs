@@ -26,7 +26,7 @@ use self::connections::RedisConnections;
 use self::keys::Keys;
 use self::pubsub::PubSub;
 pub use self::url::RedisUrl;
-use super::{Broker, Fault, FaultKind, Health, Listeners, RetentionPolicy};
+use super::{Broker, Fault, FaultKind, Health, Listeners, MAX_FIELDS, RetentionPolicy};
 use crate::names::EventId;
 use crate::shutdown::Tasks;
 
@@ -70,6 +70,10 @@ impl Scripts {
         let with_log = |script: &str| Script::new(&[include_str!("redis/scripts/log.lua"), script].concat());
         let with_condition =
             |script: &str| Script::new(&[include_str!("redis/scripts/condition.lua"), script].concat());
+        let with_limit = |script: &str| {
+            let limit = format!("local MAX_FIELDS = {MAX_FIELDS}\n");
+            [&limit, include_str!("redis/scripts/hash_limit.lua"), script].concat()
+        };
         Self {
             append: with_log(include_str!("redis/scripts/append.lua")),
             read: with_log(include_str!("redis/scripts/read.lua")),
@@ -79,11 +83,11 @@ impl Scripts {
             unwritten: Script::new(include_str!("redis/scripts/unwritten.lua")),
             scan: Script::new(include_str!("redis/scripts/scan.lua")),
             hash_values: Script::new(include_str!("redis/scripts/hash_values.lua")),
-            hash_set: with_condition(include_str!("redis/scripts/hash_set.lua")),
+            hash_set: with_condition(&with_limit(include_str!("redis/scripts/hash_set.lua"))),
             hash_remove: with_condition(include_str!("redis/scripts/hash_remove.lua")),
-            hash_patch: Script::new(include_str!("redis/scripts/hash_patch.lua")),
+            hash_patch: Script::new(&with_limit(include_str!("redis/scripts/hash_patch.lua"))),
             hash_clear: Script::new(include_str!("redis/scripts/hash_clear.lua")),
-            hash_increment: Script::new(include_str!("redis/scripts/hash_increment.lua")),
+            hash_increment: Script::new(&with_limit(include_str!("redis/scripts/hash_increment.lua"))),
             remove: Script::new(include_str!("redis/scripts/remove.lua")),
             rate_limit: Script::new(include_str!("redis/scripts/rate_limit.lua")),
         }

@@ -1,8 +1,9 @@
-//! Bodies of requests. A handler reads one after it has checked the caller's permission, and holds it until it answers.
+//! Bodies of requests and answers. A handler reads a request's body after it has checked the caller's permission, and
+//! holds it until it answers. A large answer is held until its client has taken it.
 //!
 //! All bodies together have a budget of bytes, `--max-total-body-bytes`. The bodies of one caller may take as many
 //! bytes of it as are free, so that however many callers send bodies, there is room for one more. Small bodies may take
-//! twice as many: a caller with unfinished large bodies can still publish.
+//! twice as many: a caller with unfinished large bodies can still publish. Small answers are not counted.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -12,20 +13,25 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
+use axum::response::Response;
 use bytes::BytesMut;
 use flate2::write::MultiGzDecoder;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use super::App;
-use super::caller::Caller;
+use super::caller::{Caller, CallerSlot};
 use super::extract::{BodyType, list_members, refuse_untyped_object};
 use super::problem::{Code, Problem};
 use crate::rate_limit::RateKey;
 
 /// A body of up to so many bytes is small.
 const SMALL_BYTES: usize = 16 * 1024;
+/// Why a body is refused while there is no room for it.
+const TOO_MANY: &str = "the replica holds too many bytes of requests and unread answers, or too many of this caller's \
+                        (--max-total-body-bytes); nothing was stored; try again";
 
-/// Counts the bytes, decoded, of all bodies that have arrived and that a handler still holds.
+/// Counts the bytes, decoded, of all bodies that have arrived and that a handler still holds, and of answers that wait
+/// for their clients.
 pub struct BodyBudget {
     max_bytes: usize,
     held: Mutex<HeldBytes>,
@@ -60,19 +66,19 @@ impl BodyPermit {
         Self { budget: budget.clone(), caller, bytes: 0 }
     }
 
-    /// Takes further bytes. Returns false if the caller may not have them now.
-    fn extend(&mut self, bytes: usize) -> bool {
+    /// Takes further bytes. Returns false if the caller may not have them now; then it has them only if it `must`.
+    fn extend(&mut self, bytes: usize, must: bool) -> bool {
         let mut held = self.budget.held();
         let of_caller = held.callers.get(&self.caller).copied().unwrap_or_default() + bytes;
         let free = self.budget.max_bytes.saturating_sub(held.total + bytes);
         let is_small = self.bytes + bytes <= SMALL_BYTES;
-        if of_caller > if is_small { 2 * free } else { free } {
-            return false;
+        let is_free = of_caller <= if is_small { 2 * free } else { free };
+        if is_free || must {
+            held.total += bytes;
+            held.callers.insert(self.caller.clone(), of_caller);
+            self.bytes += bytes;
         }
-        held.total += bytes;
-        held.callers.insert(self.caller.clone(), of_caller);
-        self.bytes += bytes;
-        true
+        is_free
     }
 }
 
@@ -204,10 +210,7 @@ impl ContentCoding {
 enum BodyError {
     #[error("the body is too large")]
     TooLarge,
-    #[error(
-        "the replica holds too many bytes of request bodies, or too many of this caller's (--max-total-body-bytes); \
-         nothing was stored; try again"
-    )]
+    #[error("{TOO_MANY}")]
     NoBudget,
     #[error("the connection broke before the whole body had arrived")]
     Broken,
@@ -242,7 +245,7 @@ impl CollectedBody {
         if self.permit.bytes + bytes > self.max_bytes {
             return Err(BodyError::TooLarge);
         }
-        if self.permit.extend(bytes) { Ok(()) } else { Err(BodyError::NoBudget) }
+        if self.permit.extend(bytes, false) { Ok(()) } else { Err(BodyError::NoBudget) }
     }
 
     fn finish(self) -> RequestBody {
@@ -309,4 +312,42 @@ async fn next_data(body: &mut Limited<Body>) -> Result<Option<Bytes>, BodyError>
         }
     }
     Ok(None)
+}
+
+/// A large answer, with its part of the budget and its read. It lasts as long as a byte of it waits for the client.
+struct HeldAnswer {
+    bytes: Bytes,
+    _permit: BodyPermit,
+    _caller: CallerSlot,
+}
+
+impl AsRef<[u8]> for HeldAnswer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Counts a large answer until its client has taken it. Refuses that of a read if the caller has too many bytes.
+pub async fn hold_answer(
+    response: Response,
+    app: &App,
+    caller: CallerSlot,
+    is_read: bool,
+) -> Result<Response, Problem> {
+    let size = response.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
+    caller.has_answered(size.unwrap_or_default());
+    if size.is_none_or(|size| size <= SMALL_BYTES) {
+        return Ok(response);
+    }
+    let (parts, body) = response.into_parts();
+    let whole = body.collect().await.map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+    let bytes = whole.to_bytes();
+    let mut permit = BodyPermit::new(&app.bodies, caller.key());
+    // A write is done, and its answer has to say so.
+    if !permit.extend(bytes.len(), !is_read) && is_read {
+        app.metrics.rejected("body_bytes", "request");
+        return Err(Problem::new(Code::TooManyBodies, TOO_MANY));
+    }
+    let held = HeldAnswer { bytes, _permit: permit, _caller: caller };
+    Ok(Response::from_parts(parts, Body::from(Bytes::from_owner(held))))
 }

@@ -19,7 +19,7 @@ use super::{App, audit};
 use crate::auth::{Identity, Permission, TokenError};
 use crate::broker::{BrokerError, Fault, FaultKind};
 use crate::live::OPEN_TIMEOUT;
-use crate::rate_limit::{RateError, RateKey, RateStatus, Reading};
+use crate::rate_limit::{BYTES_OF_A_REQUEST, RateError, RateKey, RateStatus, Reading};
 
 /// The query parameter with the token of an `EventSource`, which can't set headers.
 pub const ACCESS_TOKEN: &str = "access_token";
@@ -30,17 +30,36 @@ pub struct Caller {
     address: Option<IpAddr>,
     /// Set if a page that is not allowed may have made the caller's browser send the request: its refusal.
     foreign_page: Option<Problem>,
+    slot: CallerSlot,
 }
 
-/// The state of the caller's rate limits, for the headers of the response. It is in the request's extensions if there
-/// are limits. Clones share the slot.
+/// What the response of a request needs to know of its caller. It is in the request's extensions. Clones share the slot.
 #[derive(Clone, Default)]
-pub struct RateStatusSlot(Arc<OnceLock<RateStatus>>);
+pub struct CallerSlot(Arc<CallerNotes>);
 
-impl RateStatusSlot {
-    /// The state, once the request has been counted.
-    pub fn status(&self) -> Option<&RateStatus> {
-        self.0.get()
+#[derive(Default)]
+struct CallerNotes {
+    key: OnceLock<RateKey>,
+    rate_status: OnceLock<RateStatus>,
+    reading: OnceLock<Reading>,
+}
+
+impl CallerSlot {
+    /// The state of the caller's rate limits, once the request has been counted; none without limits.
+    pub fn rate_status(&self) -> Option<&RateStatus> {
+        self.0.rate_status.get()
+    }
+
+    /// What the caller is counted by, once it was identified; see [`Caller::key`].
+    pub fn key(&self) -> RateKey {
+        self.0.key.get().cloned().unwrap_or(RateKey::All)
+    }
+
+    /// Notes that the answer has so many bytes. If that is more than was read for it, they count instead.
+    pub fn has_answered(&self, bytes: usize) {
+        if let Some(reading) = self.0.reading.get() {
+            reading.has_answered(bytes);
+        }
     }
 }
 
@@ -49,10 +68,12 @@ impl FromRequestParts<App> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let address = client_address(&parts.extensions, &parts.headers, &app.settings.limits.trusted_proxy);
+        let slot = parts.extensions.get::<CallerSlot>().cloned().unwrap_or_default();
         if app.access.is_open() && app.limits.is_none() {
             let foreign_page = check_page(parts, &app.settings.access, None);
             let foreign_page = foreign_page.inspect_err(|problem| audit::refused(problem, None, address))?;
-            return Ok(Self { identity: app.access.identify(None).await?, address, foreign_page });
+            let identity = app.access.identify(None).await?;
+            return Ok(Self::new(identity, address, foreign_page, slot));
         }
         // Before the token is verified, which costs time.
         let by_address = count_requests(app, address.map(RateKey::Address), 1, address, None).await?;
@@ -62,10 +83,10 @@ impl FromRequestParts<App> for Caller {
         let by_others = count_requests(app, rate_keys(app, identity), 1, address, subject).await?;
         let (identity, foreign_page) = identified.inspect_err(|problem| audit::refused(problem, None, address))?;
         let lowest = by_others.into_iter().chain(by_address).min_by_key(|status| status.remaining);
-        if let (Some(status), Some(slot)) = (lowest, parts.extensions.get::<RateStatusSlot>()) {
-            let _ = slot.0.set(status);
+        if let Some(status) = lowest {
+            let _ = slot.0.rate_status.set(status);
         }
-        Ok(Self { identity, address, foreign_page })
+        Ok(Self::new(identity, address, foreign_page, slot))
     }
 }
 
@@ -74,8 +95,8 @@ pub async fn count_without_token(parts: &Parts, app: &App, count: u64) -> Result
     let address = client_address(&parts.extensions, &parts.headers, &app.settings.limits.trusted_proxy);
     let keys = address.map(RateKey::Address).into_iter().chain(rate_keys(app, None));
     let status = count_requests(app, keys, count, address, None).await?;
-    if let (Some(status), Some(slot)) = (status, parts.extensions.get::<RateStatusSlot>()) {
-        let _ = slot.0.set(status);
+    if let (Some(status), Some(slot)) = (status, parts.extensions.get::<CallerSlot>()) {
+        let _ = slot.0.rate_status.set(status);
     }
     Ok(())
 }
@@ -166,6 +187,17 @@ fn scope(policy: &str) -> &'static str {
 }
 
 impl Caller {
+    fn new(
+        identity: Arc<Identity>,
+        address: Option<IpAddr>,
+        foreign_page: Option<Problem>,
+        slot: CallerSlot,
+    ) -> Self {
+        let caller = Self { identity, address, foreign_page, slot };
+        let _ = caller.slot.0.key.set(caller.key());
+        caller
+    }
+
     /// What the caller's share of the replica's memory is counted by: its subject, or its address if it has none.
     pub fn key(&self) -> RateKey {
         match (&self.identity.subject, self.address) {
@@ -195,10 +227,17 @@ impl Caller {
         self.address
     }
 
-    /// Counts further requests of the caller against its limits. The request itself is counted already.
-    pub async fn spend(&self, app: &App, more: u64) -> Result<(), Problem> {
-        let subject = self.identity.subject.as_deref();
-        count_requests(app, self.rate_keys(app), more, self.address, subject).await.map(|_| ())
+    /// Counts what the caller writes against its limits: as one request for each of these items, of which the request
+    /// itself is counted already, and for each 64 KiB as one that later requests pay.
+    pub async fn spend(&self, app: &App, items: usize, bytes: usize) -> Result<(), Problem> {
+        if items > 1 {
+            let subject = self.identity.subject.as_deref();
+            count_requests(app, self.rate_keys(app), items as u64 - 1, self.address, subject).await?;
+        }
+        if let Some(limits) = app.limits.as_ref().filter(|_| bytes >= BYTES_OF_A_REQUEST) {
+            limits.owe(&self.rate_keys(app), bytes);
+        }
+        Ok(())
     }
 
     fn rate_keys(&self, app: &App) -> Vec<RateKey> {
@@ -213,8 +252,8 @@ impl Caller {
         check_revoked(app, &self.identity).await.map_err(|problem| self.refused(problem))
     }
 
-    /// Reads a list or a value of so many bytes, which count against the caller's limits. Fails if too many reads go on:
-    /// more would have to wait, and keep others waiting.
+    /// Reads a list or a value of so many bytes, which count against the caller's limits. The read goes on until the
+    /// client has taken the answer. Fails if too many reads go on: more would have to wait, and keep others waiting.
     pub async fn read<T, E>(
         &self,
         app: &App,
@@ -224,10 +263,11 @@ impl Caller {
     where
         Problem: From<E>,
     {
-        let mut reading = self.begin_read(app)?;
+        let reading = self.begin_read(app)?;
         let result = read.await;
-        if let Some(reading) = &mut reading {
+        if let Some(reading) = reading {
             reading.has_read(result.as_ref().map_or(0, bytes));
+            let _ = self.slot.0.reading.set(reading);
         }
         result.map_err(Problem::from)
     }

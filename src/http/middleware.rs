@@ -22,7 +22,8 @@ use tracing::{Span, info_span};
 
 use self::request_context::{RequestContext, cut};
 use super::address::client_address;
-use super::caller::RateStatusSlot;
+use super::body::hold_answer;
+use super::caller::CallerSlot;
 use super::problem::{self, Code, Problem};
 use super::{App, audit, idempotency};
 use crate::config::Origin;
@@ -96,10 +97,9 @@ async fn middleware(
     let address = client_address(request.extensions(), request.headers(), &app.settings.limits.trusted_proxy);
     let (uri, lines) = (request.uri().clone(), app.log_lines.clone());
     let context = RequestContext { id: id.clone(), method, uri, address, lines };
-    let rate_status = app.limits.as_ref().map(|_| RateStatusSlot::default());
-    if let Some(rate_status) = &rate_status {
-        request.extensions_mut().insert(rate_status.clone());
-    }
+    let caller = CallerSlot::default();
+    request.extensions_mut().insert(caller.clone());
+    let is_read = matches!(method, "GET" | "HEAD");
     let answer = async move {
         let response = match check_request(&app, is_guarded, &request) {
             Ok(()) => match AssertUnwindSafe(route.oneshot(request)).catch_unwind().await {
@@ -111,7 +111,9 @@ async fn middleware(
             },
             Err(problem) => problem.into_response(),
         };
-        let mut response = problem::finish(response, &id, |code| app.metrics.problem(code.name()));
+        let finish = |response| problem::finish(response, &id, |code| app.metrics.problem(code.name()));
+        let held = hold_answer(finish(response), &app, caller.clone(), is_read).await;
+        let mut response = held.unwrap_or_else(|problem| finish(problem.into_response()));
         let path = path.as_ref().map_or("none", MatchedPath::as_str);
         app.metrics.answered(method, path, response.status().as_u16());
         tracing::debug!(status = response.status().as_u16(), after = ?began.elapsed(), "answered");
@@ -120,11 +122,7 @@ async fn middleware(
         for (name, value) in SECURITY_HEADERS {
             headers.insert(name, HeaderValue::from_static(value));
         }
-        if let Some(status) = rate_status
-            .as_ref()
-            .and_then(RateStatusSlot::status)
-            .filter(|_| !headers.contains_key(problem::RATE_LIMIT))
-        {
+        if let Some(status) = caller.rate_status().filter(|_| !headers.contains_key(problem::RATE_LIMIT)) {
             problem::add_rate_status(headers, status);
         }
         // A cache must not give one caller's answer to another.

@@ -10,7 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::middleware::request_context;
-use crate::broker::{BrokerError, Fault, FaultKind};
+use crate::broker::{BrokerError, Fault, FaultKind, MAX_FIELDS};
 use crate::live::AppendError;
 use crate::rate_limit::RateStatus;
 
@@ -41,6 +41,7 @@ pub enum Code {
     RequestTimeout,
     WrongType,
     NotANumber,
+    TooManyFields,
     PreconditionFailed,
     IdempotencyKeyReused,
     ForeignHost,
@@ -103,6 +104,7 @@ impl Code {
             }
             Self::WrongType => ("wrong_type", StatusCode::CONFLICT, "The key in Redis has another type"),
             Self::NotANumber => ("not_a_number", StatusCode::CONFLICT, "Not a 64-bit whole number"),
+            Self::TooManyFields => ("too_many_fields", StatusCode::CONFLICT, "The hash would have too many fields"),
             Self::PreconditionFailed => {
                 ("precondition_failed", StatusCode::PRECONDITION_FAILED, "The value does not match the condition")
             }
@@ -287,6 +289,9 @@ impl From<BrokerError> for Problem {
             ),
             BrokerError::NotANumber => {
                 Self::new(Code::NotANumber, "the field's value, or the sum, is not a 64-bit whole number")
+            }
+            BrokerError::TooManyFields => {
+                Self::new(Code::TooManyFields, format!("a hash has at most {MAX_FIELDS} fields"))
             }
             BrokerError::KeyReused => Self::new(
                 Code::IdempotencyKeyReused,

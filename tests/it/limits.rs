@@ -1,7 +1,9 @@
 //! Limits of each caller: requests a second over all replicas, and open streams.
 
+mod answers;
 mod bodies;
 mod budgets;
+mod costs;
 mod hostile;
 mod logs;
 mod shares;

@@ -182,6 +182,12 @@ impl Event {
         self.name.as_ref().is_some_and(EventName::is_presence)
     }
 
+    /// The size of what the publisher has chosen: the data and the subscribers that do not get it.
+    pub fn sent_bytes(&self) -> usize {
+        let except = self.except.iter().map(|subscriber| subscriber.as_str().len());
+        self.data.as_text().len() + except.sum::<usize>()
+    }
+
     /// The stored form.
     pub fn encode(&self) -> Bytes {
         let (data, text) = match &self.data {

@@ -8,9 +8,10 @@ use bytes::Bytes;
 
 use super::MemoryBroker;
 use super::journal::DurableAt;
-use super::state::{MemoryState, Transaction, field_bytes};
+use super::state::{MemoryState, Transaction};
 use crate::broker::{
-    BrokerError, Condition, FieldPage, HashStore, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome, entity_tag,
+    BrokerError, Condition, FieldPage, HashStore, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome,
+    encoded_bytes, entity_tag,
 };
 use crate::names::{FieldName, HashName};
 
@@ -63,6 +64,12 @@ impl ReplyRoom {
     }
 }
 
+/// How many of the fields of a reply belong to it by their size in JSON. Not counted under the lock, since it takes time.
+fn fitting<'a>(sizes: impl Iterator<Item = (&'a str, &'a [u8])>) -> usize {
+    let mut room = ReplyRoom::default();
+    sizes.take_while(|(field, value)| room.take(encoded_bytes(field.as_bytes()) + encoded_bytes(value))).count()
+}
+
 #[async_trait]
 impl HashStore for MemoryBroker {
     async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError> {
@@ -72,17 +79,18 @@ impl HashStore for MemoryBroker {
     }
 
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError> {
-        let (values, durable_at) = self.read_hashes(|state| {
+        let (mut values, durable_at) = self.read_hashes(|state| {
             let mut room = ReplyRoom::default();
             let values = fields.iter().map(|field| state.value(hash, field).cloned());
-            values.take_while(|value| room.take(value.as_ref().map_or(0, Bytes::len))).collect()
+            values.take_while(|value| room.take(value.as_ref().map_or(0, Bytes::len))).collect::<Vec<_>>()
         });
+        values.truncate(fitting(values.iter().map(|value| ("", value.as_deref().unwrap_or_default()))));
         self.wait_read(durable_at).await?;
         Ok(values)
     }
 
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError> {
-        let (page, durable_at) = self.read_hashes(|state| {
+        let (mut page, durable_at) = self.read_hashes(|state| {
             let Some(all) = state.fields(hash) else { return FieldPage::default() };
             let start = from.map_or(Bound::Unbounded, Bound::Excluded);
             let mut rest = all.range::<str, _>((start, Bound::Unbounded)).peekable();
@@ -96,6 +104,11 @@ impl HashStore for MemoryBroker {
             let next = rest.next().and(fields.last()).map(|(field, _)| field.clone());
             FieldPage { fields, skipped: 0, next }
         });
+        let fitting = fitting(page.fields.iter().map(|(field, value)| (&**field, &**value)));
+        if fitting < page.fields.len() {
+            page.fields.truncate(fitting);
+            page.next = page.fields.last().map(|(field, _)| field.clone());
+        }
         self.wait_read(durable_at).await?;
         Ok(page)
     }
@@ -112,7 +125,7 @@ impl HashStore for MemoryBroker {
             if !condition.holds(present) {
                 return Ok(SetOutcome::Refused);
             }
-            transaction.require(field_bytes(field.as_str(), &value))?;
+            transaction.require_fields(hash, &[(field, &value)])?;
             let before = transaction.set_field(hash, field, value);
             Ok(before.map_or(SetOutcome::Created, |_| SetOutcome::Replaced))
         })?;
@@ -144,8 +157,8 @@ impl HashStore for MemoryBroker {
         changes: &BTreeMap<FieldName, Option<Bytes>>,
     ) -> Result<PatchOutcome, BrokerError> {
         let (outcome, durable_at) = self.step_on_hashes(|transaction| {
-            let set = changes.iter().filter_map(|(field, value)| Some((field, value.as_ref()?)));
-            transaction.require(set.map(|(field, value)| field_bytes(field.as_str(), value)).sum())?;
+            let set: Vec<_> = changes.iter().filter_map(|(field, value)| Some((field, value.as_ref()?))).collect();
+            transaction.require_fields(hash, &set)?;
             let mut outcome = PatchOutcome::default();
             for (field, value) in changes {
                 match value {
@@ -163,7 +176,10 @@ impl HashStore for MemoryBroker {
     }
 
     async fn delete(&self, hash: &HashName) -> Result<bool, BrokerError> {
-        let (existed, durable_at) = self.step_on_hashes(|transaction| Ok(transaction.remove_hash(hash)))?;
+        let (fields, durable_at) = self.step_on_hashes(|transaction| Ok(transaction.remove_hash(hash)))?;
+        let existed = fields.is_some();
+        // Not under the lock.
+        drop(fields);
         self.wait_write(durable_at).await?;
         Ok(existed)
     }
@@ -176,7 +192,7 @@ impl HashStore for MemoryBroker {
             };
             let sum = present.checked_add(by).ok_or(BrokerError::NotANumber)?;
             let value = Bytes::from(sum.to_string());
-            transaction.require(field_bytes(field.as_str(), &value))?;
+            transaction.require_fields(hash, &[(field, &value)])?;
             transaction.set_field(hash, field, value);
             Ok(sum)
         })?;

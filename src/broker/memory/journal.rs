@@ -4,7 +4,6 @@
 //! One thread takes all steps that wait, commits their changes as one batch, sends their announcements, and then
 //! publishes up to which LSN everything is durable. Until then, no client learns of a change.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,8 +14,10 @@ use tokio::time::timeout;
 use super::DataFolder;
 use super::announcement::{Announcement, ListenerSlot};
 use super::record::RecordChange;
+use super::state::{HashFields, OVERHEAD_BYTES};
 use super::store::{ChangeSet, Store, StoreError};
 use crate::broker::{BrokerError, Fault, FaultKind};
+use crate::names::HashName;
 use crate::shutdown::Tasks;
 
 /// The size of the changes that may wait for the disk. Beyond it, writes are refused.
@@ -64,7 +65,41 @@ impl DurableAt {
 /// What one step has changed, and has to announce.
 pub(super) struct JournalEntry {
     pub(super) changes: Vec<RecordChange>,
+    /// A step that removes a hash does nothing else.
+    pub(super) removed_hash: Option<RemovedHash>,
     pub(super) announcements: Vec<Announcement>,
+}
+
+/// A hash that was removed, with the fields that it had.
+pub(super) struct RemovedHash {
+    pub(super) hash: HashName,
+    pub(super) fields: Arc<HashFields>,
+}
+
+impl JournalEntry {
+    /// Whether the step has changed nothing.
+    pub(super) fn is_unchanged(&self) -> bool {
+        self.changes.is_empty() && self.removed_hash.is_none()
+    }
+
+    /// The memory that the changes use until they are durable.
+    fn bytes(&self) -> usize {
+        let fields = self.removed_hash.as_ref().map_or(0, |removed| removed.fields.len());
+        self.changes.iter().map(RecordChange::bytes).sum::<usize>() + fields * OVERHEAD_BYTES
+    }
+
+    /// The changes by key; of one key, the last.
+    pub(super) fn add_to(&self, changes: &mut ChangeSet) {
+        for change in &self.changes {
+            changes.insert(change.key.clone(), change.value.clone());
+        }
+        if let Some(RemovedHash { hash, fields }) = &self.removed_hash {
+            for field in fields.keys() {
+                let RecordChange { key, value } = RecordChange::field(hash, field, None);
+                changes.insert(key, value);
+            }
+        }
+    }
 }
 
 /// Takes the changes of steps, and says when they are durable.
@@ -178,7 +213,7 @@ impl Journal {
     /// Adds a step. Called under the memory's lock, so that the journal has the order in which the memory was changed.
     pub(super) fn push(&self, entry: JournalEntry) -> Lsn {
         let mut queue = self.queue();
-        queue.bytes += entry.changes.iter().map(RecordChange::bytes).sum::<usize>();
+        queue.bytes += entry.bytes();
         queue.newest += 1;
         queue.entries.push(entry);
         self.wake.notify_one();
@@ -292,7 +327,7 @@ impl Journal {
 
     /// Sends the announcements of a batch that is durable, and releases the calls that wait for it.
     fn complete(&self, entries: Vec<JournalEntry>, last: Lsn, listeners: &ListenerSlot) {
-        let bytes = entries.iter().flat_map(|entry| &entry.changes).map(RecordChange::bytes).sum::<usize>();
+        let bytes = entries.iter().map(JournalEntry::bytes).sum::<usize>();
         self.queue().bytes -= bytes;
         if let Some(listeners) = listeners.get() {
             entries
@@ -310,9 +345,9 @@ impl Journal {
 
 /// The last change of each key in a batch. Earlier ones need not be written.
 fn merge(entries: &[JournalEntry]) -> ChangeSet {
-    let mut changes = BTreeMap::new();
-    for change in entries.iter().flat_map(|entry| &entry.changes) {
-        changes.insert(change.key.clone(), change.value.clone());
+    let mut changes = ChangeSet::new();
+    for entry in entries {
+        entry.add_to(&mut changes);
     }
     changes
 }

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use self::budget::{IDEMPOTENCY_KEY_BYTES, removal_bytes};
+use self::budget::{IDEMPOTENCY_KEY_BYTES, LOG_BYTES, hash_bytes, log_bytes, removal_bytes};
 pub use self::budget::{OVERHEAD_BYTES, entry_bytes, field_bytes};
 use self::ledger::Ledger;
 pub use self::log::MemoryLog;
@@ -38,7 +38,7 @@ pub struct MemoryState {
     unused_logs: usize,
     /// By topic and digest of the key.
     idempotency: IdempotencyRecords,
-    hashes: HashMap<HashName, BTreeMap<String, Bytes>>,
+    hashes: HashMap<HashName, HashFields>,
     /// The last change of any hash.
     hashes_lsn: Lsn,
     members: HashMap<RoomName, RoomMembers>,
@@ -55,6 +55,9 @@ pub struct MemoryState {
     /// The process's own streams.
     pub streams: u64,
 }
+
+/// The values of a hash by the names of their fields.
+pub type HashFields = BTreeMap<String, Bytes>;
 
 type IdempotencyRecords = HashMap<(Topic, String), IdempotencyRecord>;
 
@@ -117,7 +120,7 @@ impl MemoryState {
     }
 
     /// A hash's fields and values.
-    pub fn fields(&self, hash: &HashName) -> Option<&BTreeMap<String, Bytes>> {
+    pub fn fields(&self, hash: &HashName) -> Option<&HashFields> {
         self.hashes.get(hash)
     }
 
@@ -159,7 +162,7 @@ impl MemoryState {
 
     /// How many logs there may be that were never written.
     fn max_unused_logs(&self) -> usize {
-        self.ledger.max_bytes() / UNUSED_DIVISOR / OVERHEAD_BYTES
+        self.ledger.max_bytes() / UNUSED_DIVISOR / LOG_BYTES
     }
 
     /// Adds a record of the data folder. Does not check the limit. None if the record is an entry of a log without a head.
@@ -168,8 +171,9 @@ impl MemoryState {
             Record::Head { topic, head, touched } => {
                 let log = MemoryLog::from_stored(head, touched);
                 self.unused_logs += usize::from(log.is_unused());
+                let bytes = log_bytes(&topic);
                 self.logs.insert(topic, log);
-                OVERHEAD_BYTES
+                bytes
             }
             Record::Entry { topic, entry, appended_at } => {
                 let bytes = entry_bytes(&entry.stored);
@@ -182,8 +186,9 @@ impl MemoryState {
             }
             Record::Field { hash, field, value } => {
                 let bytes = field_bytes(field.as_str(), &value);
+                let new_hash = if self.hashes.contains_key(&hash) { 0 } else { hash_bytes(&hash) };
                 self.hashes.entry(hash).or_default().insert(field.as_str().into(), value);
-                bytes
+                bytes + new_hash
             }
             Record::Member { room, subscriber, member } => {
                 let member = StoredMember { is_stale: true, ..member };

@@ -11,6 +11,7 @@ use super::connections::RedisConn;
 use super::error::{read_error, write_error};
 use crate::broker::{
     BrokerError, Condition, FieldPage, HashStore, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome,
+    encoded_bytes,
 };
 use crate::names::{FieldName, HashName};
 
@@ -78,7 +79,7 @@ impl RedisBroker {
             let result: RedisResult<(u64, RawFields)> = call.invoke_async(conn.connection()).await;
             let (next, read) = conn.check(result, read_error)?;
             cursor = next;
-            bytes += read.iter().map(|(field, value)| field.len() + value.len()).sum::<usize>();
+            bytes += read.iter().map(|(field, value)| encoded_bytes(field) + encoded_bytes(value)).sum::<usize>();
             let is_empty = read.is_empty();
             found.extend(read);
             if cursor == 0 || is_empty || found.len() >= limit || bytes >= REPLY_BYTES {
@@ -123,7 +124,7 @@ impl HashStore for RedisBroker {
             call.arg(fields[values.len()..].iter().map(FieldName::as_str).collect::<Vec<_>>());
             let result: RedisResult<Vec<Value>> = call.invoke_async(conn.connection()).await;
             let read = conn.check(result, read_error)?.into_iter().map(value_bytes);
-            values.extend(read.inspect(|value| bytes += value.as_ref().map_or(0, Bytes::len)));
+            values.extend(read.inspect(|value| bytes += value.as_ref().map_or(0, |value| encoded_bytes(value))));
         }
         Ok(values)
     }

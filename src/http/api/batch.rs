@@ -130,9 +130,8 @@ pub async fn publish_events(
     let batch_key = idempotency::key_from_headers(request.headers())?.map(str::to_owned);
     let body = read_json_body(request, &app, &caller).await?;
     let JsonObject(batch) = parse_json::<JsonObject<Batch>>(&body)?;
-    let (items, copies) = parse(&app, &caller, batch, batch_key.as_deref())?;
-    // The request itself is counted already, as the first copy.
-    caller.spend(&app, copies.saturating_sub(1) as u64).await?;
+    let (items, copies, bytes) = parse(&app, &caller, batch, batch_key.as_deref())?;
+    caller.spend(&app, copies, bytes).await?;
     let BatchPlan { rooms, forbidden } = plan(&caller, &items);
     let published = publish(&app, &caller, &items, rooms).await;
     Ok(collect(items, forbidden.into_iter().chain(published)))
@@ -166,19 +165,20 @@ struct CopyOutcome {
     result: Result<Appended, Problem>,
 }
 
-/// Checks all events of a batch. `batch_key` is the request's idempotency key. Returns the number of copies too.
+/// Checks all events of a batch. `batch_key` is the request's idempotency key. Also returns the number of copies, and
+/// their bytes.
 fn parse(
     app: &App,
     caller: &Caller,
     batch: Batch,
     batch_key: Option<&str>,
-) -> Result<(Vec<ParsedItem>, usize), Problem> {
+) -> Result<(Vec<ParsedItem>, usize, usize), Problem> {
     if batch.events.is_empty() {
         return Err(Problem::new(Code::InvalidBody, "the batch has no events"));
     }
-    let limit = app.settings.requests.max_batch_items;
+    let (limit, max_bytes) = (app.settings.requests.max_batch_items, app.settings.requests.max_body_bytes);
     let mut items = Vec::with_capacity(batch.events.len());
-    let mut copies = 0;
+    let (mut copies, mut bytes) = (0, 0);
     for (index, JsonObject(item)) in batch.events.into_iter().enumerate() {
         let key = parse_key(index, item.idempotency_key, batch_key)?;
         let (rooms, shares_publish_id) = parse_rooms(index, item.room, item.rooms)?;
@@ -192,10 +192,16 @@ fn parse(
             None => uuid::Uuid::now_v7().to_string(),
         });
         let event = new_event(app, item.event, json_data(&item.data)?, item.except, publish_id)?;
+        bytes += rooms.len() * event.sent_bytes();
+        if bytes > max_bytes {
+            let detail =
+                format!("the batch's events have more than {max_bytes} bytes in all rooms (--max-body-bytes)");
+            return Err(Problem::new(Code::BodyTooLarge, detail));
+        }
         let idempotency_key = key.map(|key| idempotency::idempotency_key(&caller.owner(), &key, &event));
         items.push(ParsedItem { rooms, event, idempotency_key });
     }
-    Ok((items, copies))
+    Ok((items, copies, bytes))
 }
 
 /// The idempotency key of an event: its own, or one that the batch's key and the event's index make.

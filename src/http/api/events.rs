@@ -171,6 +171,7 @@ pub async fn publish_event(
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
+    caller.spend(&app, 1, event.sent_bytes()).await?;
     let idempotency_key = key.map(|key| idempotency::idempotency_key(&caller.owner(), &key, &event));
     let appended = store(&app, &caller, &room, &event, idempotency_key.as_ref()).await?;
     // Subscribers first: tasks that the event has woken on this thread write before the publisher is answered.

@@ -15,6 +15,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
 use self::values::{HashValue, check_value};
@@ -27,10 +29,11 @@ use crate::http::extract::{HashPath, QueryParams, parse_json, parse_name};
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::names::{FieldName, HashName};
-use crate::rate_limit::BYTES_OF_A_REQUEST;
 
 const DEFAULT_LIMIT: usize = 1000;
 const MAX_LIMIT: usize = 10_000;
+/// Bytes of JSON that are made before other tasks of the thread get a turn.
+const BYTES_BETWEEN_YIELDS: usize = 64 * 1024;
 /// Fields that one request can select by name.
 const MAX_SELECTED: usize = 1000;
 
@@ -56,7 +59,8 @@ pub struct FieldList {
     /// The hash's name.
     hash: String,
     /// The values, by the names of their fields.
-    fields: BTreeMap<String, HashValue>,
+    #[schema(value_type = BTreeMap<String, HashValue>)]
+    fields: BTreeMap<String, Box<RawValue>>,
     /// The start of the next page. Null on the last page.
     #[schema(required = true)]
     next: Option<String>,
@@ -74,7 +78,7 @@ fn is_zero(count: &usize) -> bool {
 
 /// List the fields of a hash
 ///
-/// The response has the fields that `field` selects, or a page of all fields. A page has about 1 MiB at most; `next` is
+/// The response has the fields that `field` selects, or a page of all fields. A page has about 1 MiB of JSON at most; `next` is
 /// `after` of the next one, with the same `field`s. `Link` with `rel="next"` leads to the next page of all fields. A hash
 /// without fields does not exist; its list is empty.
 #[utoipa::path(
@@ -103,7 +107,7 @@ pub async fn list_fields(
         }
     };
     let page = caller.read(&app, page, FieldPage::bytes).await?;
-    let fields = page.fields.into_iter().map(|(field, value)| (field, HashValue::from_bytes(&value))).collect();
+    let fields = encode(page.fields).await;
     let list = FieldList { hash: hash.to_string(), fields, next: page.next, skipped: page.skipped };
     // A selection may be too long for a header.
     let link = list
@@ -116,6 +120,21 @@ pub async fn list_fields(
         add_link(&mut response, &link);
     }
     Ok(response)
+}
+
+/// The values as JSON. Other tasks of the thread get a turn between large ones.
+async fn encode(page: Vec<(String, Bytes)>) -> BTreeMap<String, Box<RawValue>> {
+    let (mut fields, mut bytes) = (BTreeMap::new(), 0);
+    for (field, value) in page {
+        let encoded = to_raw_value(&HashValue::from_bytes(&value)).expect("a text is always JSON");
+        bytes += encoded.get().len();
+        fields.insert(field, encoded);
+        if bytes >= BYTES_BETWEEN_YIELDS {
+            bytes = 0;
+            yield_now().await;
+        }
+    }
+    fields
 }
 
 /// The selected fields with names above `after`, or as many of them as fit into one response.
@@ -235,8 +254,9 @@ pub async fn patch_fields(
         check_value(&app, value)?;
     }
     if changes.values().any(Option::is_some) {
-        admit_write(&app, &caller, body.len()).await?;
+        require_memory(&app)?;
     }
+    caller.spend(&app, changes.len(), body.len()).await?;
     let done = app.hashes.patch(&hash, &changes).await?;
     Ok(Json(PatchAnswer {
         hash: hash.to_string(),
@@ -246,17 +266,13 @@ pub async fn patch_fields(
     }))
 }
 
-/// Counts a write of so many bytes against the caller's limits, and refuses it while the broker is nearly full: the last
-/// part of its memory is kept for events.
-async fn admit_write(app: &App, caller: &Caller, bytes: usize) -> Result<(), Problem> {
+/// Refuses values while the broker is nearly full: the last part of its memory is kept for events.
+fn require_memory(app: &App) -> Result<(), Problem> {
     if app.log.health().memory.is_some_and(MemoryUse::is_nearly_full) {
         let detail = "the broker's memory is nearly full, and takes no more values; delete fields or hashes";
         return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)).into());
     }
-    match bytes / BYTES_OF_A_REQUEST {
-        0 => Ok(()),
-        more => caller.spend(app, more as u64).await,
-    }
+    Ok(())
 }
 
 /// Delete a hash

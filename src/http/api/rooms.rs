@@ -10,7 +10,7 @@ use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Permission;
-use crate::broker::{ReadLimit, ReadRange};
+use crate::broker::{ReadLimit, ReadRange, SubscriberCounts};
 use crate::http::App;
 use crate::http::caller::Caller;
 use crate::http::extract::{QueryParams, RoomPath};
@@ -19,8 +19,10 @@ use crate::http::problem::Problem;
 
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
-/// Rooms that are looked at before other tasks of the thread get a turn.
-const ROOMS_BETWEEN_YIELDS: usize = 1000;
+/// Bytes of names that are compared with the caller's patterns, once for each pattern, until a page ends.
+const MAX_COMPARED_BYTES: usize = 1024 * 1024;
+/// The part of them after which other tasks of the thread get a turn.
+const BYTES_BETWEEN_YIELDS: usize = 16 * 1024;
 
 /// The query of a list of rooms.
 #[derive(Deserialize, IntoParams)]
@@ -29,6 +31,10 @@ const ROOMS_BETWEEN_YIELDS: usize = 1000;
 pub struct ListRoomsQuery {
     /// Only rooms whose names come after this one.
     after: Option<String>,
+    /// The number of further rooms to pass over, from the `Link` of the page before.
+    #[serde(default)]
+    #[param(required = false, default = 0)]
+    skip: usize,
     /// The maximum number of rooms.
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
@@ -53,7 +59,8 @@ pub struct RoomSummary {
 /// List the rooms that have subscribers
 ///
 /// The list has the rooms that the caller may subscribe to, with their subscribers on all replicas. The counts are up
-/// to 3 s old; with very many rooms, older. `Link` with `rel="next"` leads to the next page.
+/// to 3 s old; with very many rooms, older. `Link` with `rel="next"` leads to the next page. A page may have few rooms,
+/// or none, if many lie between them that the caller may not subscribe to.
 #[utoipa::path(
     get, path = "/v1/rooms", operation_id = "listRooms", tag = "Rooms",
     params(ListRoomsQuery),
@@ -67,33 +74,63 @@ pub async fn list_rooms(
 ) -> Result<Response, Problem> {
     caller.require_some(Permission::Subscribe)?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
-    let after = query.after.unwrap_or_default();
-    // They are read for all callers together.
-    let subscriber_counts = caller.read(&app, app.room_counts.get(), |_| 0).await?;
-    let rest = subscriber_counts.range::<str, _>((Bound::Excluded(&*after), Bound::Unbounded));
-    // One more than the limit shows whether there is a next page.
-    let mut rooms: Vec<RoomSummary> = Vec::new();
+    let page = async {
+        let counts = app.room_counts.get().await.map_err(Problem::from)?;
+        Ok::<_, Problem>(
+            page(&caller, &counts, query.after.as_deref().unwrap_or_default(), query.skip, limit).await,
+        )
+    };
+    let RoomPage { rooms, next, .. } = caller.read(&app, page, |page| page.compared_bytes).await?;
+    let mut response = Json(RoomList { rooms }).into_response();
+    if let Some((after, skip)) = next {
+        let skip = if skip > 0 { format!("&skip={skip}") } else { String::new() };
+        add_link(&mut response, &format!("/v1/rooms?limit={limit}&after={}{skip}", escape(&after)));
+    }
+    Ok(response)
+}
+
+/// A part of the list of rooms.
+struct RoomPage {
+    rooms: Vec<RoomSummary>,
+    /// The room after which the next page begins, and how many rooms it passes over there. A page must not name a room
+    /// that the caller may not read.
+    next: Option<(String, usize)>,
+    /// The bytes of names that were compared with patterns, once for each pattern.
+    compared_bytes: usize,
+}
+
+/// The rooms after one, without the next `skip`: those that the caller may read, up to a limit.
+async fn page(caller: &Caller, counts: &SubscriberCounts, after: &str, skip: usize, limit: usize) -> RoomPage {
+    let patterns = caller.identity().grants.pattern_count(Permission::Subscribe).max(1);
+    let rest = counts.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+    let mut page = RoomPage { rooms: Vec::new(), next: None, compared_bytes: 0 };
+    let (mut unyielded, mut last) = (0, (after.to_owned(), 0));
     for (index, (room, subscribers)) in rest.enumerate() {
-        if rooms.len() > limit {
+        if page.compared_bytes >= MAX_COMPARED_BYTES {
+            page.next = Some((last.0, index - last.1));
             break;
         }
-        // A caller must not learn that a room exists which it may not read.
-        if caller.may(Permission::Subscribe, room.as_str()) {
-            rooms.push(RoomSummary { room: room.to_string(), subscribers: *subscribers });
+        unyielded += 1;
+        if index >= skip {
+            let bytes = room.as_str().len() * patterns;
+            (page.compared_bytes, unyielded) = (page.compared_bytes + bytes, unyielded + bytes);
+            // A caller must not learn that a room exists which it may not read.
+            if caller.may(Permission::Subscribe, room.as_str()) {
+                // One more than the limit shows whether there is a next page.
+                if page.rooms.len() == limit {
+                    page.next = Some((last.0, 0));
+                    break;
+                }
+                last = (room.to_string(), index + 1);
+                page.rooms.push(RoomSummary { room: room.to_string(), subscribers: *subscribers });
+            }
         }
-        // The patterns of the caller's token may match few of very many rooms.
-        if index % ROOMS_BETWEEN_YIELDS == ROOMS_BETWEEN_YIELDS - 1 {
+        if unyielded >= BYTES_BETWEEN_YIELDS {
+            unyielded = 0;
             yield_now().await;
         }
     }
-    let has_next = rooms.len() > limit;
-    rooms.truncate(limit);
-    let next_page = rooms.last().filter(|_| has_next).map(|last| escape(&last.room));
-    let mut response = Json(RoomList { rooms }).into_response();
-    if let Some(last) = next_page {
-        add_link(&mut response, &format!("/v1/rooms?limit={limit}&after={last}"));
-    }
-    Ok(response)
+    page
 }
 
 /// The present state of a room.

@@ -235,7 +235,7 @@ pub async fn stream_rooms(
         return Err(Problem::new(Code::InvalidQuery, "the query must name a room, as in ?room=lobby"));
     }
     // The request itself has been counted for the first room.
-    if let Err(problem) = caller.spend(&app, rooms.len() as u64 - 1).await {
+    if let Err(problem) = caller.spend(&app, rooms.len(), 0).await {
         return refuse_caller(&app, problem, last_id, ending);
     }
     let options = StreamOptions {

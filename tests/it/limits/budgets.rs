@@ -12,8 +12,8 @@ use crate::support::{Gateway, Replica, Stream, World};
 
 /// The size of a large value; the largest that is allowed by default.
 const VALUE_BYTES: usize = 256 * 1024;
-/// What a list of fields may have, with a page's last step and the rest of the answer.
-const LIST_BYTES: usize = 1024 * 1024 + 17 * VALUE_BYTES;
+/// What a list of fields may have, with the values that Redis keeps in one place of its table.
+const LIST_BYTES: usize = 1024 * 1024 + 8 * VALUE_BYTES;
 
 /// What Redis has sent since its start.
 fn sent_bytes(world: &World) -> usize {
@@ -175,7 +175,8 @@ on_both_brokers! {
             assert_eq!(gateway.send(put.body("x".repeat(VALUE_BYTES))).await.0, 201);
             let batch = json!({"events": vec![json!({"room": "lobby", "data": "x".repeat(4000)}); 60]});
             let post = gateway.request(Method::POST, "/v1/events").bearer_auth(&writer).json(&batch);
-            assert_eq!(gateway.send(post).await.0, 200);
+            let (status, answer) = gateway.send(post).await;
+            assert_eq!(status, 200, "{answer}");
         }
         let reads = ["/v1/hashes/m", "/v1/hashes/m?field=a000&field=a001&field=a002&field=a003", "/v1/rooms/lobby/events"];
         for (n, path) in reads.into_iter().enumerate() {
@@ -305,6 +306,47 @@ async fn p11_the_cache_of_verified_tokens_is_bounded_by_what_tokens_hold_in_memo
     }
     let growth = replica.resident_kib() - before;
     assert!(growth < MOST_KIB, "{growth} KiB for 1,500 tokens");
+}
+
+/// What the embedded broker of a process counts of its memory, and what the process really has, in KiB.
+async fn memory(replica: &Replica) -> (u64, u64) {
+    let metrics = reqwest::get(format!("{}/metrics", replica.url())).await.unwrap().text().await.unwrap();
+    let used = metrics.lines().find_map(|line| line.strip_prefix("roomcast_broker_memory_used_bytes "));
+    (used.unwrap().parse::<u64>().unwrap() / 1024, replica.resident_kib())
+}
+
+#[tokio::test]
+async fn p11_small_hashes_and_rooms_count_as_what_they_take() {
+    let replica = Replica::start_with(&[]);
+    replica.until(200).await;
+    let client = reqwest::Client::new();
+    let put_hashes = async |first: usize, count: usize| {
+        for n in (first..first + count).step_by(50) {
+            let puts =
+                (n..n + 50).map(|n| client.put(format!("{}/v1/hashes/hash-{n}/fields/f", replica.url())).send());
+            assert!(join_all(puts).await.into_iter().all(|answer| answer.unwrap().status() == 201));
+        }
+    };
+    let publish_to_rooms = async |first: usize, count: usize| {
+        for n in (first..first + count).step_by(1000) {
+            let rooms: Vec<_> = (n..n + 1000).map(|n| format!("room-{n}")).collect();
+            let batch = json!({"events": [{"rooms": rooms, "data": 1}]});
+            let answer = client.post(format!("{}/v1/events", replica.url())).json(&batch).send().await.unwrap();
+            assert_eq!(answer.status(), 200);
+        }
+    };
+    put_hashes(0, 2000).await;
+    publish_to_rooms(0, 2000).await;
+    let before = memory(&replica).await;
+    put_hashes(2000, 15_000).await;
+    let between = memory(&replica).await;
+    publish_to_rooms(2000, 30_000).await;
+    let after = memory(&replica).await;
+    let (counted, taken) = (between.0 - before.0, between.1 - before.1);
+    assert!(taken < counted * 3 / 2, "{taken} KiB, and {counted} are counted, for hashes");
+    let (counted, taken) = (after.0 - between.0, after.1 - between.1);
+    // The ids that a replica remembers of the rooms have a limit of their own.
+    assert!(taken < counted * 3 / 2, "{taken} KiB, and {counted} are counted, for rooms");
 }
 
 #[tokio::test]

@@ -101,7 +101,7 @@ async fn a_gateway_needs_the_documented_rights_and_no_others() {
     let client = TokenClient::start(&world).await;
 
     rooms(&client, &world).await;
-    hashes(&client).await;
+    hashes(&client, server).await;
     moderation(&client).await;
     client.send(200, client.request(Method::GET, "/v1/replicas")).await;
     assert_eq!(server.cli(&["SISMEMBER", "roomcast:replicas", "dead/00000000"]), "0");
@@ -160,7 +160,7 @@ async fn rooms(client: &TokenClient, world: &World) {
     client.send(204, client.request(Method::DELETE, "/v1/rooms/lobby/events")).await;
 }
 
-async fn hashes(client: &TokenClient) {
+async fn hashes(client: &TokenClient, server: &RedisServer) {
     let field = |method: Method, field: &str| client.request(method, &format!("/v1/hashes/lamp/fields/{field}"));
     client.send(201, field(Method::PUT, "colour").header("if-none-match", "*").body("green")).await;
     client.send(200, field(Method::PUT, "colour").body("red")).await;
@@ -172,6 +172,11 @@ async fn hashes(client: &TokenClient) {
     let fields = client.send(200, client.request(Method::GET, "/v1/hashes/lamp?field=level&field=count")).await;
     assert_eq!(fields["fields"], json!({"count": {"value": "2"}, "level": {"value": "3"}}));
     client.send(200, client.request(Method::GET, "/v1/hashes/lamp")).await;
+    client.send(204, client.request(Method::DELETE, "/v1/hashes/lamp")).await;
+    // A hash that is full.
+    let fill = "for n = 1, 100000 do redis.call('HSET', KEYS[1], n, '') end";
+    server.cli(&["EVAL", fill, "1", "roomcast:hash:{lamp}"]);
+    client.send(409, field(Method::PUT, "colour").body("green")).await;
     client.send(204, client.request(Method::DELETE, "/v1/hashes/lamp")).await;
 }
 

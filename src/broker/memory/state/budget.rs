@@ -3,18 +3,33 @@
 //! Sizes are estimates: the bytes of texts and values, and a fixed overhead for the structures around them.
 
 use crate::broker::{BrokerError, Fault, FaultKind, Removal};
+use crate::names::{HashName, Topic};
 
-/// The size of an entry, a log, a field or a member beside its bytes.
+/// The size of an entry, a field or a member beside its bytes.
 pub const OVERHEAD_BYTES: usize = 128;
+/// The size of a log beside its name: its head, and its place in a table.
+pub const LOG_BYTES: usize = 512;
+/// The size of a hash beside its name: its place in a table, and one for its first eleven fields.
+const HASH_BYTES: usize = 768;
 /// The size of an idempotency key with its digests.
 pub const IDEMPOTENCY_KEY_BYTES: usize = 256;
 /// This fraction of the limit is kept for removals: a caller that has filled the rest can be removed.
 const RESERVE_DIVISOR: usize = 64;
 /// The size of a small publish. If it does not fit, the broker is degraded.
-const PUBLISH_BYTES: usize = 1024 + 2 * OVERHEAD_BYTES + IDEMPOTENCY_KEY_BYTES;
+const PUBLISH_BYTES: usize = 1024 + LOG_BYTES + OVERHEAD_BYTES + IDEMPOTENCY_KEY_BYTES;
 /// A refused write counts for health with at most this fraction of the limit: if only larger writes fail, the broker is
 /// well.
 const REFUSED_DIVISOR: usize = 8;
+
+/// The size of a log without its entries.
+pub fn log_bytes(topic: &Topic) -> usize {
+    LOG_BYTES + topic.name().len()
+}
+
+/// The size of a hash without its fields.
+pub fn hash_bytes(hash: &HashName) -> usize {
+    HASH_BYTES + hash.as_str().len()
+}
 
 /// The size of a log's entry.
 pub fn entry_bytes(stored: &[u8]) -> usize {

@@ -4,7 +4,7 @@
 
 use super::budget::ByteBudget;
 use crate::broker::memory::announcement::Announcement;
-use crate::broker::memory::journal::JournalEntry;
+use crate::broker::memory::journal::{JournalEntry, RemovedHash};
 use crate::broker::memory::record::RecordChange;
 use crate::broker::{BrokerError, Fault};
 
@@ -13,12 +13,13 @@ pub struct Ledger {
     budget: ByteBudget,
     /// In the order in which the memory was changed. None if there is no journal.
     changes: Option<Vec<RecordChange>>,
+    removed_hash: Option<RemovedHash>,
     announcements: Vec<Announcement>,
 }
 
 impl Ledger {
     pub fn new(max_bytes: usize) -> Self {
-        Self { budget: ByteBudget::new(max_bytes), changes: None, announcements: Vec::new() }
+        Self { budget: ByteBudget::new(max_bytes), changes: None, removed_hash: None, announcements: Vec::new() }
     }
 
     pub fn used_bytes(&self) -> usize {
@@ -78,6 +79,14 @@ impl Ledger {
         self.replaced(bytes, 0, change);
     }
 
+    /// A hash is no longer held. The journal's thread makes a change of each of its fields.
+    pub fn removed_hash(&mut self, bytes: usize, hash: RemovedHash) {
+        self.budget.release(bytes);
+        if self.changes.is_some() {
+            self.removed_hash = Some(hash);
+        }
+    }
+
     /// Listeners have to learn of something.
     pub fn announce(&mut self, announcement: Announcement) {
         self.announcements.push(announcement);
@@ -86,6 +95,7 @@ impl Ledger {
     /// Hands out what the step has changed and has to announce.
     pub fn end_step(&mut self) -> JournalEntry {
         let changes = self.changes.as_mut().map(std::mem::take).unwrap_or_default();
-        JournalEntry { changes, announcements: std::mem::take(&mut self.announcements) }
+        let removed_hash = self.removed_hash.take();
+        JournalEntry { changes, removed_hash, announcements: std::mem::take(&mut self.announcements) }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::budget::{IDEMPOTENCY_KEY_BYTES, OVERHEAD_BYTES, entry_bytes};
+use super::budget::{IDEMPOTENCY_KEY_BYTES, entry_bytes, log_bytes};
 use super::ledger::Ledger;
 use super::log::MemoryLog;
 use super::members::RoomMembers;
@@ -71,7 +71,7 @@ impl Transaction<'_> {
         let (log, is_new) = match logs.entry(topic.clone()) {
             Entry::Occupied(found) => (found.into_mut(), false),
             Entry::Vacant(free) => {
-                ledger.require(OVERHEAD_BYTES)?;
+                ledger.require(log_bytes(topic))?;
                 if purpose != Purpose::Append && *unused_logs >= max_unused_logs {
                     let detail = format!(
                         "{unused_logs} rooms were read and never written, and no more such rooms are accepted"
@@ -85,7 +85,7 @@ impl Transaction<'_> {
         let has_changed = log.ensure_epoch(watermarks, purpose, replication_id, now);
         *unused_logs += usize::from(log.is_unused());
         if is_new {
-            ledger.added(OVERHEAD_BYTES, || RecordChange::head(topic, log.head(), log.touched));
+            ledger.added(log_bytes(topic), || RecordChange::head(topic, log.head(), log.touched));
         } else if has_changed {
             ledger.changed(|| RecordChange::head(topic, log.head(), log.touched));
         }
@@ -128,7 +128,7 @@ pub(super) fn drop_entry(topic: &Topic, entry: &LogEntry, ledger: &mut Ledger) {
 pub(super) fn drop_log(topic: &Topic, log: &mut MemoryLog, unused_logs: &mut usize, ledger: &mut Ledger) {
     log.entries.clear(|entry| drop_entry(topic, &entry, ledger));
     *unused_logs -= usize::from(log.is_unused());
-    ledger.removed(OVERHEAD_BYTES, || RecordChange::no_head(topic));
+    ledger.removed(log_bytes(topic), || RecordChange::no_head(topic));
 }
 
 impl LogStep<'_> {

@@ -159,12 +159,8 @@ impl Machine {
     fn run<T>(&mut self, step: impl FnOnce(&mut Transaction<'_>) -> T) -> T {
         let mut transaction = self.state.begin(self.now);
         let outcome = step(&mut transaction);
-        for change in transaction.finish().changes {
-            match &change.value {
-                Some(_) => self.journal.insert(change.key, change.value),
-                None => self.journal.remove(&change.key),
-            };
-        }
+        transaction.finish().add_to(&mut self.journal);
+        self.journal.retain(|_, value| value.is_some());
         outcome
     }
 
@@ -238,7 +234,7 @@ impl Machine {
                 let (hash, field) = (self::hash(hash), self::field(field));
                 let value = Bytes::from(vec![b'v'; bytes]);
                 self.run(|transaction| {
-                    if transaction.require(field_bytes(field.as_str(), &value)).is_ok() {
+                    if transaction.require_fields(&hash, &[(&field, &value)]).is_ok() {
                         transaction.set_field(&hash, &field, value);
                     }
                 });
@@ -301,14 +297,15 @@ impl Machine {
 
 /// What the memory holds, counted anew.
 fn counted_bytes(state: &MemoryState) -> usize {
-    let logs = state.logs.values().map(|log| {
-        OVERHEAD_BYTES + log.entries.timed().map(|(entry, _)| entry_bytes(&entry.stored)).sum::<usize>()
+    let logs = state.logs.iter().map(|(topic, log)| {
+        log_bytes(topic) + log.entries.timed().map(|(entry, _)| entry_bytes(&entry.stored)).sum::<usize>()
     });
+    let hashes = state.hashes.keys().map(hash_bytes);
     let fields = state.hashes.values().flatten().map(|(field, value)| field_bytes(field, value));
     let members = state.members.values().flat_map(|room| room.members.values().map(StoredMember::bytes));
     let removals = state.removals.values().map(removal_bytes);
     let keys = state.idempotency.len() * IDEMPOTENCY_KEY_BYTES;
-    keys + logs.chain(fields).chain(members).chain(removals).sum::<usize>()
+    keys + logs.chain(hashes).chain(fields).chain(members).chain(removals).sum::<usize>()
 }
 
 /// The records of everything that the memory holds.

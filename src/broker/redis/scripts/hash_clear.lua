@@ -4,4 +4,5 @@
 if redis.call('HLEN', KEYS[1]) == 0 then
   return 0
 end
-return redis.call('DEL', KEYS[1])
+-- UNLINK frees the memory in the background. DEL of a hash that other programs made large would take seconds.
+return redis.call('UNLINK', KEYS[1])

@@ -5,5 +5,9 @@
 if not redis.acl_check_cmd('HGET', KEYS[1], ARGV[1]) then
   return redis.error_reply('NOPERM the user has no permission to run HGET')
 end
+local refused = too_many_fields({ ARGV[1] })
+if refused then
+  return refused
+end
 redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2])
 return redis.call('HGET', KEYS[1], ARGV[1])

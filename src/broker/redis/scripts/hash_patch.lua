@@ -5,6 +5,16 @@
 if not redis.acl_check_cmd('HDEL', KEYS[1], '') then
   return redis.error_reply('NOPERM the user has no permission to run HDEL')
 end
+local set = {}
+for index = 1, #ARGV, 3 do
+  if ARGV[index] == 'set' then
+    set[#set + 1] = ARGV[index + 1]
+  end
+end
+local refused = too_many_fields(set)
+if refused then
+  return refused
+end
 local created, replaced, removed = 0, 0, 0
 -- The first write is an HSET if there is one, so that nothing is half done if Redis refuses it for lack of memory.
 for index = 1, #ARGV, 3 do

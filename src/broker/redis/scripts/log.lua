@@ -225,7 +225,7 @@ local function begin_above_entries(head, log_key, replication_id, random)
   end
   if highest > tonumber(redis.call('TIME')[1]) * 1000000 + DAY then
     -- Such an id is no time, and there may be no room for epochs above it.
-    redis.call('DEL', log_key)
+    redis.call('UNLINK', log_key)
     highest = 0
   end
   local since = { head.epochs[1].number, head.epochs[1].last }

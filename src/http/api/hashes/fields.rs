@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::accept::ValueFormat;
-use super::admit_write;
 use super::conditions::{Tags, condition, etag, quoted};
+use super::require_memory;
 use super::values::{HashValue, check_value, current_value};
 use crate::auth::Permission;
 use crate::broker::{Condition, RemoveOutcome, SetOutcome, entity_tag};
@@ -169,7 +169,8 @@ pub async fn set_field(
         BodyType::Text | BodyType::Untyped | BodyType::Bytes => Bytes::copy_from_slice(&body),
     };
     check_value(&app, &value)?;
-    admit_write(&app, &caller, value.len()).await?;
+    require_memory(&app)?;
+    caller.spend(&app, 1, value.len()).await?;
     let status = match app.hashes.set(&hash, &field, value.clone(), &condition).await? {
         SetOutcome::Created => StatusCode::CREATED,
         SetOutcome::Replaced => StatusCode::OK,
@@ -251,7 +252,7 @@ pub async fn increment_field(
     caller.require(Permission::Read, hash.as_str())?;
     let body = read_json_body(request, &app, &caller).await?;
     let JsonObject(increment) = parse_json::<JsonObject<Increment>>(&body)?;
-    admit_write(&app, &caller, body.len()).await?;
+    require_memory(&app)?;
     let sum = app.hashes.increment(&hash, &field, increment.by).await?.to_string();
     let body = FieldValue::new(&hash, &field, sum.as_bytes());
     Ok(([(header::ETAG, etag(sum.as_bytes()))], Json(body)).into_response())

@@ -1,0 +1,183 @@
+//! What writes and lists cost: fields of a patch, copies of a batch, bytes, and rooms that are looked at.
+
+use reqwest::{Method, RequestBuilder, StatusCode};
+use roomcast::config::Settings;
+use serde_json::{Value, json};
+
+use super::{as_user, few, status};
+use crate::auth::{claims, close, token};
+use crate::support::{Gateway, World, eventually};
+
+/// Most fields of a hash.
+const MAX_FIELDS: usize = 100_000;
+/// The largest data of an event.
+const EVENT_BYTES: usize = 64 * 1024;
+
+/// Closes the gateway, and allows each subject 20 requests at once.
+fn twenty(settings: &mut Settings) {
+    few(settings);
+    settings.limits.rate_per_subject = 10;
+}
+
+/// How many of these requests are served until one is refused, of 100 at most.
+async fn served(gateway: &Gateway, request: impl Fn() -> RequestBuilder) -> usize {
+    for count in 0..100 {
+        match gateway.send(request()).await {
+            (status, _) if status.is_success() => {}
+            (StatusCode::TOO_MANY_REQUESTS, _) => return count,
+            (status, problem) => panic!("{status}: {problem}"),
+        }
+    }
+    100
+}
+
+/// Fills a hash with as many fields as it may have, f0 and so on.
+async fn fill_hash(world: &World, gateway: &Gateway) {
+    if let Some(redis) = &world.redis {
+        let script = "for n = 0, ARGV[1] - 1 do redis.call('HSET', KEYS[1], 'f' .. n, 'x') end";
+        redis.cli(&["EVAL", script, "1", "roomcast:hash:{m}", &MAX_FIELDS.to_string()]);
+        return;
+    }
+    for first in (0..MAX_FIELDS).step_by(1000) {
+        let fields: serde_json::Map<_, _> = (first..first + 1000).map(|n| (format!("f{n}"), json!("x"))).collect();
+        assert_eq!(gateway.send(gateway.request(Method::PATCH, "/v1/hashes/m").json(&fields)).await.0, 200);
+    }
+}
+
+on_both_brokers! {
+    async fn each_field_of_a_patch_counts(world) {
+        let gateway = world.gateway_with(|settings| {
+            few(settings);
+            settings.limits.rate_per_subject = 5;
+        }).await;
+        for (user, value) in [("ann", json!("x")), ("bob", Value::Null)] {
+            let patch = |count: usize| {
+                let fields: serde_json::Map<_, _> = (0..count).map(|n| (format!("f{n}"), value.clone())).collect();
+                gateway.request(Method::PATCH, "/v1/hashes/m").bearer_auth(as_user(user)).json(&fields)
+            };
+            let (refused, problem) = gateway.send(patch(12)).await;
+            assert_eq!(refused.as_u16(), 429);
+            assert!(problem["detail"].as_str().unwrap().contains("10 at most"), "{problem}");
+            eventually("eight are changed", async || (status(&gateway, patch(8)).await == 200).then_some(())).await;
+            assert_eq!(status(&gateway, patch(8)).await, 429);
+        }
+    }
+
+    async fn p11_a_hash_has_a_bounded_number_of_fields_and_is_deleted_at_once(world) {
+        let gateway = world.gateway().await;
+        fill_hash(&world, &gateway).await;
+        let field = |method: Method, name: &str| gateway.request(method, &format!("/v1/hashes/m/fields/{name}"));
+        let patch = |body: Value| gateway.request(Method::PATCH, "/v1/hashes/m").json(&body);
+        for refused in [
+            field(Method::PUT, "new").body("x"),
+            field(Method::POST, "new/increment").json(&json!({"by": 1})),
+            patch(json!({"f0": "y", "new": "x"})),
+        ] {
+            let (status, problem) = gateway.send(refused).await;
+            assert_eq!((status.as_u16(), problem["code"].as_str()), (409, Some("too_many_fields")), "{problem}");
+        }
+        assert_eq!(gateway.get("/v1/hashes/m/fields/f0").await.1["value"], "x", "the patch has changed nothing");
+        assert_eq!(gateway.send(field(Method::PUT, "f0").body("y")).await.0, 200);
+        assert_eq!(gateway.send(patch(json!({"f0": "z", "f1": null}))).await.0, 200);
+        assert_eq!(gateway.send(field(Method::PUT, "new").body("x")).await.0, 201);
+        assert_eq!(gateway.send(gateway.request(Method::DELETE, "/v1/hashes/m")).await.0, 204);
+        assert_eq!(gateway.get("/v1/hashes/m").await.1["fields"], json!({}));
+        assert_eq!(gateway.send(field(Method::PUT, "new").body("x")).await.0, 201);
+        if let Some(redis) = &world.redis {
+            // DEL frees each field before the next command.
+            let statistics = redis.cli(&["INFO", "commandstats"]);
+            assert!(statistics.contains("cmdstat_unlink:") && !statistics.contains("cmdstat_del:"), "{statistics}");
+        }
+    }
+
+    async fn p11_each_64_kib_of_an_event_counts_as_a_request_in_each_room(world) {
+        let gateway = world.gateway_with(twenty).await;
+        let data = "x".repeat(EVENT_BYTES);
+        let single = || {
+            let post = gateway.request(Method::POST, "/v1/rooms/lobby/events");
+            post.bearer_auth(as_user("ann")).header("content-type", "text/plain").body(data.clone())
+        };
+        let rooms: Vec<_> = (0..4).map(|n| format!("r{n}")).collect();
+        // With its quotes, a string of JSON has two more bytes.
+        let batch = json!({"events": [{"rooms": rooms, "data": &data[2..]}]});
+        let batch = || gateway.request(Method::POST, "/v1/events").bearer_auth(as_user("bob")).json(&batch);
+        // Without their bytes, they would count as 1 and 4.
+        assert!(served(&gateway, single).await < 15);
+        assert!(served(&gateway, batch).await < 4);
+    }
+
+    async fn p11_the_copies_of_a_batch_have_no_more_bytes_than_a_body(world) {
+        let gateway = world.gateway().await;
+        let batch = |rooms: usize, bytes: usize| {
+            let rooms: Vec<_> = (0..rooms).map(|n| format!("r{n}")).collect();
+            json!({"events": [{"rooms": rooms, "data": "x".repeat(bytes)}]})
+        };
+        let (status, problem) = gateway.post("/v1/events", &batch(1000, 60_000)).await;
+        assert_eq!((status.as_u16(), problem["code"].as_str()), (413, Some("body_too_large")), "{problem}");
+        assert_eq!(gateway.get("/v1/rooms/r0").await.1["retained"], 0);
+        assert_eq!(gateway.post("/v1/events", &batch(17, 60_000)).await.0, 200);
+        assert_eq!(gateway.post("/v1/events", &batch(1000, 1000)).await.0, 200);
+    }
+}
+
+/// Follows the links of a list of rooms. Returns the rooms, and the links.
+async fn list_rooms(gateway: &Gateway, token: &str) -> (Vec<String>, Vec<String>) {
+    let (mut rooms, mut links, mut path) = (Vec::new(), Vec::new(), "/v1/rooms?limit=2".to_owned());
+    loop {
+        let answer = gateway.answer(gateway.request(Method::GET, &path).bearer_auth(token)).await;
+        assert_eq!(answer.status(), 200);
+        let link = answer.headers().get("link").map(|link| link.to_str().unwrap().to_owned());
+        let list: Value = answer.json().await.unwrap();
+        rooms
+            .extend(list["rooms"].as_array().unwrap().iter().map(|room| room["room"].as_str().unwrap().to_owned()));
+        let Some(link) = link else { return (rooms, links) };
+        path = link[1..link.find('>').unwrap()].to_owned();
+        links.push(link);
+    }
+}
+
+/// Rooms of another replica, of which the caller may read few.
+#[tokio::test]
+async fn p11_a_page_of_rooms_ends_after_a_bounded_number_of_comparisons() {
+    let world = World::redis().await;
+    let redis = world.redis.as_ref().unwrap();
+    redis.cli(&["SADD", "roomcast:replicas", "other"]);
+    redis.cli(&["SET", "roomcast:replica:other", "{}"]);
+    let script = "for n = 1, 20000 do redis.call('HSET', KEYS[1], 'hidden-' .. n, 1) end
+        for _, name in ipairs({ 'a', 'hidden-1000-seen', 'hidden-5000-seen', 'z1', 'z2', 'z3' }) do
+          redis.call('HSET', KEYS[1], name, 1)
+        end";
+    redis.cli(&["EVAL", script, "1", "roomcast:replica:other:rooms"]);
+    let gateway = world
+        .gateway_with(|settings| {
+            close(settings);
+            settings.limits.rate_per_subject = 0;
+        })
+        .await;
+    let mut patterns: Vec<_> = (0..97).map(|n| format!("hidden-*-{n}")).collect();
+    patterns.extend(["a", "*-seen", "z*"].map(str::to_owned));
+    let token = token(&claims(&json!({"subscribe": patterns})));
+    let (rooms, links) = list_rooms(&gateway, &token).await;
+    assert_eq!(rooms, ["a", "hidden-1000-seen", "hidden-5000-seen", "z1", "z2", "z3"]);
+    // 20,000 names of 12 bytes are compared with 100 patterns, and a page ends after 1 MiB.
+    assert!((20..30).contains(&links.len()), "{} pages", links.len());
+    let names_hidden = |link: &String| link.contains("hidden") && !link.contains("seen");
+    assert!(!links.iter().any(names_hidden), "{links:?}");
+}
+
+/// As [`p11_a_page_of_rooms_ends_after_a_bounded_number_of_comparisons`], with limits.
+#[tokio::test]
+async fn p11_the_comparisons_for_a_page_of_rooms_count_by_bytes() {
+    let world = World::redis().await;
+    let redis = world.redis.as_ref().unwrap();
+    redis.cli(&["SADD", "roomcast:replicas", "other"]);
+    redis.cli(&["SET", "roomcast:replica:other", "{}"]);
+    let script = "for n = 1, 20000 do redis.call('HSET', KEYS[1], 'hidden-' .. n, 1) end";
+    redis.cli(&["EVAL", script, "1", "roomcast:replica:other:rooms"]);
+    let gateway = world.gateway_with(twenty).await;
+    let patterns: Vec<_> = (0..100).map(|n| format!("hidden-*-{n}")).collect();
+    let token = token(&claims(&json!({"subscribe": patterns})));
+    let count = served(&gateway, || gateway.request(Method::GET, "/v1/rooms").bearer_auth(&token)).await;
+    // A page counts as 17.
+    assert!(count < 10, "{count} pages");
+}
