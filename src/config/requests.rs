@@ -28,12 +28,12 @@ pub struct RequestArgs {
     #[arg(long, env = "ROOMCAST_REQUEST_TIMEOUT", default_value = "15s", value_parser = interval, value_name = "TIME")]
     pub request_timeout: Duration,
 
-    /// Bytes of a request's body, and of a batch's events in all rooms. Larger ones get 413.
+    /// Bytes of a request's body, and of a batch's events in all rooms. More get 413.
     #[arg(long, env = "ROOMCAST_MAX_BODY_BYTES", default_value_t = 1024 * 1024, value_name = "BYTES")]
     pub max_body_bytes: usize,
 
-    /// Bytes of all bodies and unread answers at one time; at least twice --max-body-bytes. One subject, or one address
-    /// without a subject, may take as many as are free. Further ones get 503.
+    /// Bytes of all bodies and unread answers at one time; at least twice --max-body-bytes. One subject, or address
+    /// without one, may take as many as are free. Further ones get 503.
     #[arg(long, env = "ROOMCAST_MAX_TOTAL_BODY_BYTES", default_value_t = 64 * 1024 * 1024, value_name = "BYTES")]
     pub max_total_body_bytes: usize,
 

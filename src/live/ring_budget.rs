@@ -14,12 +14,12 @@ pub(super) struct RingBudget {
 #[derive(Default)]
 struct Rings {
     /// The rings with more than one event, by their last change.
-    by_change: BTreeMap<u64, Entry>,
+    by_change: BTreeMap<u64, CountedRing>,
     changes: u64,
     bytes: usize,
 }
 
-struct Entry {
+struct CountedRing {
     topic: Weak<LiveTopic>,
     bytes: usize,
 }
@@ -57,7 +57,7 @@ impl RingBudget {
         let share = RingShare { change: rings.changes, bytes };
         if bytes > 0 {
             rings.bytes += bytes;
-            rings.by_change.insert(share.change, Entry { topic: topic.clone(), bytes });
+            rings.by_change.insert(share.change, CountedRing { topic: topic.clone(), bytes });
         }
         let mut displaced = Vec::new();
         while rings.bytes > self.max_bytes
