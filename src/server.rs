@@ -2,6 +2,7 @@
 
 mod connections;
 mod detach;
+mod head_timer;
 mod unread;
 
 use std::io;

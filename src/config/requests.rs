@@ -4,21 +4,25 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::parse::{count, interval};
+use super::parse::{count, duration_between, interval};
 
 /// Limits of connections and of single requests.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Requests")]
 pub struct RequestArgs {
-    /// Open connections, streams included; at least 1, and never more than the system's limit of open files minus 320.
-    /// Further requests get 503, further streams `stream.end`.
+    /// Open connections, streams included; at least 1, and at most the limit of open files minus 320. Further requests
+    /// get 503, further streams `stream.end`.
     #[arg(long, env = "ROOMCAST_MAX_CONNECTIONS", default_value_t = 50_000, value_name = "COUNT", value_parser = count)]
     pub max_connections: usize,
 
-    /// Time for the first bytes of a connection, for the head of a request, and between two requests, 10ms to 1h. Then
-    /// the connection is closed.
+    /// Time for a connection's first bytes, and for a request's head from its first byte on, 10ms to 1h. Then the
+    /// connection is closed.
     #[arg(long, env = "ROOMCAST_HEADER_TIMEOUT", default_value = "10s", value_parser = interval, value_name = "TIME")]
     pub header_timeout: Duration,
+
+    /// Time for which a connection may be idle between requests, 10ms to 24h; longer than a balancer keeps it.
+    #[arg(long, env = "ROOMCAST_KEEP_ALIVE", default_value = "150s", value_parser = keep_alive, value_name = "TIME")]
+    pub keep_alive: Duration,
 
     /// Time for the body of a request, 10ms to 1h. Then the request gets 408.
     #[arg(long, env = "ROOMCAST_REQUEST_TIMEOUT", default_value = "15s", value_parser = interval, value_name = "TIME")]
@@ -46,4 +50,8 @@ pub struct RequestArgs {
     /// ones get 400.
     #[arg(long, env = "ROOMCAST_MAX_BATCH_ITEMS", default_value_t = 1000, value_name = "COUNT", value_parser = count)]
     pub max_batch_items: usize,
+}
+
+fn keep_alive(text: &str) -> Result<Duration, String> {
+    duration_between(Duration::from_millis(10), Duration::from_hours(24), text)
 }

@@ -14,7 +14,7 @@ use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -22,7 +22,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::detach::{Detach, FlushTracker};
+use super::detach::{Detach, IoTracker};
+use super::head_timer::HeadTimer;
 use super::unread::discard_rest;
 use crate::config::Settings;
 use crate::delivery::{Broadcasters, ConnGuard, ConnPermit, DetachableStream};
@@ -171,14 +172,16 @@ struct AcceptedConnection {
 impl AcceptedConnection {
     /// Waits for the client's first bytes. False if they do not come in time, or if the gateway shuts down first.
     async fn receives_bytes(&self) -> bool {
+        // Unlike `peek`, `readable` may return without bytes.
+        let mut first = [0];
         tokio::select! {
             // A request that has arrived before the shutdown is answered.
             biased;
-            readable = timeout(self.app.settings.requests.header_timeout, self.socket.readable()) => {
-                if readable.is_err() {
+            received = timeout(self.app.settings.requests.header_timeout, self.socket.peek(&mut first)) => {
+                if received.is_err() {
                     self.app.metrics.rejected("header_time", "connection");
                 }
-                readable.is_ok()
+                received.is_ok()
             }
             () = self.finish.cancelled() => false,
         }
@@ -193,13 +196,15 @@ impl AcceptedConnection {
             let response = answering.clone().answer(router.clone(), request);
             async move { Ok::<_, Infallible>(response.await) }
         });
+        let heads = HeadTimer::new(app.settings.requests.header_timeout);
+        let io = IoTracker { io: TokioIo::new(socket), detach: detach.clone(), heads: heads.clone() };
         let mut connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(app.settings.requests.header_timeout)
+            .timer(heads.clone())
+            .header_read_timeout(app.settings.requests.keep_alive)
             // Without it, hyper takes a larger head that arrives in few packets.
             .max_header_size(BUFFER_BYTES)
             .max_buf_size(BUFFER_BYTES)
-            .serve_connection(FlushTracker { io: TokioIo::new(socket), detach: detach.clone() }, service);
+            .serve_connection(io, service);
         let driven = tokio::select! {
             driven = drive(&mut connection, &detach) => driven,
             () = finish.cancelled() => {
@@ -221,7 +226,9 @@ impl AcceptedConnection {
             Err(error) => {
                 tracing::debug!(%error, "a connection ended early");
                 if error.is_timeout() {
-                    app.metrics.rejected("header_time", "connection");
+                    if heads.has_begun() {
+                        app.metrics.rejected("header_time", "connection");
+                    }
                     return;
                 }
             }
@@ -235,7 +242,7 @@ impl AcceptedConnection {
 
 /// Drives a connection until it ends (`None`), or until a stream is ready to leave hyper.
 async fn drive<S>(
-    connection: &mut http1::Connection<FlushTracker<TokioIo<TcpStream>>, S>,
+    connection: &mut http1::Connection<IoTracker<TokioIo<TcpStream>>, S>,
     detach: &Detach,
 ) -> hyper::Result<Option<DetachableStream>>
 where

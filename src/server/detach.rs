@@ -17,6 +17,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tower::ServiceExt;
 
+use super::head_timer::HeadTimer;
 use super::unread::UnreadBytes;
 use crate::delivery::DetachableStream;
 
@@ -97,23 +98,28 @@ impl HttpBody for PendingBody {
     }
 }
 
-/// A connection's socket that reports flushes to a [`Detach`].
-pub(super) struct FlushTracker<T> {
+/// A connection's socket that reports flushes to a [`Detach`], and bytes that arrive to a [`HeadTimer`].
+pub(super) struct IoTracker<T> {
     pub(super) io: T,
     pub(super) detach: Detach,
+    pub(super) heads: HeadTimer,
 }
 
-impl<T: Read + Unpin> Read for FlushTracker<T> {
+impl<T: Read + Unpin> Read for IoTracker<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: ReadBufCursor<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if read.is_ready() {
+            self.heads.receive();
+        }
+        read
     }
 }
 
-impl<T: Write + Unpin> Write for FlushTracker<T> {
+impl<T: Write + Unpin> Write for IoTracker<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }

@@ -43,6 +43,56 @@ async fn a_silent_connection_and_an_incomplete_head_are_closed() {
     assert_eq!(gateway.get("/livez").await.0, 200);
 }
 
+const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+/// Sends a request on a connection, and reads its answer.
+async fn ask(socket: &mut TcpStream) {
+    socket.write_all(LIVEZ.as_bytes()).await.unwrap();
+    read_until(socket, &mut Vec::new(), "\"status\":\"ok\"").await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_longer_than_an_incomplete_head() {
+    let gateway = impatient().await;
+    let mut idle = send(&gateway, "").await;
+    ask(&mut idle).await;
+    // Heads whose time begins later, and ends first: on a new connection, and after a request.
+    let mut second = send(&gateway, "").await;
+    ask(&mut second).await;
+    second.write_all(b"GET /livez HTTP/1.1\r\nx-half").await.unwrap();
+    read_to_end(second).await;
+    read_to_end(send(&gateway, "GET /livez HTTP/1.1\r\nx-half").await).await;
+    ask(&mut idle).await;
+    let timeouts = "roomcast_rejected_total{limit=\"header_time\",kind=\"connection\"}";
+    assert_eq!(value(&text(&gateway).await, timeouts), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_idle_too_long_is_closed_and_is_no_failure() {
+    let gateway = Gateway::start(|settings| {
+        settings.requests.header_timeout = Duration::from_mins(1);
+        settings.requests.keep_alive = Duration::from_millis(200);
+    })
+    .await;
+    let mut half = send(&gateway, LIVEZ.strip_suffix("\r\n").unwrap()).await;
+    let mut idle = send(&gateway, "").await;
+    ask(&mut idle).await;
+    assert_eq!(read_to_end(idle).await, "");
+    half.write_all(b"\r\n").await.unwrap();
+    read_until(&mut half, &mut Vec::new(), "\"status\":\"ok\"").await;
+    assert!(!text(&gateway).await.contains("limit=\"header_time\""));
+}
+
+#[tokio::test]
+async fn a_shutdown_closes_idle_connections_at_once() {
+    let gateway = Gateway::start(|settings| settings.shutdown.drain_window = Duration::from_hours(1)).await;
+    let mut idle = send(&gateway, "").await;
+    ask(&mut idle).await;
+    gateway.leave();
+    assert_eq!(read_to_end(idle).await, "");
+    gateway.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn an_incomplete_body_is_answered_in_time_and_stores_nothing() {
     let gateway = impatient().await;

@@ -16,13 +16,12 @@ const MAX_PAGE_BYTES: usize = 14_000;
 const INTRODUCTION: &str = "\
 # Configuration
 
-`roomcast --help` prints these settings, and this page is generated from the same definitions. Each setting has a flag \
-and a variable; the flag wins. Without a command, `roomcast` serves.
+`roomcast --help` prints the same settings. Each has a flag and a variable; the flag wins. Without a command, \
+`roomcast` serves.
 
 - **Durations** (`TIME`) are `30` (seconds), `500ms`, `5m`, `24h`, and the like.
 - **Repeatable settings** take several values: repeat the flag, or put spaces between the values of the variable.
-- **Exit codes**: 0 after an orderly shutdown, 1 after a failure, 2 for a setting that can't be used (with one line that \
-says why), 130 after a second SIGTERM or SIGINT.
+- **Exit codes**: 0 after an orderly shutdown, 1 after a failure, 2 for a setting that can't be used, 130 after a second SIGTERM or SIGINT.
 
 The other commands are:
 
@@ -31,7 +30,7 @@ with 1.
 - `roomcast token` makes a token for development; see [access](auth.md#tokens).
 - `roomcast openapi` prints the [OpenAPI](api.md) document, `--version 3.2` the newer one.
 - `roomcast completions SHELL` prints a completion script for `bash`, `zsh`, `fish`, `elvish` or `powershell`.
-- `roomcast man` prints the manual page, `roomcast man COMMAND` that of a command; `| man -l -` shows it.
+- `roomcast man [COMMAND]` prints the manual page; `| man -l -` shows it.
 ";
 
 fn page(name: &str) -> PathBuf {

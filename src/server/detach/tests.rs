@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
@@ -11,7 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-use super::{Detach, FlushTracker};
+use super::{Detach, HeadTimer, IoTracker};
 use crate::delivery::DetachableStream;
 
 const STREAM: &str = "GET /stream HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -34,7 +35,7 @@ async fn serve(near: DuplexStream) -> Option<DuplexStream> {
         let response = answering.clone().answer(router.clone(), request);
         async move { Ok::<_, std::convert::Infallible>(response.await) }
     });
-    let io = FlushTracker { io: TokioIo::new(near), detach: detach.clone() };
+    let io = IoTracker { io: TokioIo::new(near), detach: detach.clone(), heads: HeadTimer::new(Duration::MAX) };
     let mut connection = http1::Builder::new().serve_connection(io, service);
     let detached = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
         Poll::Ready(_) => Poll::Ready(false),

@@ -90,7 +90,7 @@ const NO_TYPES: &[Rule] = &[
     (&["Once"], "IdempotencyKey", &[]),
     (&["Share"], "LocalQuota", &[]),
     (&["Shown"], "MemberView", &[]),
-    (&["Watched"], "FlushTracker", &[]),
+    (&["Watched"], "IoTracker", &[]),
 ];
 
 /// Not the complete name of a function.
