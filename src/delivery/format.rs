@@ -18,6 +18,10 @@ use crate::log::Gap;
 use crate::names::{Cursor, EventId, EventName, RoomName, SubscriberId, Topic};
 use crate::timestamp;
 
+/// The `retry:` of a stream whose client should never reconnect. Clients that multiply it stay below the 2^31 ms of
+/// `setTimeout`, above which it fires at once.
+const NEVER_RETRY: Duration = Duration::from_hours(24);
+
 /// The format of a stream's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamFormat {
@@ -162,9 +166,10 @@ pub(super) fn position_block(id: &str) -> Bytes {
 }
 
 /// The last block of a stream. Its `retry:` is random, so that clients whose streams end together do not all reconnect
-/// together.
+/// together. An `EventSource` that is not closed reconnects even if it should never do so: its `retry:` is long.
 pub(super) fn end_block(retry: Duration, reason: EndReason, last_id: Option<&str>) -> String {
-    let mut block = Block::new().retry(retry.mul_f64(1.0 + fastrand::f64()).as_millis());
+    let retry = if reason.reconnect() == "never" { NEVER_RETRY } else { retry.mul_f64(1.0 + fastrand::f64()) };
+    let mut block = Block::new().retry(retry.as_millis());
     // A block without an id would erase the client's position: on each stream, the client's id buffer starts empty
     // (HTML 9.2.6).
     if let Some(id) = last_id {

@@ -59,6 +59,32 @@ on_both_brokers! {
         }
     }
 
+    async fn p11_event_names_that_call_handlers_of_a_page_are_refused_wherever_they_stand(world) {
+        let gateway = world.gateway().await;
+        let post = |path: &str| gateway.request(Method::POST, path);
+        for name in ["open", "error"] {
+            let event = json!({"event": name, "data": 1});
+            let batch = json!({"events": [{"room": "r", "data": 1}, {"rooms": ["r"], "event": name, "data": 1}]});
+            for (request, code) in [
+                (post("/v1/rooms/r/events").json(&event), "invalid_body"),
+                (post("/v1/events").json(&batch), "invalid_body"),
+                (post(&format!("/v1/rooms/r/events?event={name}")).body("text"), "invalid_name"),
+                (gateway.request(Method::GET, &format!("/v1/rooms/r/stream?event={name}")), "invalid_name"),
+                (gateway.request(Method::GET, &format!("/v1/stream?room=r&event=chat&event={name}")), "invalid_name"),
+            ] {
+                let detail = refused(&gateway, request, 400, code).await["detail"].to_string();
+                assert!(detail.contains("a page's handlers onopen and onerror"), "{detail}");
+            }
+        }
+        assert_eq!(gateway.get("/v1/rooms/r").await.1["retained"], 0);
+        // The name of an event without a name, and names that are only similar.
+        let mut stream = gateway.room("r").await;
+        for name in ["message", "Error", "error.", "opened"] {
+            gateway.publish_json("r", name, json!(1)).await;
+            assert_eq!(stream.event().await.event, name);
+        }
+    }
+
     async fn names_of_scripts_with_combining_marks_serve_everywhere(world) {
         let gateway = world.gateway().await;
         for name in ["हिन्दी", "தமிழ்", "ที่", "ශ්‍රී"] {

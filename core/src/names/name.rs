@@ -14,6 +14,9 @@ pub const MAX_FIELD_BYTES: usize = 256;
 const PUNCTUATION: &str = "._~:@+=-";
 /// Event names with one of these prefixes belong to the gateway.
 const RESERVED: [&str; 3] = ["stream.", "presence.", "hash."];
+/// Names of the events that a browser's `EventSource` dispatches itself (HTML, section 9.2). An event of this name would
+/// call a page's `onopen` or `onerror`.
+const BROWSER_EVENTS: [&str; 2] = ["open", "error"];
 
 /// Why a text is not a valid name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +42,9 @@ pub enum NameError {
     /// An event name with a prefix that only the gateway may use.
     #[error("names that begin with stream., presence. or hash. are reserved for the gateway")]
     Reserved,
+    /// An event name that the client of a stream uses itself.
+    #[error("events named open and error would call a page's handlers onopen and onerror")]
+    BrowserEvent,
 }
 
 fn check_name(text: &str) -> Result<(), NameError> {
@@ -64,6 +70,9 @@ fn check_event_name(text: &str) -> Result<(), NameError> {
     check_name(text)?;
     if RESERVED.iter().any(|prefix| text.starts_with(prefix)) {
         return Err(NameError::Reserved);
+    }
+    if BROWSER_EVENTS.contains(&text) {
+        return Err(NameError::BrowserEvent);
     }
     Ok(())
 }
@@ -142,7 +151,8 @@ names! {
     RoomName by check_name;
     /// The name of a shared hash, with the same rules as a room's name.
     HashName by check_name;
-    /// A publisher's name for a kind of event, with the same rules as a room's name and without the gateway's prefixes.
+    /// A publisher's name for a kind of event, with the same rules as a room's name, without the gateway's prefixes,
+    /// and other than `open` and `error`.
     EventName by check_event_name;
     /// The name of a field of a shared hash: 1 to 256 bytes without control characters.
     FieldName by check_field_name;
@@ -225,7 +235,7 @@ mod tests {
     fn event_names_with_the_gateways_prefixes_are_refused() {
         assert!(EventName::new("chat").is_ok());
         assert!(EventName::new("streaming").is_ok());
-        for invalid in ["stream.open", "presence.join", "hash.set", "a\nb", "a\rb"] {
+        for invalid in ["stream.open", "presence.join", "hash.set", "open", "error", "a\nb", "a\rb"] {
             assert!(EventName::new(invalid).is_err(), "{invalid:?}");
         }
     }

@@ -60,6 +60,9 @@ impl Stream {
         let event = self.ready.pop_front()?;
         let position = if self.ready.is_empty() { &self.source.last_event_id } else { &event.id };
         self.last_event_id.clone_from(position);
+        if event.event == "stream.end" && event.json()["reconnect"] == "never" {
+            assert_eq!(self.retry, Some(24 * 60 * 60 * 1000), "an EventSource stays away: {}", event.data);
+        }
         Some(event)
     }
 
