@@ -11,6 +11,7 @@ mod extract;
 mod idempotency;
 mod middleware;
 pub mod openapi;
+mod origin;
 mod page;
 pub mod problem;
 

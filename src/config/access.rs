@@ -90,8 +90,8 @@ pub struct AccessArgs {
     #[arg(long, env = "ROOMCAST_ANONYMOUS", value_name = "PERMISSION=PATTERN", value_delimiter = ' ')]
     pub anonymous: Vec<AnonymousGrant>,
 
-    /// Origin of web pages that may use the gateway from another site, as in `https://app.example`. Repeatable. If left
-    /// out: none.
+    /// Origin of web pages that may use the gateway from another site, as in `https://app.example` or
+    /// `capacitor://localhost`. Repeatable. If left out: none.
     #[arg(
         long,
         env = "ROOMCAST_CORS_ORIGIN",
@@ -101,8 +101,8 @@ pub struct AccessArgs {
     )]
     pub cors_origin: Vec<Origin>,
 
-    /// Serve every caller without a token, on any address, and accept requests from web pages of other sites. Excludes
-    /// keys. The variable is true or false.
+    /// Serve every caller without a token, on any address and under any host name. Excludes keys. The variable is true
+    /// or false.
     #[arg(long, env = "ROOMCAST_INSECURE_ALLOW_ANONYMOUS", value_parser = BoolishValueParser::new())]
     pub insecure_allow_anonymous: bool,
 }
@@ -301,16 +301,26 @@ impl Origin {
 }
 
 impl FromStr for Origin {
-    type Err = String;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if matches!(text, "null" | "*") || text.starts_with("file:") {
+            return Err(
+                "null, * and file: stand for pages of anybody; list each page's origin, or send its requests \
+                        through its own server",
+            );
+        }
         let is_origin = |url: &Url| {
-            let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
-            bare && !has_login(url) && matches!(url.scheme(), "http" | "https") && !text.contains('*')
+            let bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+            bare && url.has_host() && !has_login(url) && !matches!(url.scheme(), "ftp" | "ws" | "wss")
         };
-        let url: Option<Url> = text.parse().ok();
-        let url = url.filter(is_origin).ok_or("expected an origin such as https://app.example")?;
-        Ok(Self(url.origin().ascii_serialization()))
+        let url: Option<Url> = text.parse().ok().filter(|_| !text.contains('*'));
+        let url =
+            url.filter(is_origin).ok_or("expected an origin such as https://app.example or app://localhost")?;
+        // The origin of another scheme is opaque (HTML, 7.1.1). Browsers send the scheme and the host of those that
+        // applications register.
+        let own = || url.as_str().trim_end_matches('/').to_ascii_lowercase();
+        Ok(Self(if url.origin().is_tuple() { url.origin().ascii_serialization() } else { own() }))
     }
 }
 
@@ -341,6 +351,16 @@ mod tests {
         assert_eq!("https://App.Example/".parse::<Origin>().unwrap().as_str(), "https://app.example");
         assert_eq!("https://app.example:443".parse::<Origin>().unwrap().as_str(), "https://app.example");
         assert_eq!("http://localhost:3000".parse::<Origin>().unwrap().as_str(), "http://localhost:3000");
+        for origin in [
+            "capacitor://localhost",
+            "ionic://localhost",
+            "app://.",
+            "chrome-extension://abcdefgh",
+            "x-y.z+1://a:1",
+        ] {
+            assert_eq!(origin.parse::<Origin>().unwrap().as_str(), origin);
+        }
+        assert_eq!("Tauri://LocalHost/".parse::<Origin>().unwrap().as_str(), "tauri://localhost");
         for wrong in [
             "*",
             "null",
@@ -350,6 +370,13 @@ mod tests {
             "https://*.app.example",
             "https://app.example/path",
             "ftp://app.example",
+            "wss://app.example",
+            "file://",
+            "file:///page.html",
+            "capacitor://",
+            "capacitor:localhost",
+            "capacitor://localhost/index.html",
+            "data:text/html,x",
             "https://ann@app.example",
             "https://app.example?x",
             "https://app.example#x",

@@ -5,14 +5,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use axum::extract::FromRequestParts;
-use axum::http::header::{AUTHORIZATION, COOKIE, ORIGIN};
+use axum::http::header::{AUTHORIZATION, COOKIE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::address::client_address;
 use super::extract::header_text;
+use super::origin::check_page;
 use super::problem::{Code, Problem};
 use super::{App, audit};
 use crate::auth::{Identity, Permission, TokenError};
@@ -22,15 +23,13 @@ use crate::rate_limit::{RateError, RateKey, RateStatus, Reading};
 
 /// The query parameter with the token of an `EventSource`, which can't set headers.
 pub const ACCESS_TOKEN: &str = "access_token";
-/// Where the page stands that makes a browser send a request. Pages can't set it.
-pub const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The caller and its permissions. Every route below `/v1/` extracts it before anything else.
 pub struct Caller {
     identity: Arc<Identity>,
     address: Option<IpAddr>,
-    /// Whether a page of a site that is not allowed may have made the caller's browser send the request.
-    is_foreign_page: bool,
+    /// Set if a page that is not allowed may have made the caller's browser send the request: its refusal.
+    foreign_page: Option<Problem>,
 }
 
 /// The state of the caller's rate limits, for the headers of the response. It is in the request's extensions if there
@@ -51,7 +50,9 @@ impl FromRequestParts<App> for Caller {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let address = client_address(&parts.extensions, &parts.headers, &app.settings.limits.trusted_proxy);
         if app.access.is_open() && app.limits.is_none() {
-            return Ok(Self { identity: app.access.identify(None).await?, address, is_foreign_page: false });
+            let foreign_page = check_page(parts, &app.settings.access, None);
+            let foreign_page = foreign_page.inspect_err(|problem| audit::refused(problem, None, address))?;
+            return Ok(Self { identity: app.access.identify(None).await?, address, foreign_page });
         }
         // Before the token is verified, which costs time.
         let by_address = count_requests(app, address.map(RateKey::Address), 1, address, None).await?;
@@ -59,40 +60,22 @@ impl FromRequestParts<App> for Caller {
         let identity = identified.as_ref().ok().map(|(identity, _)| &**identity);
         let subject = identity.and_then(|identity| identity.subject.as_deref());
         let by_others = count_requests(app, rate_keys(app, identity), 1, address, subject).await?;
-        let (identity, is_foreign_page) =
-            identified.inspect_err(|problem| audit::refused(problem, None, address))?;
+        let (identity, foreign_page) = identified.inspect_err(|problem| audit::refused(problem, None, address))?;
         let lowest = by_others.into_iter().chain(by_address).min_by_key(|status| status.remaining);
         if let (Some(status), Some(slot)) = (lowest, parts.extensions.get::<RateStatusSlot>()) {
             let _ = slot.0.set(status);
         }
-        Ok(Self { identity, address, is_foreign_page })
+        Ok(Self { identity, address, foreign_page })
     }
 }
 
-/// Identifies the caller by its token. Also returns whether a page that is not allowed may have sent the request.
-async fn identify(parts: &Parts, app: &App) -> Result<(Arc<Identity>, bool), Problem> {
+/// Identifies the caller by its token. Also checks the page that may have sent the request.
+async fn identify(parts: &Parts, app: &App) -> Result<(Arc<Identity>, Option<Problem>), Problem> {
     let token = token(parts, &app.settings.access.token_cookie)?;
-    // A page of another site can make a browser send a cookie, or a request without a token from the browser's
-    // address.
-    let is_automatic = token.as_ref().is_none_or(|token| token.source == TokenSource::Cookie);
-    let origin = parts.headers.get(ORIGIN);
-    let allowed = origin.is_some_and(|origin| app.settings.access.allows_origin(origin.as_bytes()));
-    let is_unchecked = app.access.is_open() || !is_automatic || allowed;
-    let is_read = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
-    // Browsers name the page's site in the Origin header of each write.
-    if !is_unchecked && !is_read && (token.is_some() || origin.is_some()) {
-        return Err(origin_not_allowed());
-    }
-    // They send none with a read of the page's own site, and none with an image or a link of another site.
-    let site = parts.headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
-    let is_foreign = match site {
-        Some(b"same-origin") => false,
-        Some(b"none") | None => origin.is_some(),
-        Some(_) => true,
-    };
+    let foreign_page = check_page(parts, &app.settings.access, token.as_ref().map(|token| token.source))?;
     let identity = app.access.identify(token.as_ref().map(|token| token.text.as_str())).await?;
     check_revoked(app, &identity).await?;
-    Ok((identity, is_foreign && !is_unchecked))
+    Ok((identity, foreign_page))
 }
 
 async fn check_revoked(app: &App, identity: &Identity) -> Result<(), Problem> {
@@ -102,12 +85,6 @@ async fn check_revoked(app: &App, identity: &Identity) -> Result<(), Problem> {
         }
         _ => Ok(()),
     }
-}
-
-fn origin_not_allowed() -> Problem {
-    let detail = "a write or a stream of a web page needs a token in the Authorization header, \
-                  or an Origin that --cors-origin lists";
-    Problem::new(Code::OriginNotAllowed, detail)
 }
 
 /// The keys of a caller's limits, without that of its address. `identity` is `None` if its token is not valid.
@@ -302,10 +279,10 @@ impl Caller {
     /// Fails if a page that is not allowed may have made the browser send the request, with the user's cookie or, if
     /// `takes_name`, without a token. For reads that change what others see or have. Logs the refusal.
     pub fn require_allowed_page(&self, takes_name: bool) -> Result<(), Problem> {
-        if self.is_foreign_page && (self.identity.has_token || takes_name) {
-            return Err(self.refused(origin_not_allowed()));
+        match &self.foreign_page {
+            Some(problem) if self.identity.has_token || takes_name => Err(self.refused(problem.clone())),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn missing(&self, permission: &str) -> Problem {
@@ -340,10 +317,14 @@ impl From<TokenError> for Problem {
     }
 }
 
+/// Where a request has its token.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum TokenSource {
+pub enum TokenSource {
+    /// In the header `Authorization`.
     Header,
+    /// In the query.
     Query,
+    /// In a cookie.
     Cookie,
 }
 

@@ -17,7 +17,7 @@ use axum::routing::Route;
 use futures_util::FutureExt;
 use tower::layer::layer_fn;
 use tower::{ServiceExt, service_fn};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tracing::{Span, info_span};
 
 use self::request_context::RequestContext;
@@ -64,15 +64,8 @@ fn cors(origins: &[Origin]) -> Option<CorsLayer> {
         .allow_origin(AllowOrigin::list(allowed))
         .allow_credentials(true)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
-        .allow_headers([
-            header::AUTHORIZATION,
-            header::CONTENT_TYPE,
-            header::IF_MATCH,
-            header::IF_NONE_MATCH,
-            HeaderName::from_static("last-event-id"),
-            idempotency::IDEMPOTENCY_KEY,
-            REQUEST_ID,
-        ])
+        // Pages that are allowed may send any header. Libraries add their own, as for traces.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([
             header::ETAG,
             header::LINK,

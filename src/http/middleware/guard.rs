@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, Uri, header};
 
 use super::problem::{Code, Problem};
 use crate::config::is_loopback_host;
-use crate::http::caller::SEC_FETCH_SITE;
+use crate::http::origin::SEC_FETCH_SITE;
 
 /// Refuses requests whose host is not this machine, and requests of pages of other sites whose origin is not `allowed`.
 pub fn refuse_foreign(uri: &Uri, headers: &HeaderMap, allowed: impl Fn(&[u8]) -> bool) -> Result<(), Problem> {

@@ -132,6 +132,53 @@ on_both_brokers! {
         assert_eq!(own.data().await, "hello");
     }
 
+    async fn a_page_that_could_not_read_the_answer_changes_nothing_without_keys(world) {
+        let gateway = world.gateway_with(|settings| settings.access.cors_origin = vec![PAGE.parse().unwrap()]).await;
+        let insecure = world.gateway_with(|settings| settings.access.insecure_allow_anonymous = true).await;
+        // A page on another port of this machine.
+        let page = "http://localhost:3000";
+        let foreign: [&[(&str, &str)]; 3] =
+            [&[("origin", page)], &[("origin", page), ("sec-fetch-site", "same-site")], &[("origin", "http://127.0.0.1")]];
+        for (gateway, headers) in [&gateway, &insecure].into_iter().flat_map(|gateway| foreign.map(|headers| (gateway, headers))) {
+            for (method, path) in [
+                (Method::POST, "/v1/rooms/lobby/events"),
+                (Method::POST, "/v1/rooms/lobby/events?event=chat"),
+                (Method::PUT, "/v1/hashes/lamp/fields/colour"),
+                (Method::DELETE, "/v1/hashes/lamp"),
+                (Method::DELETE, "/v1/rooms/lobby/events"),
+                (Method::GET, "/v1/rooms/lobby/stream?subscriber=desk"),
+                (Method::GET, "/v1/stream?room=lobby&presence=true"),
+            ] {
+                let request = with_headers(gateway.request(method, path).body("green"), headers);
+                let (status, problem) = gateway.send(request).await;
+                assert_eq!((status.as_u16(), &problem["code"]), (403, &json!("origin_not_allowed")), "{path}");
+                let detail = problem["detail"].as_str().unwrap();
+                assert!(detail.contains("--cors-origin") && detail.contains(headers[0].1), "{detail}");
+            }
+            assert_eq!(gateway.get("/v1/rooms/lobby").await.1["retained"], 0);
+            let read = with_headers(gateway.request(Method::GET, "/v1/rooms/lobby/events"), headers);
+            assert_eq!(gateway.send(read).await.0, StatusCode::OK);
+        }
+        let (own, port) = (gateway.url.clone(), gateway.address().rsplit(':').next().unwrap());
+        let own_name = format!("http://LOCALHOST:{port}");
+        for (host, headers) in [
+            ("", &[("origin", own.as_str())][..]),
+            ("", &[("origin", &own), ("sec-fetch-site", "same-origin")]),
+            (own_name.strip_prefix("http://").unwrap(), &[("origin", &own_name.to_lowercase())]),
+            // A proxy of a page's own server may change the host.
+            ("", &[("origin", page), ("sec-fetch-site", "same-origin")]),
+            ("localhost", &[("origin", "http://localhost")]),
+            ("localhost:443", &[("origin", "https://localhost")]),
+            ("", &[("origin", PAGE), ("sec-fetch-site", "cross-site")]),
+            ("", &[]),
+        ] {
+            let request = gateway.request(Method::POST, "/v1/rooms/own/events").body("hello");
+            let request = if host.is_empty() { request } else { request.header("host", host) };
+            let (status, answer) = gateway.send(with_headers(request, headers)).await;
+            assert_eq!(status.as_u16(), 201, "{host} {headers:?} {answer}");
+        }
+    }
+
     async fn a_head_request_of_a_stream_enters_nothing(world) {
         let gateway = closed(&world).await;
         let token = token(&claims(&all()));
@@ -162,7 +209,8 @@ async fn cors_headers_are_for_pages_of_allowed_origins_only() {
     let gateway = gateway().await;
     let preflight = async |origin: &str| {
         let request = gateway.request(Method::OPTIONS, "/v1/rooms/lobby/events").header("origin", origin);
-        let wanted = "authorization,content-type,idempotency-key,if-match,if-none-match,last-event-id";
+        let wanted = "authorization,content-type,idempotency-key,if-match,if-none-match,last-event-id,\
+                      traceparent,tracestate,baggage,x-requested-with";
         let request = request.header("access-control-request-method", "POST");
         gateway.answer(request.header("access-control-request-headers", wanted)).await
     };
@@ -174,7 +222,17 @@ async fn cors_headers_are_for_pages_of_allowed_origins_only() {
         ("access-control-allow-methods", &["post", "put", "patch", "delete"][..]),
         (
             "access-control-allow-headers",
-            &["authorization", "idempotency-key", "if-match", "if-none-match", "last-event-id"],
+            &[
+                "authorization",
+                "idempotency-key",
+                "if-match",
+                "if-none-match",
+                "last-event-id",
+                "traceparent",
+                "tracestate",
+                "baggage",
+                "x-requested-with",
+            ],
         ),
         ("vary", &["origin"]),
     ] {
@@ -284,4 +342,53 @@ async fn an_empty_or_second_token_does_not_hide_the_callers_own() {
     assert_eq!(get(&format!("Bearer {own}")).await.0, StatusCode::OK);
     let (status, problem) = get("Bearer x.y.z").await;
     assert_eq!((status.as_u16(), &problem["code"]), (401, &json!("token_invalid")));
+}
+
+#[tokio::test]
+async fn a_page_that_could_not_read_the_answer_writes_nothing_with_a_token_in_the_query() {
+    let gateway = gateway().await;
+    let path = format!("/v1/rooms/lobby/events?access_token={}", token(&claims(&all())));
+    let write = |headers: &[(&str, &str)]| {
+        gateway.send(with_headers(gateway.request(Method::POST, &path).body("hello"), headers))
+    };
+    for headers in FOREIGN {
+        let (status, problem) = write(headers).await;
+        assert_eq!((status.as_u16(), &problem["code"]), (403, &json!("origin_not_allowed")), "{headers:?}");
+    }
+    for headers in OWN {
+        assert_eq!(write(headers).await.0.as_u16(), 201, "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_with_a_cookie_of_the_gateways_own_page_needs_no_list() {
+    let gateway = gateway().await;
+    let cookie = format!("__Host-roomcast={}", token(&claims(&all())));
+    let request = gateway.request(Method::POST, "/v1/rooms/lobby/events").header("cookie", cookie).body("hello");
+    let request = with_headers(request, &[("origin", &gateway.url), ("sec-fetch-site", "same-origin")]);
+    assert_eq!(gateway.send(request).await.0.as_u16(), 201);
+}
+
+#[tokio::test]
+async fn pages_of_applications_have_origins_that_can_be_listed() {
+    let pages = [
+        "capacitor://localhost",
+        "ionic://localhost",
+        "tauri://localhost",
+        "app://.",
+        "chrome-extension://abcdefghij",
+    ];
+    let gateway = Gateway::start(|settings| {
+        settings.access.cors_origin = pages.iter().map(|page| page.parse().unwrap()).collect();
+    })
+    .await;
+    for page in pages {
+        let request = gateway.request(Method::POST, "/v1/rooms/lobby/events").body("hello").header("origin", page);
+        let answer = gateway.answer(request.header("sec-fetch-site", "cross-site")).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        assert_eq!(answer.headers()["access-control-allow-origin"], page);
+    }
+    for refused in ["null", "*", "file://"] {
+        crate::cli::refuses(&["--cors-origin", refused], &["--cors-origin", "pages of anybody"]);
+    }
 }
