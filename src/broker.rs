@@ -23,7 +23,8 @@ pub mod redis;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use backon::{ExponentialBuilder, Retryable};
+use tokio::time::{sleep, timeout};
 
 pub use self::error::{BrokerError, Fault, FaultKind, Health, MemoryUse};
 pub use self::hash::{
@@ -47,6 +48,14 @@ use crate::shutdown::Tasks;
 /// The longest time that a call to a broker takes.
 pub const CALL_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long a stream that opens waits for a broker that is unavailable. A lost connection is replaced, and a probe has
+/// shown that it works, within 2.5 s.
+const READ_PATIENCE: Duration = Duration::from_millis(3500);
+/// First pause before a call is repeated; jittered up to twice as long.
+const MIN_READ_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause before a call is repeated.
+const MAX_READ_PAUSE: Duration = Duration::from_millis(250);
+
 /// Waits for a call that only reads, at most [`CALL_LIMIT`]. `detail` is the error's detail after that.
 pub async fn read_with_deadline<T>(
     detail: &str,
@@ -54,6 +63,21 @@ pub async fn read_with_deadline<T>(
 ) -> Result<T, BrokerError> {
     let timed_out = || BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, detail));
     timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| Err(timed_out()))
+}
+
+/// Repeats a call that only reads while the broker is unavailable, for about [`READ_PATIENCE`]: most interruptions are
+/// over in a moment.
+pub async fn read_with_patience<T, F: Future<Output = Result<T, BrokerError>>>(
+    call: impl FnMut() -> F,
+) -> Result<T, BrokerError> {
+    let pauses = ExponentialBuilder::new()
+        .with_min_delay(MIN_READ_PAUSE)
+        .with_max_delay(MAX_READ_PAUSE)
+        .without_max_times()
+        .with_total_delay(Some(READ_PATIENCE))
+        .with_jitter();
+    let is_unavailable = |error: &BrokerError| matches!(error, BrokerError::Unavailable(_));
+    call.retry(pauses).sleep(sleep).when(is_unavailable).await
 }
 
 /// Waits for a call that changes something, at most [`CALL_LIMIT`]. After that the outcome is unknown: the broker may

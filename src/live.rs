@@ -31,7 +31,7 @@ use self::ring_budget::RingBudget;
 use self::topic::{LiveTopic, TopicGuard};
 use crate::broker::{
     BrokerError, CALL_LIMIT, Fault, FaultKind, LogEntry, LogListener, ReadLimit, ReadRange, ReplicaRegistry,
-    SubscriberCounts,
+    SubscriberCounts, read_with_patience,
 };
 use crate::cache::AnnouncementOutcome;
 use crate::names::{EventId, RoomName, Topic};
@@ -145,21 +145,23 @@ impl Live {
     }
 
     /// Opens a subscription to some topics, each from its own start. [`Start::Recent`] counts the events that are `wanted`.
-    /// Fails after [`OPEN_TIMEOUT`], or at once while the
-    /// broker can't be read or delivers no announcements.
+    /// Fails after [`OPEN_TIMEOUT`], or if the broker can't be read or delivers no announcements for longer than a moment.
     pub async fn subscribe(
         self: &Arc<Self>,
         topics: Vec<(Topic, Start)>,
         wanted: impl Fn(&LiveEvent) -> bool + Sync,
     ) -> Result<Subscription, BrokerError> {
-        let health = self.log.health();
-        let commands = health.commands.filter(|fault| !fault.kind.affects_only_writes());
-        if let Some(fault) = commands.or(health.delivery) {
-            return Err(BrokerError::Unavailable(fault));
-        }
+        let open = || async {
+            let health = self.log.health();
+            let commands = health.commands.filter(|fault| !fault.kind.affects_only_writes());
+            match commands.or(health.delivery) {
+                Some(fault) => Err(BrokerError::Unavailable(fault)),
+                None => Subscription::open(self, topics.clone(), &wanted).await,
+            }
+        };
         let timed_out =
             || BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "subscribing to the rooms took too long"));
-        timeout(OPEN_TIMEOUT, Subscription::open(self, topics, &wanted)).await.map_err(|_| timed_out())?
+        timeout(OPEN_TIMEOUT, read_with_patience(open)).await.map_err(|_| timed_out())?
     }
 
     /// Clears a topic's log. Once it returns, this replica's cache has none of the cleared events.

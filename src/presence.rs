@@ -23,7 +23,7 @@ use wildmatch::WildMatch;
 use self::task::RoomPresence;
 use crate::broker::{
     BrokerError, Generation, Member, MemberChange, MemberOutcome, MemberPage, MemberView, PresenceListener,
-    PresenceStore, PresenceUpdate, Removal, read_with_deadline, write_with_deadline,
+    PresenceStore, PresenceUpdate, Removal, read_with_deadline, read_with_patience, write_with_deadline,
 };
 use crate::live::LogClient;
 use crate::names::{RoomName, SubscriberId};
@@ -248,8 +248,11 @@ impl Presence {
             return Ok(JoinPlan { own: rooms, ..plan });
         }
         let member = plan.member.clone();
-        let owners = self.store.owners(&rooms, &member.subscriber);
-        let owners = read_with_deadline("the member lists could not be read in time", owners).await;
+        let owners = read_with_patience(|| async {
+            let owners = self.store.owners(&rooms, &member.subscriber);
+            read_with_deadline("the member lists could not be read in time", owners).await
+        })
+        .await;
         for (room, owner) in rooms.into_iter().zip(owners.map_err(JoinError::Broker)?) {
             // The broker may not have a member of this replica yet.
             let own_list = || self.room(&room).and_then(|room| room.state().owner(&member.subscriber));

@@ -306,8 +306,7 @@ impl FromStr for Origin {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if matches!(text, "null" | "*") || text.starts_with("file:") {
             return Err(
-                "null, * and file: stand for pages of anybody; list each page's origin, or send its requests \
-                        through its own server",
+                "null, * and file: stand for pages of anybody; list each origin, such as https://app.example",
             );
         }
         let is_origin = |url: &Url| {

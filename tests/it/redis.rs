@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode};
 use roomcast::config::Settings;
 use serde_json::{Value, json};
 
-use crate::support::{Gateway, Link, Proxy, RedisServer, World, eventually};
+use crate::support::{Gateway, Link, Links, Proxy, RedisServer, Way, World, eventually};
 
 impl World {
     fn server(&self) -> &RedisServer {
@@ -160,6 +160,39 @@ async fn p2_events_published_while_a_replica_was_cut_off_reach_its_subscribers()
     cut_off.until_well().await;
     other.publish("cut", "live again").await;
     assert_eq!(stream.data().await, "live again");
+}
+
+/// The gateway learns only by its next probe, a second later, that the links are back.
+#[tokio::test]
+async fn p8_a_stream_that_opens_during_a_short_interruption_waits_for_its_end() {
+    let world = World::redis().await;
+    let proxy = Proxy::to(world.server().port()).await;
+    let gateway = world.gateway_with(|settings| settings.redis.url = Some(proxy.url().parse().unwrap())).await;
+    let (id, open) = (gateway.publish("known", "before").await, gateway.room("known").await);
+    for (links, link) in [
+        (Links::PubSub, Link::Cut),
+        (Links::PubSub, Link::Drop(Way::ToClient)),
+        (Links::Commands, Link::Reset),
+        (Links::All, Link::Cut),
+    ] {
+        gateway.until_well().await;
+        proxy.set_only(links, link);
+        eventually("the gateway is degraded", async || (gateway.get("/healthz").await.0 == 503).then_some(()))
+            .await;
+        proxy.set(Link::Pass);
+        let paths = [
+            "/v1/rooms/known/stream".to_owned(),
+            format!("/v1/rooms/known/stream?after={id}"),
+            "/v1/rooms/known/stream?from=earliest".to_owned(),
+            "/v1/rooms/known/stream?recent=7".to_owned(),
+            format!("/v1/rooms/new-{links:?}-{link:?}/stream?subscriber=ann").replace(['(', ')'], ""),
+            "/v1/stream?room=known&room=other&subscriber=bob&presence=true".to_owned(),
+        ];
+        for stream in join_all(paths.iter().map(|path| gateway.stream(path))).await {
+            assert!(stream.opened["rooms"].is_object(), "{links:?} {link:?}: {}", stream.opened);
+        }
+    }
+    drop(open);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, interval, timeout};
 
 use super::RedisBroker;
@@ -25,22 +26,36 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn LogListener>
     let mut received = broker.pubsub.probes();
     let mut ticks = interval(PROBE_EVERY);
     let mut epoch = None;
+    let mut conn = broker.pubsub.conn();
+    let (mut is_receiving, mut is_replaced) = (false, false);
     for count in 0u64.. {
-        ticks.tick().await;
+        // While announcements do not arrive, a new connection is probed at once: streams that open wait for it.
+        tokio::select! {
+            _ = ticks.tick(), if !is_replaced => {}
+            () = until_replaced(&mut conn), if !is_receiving && !is_replaced => {}
+            else => {}
+        }
         let nonce = format!("{count} {:x}", fastrand::u64(..)).into_bytes();
-        let live = broker.pubsub.conn();
+        let live = conn.borrow_and_update().clone();
         let is_up = || live.as_ref().is_some_and(|live| !live.is_broken());
         let begin = Instant::now();
         let appended = broker.append_probe(&nonce).await;
         // A probe that was not appended can't arrive: a live connection that is up counts as receiving.
-        let mut is_receiving = appended.is_err() && is_up();
+        is_receiving = appended.is_err() && is_up();
+        is_replaced = false;
         if let Ok((id, _)) = &appended {
             if epoch.replace(id.epoch).is_some_and(|before| before != id.epoch) {
                 tracing::warn!("Redis's history has changed: the server was restarted, failed over or emptied");
                 listener.history_changed();
             }
-            is_receiving = timeout(RETURN_LIMIT, received.wait_for(|probe| *probe == nonce)).await.is_ok();
-            // A connection that came up after the append can't have carried the announcement, and is left alone.
+            // A connection that comes up after the append can't carry the announcement, and is left alone.
+            is_receiving = tokio::select! {
+                arrived = timeout(RETURN_LIMIT, received.wait_for(|probe| *probe == nonce)) => arrived.is_ok(),
+                () = until_replaced(&mut conn) => {
+                    is_replaced = true;
+                    false
+                }
+            };
             if !is_receiving && is_up() {
                 broker.pubsub.reset();
             }
@@ -66,6 +81,12 @@ pub(super) async fn run(broker: Arc<RedisBroker>, listener: Arc<dyn LogListener>
         });
         ticks.reset();
     }
+}
+
+/// Resolves when there is another connection.
+async fn until_replaced(conn: &mut watch::Receiver<Option<RedisConn>>) {
+    // The broker owns the sender, so the channel can't close.
+    while conn.changed().await.is_ok() && conn.borrow().is_none() {}
 }
 
 /// How much the server holds, by `INFO memory`.

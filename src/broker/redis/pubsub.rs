@@ -39,7 +39,7 @@ pub(super) struct PubSub {
     reset: Notify,
     probe: watch::Sender<Vec<u8>>,
     /// The connection, once Redis has confirmed the probe's channel on it.
-    conn: Mutex<Option<RedisConn>>,
+    conn: watch::Sender<Option<RedisConn>>,
     /// Why Redis has refused the last subscription, if it has.
     refusal: Mutex<Option<Fault>>,
 }
@@ -60,7 +60,7 @@ impl PubSub {
             changed: Notify::new(),
             reset: Notify::new(),
             probe: watch::channel(Vec::new()).0,
-            conn: Mutex::default(),
+            conn: watch::channel(None).0,
             refusal: Mutex::default(),
         }
     }
@@ -95,8 +95,8 @@ impl PubSub {
     }
 
     /// The connection over which announcements come; none while it is being replaced.
-    pub(super) fn conn(&self) -> Option<RedisConn> {
-        self.current().clone()
+    pub(super) fn conn(&self) -> watch::Receiver<Option<RedisConn>> {
+        self.conn.subscribe()
     }
 
     /// Why Redis has refused the last subscription, if it has.
@@ -135,7 +135,7 @@ impl PubSub {
                     };
                     // Clones that wait for answers keep the connection open: this stops its announcements.
                     conn.mark_broken();
-                    if self.current().take().is_some() {
+                    if self.conn.send_replace(None).is_some() {
                         pauses = schedule.build();
                     }
                     tracing::warn!(reason, "the pub/sub connection to Redis has ended; reconnecting");
@@ -172,7 +172,7 @@ impl PubSub {
         }
         // Removals may have been missed since the last connection.
         listeners.moderation.removals_changed();
-        *self.current() = Some(conn.clone());
+        self.conn.send_replace(Some(conn.clone()));
         self.mark_all_dirty();
         let mut subscribed = HashSet::new();
         loop {
@@ -242,10 +242,6 @@ impl PubSub {
         for confirmed in self.interests().wanted.values() {
             confirmed.send_replace(false);
         }
-    }
-
-    fn current(&self) -> MutexGuard<'_, Option<RedisConn>> {
-        self.conn.lock().expect("no holder of the lock panics")
     }
 
     fn interests(&self) -> MutexGuard<'_, Interests> {

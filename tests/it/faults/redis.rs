@@ -99,7 +99,7 @@ async fn p8_under_load_a_redis_that_is_away_at_start_loses_nothing_when_it_comes
     stage.redis.come_back().await;
     stage.load.all_joined().await;
     let account = stage.heal("Redis is away when replicas and clients start", Promise::NoGap).await;
-    assert!(account.refused_streams > 0 && account.refused > 0, "{account:?}");
+    assert!(account.refused > 0, "{account:?}");
 }
 
 #[tokio::test]
