@@ -66,28 +66,28 @@ impl Identity {
     }
 }
 
-/// Why a token is refused. Callers see the texts, so they quote nothing from the token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a token is refused. Callers see the texts, so they quote nothing from the token but the names of its claims.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the texts say it")]
 pub enum TokenError {
-    #[error("the token is malformed")]
-    Malformed,
-    #[error("the token is not signed with a known key")]
+    #[error("the token is malformed: {0}")]
+    Malformed(&'static str),
+    #[error("the token is not signed with a known key: no key has its alg and kid, or its alg is not supported")]
     UnknownKey,
     #[error("the token's signature is wrong")]
     WrongSignature,
-    #[error("the token has expired")]
+    #[error("the token has expired: see its claim exp")]
     Expired,
-    #[error("the token is not valid yet")]
+    #[error("the token is not valid yet: see its claim nbf")]
     NotYetValid,
-    #[error("the token is for another audience")]
+    #[error("the token is for another audience: its claim aud must be one of --jwt-audience")]
     WrongAudience,
-    #[error("the token is from another issuer")]
+    #[error("the token is from another issuer: its claim iss must be one of --jwt-issuer or --jwks-of-issuer")]
     WrongIssuer,
-    #[error("the token lacks a required claim: exp, or iss or aud if the gateway checks them")]
-    ClaimMissing,
-    #[error("a claim of the token is malformed")]
-    ClaimMalformed,
+    #[error("the token has no valid claim {0}, which is required")]
+    ClaimMissing(String),
+    #[error("the token's claim {0} is malformed")]
+    ClaimMalformed(String),
     #[error("the keys that verify tokens have not been fetched yet")]
     KeysUnavailable,
 }
@@ -195,7 +195,7 @@ impl Access {
         let expires_at = SystemTime::UNIX_EPOCH + claims.exp.0 + self.rules.skew;
         let info = claims.roomcast.info.as_ref().map(ToString::to_string);
         if info.as_ref().is_some_and(|info| info.len() > MAX_INFO_BYTES || nesting(info) > MAX_INFO_DEPTH) {
-            return Err(TokenError::ClaimMalformed);
+            return Err(TokenError::ClaimMalformed("roomcast.info".into()));
         }
         let subject: Option<Arc<str>> = claims.sub.map(Into::into);
         let identity = Arc::new(Identity {

@@ -128,7 +128,14 @@ fn refuse_arguments(mut error: clap::Error) -> ExitCode {
     let text = error.render().to_string();
     let lines = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
     let parts: Vec<_> = lines.map(str::trim).filter(|line| !line.is_empty()).collect();
-    let text = parts.join("; ");
+    // Arguments that are missing stand on lines of their own. The other texts are those of Rust's parsers.
+    let text = parts
+        .join("; ")
+        .replace(":; ", ": ")
+        .replace("invalid digit found in string", "it must be a whole number")
+        .replace("cannot parse integer from empty string", "it must be a whole number")
+        .replace("number too large to fit in target type", "the number is too large")
+        .replace("invalid float literal", "it must be a number");
     // The setting's own parser may have quoted a part of the value.
     let text = text.split_once("': ").filter(|_| is_misplaced).map_or(text.clone(), |(head, _)| format!("{head}'"));
     CommandError::usage(text.trim_start_matches("error: ")).report()

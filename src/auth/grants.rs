@@ -86,11 +86,13 @@ impl RoomcastClaim {
 
     /// The permissions of a token with this subject.
     pub fn into_grants(mut self, subject: Option<&str>) -> Grants {
+        let mut lacks_subject = false;
         let patterns = Permission::ALL.map(|permission| {
             let texts = std::mem::take(self.patterns_mut(permission));
+            lacks_subject |= subject.is_none() && texts.iter().any(|text| text.contains(SUBJECT));
             texts.iter().filter_map(|text| Pattern::new(text, subject)).collect::<Vec<_>>().into_boxed_slice()
         });
-        Grants(Arc::new(GrantPatterns { patterns, admin: self.admin }))
+        Grants(Arc::new(GrantPatterns { patterns, admin: self.admin, lacks_subject }))
     }
 }
 
@@ -103,6 +105,8 @@ struct GrantPatterns {
     /// In the order of [`Permission::ALL`].
     patterns: [Box<[Pattern]>; 5],
     admin: bool,
+    /// Whether a pattern grants nothing because the token has no subject.
+    lacks_subject: bool,
 }
 
 impl Grants {
@@ -124,6 +128,11 @@ impl Grants {
     /// Whether the caller has the permission for the room or hash with this name.
     pub fn allow(&self, permission: Permission, name: &str) -> bool {
         self.0.admin || self.patterns(permission).iter().any(|pattern| pattern.0.matches(name))
+    }
+
+    /// Whether a pattern with `{sub}` grants nothing because the token has no subject.
+    pub fn lacks_subject(&self) -> bool {
+        self.0.lacks_subject
     }
 
     /// Whether the caller has the permission for any name.

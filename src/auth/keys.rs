@@ -149,6 +149,8 @@ impl fmt::Debug for Key {
     }
 }
 
+const NOT_A_JWT: TokenError = TokenError::Malformed("it is not a JWT, header.claims.signature");
+
 /// A token whose signature has not been verified yet.
 pub(super) struct SignedToken<'a> {
     token: &'a str,
@@ -158,12 +160,12 @@ pub(super) struct SignedToken<'a> {
 impl<'a> SignedToken<'a> {
     pub(super) fn parse(token: &'a str) -> Result<Self, TokenError> {
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(TokenError::Malformed);
+            return Err(TokenError::Malformed("it is too long"));
         }
-        let header = decode_header(token).map_err(|_| TokenError::Malformed)?;
+        let header = decode_header(token).map_err(|_| NOT_A_JWT)?;
         // A recipient must refuse critical headers that it does not support (RFC 7515, 4.1.11). This one supports none.
         if header.crit.is_some() {
-            return Err(TokenError::Malformed);
+            return Err(TokenError::Malformed("its header has crit, which is not supported"));
         }
         Ok(Self { token, header })
     }
@@ -176,12 +178,16 @@ impl<'a> SignedToken<'a> {
     ) -> Result<Claims, TokenError> {
         let mut refusal = TokenError::UnknownKey;
         for key in keys.filter(|key| key.may_have_signed(&self.header)) {
-            match decode::<Claims>(self.token, &key.verifier, &validation(key, rules)) {
-                // A bound key of the issuer may have signed it, too.
-                Ok(decoded) if key.issuer.is_none() && decoded.claims.is_issued_by_any(&rules.bound_issuers) => {
+            match decode::<Value>(self.token, &key.verifier, &validation(key, rules)) {
+                Ok(decoded) => {
+                    let claims: Claims = serde_path_to_error::deserialize(decoded.claims)
+                        .map_err(|error| TokenError::ClaimMalformed(error.path().to_string()))?;
+                    if key.issuer.is_some() || !claims.is_issued_by_any(&rules.bound_issuers) {
+                        return Ok(claims);
+                    }
+                    // A bound key of the issuer may have signed it, too.
                     refusal = TokenError::WrongIssuer;
                 }
-                Ok(decoded) => return Ok(decoded.claims),
                 Err(error) => match error.kind() {
                     // Another key of the same kind may be the right one.
                     ErrorKind::InvalidSignature if refusal == TokenError::WrongIssuer => {}
@@ -239,8 +245,9 @@ fn token_error(kind: &ErrorKind) -> TokenError {
         ErrorKind::ImmatureSignature => TokenError::NotYetValid,
         ErrorKind::InvalidAudience => TokenError::WrongAudience,
         ErrorKind::InvalidIssuer => TokenError::WrongIssuer,
-        ErrorKind::MissingRequiredClaim(_) => TokenError::ClaimMissing,
-        ErrorKind::InvalidClaimFormat(_) | ErrorKind::Json(_) => TokenError::ClaimMalformed,
-        _ => TokenError::Malformed,
+        ErrorKind::MissingRequiredClaim(claim) => TokenError::ClaimMissing(claim.clone()),
+        ErrorKind::InvalidClaimFormat(claim) => TokenError::ClaimMalformed(claim.clone()),
+        ErrorKind::Json(_) => TokenError::Malformed("its claims are not a JSON object"),
+        _ => NOT_A_JWT,
     }
 }

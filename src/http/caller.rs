@@ -287,7 +287,9 @@ impl Caller {
 
     fn missing(&self, permission: &str) -> Problem {
         if self.identity.has_token {
-            Problem::new(Code::Forbidden, format!("the token does not grant {permission}"))
+            let lacks_subject = self.identity.grants.lacks_subject();
+            let why = if lacks_subject { "; its patterns with {sub} need the claim sub" } else { "" };
+            Problem::new(Code::Forbidden, format!("the token does not grant {permission}{why}"))
         } else {
             let detail =
                 format!("a token that grants {permission} is required, as \"Authorization: Bearer <token>\"");

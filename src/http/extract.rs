@@ -93,11 +93,30 @@ impl<T: DeserializeOwned> FromRequestParts<App> for QueryParams<T> {
         let query = serde_html_form::Deserializer::new(query);
         serde_path_to_error::deserialize(query).map(Self).map_err(|error| {
             let parameter = error.path().to_string();
-            let why = error.into_inner().to_string();
-            let names_parameter = parameter == "." || why.contains('`');
-            Problem::new(Code::InvalidQuery, if names_parameter { why } else { format!("{parameter}: {why}") })
+            Problem::new(Code::InvalidQuery, query_error(&parameter, &error.into_inner().to_string()))
         })
     }
+}
+
+/// Says in the words of a query what serde says of a struct's fields and Rust's parsers say of their types.
+fn query_error(parameter: &str, why: &str) -> String {
+    let quoted = |after: &str| Some(why.strip_prefix(after)?.split('`').next().unwrap_or_default());
+    let known = || why.split('`').skip(3).step_by(2).collect::<Vec<_>>().join(", ");
+    if let Some(name) = quoted("unknown field `") {
+        return format!("there is no parameter {name:?} here; this route has {}", known());
+    }
+    if let Some(name) = quoted("missing field `").or_else(|| quoted("duplicate field `")) {
+        return format!("the parameter {name:?} must be given, once");
+    }
+    let expected = match why {
+        _ if why.starts_with("unknown variant `") => format!("it must be {}", known()),
+        "number too large to fit in target type" => "the number is too large".into(),
+        _ if why.contains("digit") || why.contains("integer") => "it must be a whole number, 0 or above".into(),
+        "unsupported value" => "it must be given only once".into(),
+        _ if why.contains("\"true\"") => "it must be true or false".into(),
+        other => other.to_owned(),
+    };
+    format!("{parameter}: {expected}")
 }
 
 /// Whether each `%` of a text begins an encoded byte, and the decoded text is UTF-8.

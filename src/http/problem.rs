@@ -158,19 +158,6 @@ impl Code {
     pub const fn status(self) -> StatusCode {
         self.parts().1
     }
-
-    /// The `WWW-Authenticate` header (RFC 6750, section 3) for a caller that needs a token, or another token.
-    const fn challenge(self) -> Option<&'static str> {
-        match self {
-            Self::TokenMissing => Some("Bearer realm=\"roomcast\""),
-            Self::TokenInvalid => Some("Bearer realm=\"roomcast\", error=\"invalid_token\""),
-            Self::TokenExpired => Some(
-                "Bearer realm=\"roomcast\", error=\"invalid_token\", error_description=\"the token has expired\"",
-            ),
-            Self::Forbidden => Some("Bearer realm=\"roomcast\", error=\"insufficient_scope\""),
-            _ => None,
-        }
-    }
 }
 
 /// A caller's rate limit.
@@ -352,6 +339,7 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
     let problem = problem.or_else(|| if has_own_body { None } else { framework_problem(status) });
     let Some(problem) = problem else { return response };
     count(problem.code);
+    let challenge = challenge(&problem);
     let (code, status, title) = problem.code.parts();
     if status == StatusCode::INTERNAL_SERVER_ERROR {
         request_context::log(|| tracing::error!(detail = problem.detail, "the gateway failed"));
@@ -387,10 +375,26 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
     if problem.code == Code::UnsupportedEncoding {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
     }
-    if let Some(challenge) = problem.code.challenge() {
-        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    if let Some(challenge) = challenge {
+        headers.insert(header::WWW_AUTHENTICATE, challenge);
     }
     answer
+}
+
+/// The `WWW-Authenticate` header (RFC 6750, section 3) for a caller that needs a token, or another token.
+fn challenge(problem: &Problem) -> Option<HeaderValue> {
+    let error = match problem.code {
+        Code::TokenMissing => String::new(),
+        Code::TokenInvalid | Code::TokenExpired => {
+            // The characters that a description may have.
+            let is_allowed = |c: &char| matches!(c, ' '..='~') && !matches!(c, '"' | '\\');
+            let description: String = problem.detail.chars().filter(is_allowed).collect();
+            format!(", error=\"invalid_token\", error_description=\"{description}\"")
+        }
+        Code::Forbidden => ", error=\"insufficient_scope\"".into(),
+        _ => return None,
+    };
+    HeaderValue::from_str(&format!("Bearer realm=\"roomcast\"{error}")).ok()
 }
 
 /// Adds the headers of draft-ietf-httpapi-ratelimit-headers: a limit, and what is left of it.

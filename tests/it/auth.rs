@@ -204,6 +204,61 @@ on_both_brokers! {
         }
     }
 
+    async fn a_refused_token_is_told_which_claim_is_wrong_and_is_not_repeated(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.access.jwt_issuer = vec!["ours".into()];
+        }).await;
+        let ours = |roomcast: Value| {
+            let mut claims = claims(&roomcast);
+            claims["iss"] = json!("ours");
+            claims
+        };
+        let with = |claim: &str, value: Value| {
+            let mut claims = ours(json!({"publish": ["*"]}));
+            match value {
+                Value::Null => drop(claims.as_object_mut().unwrap().remove(claim)),
+                value => claims[claim] = value,
+            }
+            token(&claims)
+        };
+        for (claim, token) in [
+            ("claim exp", with("exp", json!(at(-60)))),
+            ("claim exp", with("exp", Value::Null)),
+            ("claim exp", with("exp", json!("never-secret"))),
+            ("claim nbf", with("nbf", json!(at(60)))),
+            ("claim nbf", with("nbf", json!("soon-secret"))),
+            ("claim aud", with("aud", json!("elsewhere-secret"))),
+            ("claim aud", with("aud", Value::Null)),
+            ("claim iss", with("iss", json!("other-secret"))),
+            ("claim iss", with("iss", Value::Null)),
+            ("claim sub is malformed", with("sub", json!(7))),
+            ("claim jti is malformed", with("jti", json!(["secret"]))),
+            ("claim roomcast is malformed", with("roomcast", json!("secret"))),
+            ("claim roomcast.publish is malformed", with("roomcast", json!({"publish": "secret"}))),
+            ("claim roomcast.admin is malformed", with("roomcast", json!({"admin": "secret"}))),
+            ("claim roomcast.info is malformed", with("roomcast", json!({"info": "secret".repeat(300)}))),
+            ("not a JWT", "secret".into()),
+            ("too long", "secret".repeat(2000)),
+        ] {
+            let request = gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(&token).body("x");
+            let answer = gateway.answer(request).await;
+            assert_eq!(answer.status().as_u16(), 401, "{claim}");
+            let challenge = answer.headers()["www-authenticate"].to_str().unwrap().to_owned();
+            let problem: Value = answer.json().await.unwrap();
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.contains(claim), "{claim}: {detail}");
+            assert!(challenge.contains(&format!("error=\"invalid_token\", error_description=\"{detail}\"")), "{challenge}");
+            assert!(!detail.contains("secret"), "{detail}");
+        }
+        let mut anybody = ours(json!({"publish": ["user.{sub}"]}));
+        anybody.as_object_mut().unwrap().remove("sub");
+        let request = gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(token(&anybody)).body("x");
+        let (status, problem) = gateway.send(request).await;
+        assert_eq!(status.as_u16(), 403);
+        assert!(problem["detail"].as_str().unwrap().contains("{sub} need the claim sub"), "{problem}");
+    }
+
     async fn p10_a_stream_ends_when_its_token_does(world) {
         let gateway = closed(&world).await;
         for path in ["/v1/rooms/lobby/stream?", "/v1/stream?room=lobby&room=news&"] {

@@ -108,6 +108,9 @@ fn a_bad_setting_is_one_clear_line_and_exit_2() {
     refuses(&["--max-body-bytes", "10"], &["--max-event-bytes", "--max-body-bytes"]);
     refuses(&["--log", "a=b=c"], &["--log"]);
     refuses(&["--retention", "chat.*=forever"], &["--retention", "forever", "events:100"]);
+    refuses(&["token"], &["not provided: --jwt-hs256-secret <SECRET>"]);
+    refuses(&["--max-body-bytes", "1MB"], &["--max-body-bytes", "1MB", "it must be a whole number"]);
+    refuses(&["--max-value-bytes", "99999999999999999999"], &["--max-value-bytes", "the number is too large"]);
     refuses(&["--no-such-flag"], &["--no-such-flag"]);
     refuses(&["no-such-command"], &["no-such-command"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -85,6 +85,35 @@ on_both_brokers! {
         }
     }
 
+    async fn a_refused_parameter_is_named_with_what_it_may_be(world) {
+        let gateway = world.gateway().await;
+        let number = "it must be a whole number, 0 or above";
+        for (path, expected) in [
+            ("/v1/rooms?limit=x", format!("limit: {number}")),
+            ("/v1/rooms/r/events?limit=-1", format!("limit: {number}")),
+            ("/v1/rooms/r/subscribers?limit=1.5", format!("limit: {number}")),
+            ("/v1/hashes/h?limit=ten", format!("limit: {number}")),
+            ("/v1/rooms/r/stream?recent=1e3", format!("recent: {number}")),
+            ("/v1/stream?room=r&recent=all", format!("recent: {number}")),
+            ("/v1/rooms?limit=99999999999999999999", "limit: the number is too large".into()),
+            ("/v1/rooms?limit=1&limit=2", "limit: it must be given only once".into()),
+            ("/v1/rooms/r/stream?from=latest", "from: it must be earliest".into()),
+            ("/v1/rooms/r/stream?presence=yes", "presence: it must be true or false".into()),
+            ("/v1/rooms?size=1", "there is no parameter \"size\" here; this route has after, limit".into()),
+            ("/v1/stream?rooms=a,b", "there is no parameter \"rooms\" here; this route has room, ".into()),
+        ] {
+            let problem = refused(&gateway, gateway.request(Method::GET, path), 400, "invalid_query").await;
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.starts_with(&expected), "{path}: {detail}");
+            for word in ["field", "string", "digit", "variant", "type"] {
+                assert!(!detail.contains(word), "{path}: {detail}");
+            }
+        }
+        let remove = gateway.request(Method::DELETE, "/v1/rooms/r/subscribers/ann?for=1h");
+        let problem = refused(&gateway, remove, 400, "invalid_query").await;
+        assert_eq!(problem["detail"], "there is no parameter \"for\" here; this route has deny_seconds");
+    }
+
     async fn names_of_scripts_with_combining_marks_serve_everywhere(world) {
         let gateway = world.gateway().await;
         for name in ["हिन्दी", "தமிழ்", "ที่", "ශ්‍රී"] {
