@@ -292,8 +292,8 @@ fn json_error(why: &str) -> String {
         ("unknown field", "unknown member"),
     ];
     for (start, end) in [("missing field `", "` is missing"), ("duplicate field `", "` is there twice")] {
-        if let Some((name, place)) = why.strip_prefix(start).and_then(|rest| rest.split_once('`')) {
-            return format!("the member `{name}{end}{place}");
+        if let Some((name, at)) = why.strip_prefix(start).and_then(|rest| rest.split_once('`')) {
+            return format!("the member `{name}{end}{at}");
         }
     }
     WORDS.iter().fold(why.to_owned(), |why, (word, plain)| why.replacen(word, plain, 1))

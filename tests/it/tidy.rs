@@ -86,7 +86,8 @@ const LAYERS: [(&str, &[&str]); 21] = [
 /// Where each library may be named. A home is the beginning of a path.
 const HOMES: [(&[&str], &[&str]); 17] = [
     (&["axum"], &["src/http", "src/server"]),
-    (&["utoipa", "utoipa_axum", "tower_http", "serde_html_form", "serde_path_to_error"], &["src/http"]),
+    (&["utoipa", "utoipa_axum", "tower_http", "serde_html_form"], &["src/http"]),
+    (&["serde_path_to_error"], &["src/http", "src/auth"]),
     (&["tower"], &["src/http", "src/server"]),
     (&["hyper", "hyper_util"], &["src/auth/key_sets.rs", "src/server", "src/telemetry.rs", "src/cli"]),
     (&["http_body_util"], &["src/auth/key_sets.rs", "src/http", "src/telemetry.rs", "src/cli"]),
