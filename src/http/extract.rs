@@ -268,8 +268,33 @@ pub fn body_text(body: &[u8]) -> Result<&str, Problem> {
 
 /// Parses a body as JSON. A byte order mark before it is ignored (RFC 8259, section 8.1).
 pub fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    let refuse = |why: serde_json::Error| {
-        Problem::new(Code::InvalidBody, format!("the body is not the expected JSON: {why}"))
-    };
-    serde_json::from_str(body_text(body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body))?).map_err(refuse)
+    let refuse = |detail| Problem::new(Code::InvalidBody, detail);
+    let text = body_text(body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body))?;
+    if text.trim_ascii().is_empty() {
+        return Err(refuse("the body is empty; JSON is expected".into()));
+    }
+    serde_json::from_str(text)
+        .map_err(|why| refuse(format!("the body is not the expected JSON: {}", json_error(&why.to_string()))))
+}
+
+/// Says in the words of JSON what serde says of Rust's types.
+fn json_error(why: &str) -> String {
+    const WORDS: [(&str, &str); 10] = [
+        ("EOF while parsing a list", "the body ends within an array"),
+        ("EOF while parsing", "the body ends within"),
+        ("expected i64", "expected a 64-bit whole number"),
+        ("invalid type: integer", "invalid type: number"),
+        ("invalid type: floating point", "invalid type: number"),
+        ("invalid type: sequence", "invalid type: array"),
+        ("invalid type: map", "invalid type: object"),
+        ("expected a sequence", "expected an array"),
+        ("expected a map", "expected an object"),
+        ("unknown field", "unknown member"),
+    ];
+    for (start, end) in [("missing field `", "` is missing"), ("duplicate field `", "` is there twice")] {
+        if let Some((name, at)) = why.strip_prefix(start).and_then(|rest| rest.split_once('`')) {
+            return format!("the member `{name}{end}{at}");
+        }
+    }
+    WORDS.iter().fold(why.to_owned(), |why, (word, plain)| why.replacen(word, plain, 1))
 }

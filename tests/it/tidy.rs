@@ -87,7 +87,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
 const HOMES: [(&[&str], &[&str]); 18] = [
     (&["axum"], &["src/http", "src/server"]),
     (&["utoipa", "utoipa_axum", "tower_http", "serde_html_form"], &["src/http"]),
-    (&["serde_path_to_error"], &["src/http", "src/auth/keys.rs"]),
+    (&["serde_path_to_error"], &["src/http", "src/auth"]),
     (&["tower"], &["src/http", "src/server"]),
     (&["hyper", "hyper_util"], &["src/auth/key_sets.rs", "src/server", "src/telemetry.rs", "src/cli"]),
     (&["http_body_util"], &["src/auth/key_sets.rs", "src/http", "src/telemetry.rs", "src/cli"]),

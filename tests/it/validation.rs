@@ -114,6 +114,38 @@ on_both_brokers! {
         assert_eq!(problem["detail"], "there is no parameter \"for\" here; this route has deny_seconds");
     }
 
+    async fn a_refused_body_is_told_what_it_lacks_in_the_words_of_json(world) {
+        let gateway = world.gateway().await;
+        let (events, batch) = ("/v1/rooms/r/events", "/v1/events");
+        let (patch, increment) = ("/v1/hashes/h", "/v1/hashes/h/fields/f/increment");
+        for (path, body, expected) in [
+            (events, "", "the body is empty"),
+            (batch, " ", "the body is empty"),
+            (events, "{", "the body ends within an object"),
+            (batch, r#"{"events":["#, "the body ends within an array"),
+            (events, "{}", "the member `data` is missing"),
+            (batch, "{}", "the member `events` is missing"),
+            (increment, "{}", "the member `by` is missing"),
+            (events, r#"{"data":1,"to":2}"#, "unknown member `to`, expected one of `event`, `data`, `except`"),
+            (events, r#"{"data":1,"data":2}"#, "the member `data` is there twice"),
+            (events, r#"{"data":1,"except":"ann"}"#, "expected an array"),
+            (events, "[]", "invalid type: array, expected an object"),
+            (patch, "[]", "invalid type: array, expected an object"),
+            (patch, r#"{"f":1}"#, "invalid type: number `1`, expected a string"),
+            (increment, r#"{"by":"1"}"#, "expected a 64-bit whole number"),
+            (increment, r#"{"by":1.5}"#, "invalid type: number `1.5`, expected a 64-bit whole number"),
+        ] {
+            let method = if path == patch { Method::PATCH } else { Method::POST };
+            let request = gateway.request(method, path).header("content-type", "application/json").body(body);
+            let problem = refused(&gateway, request, 400, "invalid_body").await;
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.contains(expected), "{path} {body}: {detail}");
+            for word in ["field", "EOF", "i64", "sequence", "map", "floating"] {
+                assert!(!detail.contains(word), "{path} {body}: {detail}");
+            }
+        }
+    }
+
     async fn names_of_scripts_with_combining_marks_serve_everywhere(world) {
         let gateway = world.gateway().await;
         for name in ["हिन्दी", "தமிழ்", "ที่", "ශ්‍රී"] {
