@@ -18,7 +18,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use tower::ServiceExt;
 
 use super::head_timer::HeadTimer;
-use super::unread::UnreadBytes;
+use super::unread::UnreadBody;
 use crate::delivery::DetachableStream;
 
 /// Stage: hyper has not asked for the body's data yet.
@@ -36,7 +36,7 @@ pub(super) struct Detach(Arc<Inner>);
 struct Inner {
     stage: AtomicU8,
     stream: Mutex<Option<DetachableStream>>,
-    unread: UnreadBytes,
+    unread: UnreadBody,
 }
 
 impl Detach {
@@ -46,17 +46,19 @@ impl Detach {
         self.keep(None);
         // A detached stream writes chunks, so the response must be chunked.
         let is_chunked = request.method() == Method::GET && request.version() == Version::HTTP_11;
-        let request = request.map(|body| Body::new(self.0.unread.track(body)));
+        let (head, body) = request.into_parts();
+        let body = self.0.unread.track(&head.headers, body);
+        let request = Request::from_parts(head, Body::new(body));
         let mut response = router.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {});
-        if self.0.unread.is_large() {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
+        let is_read = self.0.unread.read_rest().await;
         let stream = response.extensions_mut().remove::<DetachableStream>().filter(|_| is_chunked);
         if stream.is_some() {
             self.keep(stream);
             *response.body_mut() = Body::new(PendingBody(self));
             // This is the connection's last response, but its head does not say `Connection: close`: with it, undici,
             // and so `fetch` in Node, would take a stream that is cut off for one that has ended in order.
+        } else if !is_read {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

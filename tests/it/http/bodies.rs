@@ -210,3 +210,67 @@ async fn a_refused_request_with_a_small_body_keeps_its_connection() {
         assert!(answer.starts_with(b"HTTP/1.1 401 "));
     }
 }
+
+/// Reads one response with a body of JSON.
+async fn response(socket: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"}") {
+        let read = within("an answer", socket.read_buf(&mut answer)).await.unwrap();
+        assert!(read > 0, "the connection is open after {:?}", String::from_utf8_lossy(&answer));
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_request_that_is_refused_before_its_body_arrives_keeps_its_connection_or_says_that_it_closes() {
+    let gateway = Gateway::start(close).await;
+    let bearer =
+        |roomcast| format!("authorization: Bearer {}\r\n", crate::auth::token(&crate::auth::claims(&roomcast)));
+    let (reader, admin) = (bearer(json!({"read": ["*"]})), bearer(json!({"admin": true})));
+    let refusals = async |code: &str| {
+        let admin = admin.trim_end().strip_prefix("authorization: ").unwrap().to_owned();
+        let metrics = gateway.request(Method::GET, "/metrics").header("authorization", admin);
+        let metrics = gateway.answer(metrics).await.text().await.unwrap();
+        let line = format!("roomcast_problems_total{{code=\"{code}\"}} ");
+        metrics.lines().find_map(|text| text.strip_prefix(&line)?.parse::<u32>().ok()).unwrap_or_default()
+    };
+    for (method, path, more, code) in [
+        ("PUT", FIELD, "", "token_missing"),
+        ("PUT", FIELD, "authorization: Basic YTpi\r\n", "token_invalid"),
+        ("PUT", FIELD, &*reader, "forbidden"),
+        ("PUT", "/v1/hashes/lamp/fields/.", &*reader, "invalid_name"),
+        ("POST", "/nowhere", "", "route_not_found"),
+        ("POST", "/livez", "", "method_not_allowed"),
+    ] {
+        let mut socket = TcpStream::connect(gateway.address()).await.unwrap();
+        for length in [5, 16 * 1024] {
+            let before = refusals(code).await;
+            socket.write_all(head(method, path, more, length).as_bytes()).await.unwrap();
+            eventually("it is refused", async || (refusals(code).await > before).then_some(())).await;
+            socket.write_all(&vec![b'x'; length]).await.unwrap();
+            let answer = response(&mut socket).await;
+            assert_eq!(document(&answer)["code"], code);
+            assert!(!answer.contains("connection: close"), "{answer}");
+        }
+        socket.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        assert!(response(&mut socket).await.starts_with("HTTP/1.1 200 "));
+    }
+    // The body does not come, or is too long, or waits for 100 (Continue).
+    for (more, length) in [("", 5), ("", 17 * 1024), ("expect: 100-continue\r\n", 5)] {
+        let answer = send_raw(&gateway, head("PUT", FIELD, more, length)).await;
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_in_chunks_that_was_read_keeps_its_connection() {
+    let gateway = Gateway::start(|_| {}).await;
+    let mut socket = TcpStream::connect(gateway.address()).await.unwrap();
+    for _ in 0..2 {
+        let head = "POST /v1/rooms/lobby/events HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n";
+        socket.write_all(format!("{head}5\r\nhello\r\n0\r\n\r\n").as_bytes()).await.unwrap();
+        let answer = response(&mut socket).await;
+        assert!(answer.starts_with("HTTP/1.1 201 ") && !answer.contains("connection: close"), "{answer}");
+    }
+}
