@@ -131,7 +131,7 @@ async fn list_rooms(gateway: &Gateway, token: &str) -> (Vec<String>, Vec<String>
         rooms
             .extend(list["rooms"].as_array().unwrap().iter().map(|room| room["room"].as_str().unwrap().to_owned()));
         let Some(link) = link else { return (rooms, links) };
-        path = link[1..link.find('>').unwrap()].to_owned();
+        link[1..link.find('>').unwrap()].clone_into(&mut path);
         links.push(link);
     }
 }

@@ -41,7 +41,7 @@ impl LoggingGateway {
         let log = Arc::default();
         let appended: Arc<Mutex<Vec<u8>>> = Arc::clone(&log);
         let reading = std::thread::spawn(move || {
-            let mut bytes = [0; 64 * 1024];
+            let mut bytes = vec![0; 64 * 1024];
             while let Ok(count @ 1..) = stderr.read(&mut bytes) {
                 appended.lock().unwrap().extend(&bytes[..count]);
             }
@@ -82,10 +82,10 @@ async fn p11_refusals_of_one_address_write_few_and_short_lines_and_removals_one_
     let gateway = LoggingGateway::start(&[]).await;
     let client = reqwest::Client::new();
     // A path as long as a head allows.
-    let long = format!("{}/v1/rooms/{}/events", gateway.url, "%01".repeat(9000));
+    let path = format!("{}/v1/rooms/{}/events", gateway.url, "%01".repeat(9000));
     let refusals = async |count: usize| {
         for _ in 0..count {
-            assert_eq!(client.get(&long).bearer_auth("a.b.c").send().await.unwrap().status(), 401);
+            assert_eq!(client.get(&path).bearer_auth("a.b.c").send().await.unwrap().status(), 401);
         }
     };
     refusals(300).await;
