@@ -9,7 +9,6 @@ use axum::http::header::{AUTHORIZATION, COOKIE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
 
 use super::address::client_address;
 use super::extract::header_text;
@@ -17,8 +16,6 @@ use super::origin::check_page;
 use super::problem::{Code, Problem};
 use super::{App, audit};
 use crate::auth::{Identity, Permission, TokenError};
-use crate::broker::{BrokerError, Fault, FaultKind};
-use crate::live::OPEN_TIMEOUT;
 use crate::rate_limit::{BYTES_OF_A_REQUEST, RateError, RateKey, RateStatus, Reading};
 
 /// The query parameter with the token of an `EventSource`, which can't set headers.
@@ -273,14 +270,9 @@ impl Caller {
     }
 
     /// Waits until the caller's stream may open so many rooms: streams of one caller must not keep those of others
-    /// waiting. Fails like a read that took too long.
-    pub async fn turn_to_open(&self, app: &App, rooms: usize) -> Result<Option<OwnedSemaphorePermit>, BrokerError> {
-        let Some(limits) = &app.limits else { return Ok(None) };
-        let keys = self.rate_keys(app);
-        timeout(OPEN_TIMEOUT, limits.turn_to_open(&keys, rooms)).await.map_err(|_| {
-            let detail = "too many other streams of the caller are opening";
-            BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, detail))
-        })
+    /// waiting.
+    pub async fn turn_to_open(&self, app: &App, rooms: usize) -> Option<OwnedSemaphorePermit> {
+        app.limits.as_ref()?.turn_to_open(&self.rate_keys(app), rooms).await
     }
 
     fn begin_read(&self, app: &App) -> Result<Option<Reading>, Problem> {

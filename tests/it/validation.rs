@@ -99,7 +99,7 @@ on_both_brokers! {
             ("/v1/rooms?limit=1&limit=2", "limit: it must be given only once".into()),
             ("/v1/rooms/r/stream?from=latest", "from: it must be earliest".into()),
             ("/v1/rooms/r/stream?presence=yes", "presence: it must be true or false".into()),
-            ("/v1/rooms?size=1", "there is no parameter \"size\" here; this route has after, limit".into()),
+            ("/v1/rooms?size=1", "there is no parameter \"size\" here; this route has after, skip, limit".into()),
             ("/v1/stream?rooms=a,b", "there is no parameter \"rooms\" here; this route has room, ".into()),
         ] {
             let problem = refused(&gateway, gateway.request(Method::GET, path), 400, "invalid_query").await;

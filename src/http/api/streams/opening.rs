@@ -7,10 +7,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 
 use super::refusal::{refuse, refuse_caller, stream_headers};
 use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
-use crate::broker::{BrokerError, Member};
+use crate::broker::{BrokerError, Fault, FaultKind, Member};
 use crate::config::PresenceInfo;
 use crate::delivery::{DetachableStream, EndReason, Ending, StreamFormat, StreamSession, Subscriber};
 use crate::digest::sha1_hex;
@@ -18,7 +19,7 @@ use crate::http::App;
 use crate::http::caller::Caller;
 use crate::http::extract::{parse_event_name, parse_name};
 use crate::http::problem::{Code, Problem};
-use crate::live::{Start, Subscription};
+use crate::live::{OPEN_TIMEOUT, Start, Subscription};
 use crate::names::{EventName, RoomName, SubscriberId, nesting};
 use crate::presence::JoinError;
 
@@ -93,7 +94,12 @@ pub(super) async fn open(
     if is_head {
         return Ok(stream_headers().into_response());
     }
-    match begin(app, &caller, &mut subscriber, &names, rooms).await {
+    let began = timeout(OPEN_TIMEOUT, begin(app, &caller, &mut subscriber, &names, rooms)).await;
+    let too_late = || {
+        let detail = "opening the stream took too long";
+        Err(OpenError::Broker(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, detail))))
+    };
+    match began.unwrap_or_else(|_| too_late()) {
         Ok(subscription) => {
             let session =
                 StreamSession::new(app.delivery.clone(), subscription, subscriber, format, ending, terminations);
@@ -147,7 +153,7 @@ async fn begin(
         subscriber.hold(permit.map_err(OpenError::TooManyStreams)?);
     }
     check_removals(app, caller, subscriber, names).await?;
-    let _turn = caller.turn_to_open(app, names.len()).await?;
+    let _turn = caller.turn_to_open(app, names.len()).await;
     let topics = rooms.into_iter().map(|(room, start)| (room.into(), start)).collect();
     let subscription = app.live.subscribe(topics, |event| subscriber.wants(event)).await?;
     // That took a while. A caller that was removed meanwhile must not end the owner's other streams.
