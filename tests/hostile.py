@@ -19,6 +19,8 @@ import multiprocessing
 import os
 import random
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -73,6 +75,9 @@ class Client:
 
     def close(self):
         if self.connection is not None:
+            if self.connection.sock is not None:
+                # Reset: closed connections would keep the ports of this machine for a minute.
+                self.connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.connection = None
 
