@@ -30,8 +30,8 @@ pub use self::subscription::{Resume, Start, Subscription, Update};
 use self::ring_budget::RingBudget;
 use self::topic::{LiveTopic, TopicGuard};
 use crate::broker::{
-    BrokerError, CALL_LIMIT, Fault, FaultKind, LogEntry, LogListener, ReadLimit, ReadRange, ReplicaRegistry,
-    SubscriberCounts, read_with_patience,
+    BrokerError, CALL_LIMIT, LogEntry, LogListener, ReadLimit, ReadRange, ReplicaRegistry, SubscriberCounts,
+    read_with_patience,
 };
 use crate::cache::AnnouncementOutcome;
 use crate::names::{EventId, RoomName, Topic};
@@ -39,8 +39,6 @@ use crate::shutdown::Tasks;
 use crate::timestamp;
 use crate::trace;
 
-/// Longest time until a subscription is open or has failed.
-pub const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often the history of every topic that is live, or was used in the last minutes, is compared with the history of
 /// its log, about.
 const COMPARE_EVERY: Duration = Duration::from_secs(15);
@@ -145,7 +143,8 @@ impl Live {
     }
 
     /// Opens a subscription to some topics, each from its own start. [`Start::Recent`] counts the events that are `wanted`.
-    /// Fails after [`OPEN_TIMEOUT`], or if the broker can't be read or delivers no announcements for longer than a moment.
+    /// Fails if the broker can't be read or delivers no announcements for longer than a moment. Otherwise waits for the
+    /// logs to be read, without a limit of its own.
     pub async fn subscribe(
         self: &Arc<Self>,
         topics: Vec<(Topic, Start)>,
@@ -159,9 +158,7 @@ impl Live {
                 None => Subscription::open(self, topics.clone(), &wanted).await,
             }
         };
-        let timed_out =
-            || BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, "subscribing to the rooms took too long"));
-        timeout(OPEN_TIMEOUT, read_with_patience(open)).await.map_err(|_| timed_out())?
+        read_with_patience(open).await
     }
 
     /// Clears a topic's log. Once it returns, this replica's cache has none of the cleared events.

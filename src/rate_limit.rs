@@ -407,19 +407,21 @@ impl RateLimiter {
         self.streams.open([subject, address].into_iter().flatten())
     }
 
-    /// Begins a read of a caller with these keys: of its subject, if it has one, or of its address. If too many reads go
-    /// on, fails with the name of the limit.
-    pub fn begin_read(self: &Arc<Self>, keys: Vec<RateKey>) -> Result<Reading, &'static str> {
-        let limits =
-            caller(&keys).map(|caller| (caller, READS_OF_A_CALLER)).into_iter().chain([(RateKey::All, READS)]);
-        let permit = self.reads.open(limits)?;
+    /// Begins a read of a caller, which counts against the limits with these keys. If too many reads go on, fails with
+    /// the name of the limit.
+    pub fn begin_read(self: &Arc<Self>, caller: RateKey, keys: Vec<RateKey>) -> Result<Reading, &'static str> {
+        let of_caller = Some((caller, READS_OF_A_CALLER)).filter(|(caller, _)| *caller != RateKey::All);
+        let permit = self.reads.open(of_caller.into_iter().chain([(RateKey::All, READS)]))?;
         Ok(Reading { limiter: self.clone(), keys, bytes: UNFINISHED_READ.into(), _permit: permit })
     }
 
-    /// Waits until a stream of a caller with these keys may open so many rooms. The others of the same caller wait until
-    /// the permit is dropped.
-    pub async fn turn_to_open(&self, keys: &[RateKey], rooms: usize) -> Option<OwnedSemaphorePermit> {
-        let opening = self.limit(&caller(keys)?).opening.clone();
+    /// Waits until a stream of a caller may open so many rooms. The others of the same caller wait until the permit is
+    /// dropped.
+    pub async fn turn_to_open(&self, caller: &RateKey, rooms: usize) -> Option<OwnedSemaphorePermit> {
+        if *caller == RateKey::All {
+            return None;
+        }
+        let opening = self.limit(caller).opening.clone();
         let rooms = u32::try_from(rooms).unwrap_or(u32::MAX).min(ROOMS_OPENING_OF_A_CALLER);
         opening.acquire_many_owned(rooms).await.ok()
     }
@@ -481,12 +483,6 @@ impl LocalQuota {
             remaining: self.tokens + self.remaining,
         }
     }
-}
-
-/// The key that stands for one caller: its subject, if it has one, or its address.
-fn caller(keys: &[RateKey]) -> Option<RateKey> {
-    let find = |wanted: fn(&RateKey) -> bool| keys.iter().find(|key| wanted(key)).cloned();
-    find(|key| matches!(key, RateKey::Subject(_))).or_else(|| find(|key| matches!(key, RateKey::Address(_))))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

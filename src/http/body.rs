@@ -66,19 +66,19 @@ impl BodyPermit {
         Self { budget: budget.clone(), caller, bytes: 0 }
     }
 
-    /// Takes further bytes. Returns false if the caller may not have them now; then it has them only if it `must`.
+    /// Takes further bytes. Returns false if the caller may not have them now; a caller that `must` has them in any case.
     fn extend(&mut self, bytes: usize, must: bool) -> bool {
         let mut held = self.budget.held();
         let of_caller = held.callers.get(&self.caller).copied().unwrap_or_default() + bytes;
         let free = self.budget.max_bytes.saturating_sub(held.total + bytes);
         let is_small = self.bytes + bytes <= SMALL_BYTES;
-        let is_free = of_caller <= if is_small { 2 * free } else { free };
-        if is_free || must {
-            held.total += bytes;
-            held.callers.insert(self.caller.clone(), of_caller);
-            self.bytes += bytes;
+        if of_caller > if is_small { 2 * free } else { free } && !must {
+            return false;
         }
-        is_free
+        held.total += bytes;
+        held.callers.insert(self.caller.clone(), of_caller);
+        self.bytes += bytes;
+        true
     }
 }
 
@@ -135,37 +135,18 @@ async fn read_body(request: Request, app: &App, caller: &Caller) -> Result<Reque
     })
 }
 
-/// Reads the whole body, and its type; see [`read_body`]. Refuses a JSON object without a type of its own.
+/// Reads the whole body of a type; see [`read_body`]. Refuses a JSON object without a type of its own.
 pub async fn read_typed_body(
-    request: Request,
-    app: &App,
-    caller: &Caller,
-) -> Result<(BodyType, RequestBody), Problem> {
-    let body_type = BodyType::from_headers(request.headers())?;
-    read_of_type(body_type, request, app, caller).await
-}
-
-/// Reads a value of any type; see [`read_typed_body`].
-pub async fn read_value_body(
-    request: Request,
-    app: &App,
-    caller: &Caller,
-) -> Result<(BodyType, RequestBody), Problem> {
-    let body_type = BodyType::of_value(request.headers())?;
-    read_of_type(body_type, request, app, caller).await
-}
-
-async fn read_of_type(
     body_type: BodyType,
     request: Request,
     app: &App,
     caller: &Caller,
-) -> Result<(BodyType, RequestBody), Problem> {
+) -> Result<RequestBody, Problem> {
     let body = read_body(request, app, caller).await?;
     if body_type == BodyType::Untyped {
         refuse_untyped_object(&body)?;
     }
-    Ok((body_type, body))
+    Ok(body)
 }
 
 /// Reads the whole body of type JSON; see [`read_body`].
@@ -344,7 +325,7 @@ pub async fn hold_answer(
     let bytes = whole.to_bytes();
     let mut permit = BodyPermit::new(&app.bodies, caller.key());
     // A write is done, and its answer has to say so.
-    if !permit.extend(bytes.len(), !is_read) && is_read {
+    if !permit.extend(bytes.len(), !is_read) {
         app.metrics.rejected("body_bytes", "request");
         return Err(Problem::new(Code::TooManyBodies, TOO_MANY));
     }

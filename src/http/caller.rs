@@ -10,7 +10,6 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::address::client_address;
 use super::extract::header_text;
 use super::origin::check_page;
 use super::problem::{Code, Problem};
@@ -36,15 +35,28 @@ pub struct CallerSlot(Arc<CallerNotes>);
 
 #[derive(Default)]
 struct CallerNotes {
+    /// For IPv6 the first address of its /64.
+    address: Option<IpAddr>,
     key: OnceLock<RateKey>,
     rate_status: OnceLock<RateStatus>,
     reading: OnceLock<Reading>,
 }
 
 impl CallerSlot {
+    /// For a caller at this address.
+    pub fn new(address: Option<IpAddr>) -> Self {
+        Self(Arc::new(CallerNotes { address, ..CallerNotes::default() }))
+    }
+
     /// The state of the caller's rate limits, once the request has been counted; none without limits.
     pub fn rate_status(&self) -> Option<&RateStatus> {
         self.0.rate_status.get()
+    }
+
+    fn set_rate_status(&self, status: Option<RateStatus>) {
+        if let Some(status) = status {
+            let _ = self.0.rate_status.set(status);
+        }
     }
 
     /// What the caller is counted by, once it was identified; see [`Caller::key`].
@@ -64,8 +76,8 @@ impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let address = client_address(&parts.extensions, &parts.headers, &app.settings.limits.trusted_proxy);
         let slot = parts.extensions.get::<CallerSlot>().cloned().unwrap_or_default();
+        let address = slot.0.address;
         if app.access.is_open() && app.limits.is_none() {
             let foreign_page = check_page(parts, &app.settings.access, None);
             let foreign_page = foreign_page.inspect_err(|problem| audit::refused(problem, None, address))?;
@@ -79,22 +91,17 @@ impl FromRequestParts<App> for Caller {
         let subject = identity.and_then(|identity| identity.subject.as_deref());
         let by_others = count_requests(app, rate_keys(app, identity), 1, address, subject).await?;
         let (identity, foreign_page) = identified.inspect_err(|problem| audit::refused(problem, None, address))?;
-        let lowest = by_others.into_iter().chain(by_address).min_by_key(|status| status.remaining);
-        if let Some(status) = lowest {
-            let _ = slot.0.rate_status.set(status);
-        }
+        slot.set_rate_status(by_others.into_iter().chain(by_address).min_by_key(|status| status.remaining));
         Ok(Self::new(identity, address, foreign_page, slot))
     }
 }
 
 /// Counts requests that need no token against the limits of their address and of callers without a token.
 pub async fn count_without_token(parts: &Parts, app: &App, count: u64) -> Result<(), Problem> {
-    let address = client_address(&parts.extensions, &parts.headers, &app.settings.limits.trusted_proxy);
+    let slot = parts.extensions.get::<CallerSlot>().cloned().unwrap_or_default();
+    let address = slot.0.address;
     let keys = address.map(RateKey::Address).into_iter().chain(rate_keys(app, None));
-    let status = count_requests(app, keys, count, address, None).await?;
-    if let (Some(status), Some(slot)) = (status, parts.extensions.get::<CallerSlot>()) {
-        let _ = slot.0.rate_status.set(status);
-    }
+    slot.set_rate_status(count_requests(app, keys, count, address, None).await?);
     Ok(())
 }
 
@@ -272,12 +279,12 @@ impl Caller {
     /// Waits until the caller's stream may open so many rooms: streams of one caller must not keep those of others
     /// waiting.
     pub async fn turn_to_open(&self, app: &App, rooms: usize) -> Option<OwnedSemaphorePermit> {
-        app.limits.as_ref()?.turn_to_open(&self.rate_keys(app), rooms).await
+        app.limits.as_ref()?.turn_to_open(&self.key(), rooms).await
     }
 
     fn begin_read(&self, app: &App) -> Result<Option<Reading>, Problem> {
         let Some(limits) = &app.limits else { return Ok(None) };
-        limits.begin_read(self.rate_keys(app)).map(Some).map_err(|limit| {
+        limits.begin_read(self.key(), self.rate_keys(app)).map(Some).map_err(|limit| {
             app.metrics.rejected(limit, "read");
             let retry_after = Duration::from_secs(1);
             if limit == RateKey::All.name() {

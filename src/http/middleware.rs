@@ -97,9 +97,9 @@ async fn middleware(
     let address = client_address(request.extensions(), request.headers(), &app.settings.limits.trusted_proxy);
     let (uri, lines) = (request.uri().clone(), app.log_lines.clone());
     let context = RequestContext { id: id.clone(), method, uri, address, lines };
-    let caller = CallerSlot::default();
+    let caller = CallerSlot::new(address);
     request.extensions_mut().insert(caller.clone());
-    let is_read = matches!(method, "GET" | "HEAD");
+    let is_read = request.method().is_safe();
     let answer = async move {
         let response = match check_request(&app, is_guarded, &request) {
             Ok(()) => match AssertUnwindSafe(route.oneshot(request)).catch_unwind().await {

@@ -4,7 +4,7 @@
 use axum::http::header::{HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::uri::{Authority, Scheme};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::caller::TokenSource;
 use super::problem::{Code, Problem};
@@ -37,8 +37,7 @@ pub fn check_page(
         Some(b"none") | None => origin.is_some_and(|origin| is_cookie || !is_own(parts, origin)),
         Some(_) => true,
     };
-    let is_read = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
-    if !is_read && (is_foreign || is_cookie && site != Some(b"same-origin")) {
+    if !parts.method.is_safe() && (is_foreign || is_cookie && site != Some(b"same-origin")) {
         return Err(refusal(&parts.headers));
     }
     // The page has chosen to send a token in the query.

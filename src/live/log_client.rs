@@ -87,10 +87,8 @@ impl LogClient {
         key: Option<&IdempotencyKey>,
         caller: &RateKey,
     ) -> Result<Appended, AppendError> {
-        self.watermarks
-            .check_room_for(topic, caller)
-            .map_err(|retry_after| AppendError::TooManyTopics { retry_after })?;
-        let watermarks = self.watermarks.take_for_call(topic);
+        let watermarks = self.watermarks.take_for_append(topic, caller);
+        let watermarks = watermarks.map_err(|retry_after| AppendError::TooManyTopics { retry_after })?;
         let span = if trace::is_enabled() { info_span!("append", room = topic.name()) } else { Span::none() };
         let append = self.broker.append(topic, &watermarks, event.encode(), key).instrument(span);
         let appended = write_with_deadline("an append", append).await?;
@@ -173,6 +171,7 @@ impl LogClient {
         let mut later = None;
         let next = 'page: loop {
             let slice = later.as_ref().unwrap_or(&first);
+            let next_after = |position| slice.history.next_after(position, slice, None);
             let mut entries: Vec<_> = slice.entries.iter().collect();
             if is_backward {
                 entries.reverse();
@@ -181,9 +180,8 @@ impl LogClient {
                 if !is_backward && until.is_some_and(|until| entry.id >= until) {
                     break 'page None;
                 }
-                let follows = |last| slice.history.next_after(last, slice, None) == Next::Event(entry.id);
-                let is_after_gap = !is_backward && last.is_some_and(|last| !follows(last));
-                if events.len() == limit || is_after_gap {
+                let is_after_gap = || last.is_some_and(|last| next_after(last) != Next::Event(entry.id));
+                if events.len() == limit || !is_backward && is_after_gap() {
                     break 'page last;
                 }
                 (seen, bytes, last) = (seen + 1, bytes + entry.stored.len(), Some(entry.id));
@@ -193,8 +191,7 @@ impl LogClient {
             let is_end = !slice.is_cut_short && slice.entries.len() < requested;
             let Some(reached) = last else { break None };
             if is_end {
-                let follows = || slice.history.next_after(reached, slice, None);
-                break last.filter(|_| !is_backward && follows() != Next::Nothing);
+                break last.filter(|_| !is_backward && next_after(reached) != Next::Nothing);
             }
             if bytes >= PAGE_BYTES || seen >= PAGE_ENTRIES {
                 break last;

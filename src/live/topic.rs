@@ -1,6 +1,5 @@
 //! A live topic: this replica's cache of its log, and the task that keeps the cache correct.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -67,46 +66,9 @@ struct CountedCache {
     share: RingShare,
 }
 
-/// A topic's cache, locked. When it is dropped, the budget of all rings gets to know the ring's size.
-struct CacheGuard<'a> {
-    topic: &'a LiveTopic,
-    cache: Option<MutexGuard<'a, CountedCache>>,
-}
-
-impl Deref for CacheGuard<'_> {
-    type Target = LogCache<Arc<LiveEvent>>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.cache.as_ref().expect("it is held until the drop").cache
-    }
-}
-
-impl DerefMut for CacheGuard<'_> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.cache.as_mut().expect("it is held until the drop").cache
-    }
-}
-
-impl Drop for CacheGuard<'_> {
-    fn drop(&mut self) {
-        let Some(mut held) = self.cache.take() else { return };
-        let bytes = held.cache.older_bytes();
-        if bytes == held.share.bytes() {
-            return;
-        }
-        let (share, displaced) = self.topic.budget.change(&self.topic.this, held.share, bytes);
-        held.share = share;
-        // The other topics' locks are not taken while this one is held.
-        drop(held);
-        for other in displaced {
-            other.lock_cache().cache.drop_older();
-        }
-    }
-}
-
 impl Drop for LiveTopic {
     fn drop(&mut self) {
-        self.budget.remove(self.lock_cache().share);
+        self.budget.remove(self.counted().share);
     }
 }
 
@@ -166,33 +128,33 @@ impl LiveTopic {
 
     /// The end of the log, as far as the cache knows. `None` before the first read.
     pub(super) fn end(&self) -> Option<EventId> {
-        self.cache().end()
+        self.counted().cache.end()
     }
 
     /// The history of the log, as far as the cache knows. `None` before the first read.
     pub(super) fn history(&self) -> Option<EpochHistory> {
-        self.cache().history().cloned()
+        self.counted().cache.history().cloned()
     }
 
     /// Whether the cache has this history.
     pub(super) fn has_history(&self, history: &EpochHistory) -> bool {
-        self.cache().history() == Some(history)
+        self.counted().cache.history() == Some(history)
     }
 
     /// The log was cleared up to a position.
     pub(super) fn clear_to(&self, position: EventId) {
-        self.cache().clear_to(position);
+        self.change_cache(|cache| cache.clear_to(position));
         self.invalidate();
     }
 
     /// What follows a position, as far as the cache can tell.
     pub(super) fn after(&self, position: EventId, reported: Option<ReportedLoss>) -> Lookup<Arc<LiveEvent>> {
-        self.cache().after(position, reported, BATCH_BYTES)
+        self.counted().cache.after(position, reported, BATCH_BYTES)
     }
 
     /// The events at the end of the log that the cache has, newest first.
     pub(super) fn newest(&self) -> Vec<Arc<LiveEvent>> {
-        self.cache().newest().cloned().collect()
+        self.counted().cache.newest().cloned().collect()
     }
 
     /// What follows a position, by a read of the log. Apart from retractions, this is the only source of gaps.
@@ -232,14 +194,14 @@ impl LiveTopic {
         if *seen == self.retractions() {
             return None;
         }
-        let cache = self.cache();
+        let cache = &self.counted().cache;
         let before = std::mem::replace(seen, cache.retractions());
         cache.retracted_after(before, start)
     }
 
     /// Receives an announcement.
     pub(super) fn receive(&self, event: Arc<LiveEvent>) -> AnnouncementOutcome {
-        let outcome = self.cache().receive(event);
+        let outcome = self.change_cache(|cache| cache.receive(event));
         match outcome {
             AnnouncementOutcome::Added => self.wake(),
             AnnouncementOutcome::Duplicate | AnnouncementOutcome::Deferred => {}
@@ -306,9 +268,7 @@ impl LiveTopic {
         struct ReadGuard<'a>(&'a LiveTopic);
         impl Drop for ReadGuard<'_> {
             fn drop(&mut self) {
-                let mut cache = self.0.cache();
-                let (again, is_read) = (cache.give_up_read(), cache.end().is_some());
-                drop(cache);
+                let (again, is_read) = self.0.change_cache(|cache| (cache.give_up_read(), cache.end().is_some()));
                 if again {
                     self.0.invalidate();
                 }
@@ -317,11 +277,10 @@ impl LiveTopic {
                 }
             }
         }
-        let from = {
-            let mut cache = self.cache();
+        let from = self.change_cache(|cache| {
             cache.begin_read();
             cache.read_from()
-        };
+        });
         let guard = ReadGuard(self);
         let range = from.map_or(ReadRange::Newest, ReadRange::After);
         let mut slice = self.log.read(&self.topic, range, self.read_limit).await?;
@@ -331,7 +290,7 @@ impl LiveTopic {
             slice = self.log.read(&self.topic, ReadRange::Newest, self.read_limit).await?;
             events = LiveEvent::decode_all(&slice.entries);
         }
-        if self.cache().end_read(&slice.history, events) {
+        if self.change_cache(|cache| cache.end_read(&slice.history, events)) {
             self.invalidate();
         }
         drop(guard);
@@ -339,24 +298,38 @@ impl LiveTopic {
     }
 
     fn compare(&self, history: &EpochHistory, events: &[Arc<LiveEvent>]) {
-        let mut cache = self.cache();
-        let before = cache.retractions();
-        cache.compare(history, events);
-        if cache.retractions() > before {
-            self.retractions.store(cache.retractions(), Ordering::SeqCst);
-            tracing::warn!(topic = %self.topic, "an announced event is not in the log; subscribers that may have it get a gap");
-        }
+        self.change_cache(|cache| {
+            let before = cache.retractions();
+            cache.compare(history, events);
+            if cache.retractions() > before {
+                self.retractions.store(cache.retractions(), Ordering::SeqCst);
+                tracing::warn!(topic = %self.topic, "an announced event is not in the log; subscribers that may have it get a gap");
+            }
+        });
     }
 
     fn wake(&self) {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    fn cache(&self) -> CacheGuard<'_> {
-        CacheGuard { topic: self, cache: Some(self.lock_cache()) }
+    /// Changes the cache. Other topics drop events for it if all rings together have become too large.
+    fn change_cache<T>(&self, change: impl FnOnce(&mut LogCache<Arc<LiveEvent>>) -> T) -> T {
+        let mut counted = self.counted();
+        let outcome = change(&mut counted.cache);
+        let bytes = counted.cache.older_bytes();
+        if bytes != counted.share.bytes() {
+            let (share, displaced) = self.budget.change(&self.this, counted.share, bytes);
+            counted.share = share;
+            // The other topics' locks are not taken while this one is held.
+            drop(counted);
+            for other in displaced {
+                other.counted().cache.drop_older();
+            }
+        }
+        outcome
     }
 
-    fn lock_cache(&self) -> MutexGuard<'_, CountedCache> {
+    fn counted(&self) -> MutexGuard<'_, CountedCache> {
         self.cache.lock().expect("no holder of the lock panics")
     }
 }

@@ -82,6 +82,25 @@ impl Stores {
         let recent = [&mut written.young, &mut written.old, &mut read.young, &mut read.old];
         [live].into_iter().chain(recent).filter_map(|topics| topics.get_mut(topic))
     }
+
+    /// All ids of a topic. Unverified ones become part of them once their pause is over.
+    fn take(&mut self, topic: &Topic) -> Vec<EventId> {
+        let mut ids = Vec::new();
+        for watermarks in self.of_topic(topic) {
+            if !watermarks.unverified.is_empty() && watermarks.unverified_wait().is_zero() {
+                watermarks.unverified_sent = Some(Instant::now());
+                for id in std::mem::take(&mut watermarks.unverified) {
+                    raise(&mut watermarks.ids, id);
+                }
+            }
+            if ids.is_empty() {
+                ids.clone_from(&watermarks.ids);
+            } else {
+                watermarks.ids.iter().for_each(|id| raise(&mut ids, *id));
+            }
+        }
+        ids
+    }
 }
 
 impl Segments {
@@ -156,30 +175,17 @@ impl Segments {
 impl Watermarks {
     /// The watermarks to send with a call about a topic. Unverified ids become part of them once their pause is over.
     pub fn take_for_call(&self, topic: &Topic) -> Vec<EventId> {
-        let (mut stores, mut ids) = (self.stores(), Vec::new());
-        for watermarks in stores.of_topic(topic) {
-            if !watermarks.unverified.is_empty() && watermarks.unverified_wait().is_zero() {
-                watermarks.unverified_sent = Some(Instant::now());
-                for id in std::mem::take(&mut watermarks.unverified) {
-                    raise(&mut watermarks.ids, id);
-                }
-            }
-            if ids.is_empty() {
-                ids.clone_from(&watermarks.ids);
-            } else {
-                watermarks.ids.iter().for_each(|id| raise(&mut ids, *id));
-            }
-        }
-        ids
+        self.stores().take(topic)
     }
 
-    /// Whether the id of an event that a caller appends to a topic now can be kept. The error is the time until it can
-    /// be.
-    pub fn check_room_for(&self, topic: &Topic, caller: &RateKey) -> Result<(), Duration> {
-        let written = &mut self.stores().written;
+    /// Like [`Self::take_for_call`], for an append of a caller. Fails if the id of the event could not be kept, with the
+    /// time until it can be.
+    pub fn take_for_append(&self, topic: &Topic, caller: &RateKey) -> Result<Vec<EventId>, Duration> {
+        let mut stores = self.stores();
+        let written = &mut stores.written;
         written.begin_if_due();
         if written.contains(topic) || written.has_room_for(topic, caller) {
-            return Ok(());
+            return Ok(stores.take(topic));
         }
         Err(SEGMENT_AGE.saturating_sub(written.born.elapsed()))
     }
@@ -326,7 +332,7 @@ mod tests {
     /// Appends to further topics until there is no room for another one. Returns their number.
     fn fill(watermarks: &Watermarks, prefix: &str, caller: &RateKey) -> usize {
         let mut count = 0;
-        while watermarks.check_room_for(&topic(&format!("{prefix}{count}")), caller).is_ok() {
+        while watermarks.take_for_append(&topic(&format!("{prefix}{count}")), caller).is_ok() {
             watermarks.add_appended(&topic(&format!("{prefix}{count}")), EventId::new(1, 1), caller);
             count += 1;
         }
@@ -339,12 +345,12 @@ mod tests {
         let (ann, bob) = (caller("ann"), caller("bob"));
         let count = fill(&watermarks, "a", &ann);
         assert!(count > 150_000, "{count} topics with short names");
-        assert!(watermarks.check_room_for(&topic("a0"), &ann).is_ok(), "a topic that is kept takes no more room");
+        assert!(watermarks.take_for_append(&topic("a0"), &ann).is_ok(), "a topic that is kept takes no more room");
         // The one caller has left as much to the others as it has, and so have the others.
         let others = fill(&watermarks, "b", &bob);
         assert!(others > count / 3, "{others} topics after {count}");
         for n in 0..100 {
-            assert!(watermarks.check_room_for(&topic("new"), &caller(&n.to_string())).is_ok());
+            assert!(watermarks.take_for_append(&topic("new"), &caller(&n.to_string())).is_ok());
         }
         // Readers are not refused, and displace nothing.
         watermarks.hold(&topic("other"));

@@ -152,7 +152,8 @@ pub async fn publish_event(
 ) -> Result<Response, Problem> {
     caller.require(Permission::Publish, room.as_str())?;
     let key = idempotency::key_from_headers(request.headers())?.map(str::to_owned);
-    let (body_type, body) = read_typed_body(request, &app, &caller).await?;
+    let body_type = BodyType::from_headers(request.headers())?;
+    let body = read_typed_body(body_type, request, &app, &caller).await?;
     let event = match body_type {
         BodyType::Json if query.event.is_some() => {
             let detail = "a JSON body has the event's name in its field \"event\"; remove event from the query";

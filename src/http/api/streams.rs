@@ -234,7 +234,6 @@ pub async fn stream_rooms(
     if rooms.is_empty() {
         return Err(Problem::new(Code::InvalidQuery, "the query must name a room, as in ?room=lobby"));
     }
-    // The request itself has been counted for the first room.
     if let Err(problem) = caller.spend(&app, rooms.len(), 0).await {
         return refuse_caller(&app, problem, last_id, ending);
     }

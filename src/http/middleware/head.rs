@@ -3,7 +3,7 @@
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Method, Version, header};
+use axum::http::{HeaderMap, Version, header};
 
 use crate::http::extract::list_members;
 use crate::http::idempotency;
@@ -21,7 +21,7 @@ pub fn check_head(request: &Request) -> Result<(), Problem> {
         let detail = "the only Transfer-Encoding is chunked, once; a body in gzip has Content-Encoding: gzip";
         return Err(Problem::new(Code::NotImplemented, detail));
     }
-    let is_read = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let is_read = request.method().is_safe();
     let refuse = |detail| Err(Problem::new(Code::InvalidHeader, detail));
     if !is_read && headers.contains_key(header::CONTENT_RANGE) {
         return refuse("Content-Range is not supported; a value is written as a whole");

@@ -17,7 +17,7 @@ use super::values::{HashValue, check_value, current_value};
 use crate::auth::Permission;
 use crate::broker::{Condition, RemoveOutcome, SetOutcome, entity_tag};
 use crate::http::App;
-use crate::http::body::{read_json_body, read_value_body};
+use crate::http::body::{read_json_body, read_typed_body};
 use crate::http::caller::Caller;
 use crate::http::extract::{BodyType, FieldPath, JsonObject, parse_json};
 use crate::http::problem::{Code, Problem};
@@ -162,7 +162,8 @@ pub async fn set_field(
 ) -> Result<Response, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
     let condition = condition(request.headers())?;
-    let (body_type, body) = read_value_body(request, &app, &caller).await?;
+    let body_type = BodyType::of_value(request.headers())?;
+    let body = read_typed_body(body_type, request, &app, &caller).await?;
     let value = match body_type {
         BodyType::Json => parse_json::<JsonObject<SetField>>(&body)?.0.into_bytes()?,
         // A copy: the body may be a part of a larger buffer, which the embedded broker would then keep.

@@ -1,6 +1,7 @@
 //! Opening a stream: checks of the subscriber, limits, bans, the subscription, and the place in the rooms.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::StatusCode;
@@ -19,12 +20,14 @@ use crate::http::App;
 use crate::http::caller::Caller;
 use crate::http::extract::{parse_event_name, parse_name};
 use crate::http::problem::{Code, Problem};
-use crate::live::{OPEN_TIMEOUT, Start, Subscription};
+use crate::live::{Start, Subscription};
 use crate::names::{EventName, RoomName, SubscriberId, nesting};
 use crate::presence::JoinError;
 
 /// Event names that one stream can select.
 const MAX_SELECTED: usize = 50;
+/// Longest time until a stream is open or refused.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What a request says about its stream, apart from the rooms.
 pub(super) struct StreamOptions<'a> {
