@@ -7,7 +7,7 @@ mod name;
 mod topic;
 
 pub use cursor::{Cursor, CursorError, MAX_CURSOR_BYTES};
-pub use event::{Data, DataError, Event, LINE_BYTES, MAX_JSON_DEPTH, MalformedEvent, nesting};
+pub use event::{Data, DataError, Event, LINE_BYTES, MAX_JSON_DEPTH, MalformedEvent, nesting, without_white_space};
 pub use name::{
     EventName, FieldName, HashName, MAX_FIELD_BYTES, MAX_NAME_BYTES, NameError, RoomName, SubscriberId,
 };

@@ -353,6 +353,16 @@ on_both_brokers! {
         assert_eq!(members(&gateway, "lobby", "").await[1]["info"], joined["members"][0]["info"]);
     }
 
+    async fn the_info_of_a_member_keeps_its_numbers_and_takes_no_more_bytes_than_were_sent(world) {
+        let gateway = world.gateway_with(|settings| settings.presence.info = PresenceInfo::Query).await;
+        let info = format!("[ {}]", vec!["1e15"; 203].join(","));
+        let query = info.replace(' ', "%20");
+        let _stream = gateway.stream(&format!("/v1/rooms/lobby/stream?subscriber=a&info={query}")).await;
+        let request = gateway.request(Method::GET, "/v1/rooms/lobby/subscribers");
+        let list = gateway.answer(request).await.text().await.unwrap();
+        assert!(list.contains(&format!("\"info\":{}", info.replace(' ', ""))), "{list}");
+    }
+
     async fn many_joins_at_once_take_few_log_entries_and_miss_no_member(world) {
         let gateway = quick(&world).await;
         let mut watcher = gateway.stream("/v1/rooms/lobby/stream?subscriber=watcher&presence=true").await;

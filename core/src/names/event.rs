@@ -128,6 +128,21 @@ fn escaped_unit(text: &[u8]) -> Option<u16> {
     u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
+/// Valid JSON text without the white space outside its strings.
+pub fn without_white_space(text: &str) -> String {
+    let (mut in_string, mut escaped) = (false, false);
+    let is_kept = |char: &char| {
+        match char {
+            _ if escaped => escaped = false,
+            '\\' if in_string => escaped = true,
+            '"' => in_string = !in_string,
+            _ => {}
+        }
+        in_string || !char.is_ascii_whitespace()
+    };
+    text.chars().filter(is_kept).collect()
+}
+
 /// An event that a publisher sent, or that the gateway itself wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -256,6 +271,12 @@ mod tests {
         let deep = format!("{}{}", "[".repeat(65), "]".repeat(65));
         let raw: &RawValue = serde_json::from_str(&deep).unwrap();
         assert_eq!(Data::json(raw), Err(DataError::TooDeep));
+    }
+
+    #[test]
+    fn white_space_is_dropped_outside_strings_only() {
+        let text = "{ \"a \\\" b\" :\n[1e15,\t\"\\\\\" , 2]\r}";
+        assert_eq!(without_white_space(text), r#"{"a \" b":[1e15,"\\",2]}"#);
     }
 
     #[test]

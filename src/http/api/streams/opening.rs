@@ -21,7 +21,7 @@ use crate::http::caller::Caller;
 use crate::http::extract::{parse_event_name, parse_name};
 use crate::http::problem::{Code, Problem};
 use crate::live::{Start, Subscription};
-use crate::names::{EventName, RoomName, SubscriberId, nesting};
+use crate::names::{EventName, RoomName, SubscriberId, nesting, without_white_space};
 use crate::presence::JoinError;
 
 /// Event names that one stream can select.
@@ -236,17 +236,16 @@ fn info(app: &App, caller: &Caller, requested: Option<String>) -> Result<Option<
     Ok(RawValue::from_string(text).ok())
 }
 
-/// Checks a profile in a request. Returns it without white space.
+/// Checks a profile in a request. Returns it as it was sent, so that numbers keep their digits, but without white space.
 fn check_info(requested: &str) -> Result<String, Problem> {
     let refuse = |detail: String| Err(Problem::new(Code::InvalidQuery, detail));
-    if requested.len() > MAX_INFO_BYTES {
+    if let Err(why) = serde_json::from_str::<serde_json::Value>(requested) {
+        return refuse(format!("info is not JSON: {why}"));
+    }
+    let text = without_white_space(requested);
+    if text.len() > MAX_INFO_BYTES {
         return refuse(format!("info has more than {MAX_INFO_BYTES} bytes"));
     }
-    let value: serde_json::Value = match serde_json::from_str(requested) {
-        Ok(value) => value,
-        Err(why) => return refuse(format!("info is not JSON: {why}")),
-    };
-    let text = value.to_string();
     if nesting(&text) > MAX_INFO_DEPTH {
         return refuse(format!("info nests arrays and objects deeper than {MAX_INFO_DEPTH}"));
     }
