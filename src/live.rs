@@ -34,6 +34,7 @@ use crate::broker::{
     read_with_patience,
 };
 use crate::cache::AnnouncementOutcome;
+use crate::log::LogView;
 use crate::names::{EventId, RoomName, Topic};
 use crate::shutdown::Tasks;
 use crate::timestamp;
@@ -148,6 +149,7 @@ impl Live {
     pub async fn subscribe(
         self: &Arc<Self>,
         topics: Vec<(Topic, Start)>,
+        view: LogView,
         wanted: impl Fn(&LiveEvent) -> bool + Sync,
     ) -> Result<Subscription, BrokerError> {
         let open = || async {
@@ -155,7 +157,7 @@ impl Live {
             let commands = health.commands.filter(|fault| !fault.kind.affects_only_writes());
             match commands.or(health.delivery) {
                 Some(fault) => Err(BrokerError::Unavailable(fault)),
-                None => Subscription::open(self, topics.clone(), &wanted).await,
+                None => Subscription::open(self, topics.clone(), view, &wanted).await,
             }
         };
         read_with_patience(open).await

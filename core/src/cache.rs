@@ -19,6 +19,8 @@ pub trait CachedEvent {
     fn bytes(&self) -> usize;
     /// Whether it is the same event, and not only one with the same id.
     fn is_same(&self, other: &Self) -> bool;
+    /// The position of the last message before it, if presence events lie between.
+    fn last_message(&self) -> Option<EventId>;
 }
 
 impl<T: CachedEvent> CachedEvent for Arc<T> {
@@ -32,6 +34,10 @@ impl<T: CachedEvent> CachedEvent for Arc<T> {
 
     fn is_same(&self, other: &Self) -> bool {
         T::is_same(self, other)
+    }
+
+    fn last_message(&self) -> Option<EventId> {
+        T::last_message(self)
     }
 }
 

@@ -13,9 +13,9 @@ mod next;
 mod unwritten;
 
 pub use gap::{Gap, GapReason, ReportedLoss};
-pub use head::{Head, KEPT_EPOCHS, StepContext};
+pub use head::{EntryKind, Head, KEPT_EPOCHS, StepContext};
 pub use history::{Epoch, EpochHistory, LateLoss};
-pub use next::{Next, Retained};
+pub use next::{LogView, Next, Retained};
 pub use unwritten::DataSet;
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use wildmatch::WildMatch;
 
 use super::BrokerError;
-use crate::log::{DataSet, EpochHistory, Retained};
-use crate::names::{EventId, RoomName, Topic};
+use crate::log::{DataSet, EpochHistory, LogView, Retained};
+use crate::names::{Event, EventId, RoomName, Topic};
 
 /// An entry of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +28,17 @@ pub enum ReadRange {
     Before(EventId),
     /// The first entries of the log.
     Oldest,
+    /// The last messages below an id, without presence events.
+    MessagesBefore(EventId),
     /// The last entries of the log.
     Newest,
+}
+
+impl ReadRange {
+    /// Whether the limit leaves out the oldest entries of the range.
+    pub fn is_backward(self) -> bool {
+        matches!(self, Self::Before(_) | Self::MessagesBefore(_) | Self::Newest)
+    }
 }
 
 /// How much to read. The first entry of the range is read whatever its size, if any entry is.
@@ -80,11 +89,20 @@ impl LogSlice {
     }
 }
 
-impl Retained for LogSlice {
+/// A slice as a reader with this view sees it.
+pub struct ViewedSlice<'a>(pub &'a LogSlice, pub LogView);
+
+impl Retained for ViewedSlice<'_> {
     /// Correct for the position at which the slice begins, and for later positions inside it.
     fn first_after(&self, position: EventId) -> Option<EventId> {
-        let index = self.entries.partition_point(|entry| entry.id <= position);
-        self.entries.get(index).map(|entry| entry.id)
+        let index = self.0.entries.partition_point(|entry| entry.id <= position);
+        self.0.entries.get(index).map(|entry| entry.id)
+    }
+
+    fn complete_since(&self, id: EventId) -> EventId {
+        let entry = self.0.entries.iter().find(|entry| entry.id == id).filter(|_| self.1 == LogView::Messages);
+        let event = entry.and_then(|entry| Event::decode(&entry.stored).ok());
+        event.and_then(|event| event.last_message).unwrap_or(id.before())
     }
 }
 
@@ -121,6 +139,17 @@ pub struct Retention {
     pub head: Duration,
     /// How long an idempotency key is remembered.
     pub idempotency_window: Duration,
+}
+
+/// The share of a log's retention that its presence events have beside the messages.
+const PRESENCE_SHARE: u64 = 4;
+
+impl Retention {
+    /// The retention of the log's presence events. They have limits of their own, so that a caller who may not publish
+    /// displaces no message.
+    pub fn of_presence(self) -> Self {
+        Self { events: self.events.div_ceil(PRESENCE_SHARE), bytes: self.bytes.div_ceil(PRESENCE_SHARE), ..self }
+    }
 }
 
 /// Which logs are retained in which way.

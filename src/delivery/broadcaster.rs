@@ -417,6 +417,7 @@ mod tests {
     use super::*;
     use crate::http::test_app;
     use crate::live::Start;
+    use crate::log::LogView;
     use crate::names::{Data, Event, RoomName};
     use crate::rate_limit::RateKey;
 
@@ -424,7 +425,8 @@ mod tests {
     async fn a_group_cursor_delivers_an_event_that_came_between_the_streams_position_and_its_creation() {
         let app = test_app();
         let topic = Topic::from(RoomName::new("a").unwrap());
-        let subscription = app.live.subscribe(vec![(topic.clone(), Start::Now)], |_| true).await.unwrap();
+        let subscription =
+            app.live.subscribe(vec![(topic.clone(), Start::Now)], LogView::All, |_| true).await.unwrap();
         let caught_up = subscription.caught_up().expect("the room is quiet");
         let event = Event {
             name: None,
@@ -433,6 +435,7 @@ mod tests {
             except: Vec::new(),
             publish_id: None,
             traceparent: None,
+            last_message: None,
         };
         app.log.append(&topic, &event, None, &RateKey::All).await.unwrap();
         while subscription.caught_up().is_some() {

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use crate::auth::Identity;
 use crate::broker::Member;
 use crate::live::LiveEvent;
+use crate::log::LogView;
 use crate::moderation::StreamIdentity;
 use crate::names::{EventName, RoomName, SubscriberId};
 use crate::presence::{JoinError, Presence, PresenceSession, PresenceWatch, StreamToken};
@@ -141,6 +142,11 @@ impl Subscriber {
 
     fn selected(&self) -> &[EventName] {
         self.extra.as_ref().map_or(&[], |extra| &extra.selected)
+    }
+
+    /// What it gets of its rooms' logs.
+    pub fn view(&self) -> LogView {
+        if self.wants_presence { LogView::All } else { LogView::Messages }
     }
 
     /// Whether it gets an event.

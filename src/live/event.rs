@@ -63,6 +63,10 @@ impl CachedEvent for LiveEvent {
     fn is_same(&self, other: &Self) -> bool {
         self.event == other.event
     }
+
+    fn last_message(&self) -> Option<EventId> {
+        self.event.last_message
+    }
 }
 
 #[cfg(test)]
@@ -80,6 +84,7 @@ mod tests {
                 except: Vec::new(),
                 publish_id: None,
                 traceparent: None,
+                last_message: None,
             };
             LiveEvent::new(&LogEntry { id: EventId::new(1, 1), stored: event.encode() }).unwrap().bytes()
         };

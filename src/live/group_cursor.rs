@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::LiveEvent;
 use super::topic::{Following, LiveTopic};
 use crate::cache::Lookup;
+use crate::log::LogView;
 use crate::names::EventId;
 
 /// The cursor of a group of subscribers that have all caught up to one position of a topic.
@@ -78,7 +79,8 @@ impl GroupCursor {
 
     /// What follows, by one read of the log for the whole group.
     pub async fn read_log(&mut self) -> GroupPoll {
-        match self.topic.read_log(self.position, None).await {
+        // The group may have streams that get presence events. If some were dropped, the others ask for themselves.
+        match self.topic.read_log(self.position, None, LogView::All).await {
             Ok(Following::Events(events)) => GroupPoll::from_events(events),
             Ok(Following::Nothing) => GroupPoll::Nothing,
             Ok(Following::Gap(_)) => GroupPoll::PollEach,

@@ -163,7 +163,7 @@ impl LogClient {
         until: Option<EventId>,
         wanted: impl Fn(&Event) -> bool,
     ) -> Result<LogPage, BrokerError> {
-        let is_backward = matches!(range, ReadRange::Before(_) | ReadRange::Newest);
+        let is_backward = range.is_backward();
         // One more than the limit shows whether there is a next page.
         let mut requested = limit + 1;
         let first = self.peek(topic, range, ReadLimit { entries: requested, bytes: READ_BYTES }).await?;

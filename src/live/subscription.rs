@@ -14,7 +14,7 @@ use super::topic::{BATCH_BYTES, Following, LiveTopic, TopicGuard};
 use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
 use crate::broker::{BrokerError, ReadLimit, ReadRange};
 use crate::cache::Lookup;
-use crate::log::{Gap, GapReason, ReportedLoss};
+use crate::log::{Gap, GapReason, LogView, ReportedLoss};
 use crate::names::{EventId, Topic};
 
 /// Longest time between an append and the arrival of its announcement.
@@ -91,6 +91,7 @@ struct TopicCursor {
     /// The position at which it began.
     start: EventId,
     position: EventId,
+    view: LogView,
     /// How many of the topic's retractions it has handled.
     retractions: u64,
     /// The losses for which it needs no gap.
@@ -108,10 +109,12 @@ impl Subscription {
     pub(super) async fn open(
         live: &Arc<Live>,
         topics: Vec<(Topic, Start)>,
+        view: LogView,
         wanted: &(impl Fn(&LiveEvent) -> bool + Sync),
     ) -> Result<Self, BrokerError> {
         let guards: Vec<_> = topics.into_iter().map(|(topic, start)| (live.enter(&topic), start)).collect();
-        let opening = guards.into_iter().map(|(guard, start)| TopicCursor::open(&live.log, guard, start, wanted));
+        let opening =
+            guards.into_iter().map(|(guard, start)| TopicCursor::open(&live.log, guard, start, view, wanted));
         let cursors = futures_util::future::try_join_all(opening).await?;
         live.subscriptions.fetch_add(1, Ordering::Relaxed);
         Ok(Self { live: live.clone(), cursors: cursors.into(), first: 0 })
@@ -193,6 +196,7 @@ async fn before_recent(
     topic: &LiveTopic,
     end: EventId,
     count: u64,
+    view: LogView,
     wanted: impl Fn(&LiveEvent) -> bool,
 ) -> Result<EventId, BrokerError> {
     /// Goes back over events, newest first. None stands for an entry that is no event.
@@ -215,7 +219,11 @@ async fn before_recent(
     if left == 0 {
         return Ok(position);
     }
-    let range = ReadRange::Before(EventId::new(position.epoch, position.offset + 1));
+    let below = EventId::new(position.epoch, position.offset + 1);
+    let range = match view {
+        LogView::All => ReadRange::Before(below),
+        LogView::Messages => ReadRange::MessagesBefore(below),
+    };
     let slice = log.read(topic.topic(), range, ReadLimit { entries: RECENT_EVENTS, bytes: BATCH_BYTES }).await?;
     let logged = slice.entries.iter().rev().map(|entry| (entry.id, LiveEvent::new(entry).ok()));
     let (position, left) = go_back((position, left), logged, &wanted);
@@ -237,6 +245,7 @@ impl TopicCursor {
         log: &LogClient,
         guard: TopicGuard,
         start: Start,
+        view: LogView,
         wanted: &(impl Fn(&LiveEvent) -> bool + Sync),
     ) -> Result<Self, BrokerError> {
         let mut changes = guard.live_topic().changes();
@@ -259,13 +268,14 @@ impl TopicCursor {
                 let slice = log.read(topic, ReadRange::Oldest, ReadLimit::HISTORY).await?;
                 slice.oldest.map_or(slice.history.end(), EventId::before)
             }
-            Start::Recent(count) => before_recent(log, guard.live_topic(), end, count, wanted).await?,
+            Start::Recent(count) => before_recent(log, guard.live_topic(), end, count, view, wanted).await?,
         };
         let mut cursor = Self {
             guard,
             changes,
             start: position,
             position,
+            view,
             retractions,
             // A stream that does not continue another one needs no gap for what was before it.
             reported: Some(ReportedLoss { from: EventId::start_of(0), to: position }),
@@ -332,7 +342,7 @@ impl TopicCursor {
     }
 
     async fn read_log(&mut self) -> Result<Following, BrokerError> {
-        self.guard.live_topic().read_log(self.position, self.reported).await
+        self.guard.live_topic().read_log(self.position, self.reported, self.view).await
     }
 
     /// A gap, if an event that this cursor may have yielded was retracted.

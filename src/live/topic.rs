@@ -12,7 +12,7 @@ use super::ring_budget::{RingBudget, RingShare};
 use super::{Live, LiveEvent, LiveSettings, LogClient};
 use crate::broker::{BrokerError, ReadLimit, ReadRange};
 use crate::cache::{AnnouncementOutcome, LogCache, Lookup, Ring, RingLimits};
-use crate::log::{EpochHistory, Gap, Next, ReportedLoss};
+use crate::log::{EpochHistory, Gap, LogView, Next, ReportedLoss};
 use crate::names::{EventId, Topic};
 
 /// Most bytes of events that a subscriber gets at one time: about one write to its connection. So slow subscribers of
@@ -162,13 +162,14 @@ impl LiveTopic {
         &self,
         position: EventId,
         reported: Option<ReportedLoss>,
+        view: LogView,
     ) -> Result<Following, BrokerError> {
         let limit = ReadLimit { entries: PAGE_EVENTS, bytes: BATCH_BYTES };
         let slice = self.log.read(&self.topic, ReadRange::After(position), limit).await?;
         if !self.has_history(&slice.history) {
             self.invalidate();
         }
-        let read = Ring::from_events(LiveEvent::decode_all(&slice.entries));
+        let read = Ring::from_events(LiveEvent::decode_all(&slice.entries), view);
         // All that was read: the rest of a larger page would be read again.
         Ok(match read.after(&slice.history, position, reported, usize::MAX) {
             Ok(events) => Following::Events(events),

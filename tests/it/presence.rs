@@ -1,5 +1,6 @@
 //! Presence: lists of members, joins and leaves in a room's log, and the owners of names.
 
+mod log;
 mod replicas;
 
 use std::time::Duration;

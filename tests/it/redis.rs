@@ -559,9 +559,9 @@ async fn join_and_leave(gateway: &Gateway, room: &str, round: usize) {
 #[tokio::test]
 async fn p4_presence_events_that_were_trimmed_for_bytes_or_age_are_told_by_one_gap() {
     let limits: [fn(&mut Settings); 2] = [
-        |settings| settings.retention.bytes = 16 * 1024,
+        |settings| settings.retention.bytes = 64 * 1024,
         |settings| {
-            settings.retention.bytes = 64 * 1024;
+            settings.retention.bytes = 256 * 1024;
             settings.retention.age = Duration::from_secs(3);
         },
     ];
@@ -578,14 +578,14 @@ async fn p4_presence_events_that_were_trimmed_for_bytes_or_age_are_told_by_one_g
         let mut rounds = 0..;
         eventually("the events after the first are trimmed", async || {
             join_and_leave(&gateway, "trimmed", rounds.next()?).await;
-            let log = world.server().cli(&["XRANGE", "roomcast:{trimmed}:log", "-", "+", "COUNT", "1"]);
+            let log = world.server().cli(&["XRANGE", "roomcast:{trimmed}:presence-log", "-", "+", "COUNT", "1"]);
             let offset: u64 = log.lines().next()?.split_once('-')?.1.parse().ok()?;
             (offset > 2).then_some(())
         })
         .await;
         // Another replica, which has none of the events in its ring.
         let other = world.gateway_with(settings).await;
-        let mut resumed = other.resume("/v1/rooms/trimmed/stream", Some(&first.id)).await;
+        let mut resumed = other.resume("/v1/rooms/trimmed/stream?presence=true", Some(&first.id)).await;
         assert_eq!(resumed.opened["rooms"]["trimmed"]["resume"], "gap");
         let gap = resumed.event().await;
         assert_eq!((gap.event.as_str(), &gap.json()["from"]), ("stream.gap", &json!(first.id)));
@@ -607,7 +607,7 @@ async fn p4_a_presence_event_after_another_clients_entry_is_appended_and_the_los
     let mut watcher = gateway.stream("/v1/rooms/others/stream?subscriber=watcher&presence=true").await;
     let first = watcher.event().await.id;
     let taken = first.replace("-1", "-9");
-    world.server().cli(&["XADD", "roomcast:{others}:log", &taken, "e", "x"]);
+    world.server().cli(&["XADD", "roomcast:{others}:presence-log", &taken, "e", "x"]);
     let _member = gateway.stream("/v1/rooms/others/stream?subscriber=member").await;
     let gap = watcher.event().await;
     assert_eq!((gap.event.as_str(), &gap.json()["reason"]), ("stream.gap", &json!("lost_tail")));

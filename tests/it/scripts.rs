@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use redis::{Connection, Script};
-use roomcast::log::{Head, LateLoss, StepContext};
+use roomcast::log::{EntryKind, Head, LateLoss, StepContext};
 use roomcast::names::EventId;
 
 use crate::support::RedisServer;
 
 const HEAD: &str = "{room}:head";
 const LOG: &str = "{room}:log";
+const PRESENCE_LOG: &str = "{room}:presence-log";
 const MEMBERS: &str = "{room}:members";
 const PRESENCE: &str = "{room}:presence";
 const SEQUENCES: u64 = 150;
@@ -29,6 +30,7 @@ const NODE_BYTES: u64 = 4096;
 struct Model {
     head: Option<Head>,
     log: Vec<EventId>,
+    presence: Vec<EventId>,
 }
 
 /// The stored form of a head, as docs/redis.md describes it.
@@ -51,6 +53,9 @@ fn render(head: &Head) -> String {
     }
     if head.history.cleared().epoch > 0 {
         let _ = write!(text, " ={}", head.history.cleared());
+    }
+    if let Some(position) = head.last_message {
+        let _ = write!(text, " &{position}");
     }
     text
 }
@@ -145,10 +150,11 @@ impl Pair {
     fn clear(&mut self, rng: &mut fastrand::Rng) {
         let (texts, watermarks) = self.watermarks(rng);
         let mut call = self.clear.key(HEAD);
-        call.key(LOG).arg("channel").arg(7_200_000).arg(3).arg(texts);
+        call.key(LOG).key(PRESENCE_LOG).arg("channel").arg(7_200_000).arg(3).arg(texts);
         let _: () = call.invoke(&mut self.connection).unwrap();
         self.ensure_model_epoch(&watermarks).history.clear();
         self.model.log.clear();
+        self.model.presence.clear();
         self.note_epoch();
     }
 
@@ -185,9 +191,9 @@ impl Pair {
             Writer::UpdatePresence => {
                 self.joined += 1;
                 let mut call = self.update_presence.key(MEMBERS);
-                call.key(PRESENCE).key(HEAD).key(LOG);
+                call.key(PRESENCE).key(HEAD).key(LOG).key(PRESENCE_LOG);
                 call.arg("r/1").arg(7_200_000).arg(3).arg("room").arg("channel").arg("control");
-                call.arg(1000).arg(1_000_000).arg(3_600_000).arg("now").arg("0").arg(1).arg(0).arg(1);
+                call.arg(1000).arg(1_000_000).arg(3_600_000).arg("now").arg("0").arg(1).arg(60_000).arg(0).arg(1);
                 call.arg("join").arg(format!("m{}", self.joined)).arg(0).arg("owner").arg("-").arg("\"n\":1");
                 let _: Vec<String> = call.arg(texts).invoke(&mut self.connection).unwrap();
                 let head: String = redis::cmd("GET").arg(HEAD).query(&mut self.connection).unwrap();
@@ -195,8 +201,15 @@ impl Pair {
             }
         };
         let id: EventId = id.parse().unwrap();
-        let modelled = self.ensure_model_epoch(&watermarks).history.extend();
-        self.model.log.push(modelled);
+        let kind = match writer {
+            Writer::Append => EntryKind::Message,
+            Writer::UpdatePresence => EntryKind::Presence,
+        };
+        let (modelled, _) = self.ensure_model_epoch(&watermarks).extend(kind);
+        match kind {
+            EntryKind::Message => self.model.log.push(modelled),
+            EntryKind::Presence => self.model.presence.push(modelled),
+        }
         self.note_epoch();
         let index = self.epochs.iter().position(|pair| pair.1 == modelled.epoch).unwrap();
         assert_eq!((self.epochs[index].0, id.offset), (id.epoch, modelled.offset));
@@ -209,26 +222,30 @@ impl Pair {
         let head = head.map(|head| normalize(&head, &ours));
         let expected = self.model.head.as_ref().map(|head| normalize(&render(head), &theirs));
         assert_eq!(head, expected, "{trail}");
-        let log: Vec<_> = self.entries().iter().map(|id| normalize(id, &ours)).collect();
-        let expected: Vec<_> = self.model.log.iter().map(|id| normalize(&id.to_string(), &theirs)).collect();
-        assert_eq!(log, expected, "{trail}");
+        for (key, modelled) in [(LOG, self.model.log.clone()), (PRESENCE_LOG, self.model.presence.clone())] {
+            let log: Vec<_> = self.entries(key).iter().map(|id| normalize(id, &ours)).collect();
+            let expected: Vec<_> = modelled.iter().map(|id| normalize(&id.to_string(), &theirs)).collect();
+            assert_eq!(log, expected, "{key} {trail}");
+        }
     }
 
-    fn entries(&mut self) -> Vec<String> {
+    fn entries(&mut self, key: &str) -> Vec<String> {
         let reply: Vec<(String, Vec<String>)> =
-            redis::cmd("XRANGE").arg(LOG).arg("-").arg("+").query(&mut self.connection).unwrap();
+            redis::cmd("XRANGE").arg(key).arg("-").arg("+").query(&mut self.connection).unwrap();
         reply.into_iter().map(|(id, _)| id).collect()
     }
 
     /// Restores an earlier state, as a server does that restarts from an older dataset.
-    fn restore(&mut self, saved: &(Option<String>, Vec<String>, Model)) {
-        let (head, entries, model) = saved;
-        let _: () = redis::cmd("DEL").arg(HEAD).arg(LOG).query(&mut self.connection).unwrap();
+    fn restore(&mut self, saved: &(Option<String>, [Vec<String>; 2], Model)) {
+        let (head, logs, model) = saved;
+        let _: () = redis::cmd("DEL").arg(HEAD).arg(LOG).arg(PRESENCE_LOG).query(&mut self.connection).unwrap();
         if let Some(head) = head {
             let _: () = redis::cmd("SET").arg(HEAD).arg(head).query(&mut self.connection).unwrap();
         }
-        for id in entries {
-            let _: () = redis::cmd("XADD").arg(LOG).arg(id).arg("e").arg("{}").query(&mut self.connection).unwrap();
+        for (key, id) in
+            [LOG, PRESENCE_LOG].iter().zip(logs).flat_map(|(key, ids)| ids.iter().map(move |id| (key, id)))
+        {
+            let _: () = redis::cmd("XADD").arg(key).arg(id).arg("e").arg("{}").query(&mut self.connection).unwrap();
         }
         self.model = model.clone();
         self.change_replication_id();
@@ -269,7 +286,7 @@ async fn the_scripts_and_the_rules_agree_on_random_steps() {
                 given: Vec::new(),
                 joined: 0,
             };
-            let mut saved = (None, Vec::new(), Model::default());
+            let mut saved = (None, [Vec::new(), Vec::new()], Model::default());
             let mut trail = format!("seed {seed}:");
             for _ in 0..STEPS {
                 let step = rng.u8(..14);
@@ -285,7 +302,7 @@ async fn the_scripts_and_the_rules_agree_on_random_steps() {
                     }
                     7 => {
                         let head = redis::cmd("GET").arg(HEAD).query(&mut pair.connection).unwrap();
-                        saved = (head, pair.entries(), pair.model.clone());
+                        saved = (head, [pair.entries(LOG), pair.entries(PRESENCE_LOG)], pair.model.clone());
                     }
                     8 => pair.restore(&saved),
                     9 => pair.change_replication_id(),
@@ -325,6 +342,7 @@ async fn check_trimming(writer: Writer) {
     let server = RedisServer::start().await;
     tokio::task::spawn_blocking(move || {
         let (append, update_presence) = (append_script(), update_presence_script());
+        let log = if writer == Writer::Append { LOG } else { PRESENCE_LOG };
         let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
         let (mut dropped_for_age, mut dropped_for_bytes) = (0, 0);
         for seed in 0..TRIM_SEQUENCES {
@@ -352,17 +370,17 @@ async fn check_trimming(writer: Writer) {
                     Writer::UpdatePresence => {
                         // A member whose profile changes: one presence.join for each step.
                         let mut call = update_presence.key(MEMBERS);
-                        call.key(PRESENCE).key(HEAD).key(LOG);
+                        call.key(PRESENCE).key(HEAD).key(LOG).key(PRESENCE_LOG);
                         call.arg("r/1").arg(7_200_000).arg(3).arg("room").arg("channel").arg("control");
                         call.arg(1_000_000).arg(limit).arg(3_600_000).arg(format!("{now:08}"));
-                        call.arg(format!("{too_old:08}")).arg(1).arg(0).arg(1);
+                        call.arg(format!("{too_old:08}")).arg(1).arg(60_000).arg(0).arg(1);
                         call.arg("join").arg("m").arg(0).arg("owner").arg("-");
                         call.arg(format!(r#""n":{now},"data":"{data}""#));
                         let _: Vec<String> = call.invoke(&mut connection).unwrap();
                     }
                 }
                 let entries: Vec<(String, (String, String))> =
-                    redis::cmd("XRANGE").arg(LOG).arg("-").arg("+").query(&mut connection).unwrap();
+                    redis::cmd("XRANGE").arg(log).arg("-").arg("+").query(&mut connection).unwrap();
                 let (id, (_, stored)) = entries.last().unwrap();
                 assert!(stored.starts_with(&format!(r#"{{"published_at":"{now:08}""#)), "{stored}");
                 let bytes = stored.len() as u64;
@@ -370,7 +388,7 @@ async fn check_trimming(writer: Writer) {
                 kept.push((id.clone(), bytes, now));
                 let weight: u64 = redis::cmd("MEMORY")
                     .arg("USAGE")
-                    .arg(LOG)
+                    .arg(log)
                     .arg("SAMPLES")
                     .arg(0)
                     .query(&mut connection)

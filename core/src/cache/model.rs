@@ -38,6 +38,10 @@ impl CachedEvent for ModelEvent {
     fn is_same(&self, other: &Self) -> bool {
         self == other
     }
+
+    fn last_message(&self) -> Option<EventId> {
+        None
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::CachedEvent;
-use crate::log::{EpochHistory, Next, ReportedLoss, Retained};
+use crate::log::{EpochHistory, LogView, Next, ReportedLoss, Retained};
 use crate::names::EventId;
 
 /// The most that a ring holds.
@@ -15,32 +15,40 @@ pub struct RingLimits {
     pub bytes: usize,
 }
 
-/// Events in the order of their ids, without holes, limited in number and in bytes.
+/// Events in the order of their ids, limited in number and in bytes. There are no holes, except in the result of a read
+/// of which presence events were dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ring<E> {
     events: VecDeque<E>,
     bytes: usize,
     limits: RingLimits,
+    /// What its readers get: [`LogView::All`] if it is shared by all readers.
+    view: LogView,
 }
 
-impl<E: CachedEvent> Retained for Ring<E> {
+impl<E: CachedEvent + Clone> Retained for Ring<E> {
     fn first_after(&self, position: EventId) -> Option<EventId> {
         let index = self.events.partition_point(|event| event.id() <= position);
         self.events.get(index).map(CachedEvent::id)
+    }
+
+    fn complete_since(&self, id: EventId) -> EventId {
+        let skips_presence = self.view == LogView::Messages;
+        self.event(id).filter(|_| skips_presence).and_then(CachedEvent::last_message).unwrap_or(id.before())
     }
 }
 
 impl<E: CachedEvent + Clone> Ring<E> {
     /// An empty ring.
     pub fn new(limits: RingLimits) -> Self {
-        Self { events: VecDeque::new(), bytes: 0, limits }
+        Self { events: VecDeque::new(), bytes: 0, limits, view: LogView::All }
     }
 
-    /// A ring without limits that holds the events of one read.
-    pub fn from_events(events: Vec<E>) -> Self {
+    /// A ring without limits that holds the events of one read, for a reader with this view.
+    pub fn from_events(events: Vec<E>, view: LogView) -> Self {
         let bytes = events.iter().map(CachedEvent::bytes).sum();
         let limits = RingLimits { events: usize::MAX, bytes: usize::MAX };
-        Self { events: events.into(), bytes, limits }
+        Self { events: events.into(), bytes, limits, view }
     }
 
     /// The limits.

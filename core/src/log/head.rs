@@ -13,6 +13,17 @@ pub struct Head {
     pub replication_id: String,
     /// The history.
     pub history: EpochHistory,
+    /// The position of the last message, if presence events follow it.
+    pub last_message: Option<EventId>,
+}
+
+/// What an entry is. Each kind is retained by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EntryKind {
+    /// What a publisher sent.
+    Message,
+    /// Members of the room have joined or left.
+    Presence,
 }
 
 /// What one atomic step reads from its server. It is passed in, so that the rules need no clock and no random numbers.
@@ -29,6 +40,22 @@ pub struct StepContext<'a> {
 }
 
 impl Head {
+    /// Adds an entry to the newest epoch. Returns its id, and the position of the last message before it if presence
+    /// events lie between: only that tells a reader without presence that it misses nothing where they were dropped.
+    pub fn extend(&mut self, kind: EntryKind) -> (EventId, Option<EventId>) {
+        let last_message = self.last_message;
+        self.last_message = match kind {
+            EntryKind::Message => None,
+            EntryKind::Presence => Some(last_message.unwrap_or(self.history.last_entry())),
+        };
+        (self.history.extend(), last_message)
+    }
+
+    /// Whether the log may ever have had a message.
+    pub fn has_messages(&self) -> bool {
+        !self.history.is_unwritten() && self.last_message.is_none_or(|last| last.offset > 0)
+    }
+
     /// Begins every step that reads or writes a head: checks that the head belongs to this server's history and agrees
     /// with the replica's `watermarks`, and begins a new epoch if it does not.
     ///
@@ -44,7 +71,7 @@ impl Head {
         let (mut head, mut has_begun) = match head {
             None => {
                 let history = EpochHistory::new(epoch_above(0));
-                (Self { replication_id: context.replication_id.into(), history }, true)
+                (Self { replication_id: context.replication_id.into(), history, last_message: None }, true)
             }
             Some(mut head) => {
                 let is_another_servers = head.replication_id != context.replication_id;

@@ -102,6 +102,12 @@ impl EpochHistory {
         EventId::new(self.newest().number, self.newest().end)
     }
 
+    /// The id of the last event that was appended; the start of the history if there was none.
+    pub(super) fn last_entry(&self) -> EventId {
+        let newest = self.epochs.iter().rev().find(|epoch| epoch.end > 0);
+        newest.map_or(EventId::start_of(self.epochs[0].number), |epoch| EventId::new(epoch.number, epoch.end))
+    }
+
     /// The position `count` events before a position of this history; the start of the history if it has fewer.
     pub fn back(&self, position: EventId, count: u64) -> EventId {
         let mut left = count;

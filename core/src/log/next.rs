@@ -3,10 +3,24 @@
 use super::{EpochHistory, Gap, GapReason, ReportedLoss};
 use crate::names::EventId;
 
+/// What a reader gets of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LogView {
+    /// Messages and presence events.
+    All,
+    /// Messages only.
+    Messages,
+}
+
 /// Some entries of a log, in the order of their ids.
 pub trait Retained {
     /// The id of the first entry above a position.
     fn first_after(&self, position: EventId) -> Option<EventId>;
+
+    /// The position from which a reader misses nothing on its way to this entry, even if there are no entries between.
+    fn complete_since(&self, id: EventId) -> EventId {
+        id.before()
+    }
 }
 
 impl Retained for [EventId] {
@@ -70,9 +84,21 @@ impl EpochHistory {
         };
         match entries.first_after(position) {
             Some(first) if first == expected => Next::Event(expected),
+            Some(first)
+                if entries.complete_since(first) <= position
+                    && !self.enters_loss(position, first.epoch, reported) =>
+            {
+                Next::Event(first)
+            }
             Some(later) => gap_to(later.before(), GapReason::Trimmed),
             None => gap_to(self.end(), GapReason::Expired),
         }
+    }
+
+    /// Whether a stream that goes on from `position` to an epoch enters one about whose loss it has to be told.
+    fn enters_loss(&self, position: EventId, epoch: u64, reported: Option<ReportedLoss>) -> bool {
+        let entered = self.above(position.epoch).iter().take_while(|entered| entered.number <= epoch);
+        entered.filter_map(|entered| entered.missing_since(reported)).next().is_some()
     }
 
     /// The gap from `position` to `to`. It begins earlier if it enters an epoch whose recorded loss began earlier.

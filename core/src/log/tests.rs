@@ -1,7 +1,7 @@
 //! The rules of a log against a naive list, and one test for each trace on which a simpler rule lost or repeated
 //! events.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -14,8 +14,26 @@ struct TestServer {
     replication_id: String,
     head: Option<Head>,
     log: Vec<EventId>,
+    /// The presence events among the entries.
+    presence: BTreeSet<EventId>,
+    /// By entry: the last message before it, if presence events lie between.
+    last_messages: BTreeMap<EventId, EventId>,
     time: u64,
     steps: u64,
+}
+
+/// The entries of a server as a reader sees them.
+struct Viewed<'a>(&'a TestServer, LogView);
+
+impl Retained for Viewed<'_> {
+    fn first_after(&self, position: EventId) -> Option<EventId> {
+        self.0.log.as_slice().first_after(position)
+    }
+
+    fn complete_since(&self, id: EventId) -> EventId {
+        let last_message = self.0.last_messages.get(&id).filter(|_| self.1 == LogView::Messages);
+        last_message.copied().unwrap_or(id.before())
+    }
 }
 
 /// Microseconds between two steps, about. Jitter keeps a clock that was set back from showing the same time twice.
@@ -40,10 +58,30 @@ impl TestServer {
     }
 
     fn append(&mut self, watermarks: &mut Vec<EventId>) -> EventId {
-        let id = self.ensure_epoch(watermarks).history.extend();
+        self.append_kind(watermarks, EntryKind::Message)
+    }
+
+    fn append_kind(&mut self, watermarks: &mut Vec<EventId>, kind: EntryKind) -> EventId {
+        let (id, last_message) = self.ensure_epoch(watermarks).extend(kind);
         self.log.push(id);
+        self.last_messages.extend(last_message.map(|last_message| (id, last_message)));
+        if kind == EntryKind::Presence {
+            self.presence.insert(id);
+        }
         watermarks.push(id);
         id
+    }
+
+    /// Drops the oldest entries of a kind, all but `keep` of them.
+    fn trim(&mut self, kind: EntryKind, keep: usize) {
+        let presence = &self.presence;
+        let is_due = |id: &EventId| presence.contains(id) == (kind == EntryKind::Presence);
+        let mut surplus = self.log.iter().filter(|id| is_due(id)).count().saturating_sub(keep);
+        self.log.retain(|id| {
+            let is_dropped = surplus > 0 && is_due(id);
+            surplus -= usize::from(is_dropped);
+            !is_dropped
+        });
     }
 
     /// The position of a new stream.
@@ -52,14 +90,20 @@ impl TestServer {
     }
 
     fn next_after(&mut self, watermarks: &[EventId], position: EventId) -> Next {
+        self.next_in(watermarks, position, LogView::All)
+    }
+
+    fn next_in(&mut self, watermarks: &[EventId], position: EventId, view: LogView) -> Next {
         let history = self.ensure_epoch(watermarks).history.clone();
-        history.next_after(position, self.log.as_slice(), None)
+        history.next_after(position, &Viewed(self, view), None)
     }
 
     /// Restarts with the data of an earlier time.
     fn restart_as(&mut self, earlier: &Self, replication_id: &str) {
         self.head.clone_from(&earlier.head);
         self.log.clone_from(&earlier.log);
+        self.presence.clone_from(&earlier.presence);
+        self.last_messages.clone_from(&earlier.last_messages);
         self.replication_id = replication_id.into();
     }
 }
@@ -298,15 +342,19 @@ fn a_history_keeps_its_newest_epochs_and_those_with_retained_entries() {
     assert!(history.dropped() >= id.epoch);
 }
 
+/// What each of two subscribers gets.
+const VIEWS: [LogView; 2] = [LogView::All, LogView::Messages];
+
 /// Reads from a position to the end of the log: the events, the gaps, and the position at the end.
 fn drain(
     server: &mut TestServer,
     watermarks: &[EventId],
     mut position: EventId,
+    view: LogView,
 ) -> (Vec<EventId>, Vec<Gap>, EventId) {
     let (mut events, mut gaps) = (Vec::new(), Vec::new());
     loop {
-        position = match server.next_after(watermarks, position) {
+        position = match server.next_in(watermarks, position, view) {
             Next::Event(id) => {
                 events.push(id);
                 id
@@ -322,6 +370,41 @@ fn drain(
 }
 
 proptest! {
+    /// Each kind keeps its newest entries. A reader gets a gap exactly where entries that it would get were dropped.
+    #[test]
+    fn dropped_presence_events_are_a_gap_for_readers_that_get_them_and_for_no_others(
+        steps in proptest::collection::vec((0..8u8, 1..5usize), 1..40)
+    ) {
+        let (mut server, mut watermarks) = (TestServer::new(), Vec::new());
+        let start = server.join(&watermarks);
+        let mut all = Vec::new();
+        for (number, (step, keep)) in steps.into_iter().enumerate() {
+            match step {
+                0 | 1 => all.push(server.append_kind(&mut watermarks, EntryKind::Message)),
+                2..=4 => all.push(server.append_kind(&mut watermarks, EntryKind::Presence)),
+                5 => server.trim(EntryKind::Presence, keep),
+                6 => server.trim(EntryKind::Message, keep),
+                // Another server's, which has lost nothing.
+                _ => server.replication_id = number.to_string(),
+            }
+        }
+        let (kept, presence) = (server.log.clone(), server.presence.clone());
+        for view in VIEWS {
+            let wanted: Vec<_> =
+                all.iter().filter(|id| view == LogView::All || !presence.contains(id)).copied().collect();
+            for from in std::iter::once(start).chain(all.iter().copied()) {
+                let (events, gaps, _) = drain(&mut server, &watermarks, from, view);
+                for id in wanted.iter().filter(|id| **id > from) {
+                    let is_reported = gaps.iter().any(|gap| gap.from < *id && *id <= gap.to);
+                    prop_assert_eq!(kept.contains(id), events.contains(id), "{} after {}", id, from);
+                    prop_assert!(kept.contains(id) || is_reported, "{} was dropped without a gap after {}", id, from);
+                }
+                let is_complete = wanted.iter().filter(|id| **id > from).all(|id| kept.contains(id));
+                prop_assert!(!is_complete || gaps.is_empty(), "{:?} after {}, which missed nothing", gaps, from);
+            }
+        }
+    }
+
     #[test]
     fn what_follows_is_what_a_naive_list_says(
         ends in proptest::collection::vec(0u64..6, 1..6),
@@ -354,8 +437,8 @@ proptest! {
         }
     }
 
-    /// Two replicas, two subscribers, and a server that restarts, loses data, fails over and back, trims and loses its
-    /// log. Its clock is never set back: if it were, and a replica without watermarks of the loss asked next, the
+    /// Two replicas, two subscribers of which one gets no presence events, and a server that restarts, loses data, fails
+    /// over and back, trims and loses its log. Its clock is never set back: if it were, and a replica without watermarks of the loss asked next, the
     /// server could begin an epoch below a lost one, and subscribers of the lost one would get a gap that begins too
     /// late.
     #[test]
@@ -378,14 +461,18 @@ proptest! {
             let subscriber = usize::from(choice / 2 % 2);
             match action % 10 {
                 0..=3 => {
-                    let id = server.append(&mut watermarks[replica]);
+                    let kind = if action > 100 { EntryKind::Presence } else { EntryKind::Message };
+                    let id = server.append_kind(&mut watermarks[replica], kind);
                     prop_assert!(appended.insert(id), "{} was given out twice", id);
-                    for expected in &mut expected {
-                        expected.insert(id);
+                    for (expected, view) in expected.iter_mut().zip(VIEWS) {
+                        if kind == EntryKind::Message || view == LogView::All {
+                            expected.insert(id);
+                        }
                     }
                 }
                 4 | 5 => {
-                    let (events, found, position) = drain(&mut server, &watermarks[replica], positions[subscriber]);
+                    let (watermarks_now, from) = (&watermarks[replica], positions[subscriber]);
+                    let (events, found, position) = drain(&mut server, watermarks_now, from, VIEWS[subscriber]);
                     watermarks[replica].extend(&events);
                     watermarks[replica].push(position);
                     received[subscriber].extend(events);
@@ -398,8 +485,8 @@ proptest! {
                     server.restart_as(&earlier, &step.to_string());
                 }
                 8 => {
-                    let keep = usize::from(choice % 4).min(server.log.len());
-                    server.log.drain(..server.log.len() - keep);
+                    let kind = if action > 100 { EntryKind::Presence } else { EntryKind::Message };
+                    server.trim(kind, usize::from(choice % 4));
                 }
                 _ if choice % 4 < 2 => { server.head = None; server.log.clear(); }
                 // A copy is promoted and gets a new replication id. The next time, this fails back to the server that
@@ -418,7 +505,8 @@ proptest! {
             server.ensure_epoch(replica);
         }
         for subscriber in 0..2 {
-            let (events, found, _) = drain(&mut server, &watermarks[subscriber], positions[subscriber]);
+            let from = positions[subscriber];
+            let (events, found, _) = drain(&mut server, &watermarks[subscriber], from, VIEWS[subscriber]);
             received[subscriber].extend(events);
             gaps[subscriber].extend(found);
             let unique: BTreeSet<_> = received[subscriber].iter().collect();

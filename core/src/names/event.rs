@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{EventName, SubscriberId};
+use super::{EventId, EventName, SubscriberId};
 
 /// Deepest nesting of arrays and objects in an event's JSON. A client with a recursive parser has to survive it.
 pub const MAX_JSON_DEPTH: usize = 64;
@@ -158,6 +158,8 @@ pub struct Event {
     pub publish_id: Option<String>,
     /// The W3C Trace Context of the span that stored it, if traces are sent.
     pub traceparent: Option<String>,
+    /// The position of the last message before it, if presence events lie between. The step that appends it knows.
+    pub last_message: Option<EventId>,
 }
 
 /// The bytes are not an event: they are truncated, damaged, or written by another program.
@@ -184,6 +186,9 @@ struct StoredEvent<'a> {
     publish_id: Option<Cow<'a, str>>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     traceparent: Option<Cow<'a, str>>,
+    // Last, since a script adds it to a stored event.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    last_message: Option<Cow<'a, str>>,
 }
 
 /// Reads `"data":null` as the value `null`; serde would read it as a missing field.
@@ -217,8 +222,17 @@ impl Event {
             except: self.except.clone(),
             publish_id: self.publish_id.as_deref().map(Cow::Borrowed),
             traceparent: self.traceparent.as_deref().map(Cow::Borrowed),
+            last_message: self.last_message.map(|position| position.to_string().into()),
         };
         serde_json::to_vec(&stored).expect("strings and checked JSON always serialise").into()
+    }
+
+    /// The stored form of an event that names the last message before it.
+    pub fn with_last_message(stored: Bytes, last_message: Option<EventId>) -> Bytes {
+        match (last_message, Self::decode(&stored)) {
+            (Some(_), Ok(event)) => Self { last_message, ..event }.encode(),
+            _ => stored,
+        }
     }
 
     /// Parses the stored form. Since it is JSON, a truncated one is never taken for a shorter event.
@@ -236,6 +250,7 @@ impl Event {
             except: stored.except,
             publish_id: stored.publish_id.map(Cow::into_owned),
             traceparent: stored.traceparent.map(Cow::into_owned),
+            last_message: stored.last_message.map(|text| text.parse()).transpose().map_err(|_| MalformedEvent)?,
         })
     }
 }
@@ -253,6 +268,7 @@ mod tests {
             except: vec![SubscriberId::new("me").unwrap()],
             publish_id: None,
             traceparent: None,
+            last_message: None,
         }
     }
 

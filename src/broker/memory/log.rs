@@ -51,7 +51,7 @@ impl LogStore for MemoryBroker {
     ) -> Result<LogSlice, BrokerError> {
         let from = match range {
             ReadRange::After(position) => Some(position),
-            ReadRange::Before(_) | ReadRange::Oldest | ReadRange::Newest => None,
+            ReadRange::Before(_) | ReadRange::MessagesBefore(_) | ReadRange::Oldest | ReadRange::Newest => None,
         };
         let slice = |log: &MemoryLog| slice(log, range, limit);
         let (slice, durable_at) = match self.read_unchanged(topic, watermarks, slice) {

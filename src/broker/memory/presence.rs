@@ -51,7 +51,7 @@ impl MemoryBroker {
         if is_watched {
             for (name, members) in [(EventName::LEAVE, left), (EventName::JOIN, joined)] {
                 for members in members.chunks(MAX_EVENT_MEMBERS) {
-                    log.append(presence_event(name, members, present, &time).encode());
+                    log.append_presence(&presence_event(name, members, present, &time));
                 }
             }
         }
@@ -71,6 +71,7 @@ fn presence_event(name: &str, members: &[StoredMember], present: usize, publishe
         except: Vec::new(),
         publish_id: None,
         traceparent: None,
+        last_message: None,
     }
 }
 
@@ -87,7 +88,7 @@ impl PresenceStore for MemoryBroker {
         let (outcomes, durable_at) = self.step_on_log(&topic, |transaction| {
             let watched = watched || transaction.state().members(room).is_some_and(|room| room.is_watched);
             // Only a watched room's log gets new entries.
-            let purpose = if watched { Purpose::Append } else { Purpose::Read(None) };
+            let purpose = if watched { Purpose::AppendPresence } else { Purpose::Read(None) };
             let mut log = transaction.open_log(&topic, watermarks, purpose)?;
             self.update_members(&mut log, room, changes, watched)
         })?;

@@ -83,6 +83,8 @@ struct StoredHead {
     dropped: u64,
     cleared: (u64, u64),
     epochs: Vec<StoredEpoch>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_message: Option<(u64, u64)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -128,6 +130,7 @@ impl RecordChange {
             dropped: history.dropped(),
             cleared: pair(history.cleared()),
             epochs: history.epochs().iter().map(epoch).collect(),
+            last_message: head.last_message.map(pair),
         };
         Self { key: key(HEAD.byte(topic), &[], topic.name()), value: Some(json(&stored)) }
     }
@@ -253,7 +256,8 @@ fn parse_head(value: &[u8]) -> Option<(Head, u64)> {
     };
     let epochs = stored.epochs.into_iter().map(epoch).collect();
     let history = EpochHistory::from_parts(epochs, stored.dropped, event_id(stored.cleared))?;
-    Some((Head { replication_id: stored.replication_id, history }, stored.touched))
+    let last_message = stored.last_message.map(event_id);
+    Some((Head { replication_id: stored.replication_id, history, last_message }, stored.touched))
 }
 
 fn event_id((epoch, offset): (u64, u64)) -> EventId {

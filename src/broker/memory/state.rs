@@ -24,8 +24,8 @@ use super::journal::Lsn;
 use super::micros;
 use super::record::Record;
 use crate::broker::{Fault, MemoryUse, Removal, RetentionPolicy, SubscriberCounts};
-use crate::log::DataSet;
-use crate::names::{EventId, HashName, RoomName, Topic};
+use crate::log::{DataSet, EntryKind};
+use crate::names::{Event, EventId, HashName, RoomName, Topic};
 
 /// Logs of rooms that were read and never written may use this fraction of the memory, so that readers can't keep
 /// publishers out.
@@ -177,7 +177,9 @@ impl MemoryState {
             }
             Record::Entry { topic, entry, appended_at } => {
                 let bytes = entry_bytes(&entry.stored);
-                self.logs.get_mut(&topic)?.entries.push(entry, appended_at);
+                let is_presence = Event::decode(&entry.stored).is_ok_and(|event| event.is_presence());
+                let kind = if is_presence { EntryKind::Presence } else { EntryKind::Message };
+                self.logs.get_mut(&topic)?.entries.push(kind, entry, appended_at);
                 bytes
             }
             Record::IdempotencyKey { topic, digest, record } => {
@@ -198,7 +200,7 @@ impl MemoryState {
             }
             Record::PresenceWatch { room } => {
                 self.members.entry(room).or_default().is_watched = true;
-                0
+                OVERHEAD_BYTES
             }
             Record::Removal { id, removal } => {
                 let bytes = removal_bytes(&removal);

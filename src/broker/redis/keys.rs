@@ -27,6 +27,11 @@ impl Keys {
         self.topic_name(topic, "log")
     }
 
+    /// The presence events of a room's log.
+    pub(super) fn presence_log(&self, topic: &Topic) -> String {
+        self.topic_name(topic, "presence-log")
+    }
+
     pub(super) fn live(&self, topic: &Topic) -> String {
         self.topic_name(topic, "live")
     }

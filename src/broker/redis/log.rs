@@ -91,18 +91,19 @@ impl RedisBroker {
         let (command, from, to) = match range {
             ReadRange::After(position) => ("XRANGE", format!("({position}"), "+".into()),
             ReadRange::Oldest => ("XRANGE", "-".into(), "+".into()),
-            ReadRange::Before(id) => ("XREVRANGE", format!("({id}"), "-".into()),
+            ReadRange::Before(id) | ReadRange::MessagesBefore(id) => ("XREVRANGE", format!("({id}"), "-".into()),
             ReadRange::Newest => ("XREVRANGE", "+".into(), String::from("-")),
         };
         let mut conn = self.connections.for_read().await?;
         let mut call = self.scripts.read.key(self.keys.head(topic));
-        call.key(self.keys.log(topic));
+        call.key(self.keys.log(topic)).key(self.keys.presence_log(topic));
         call.arg(command).arg(from).arg(to).arg(limit.entries).arg(limit.bytes);
+        call.arg(u8::from(matches!(range, ReadRange::MessagesBefore(_))));
         let result = call.invoke_async(conn.connection()).await;
         let (head, replication_id, retained, oldest, entries, is_cut_short): Reply =
             conn.check(result, read_error)?;
         let mut entries = parse_entries(entries);
-        if matches!(range, ReadRange::Before(_) | ReadRange::Newest) {
+        if range.is_backward() {
             entries.reverse();
         }
         Ok(StoredLog {
@@ -122,25 +123,28 @@ impl RedisBroker {
         milliseconds(retention.age + retention.head)
     }
 
-    /// Renews the lifetimes of heads. That of a log that was never written to gets no longer than it needs until the next
-    /// time.
-    async fn renew_heads(
-        &self,
-        heads: impl Iterator<Item = (&Topic, &Option<EpochHistory>)>,
-    ) -> Result<(), BrokerError> {
+    /// Lifetime in milliseconds of what presence stores about a room without messages. Replicas with streams in the room
+    /// renew it several times as often.
+    pub(super) fn quiet_lifetime(&self, topic: &Topic) -> u64 {
+        self.head_lifetime(topic).min(CROWDED_LIFETIME.max(2 * milliseconds(self.lease)))
+    }
+
+    /// Renews the lifetimes of heads. That of a log without messages gets no longer than it needs until the next time,
+    /// and so do its presence events.
+    async fn renew_heads(&self, heads: impl Iterator<Item = (&Topic, &Option<Head>)>) -> Result<(), BrokerError> {
         let mut pipeline = pipe();
         // A Redis that refuses writes can still be read.
         pipeline.ignore_errors();
-        for (topic, history) in heads {
-            let (lifetime, is_unwritten) =
-                (self.head_lifetime(topic), history.as_ref().is_some_and(EpochHistory::is_unwritten));
-            let command = pipeline.cmd("PEXPIRE").arg(self.keys.head(topic));
-            if is_unwritten {
-                // It may have been written to meanwhile: a lifetime never becomes shorter.
-                command.arg(lifetime.min(CROWDED_LIFETIME)).arg("GT");
-            } else {
-                command.arg(lifetime);
+        for (topic, head) in heads {
+            if head.as_ref().is_none_or(Head::has_messages) {
+                pipeline.cmd("PEXPIRE").arg(self.keys.head(topic)).arg(self.head_lifetime(topic));
+                continue;
             }
+            // It may have been written to meanwhile: a lifetime never becomes shorter.
+            let lifetime = self.quiet_lifetime(topic);
+            pipeline.cmd("PEXPIRE").arg(self.keys.head(topic)).arg(lifetime).arg("GT");
+            let lifetime = lifetime.min(milliseconds(self.retention.for_topic(topic).age));
+            pipeline.cmd("PEXPIRE").arg(self.keys.presence_log(topic)).arg(lifetime).arg("GT");
         }
         let mut conn = self.connections.for_read().await?;
         let result: RedisResult<Vec<RedisResult<Value>>> = pipeline.query_async(conn.connection()).await;
@@ -310,7 +314,7 @@ impl LogStore for RedisBroker {
     async fn clear(&self, topic: &Topic, watermarks: &[EventId]) -> Result<EventId, BrokerError> {
         let mut conn = self.connections.for_write().await?;
         let mut call = self.scripts.clear.key(self.keys.head(topic));
-        call.key(self.keys.log(topic));
+        call.key(self.keys.log(topic)).key(self.keys.presence_log(topic));
         call.arg(self.keys.live(topic)).arg(self.head_lifetime(topic)).arg(random()).arg(id_texts(watermarks));
         let result: RedisResult<String> = call.invoke_async(conn.connection()).await;
         parse_id(&conn.check(result, write_error)?)
@@ -344,11 +348,11 @@ impl LogStore for RedisBroker {
             let found: Vec<_> = reply
                 .map(|head| {
                     let head = head::parse(head.as_deref()?)?;
-                    (head.replication_id == replication_id).then_some(head.history)
+                    (head.replication_id == replication_id).then_some(head)
                 })
                 .collect();
             self.renew_heads(batch.iter().zip(&found)).await?;
-            histories.extend(found);
+            histories.extend(found.into_iter().map(|head| head.map(|head| head.history)));
         }
         Ok(histories)
     }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use redis::{RedisResult, Value, pipe};
 
 use super::error::{read_error, write_error};
-use super::{RedisBroker, id_texts, random};
+use super::{RedisBroker, head, id_texts, random};
 use crate::broker::{
     BrokerError, MemberChange, MemberOutcome, MemberPage, MemberView, PresenceStore, PresenceSummary,
     PresenceUpdate,
@@ -69,12 +69,15 @@ impl PresenceStore for RedisBroker {
         self.ensure_lease().await?;
         let dead = self.confirmed_dead().await?;
         let mut conn = self.connections.for_write().await?;
+        let quiet_lifetime = self.quiet_lifetime(&topic);
+        let share = retention.of_presence();
         let mut call = self.scripts.update_presence.key(self.keys.members(room));
         call.key(self.keys.presence(room)).key(self.keys.head(&topic)).key(self.keys.log(&topic));
+        call.key(self.keys.presence_log(&topic));
         call.arg(self.keys.process()).arg(self.head_lifetime(&topic)).arg(random());
         call.arg(room.as_str()).arg(self.keys.live(&topic)).arg(self.keys.control());
-        call.arg(retention.events).arg(retention.bytes).arg(milliseconds(retention.age));
-        call.arg(timestamp::now()).arg(timestamp::ago(retention.age)).arg(u8::from(watched));
+        call.arg(share.events).arg(share.bytes).arg(milliseconds(share.age));
+        call.arg(timestamp::now()).arg(timestamp::ago(share.age)).arg(u8::from(watched)).arg(quiet_lifetime);
         call.arg(dead.len()).arg(dead);
         call.arg(changes.len());
         for change in changes {
@@ -108,16 +111,15 @@ impl PresenceStore for RedisBroker {
                 pipeline.cmd("HLEN").arg(self.keys.members(room));
             }
             for room in batch {
-                let lifetime = self.head_lifetime(&room.clone().into());
-                pipeline.cmd("PEXPIRE").arg(self.keys.presence(room)).arg(lifetime);
-                pipeline.cmd("PEXPIRE").arg(self.keys.members(room)).arg(lifetime);
+                pipeline.cmd("GET").arg(self.keys.head(&room.clone().into()));
             }
             let mut conn = self.connections.for_read().await?;
             let result = pipeline.query_async(conn.connection()).await;
             let reply: Vec<RedisResult<Value>> = conn.check(result, read_error)?;
             let mut reply = reply.into_iter();
             let counts: Vec<_> = reply.by_ref().take(batch.len()).map(parse_or_default::<MemberCounts>).collect();
-            found.extend(counts.into_iter().zip(reply.map(parse_or_default::<u64>)));
+            found.extend(counts.into_iter().zip(reply.by_ref().take(batch.len()).map(parse_or_default::<u64>)));
+            self.renew_members(batch.iter().zip(reply.map(parse_or_default::<Option<String>>))).await?;
         }
         let own_process = self.keys.process();
         let processes = found.iter().flat_map(|(counts, _)| counts.keys());
@@ -182,6 +184,29 @@ impl PresenceStore for RedisBroker {
         let stored = conn.check(result, read_error)?;
         let name = subscriber.as_str().as_bytes();
         Ok(stored.and_then(|stored| Some(parse_member(name, &stored, self.keys.process())?.0)))
+    }
+}
+
+impl RedisBroker {
+    /// Renews the lifetimes of rooms' members. Beside a head without messages they get no longer than they need until the
+    /// next time.
+    async fn renew_members(
+        &self,
+        heads: impl Iterator<Item = (&RoomName, Option<String>)>,
+    ) -> Result<(), BrokerError> {
+        let mut pipeline = pipe();
+        // A Redis that refuses writes can still be read.
+        pipeline.ignore_errors();
+        for (room, head) in heads {
+            let has_messages = head.as_deref().and_then(head::parse).is_some_and(|head| head.has_messages());
+            let topic = room.clone().into();
+            let lifetime = if has_messages { self.head_lifetime(&topic) } else { self.quiet_lifetime(&topic) };
+            pipeline.cmd("PEXPIRE").arg(self.keys.presence(room)).arg(lifetime);
+            pipeline.cmd("PEXPIRE").arg(self.keys.members(room)).arg(lifetime);
+        }
+        let mut conn = self.connections.for_read().await?;
+        let result: RedisResult<Vec<RedisResult<Value>>> = pipeline.query_async(conn.connection()).await;
+        conn.check(result, read_error).map(|_| ())
     }
 }
 

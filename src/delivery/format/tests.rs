@@ -54,6 +54,7 @@ proptest! {
             except: vec![SubscriberId::new("left-out").unwrap()],
             publish_id: publish_id.clone(),
             traceparent: None,
+            last_message: None,
         };
         let encoded = LiveEvent::new(&LogEntry { id, stored: event.encode() }).unwrap();
         prop_assert_eq!(encoded.event(), &event);

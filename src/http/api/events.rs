@@ -12,7 +12,7 @@ use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Permission;
-use crate::broker::{Appended, IdempotencyKey, ReadRange};
+use crate::broker::{Appended, IdempotencyKey, ReadRange, ViewedSlice};
 use crate::http::body::read_typed_body;
 use crate::http::caller::Caller;
 use crate::http::extract::{BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json};
@@ -21,7 +21,7 @@ use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
 use crate::live::{AppendError, LogPage};
-use crate::log::{Gap, Next};
+use crate::log::{Gap, LogView, Next};
 use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId, Topic};
 use crate::{timestamp, trace};
 
@@ -93,7 +93,8 @@ pub(super) fn new_event(
         let detail = format!("except has more than {MAX_EXCEPT} subscribers");
         return Err(Problem::new(Code::InvalidBody, detail));
     }
-    Ok(Event { name, data, published_at: timestamp::now(), except, publish_id, traceparent: trace::current() })
+    let traceparent = trace::current();
+    Ok(Event { name, data, published_at: timestamp::now(), except, publish_id, traceparent, last_message: None })
 }
 
 /// Appends an event of a caller to a room's log, and counts it.
@@ -297,7 +298,8 @@ pub async fn list_events(
     let gap = match after {
         Some(after) => {
             let from = app.log.resume_from(&topic, &first.history, after).await?;
-            match first.history.next_after(from, &first, None) {
+            let view = if sees_presence { LogView::All } else { LogView::Messages };
+            match first.history.next_after(from, &ViewedSlice(&first, view), None) {
                 Next::Gap(gap) => Some(gap),
                 Next::Event(_) | Next::Nothing => None,
             }

@@ -27,6 +27,10 @@ impl CachedEvent for SampleEvent {
     fn is_same(&self, other: &Self) -> bool {
         self == other
     }
+
+    fn last_message(&self) -> Option<EventId> {
+        None
+    }
 }
 
 /// An item of a [`PlainHistory`].

@@ -32,7 +32,7 @@ impl Samples {
         Self {
             topic: Topic::from(room.clone()),
             hash: HashName::new("h").unwrap(),
-            head: Head { replication_id: "mark".into(), history },
+            head: Head { replication_id: "mark".into(), history, last_message: None },
             key: IdempotencyRecord { content: "c".into(), id: entry.id, until: 99 },
             member: StoredMember {
                 generation: 7,

@@ -1,13 +1,15 @@
-//! A log in memory: its head and its entries.
+//! A log in memory: its head and its entries. Presence events are kept apart from messages, since each kind is trimmed by
+//! itself.
 
 use std::collections::VecDeque;
+use std::iter;
 use std::time::Duration;
 
 use super::budget::entry_bytes;
 use super::log_step::Purpose;
 use crate::broker::memory::journal::Lsn;
 use crate::broker::{LogEntry, ReadLimit, ReadRange, Retention};
-use crate::log::{Head, StepContext};
+use crate::log::{EntryKind, Head, StepContext};
 use crate::names::EventId;
 
 /// The log of a room or a hash.
@@ -82,9 +84,14 @@ impl MemoryLog {
         self.entries.drop_while(|entry| has_passed(now, entry.appended_at, retention.age), dropped);
     }
 
-    /// Whether nothing was ever appended to the log.
+    /// Whether the log never had a message.
     pub(super) fn is_unused(&self) -> bool {
-        self.head.as_ref().is_some_and(|head| head.history.is_unwritten())
+        self.head.as_ref().is_some_and(|head| !head.has_messages())
+    }
+
+    /// Whether something was appended to the log, but no message.
+    pub(super) fn has_only_presence(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| !head.has_messages() && !head.history.is_unwritten())
     }
 
     /// Whether the lifetime of the head has passed.
@@ -108,56 +115,20 @@ struct TimedEntry {
     appended_at: u64,
 }
 
-/// The entries of a log, oldest first.
+/// The entries of one kind, oldest first.
 #[derive(Default)]
-pub struct LogEntries {
+struct EntryQueue {
     entries: VecDeque<TimedEntry>,
     bytes: usize,
 }
 
-impl LogEntries {
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    pub fn oldest(&self) -> Option<EventId> {
-        self.entries.front().map(|oldest| oldest.entry.id)
-    }
-
-    /// The entries of a range, up to a limit, and whether the limit of bytes left out others.
-    pub fn select(&self, range: ReadRange, limit: ReadLimit) -> (Vec<LogEntry>, bool) {
-        let all = &self.entries;
-        let found: Box<dyn Iterator<Item = &TimedEntry>> = match range {
-            ReadRange::After(position) => {
-                Box::new(all.range(all.partition_point(|found| found.entry.id <= position)..))
-            }
-            ReadRange::Before(id) => Box::new(all.range(..all.partition_point(|found| found.entry.id < id)).rev()),
-            ReadRange::Oldest => Box::new(all.iter()),
-            ReadRange::Newest => Box::new(all.iter().rev()),
-        };
-        let (mut entries, mut bytes, mut is_cut_short) = (Vec::new(), 0, false);
-        for found in found.take(limit.entries) {
-            if bytes >= limit.bytes {
-                is_cut_short = true;
-                break;
-            }
-            bytes += found.entry.stored.len();
-            entries.push(found.entry.clone());
-        }
-        if matches!(range, ReadRange::Before(_) | ReadRange::Newest) {
-            entries.reverse();
-        }
-        (entries, is_cut_short)
-    }
-
-    /// Adds the newest entry.
-    pub(super) fn push(&mut self, entry: LogEntry, appended_at: u64) {
+impl EntryQueue {
+    fn push(&mut self, entry: LogEntry, appended_at: u64) {
         self.bytes += entry_bytes(&entry.stored);
         self.entries.push_back(TimedEntry { entry, appended_at });
     }
 
-    /// Drops the oldest entries beyond what is retained, and hands each to `dropped`.
-    pub(super) fn trim(&mut self, retention: Retention, mut dropped: impl FnMut(LogEntry)) {
+    fn trim(&mut self, retention: Retention, dropped: &mut impl FnMut(LogEntry)) {
         while self.entries.len() as u64 > retention.events
             || (self.bytes as u64 > retention.bytes && self.entries.len() > 1)
         {
@@ -166,12 +137,7 @@ impl LogEntries {
         }
     }
 
-    /// Drops all entries, and hands each to `dropped`.
-    pub(super) fn clear(&mut self, dropped: impl FnMut(LogEntry)) {
-        self.drop_while(|_| true, dropped);
-    }
-
-    fn drop_while(&mut self, is_dropped: impl Fn(&TimedEntry) -> bool, mut dropped: impl FnMut(LogEntry)) {
+    fn drop_while(&mut self, is_dropped: impl Fn(&TimedEntry) -> bool, dropped: &mut impl FnMut(LogEntry)) {
         while self.entries.front().is_some_and(&is_dropped) {
             let Some(entry) = self.pop_oldest() else { break };
             dropped(entry);
@@ -187,9 +153,97 @@ impl LogEntries {
         Some(entry)
     }
 
+    /// The entries of a range, in the order in which a limit counts them.
+    fn range(&self, range: ReadRange) -> Box<dyn Iterator<Item = &TimedEntry> + '_> {
+        let all = &self.entries;
+        match range {
+            ReadRange::After(position) => {
+                Box::new(all.range(all.partition_point(|found| found.entry.id <= position)..))
+            }
+            ReadRange::Before(id) | ReadRange::MessagesBefore(id) => {
+                Box::new(all.range(..all.partition_point(|found| found.entry.id < id)).rev())
+            }
+            ReadRange::Oldest => Box::new(all.iter()),
+            ReadRange::Newest => Box::new(all.iter().rev()),
+        }
+    }
+
+    fn oldest(&self) -> Option<EventId> {
+        self.entries.front().map(|oldest| oldest.entry.id)
+    }
+}
+
+/// The entries of a log.
+#[derive(Default)]
+pub struct LogEntries {
+    messages: EntryQueue,
+    presence: EntryQueue,
+}
+
+impl LogEntries {
+    pub fn len(&self) -> usize {
+        self.messages.entries.len() + self.presence.entries.len()
+    }
+
+    pub fn oldest(&self) -> Option<EventId> {
+        self.messages.oldest().into_iter().chain(self.presence.oldest()).min()
+    }
+
+    /// The entries of a range, up to a limit, and whether the limit of bytes left out others.
+    pub fn select(&self, range: ReadRange, limit: ReadLimit) -> (Vec<LogEntry>, bool) {
+        let with_presence = !matches!(range, ReadRange::MessagesBefore(_));
+        let mut messages = self.messages.range(range).peekable();
+        let mut presence = self.presence.range(range).filter(|_| with_presence).peekable();
+        let merged = iter::from_fn(|| {
+            let takes_presence = match (messages.peek(), presence.peek()) {
+                (Some(message), Some(event)) => (event.entry.id < message.entry.id) != range.is_backward(),
+                (message, _) => message.is_none(),
+            };
+            if takes_presence { presence.next() } else { messages.next() }
+        });
+        let (mut entries, mut bytes, mut is_cut_short) = (Vec::new(), 0, false);
+        for found in merged.take(limit.entries) {
+            if bytes >= limit.bytes {
+                is_cut_short = true;
+                break;
+            }
+            bytes += found.entry.stored.len();
+            entries.push(found.entry.clone());
+        }
+        if range.is_backward() {
+            entries.reverse();
+        }
+        (entries, is_cut_short)
+    }
+
+    /// Adds the newest entry.
+    pub(super) fn push(&mut self, kind: EntryKind, entry: LogEntry, appended_at: u64) {
+        match kind {
+            EntryKind::Message => self.messages.push(entry, appended_at),
+            EntryKind::Presence => self.presence.push(entry, appended_at),
+        }
+    }
+
+    /// Drops the oldest entries of each kind beyond what is retained of it, and hands each to `dropped`.
+    pub(super) fn trim(&mut self, retention: Retention, mut dropped: impl FnMut(LogEntry)) {
+        self.messages.trim(retention, &mut dropped);
+        self.presence.trim(retention.of_presence(), &mut dropped);
+    }
+
+    /// Drops all entries, and hands each to `dropped`.
+    pub(super) fn clear(&mut self, dropped: impl FnMut(LogEntry)) {
+        self.drop_while(|_| true, dropped);
+    }
+
+    fn drop_while(&mut self, is_dropped: impl Fn(&TimedEntry) -> bool, mut dropped: impl FnMut(LogEntry)) {
+        self.messages.drop_while(&is_dropped, &mut dropped);
+        self.presence.drop_while(&is_dropped, &mut dropped);
+    }
+
     /// The entries with the times at which they were appended.
     #[cfg(test)]
     pub fn timed(&self) -> impl Iterator<Item = (&LogEntry, u64)> {
-        self.entries.iter().map(|found| (&found.entry, found.appended_at))
+        let all = self.messages.entries.iter().chain(&self.presence.entries);
+        all.map(|found| (&found.entry, found.appended_at))
     }
 }

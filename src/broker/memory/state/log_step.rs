@@ -16,8 +16,8 @@ use crate::broker::memory::announcement::Announcement;
 use crate::broker::memory::micros;
 use crate::broker::memory::record::RecordChange;
 use crate::broker::{Appended, BrokerError, Fault, FaultKind, IdempotencyKey, LogEntry, Retention};
-use crate::log::Head;
-use crate::names::{EventId, RoomName, Topic};
+use crate::log::{EntryKind, Head};
+use crate::names::{Event, EventId, RoomName, Topic};
 
 /// A log without entries that has subscribers is renewed about this often.
 const RENEW_EVERY: Duration = Duration::from_mins(1);
@@ -27,6 +27,9 @@ const RENEW_EVERY: Duration = Duration::from_mins(1);
 pub enum Purpose {
     /// The step may append, so it begins an epoch of this process's own.
     Append,
+    /// The step may append presence events, which readers alone cause: like [`Self::Append`], but there may be no more
+    /// logs without messages than others leave room for.
+    AppendPresence,
     /// The step gives out no new id, so the head stays as it is: restarts alone add no epochs to a quiet room's
     /// history. The exception is a read from a position above the head's end: a part of what was stored is gone, and a
     /// stream can only go on from that position in a later epoch.
@@ -37,7 +40,7 @@ impl Purpose {
     /// Whether a head of an earlier process gets an epoch of this process.
     pub(super) fn begins_own_epoch(self, head: &Head) -> bool {
         match self {
-            Self::Append => true,
+            Self::Append | Self::AppendPresence => true,
             Self::Read(from) => from.is_some_and(|from| from > head.history.end()),
         }
     }
@@ -142,17 +145,27 @@ impl LogStep<'_> {
         self.ledger.require(bytes)
     }
 
-    /// Appends an entry, announces it, and trims the log. Does not check the limit; see [`Self::require`].
+    /// Appends a message, announces it, and trims the log. Does not check the limit; see [`Self::require`].
     pub fn append(&mut self, stored: Bytes) -> EventId {
+        self.append_entry(EntryKind::Message, stored)
+    }
+
+    /// Appends a presence event like a message.
+    pub fn append_presence(&mut self, event: &Event) {
+        self.append_entry(EntryKind::Presence, event.encode());
+    }
+
+    fn append_entry(&mut self, kind: EntryKind, stored: Bytes) -> EventId {
         let Self { topic, log, retention, unused_logs, ledger, now, .. } = self;
         **unused_logs -= usize::from(log.is_unused());
-        let id = log.head_mut().history.extend();
+        let (id, last_message) = log.head_mut().extend(kind);
+        **unused_logs += usize::from(log.is_unused());
         log.touched = *now;
-        let entry = LogEntry { id, stored };
+        let entry = LogEntry { id, stored: Event::with_last_message(stored, last_message) };
         ledger.changed(|| RecordChange::head(topic, log.head(), log.touched));
         ledger.added(entry_bytes(&entry.stored), || RecordChange::entry(topic, &entry, *now));
         ledger.announce(Announcement::Appended((*topic).clone(), entry.clone()));
-        log.entries.push(entry, *now);
+        log.entries.push(kind, entry, *now);
         log.entries.trim(*retention, |entry| drop_entry(topic, &entry, ledger));
         id
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::budget::member_bytes;
+use super::budget::{OVERHEAD_BYTES, member_bytes};
 use super::log_step::LogStep;
 use crate::broker::memory::record::RecordChange;
 use crate::broker::{BrokerError, Generation, Member, MemberChange, MemberOutcome};
@@ -78,11 +78,12 @@ impl LogStep<'_> {
             MemberChange::Join { member, .. } => Some(member_bytes(&member.profile)),
             MemberChange::Leave { .. } => None,
         });
-        self.require(joining.sum())?;
+        let starts_watch = request.watch && self.members.get(request.room).is_none_or(|room| !room.is_watched);
+        self.require(joining.sum::<usize>() + usize::from(starts_watch) * OVERHEAD_BYTES)?;
         let room = self.members.entry(request.room.clone()).or_default();
-        if request.watch && !room.is_watched {
+        if starts_watch {
             room.is_watched = true;
-            self.ledger.changed(|| RecordChange::watched(request.room, true));
+            self.ledger.added(OVERHEAD_BYTES, || RecordChange::watched(request.room, true));
         }
         let mut before = MembersBefore::new();
         if request.remove_stale {

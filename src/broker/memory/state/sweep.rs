@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::MemoryState;
-use super::budget::{IDEMPOTENCY_KEY_BYTES, removal_bytes};
+use super::budget::{IDEMPOTENCY_KEY_BYTES, OVERHEAD_BYTES, removal_bytes};
 use super::log_step::{drop_entry, drop_log};
 use super::transaction::Transaction;
 use crate::broker::REMOVAL_LIFETIME;
@@ -11,9 +11,9 @@ use crate::broker::memory::micros;
 use crate::broker::memory::record::RecordChange;
 use crate::names::Topic;
 
-/// While logs that were never written use more than half of what they may, those of rooms without subscribers are
-/// dropped after this time. A client that returns to such a room may get a gap. Refusing all other clients would be
-/// worse.
+/// Logs of presence events alone are dropped this long after the room's last stream. While logs without messages use more
+/// than half of what they may, the same holds for empty ones. A client that returns to such a room may get a gap.
+/// Refusing all other clients would be worse.
 const UNUSED_LIFETIME: Duration = Duration::from_mins(1);
 
 impl Transaction<'_> {
@@ -44,7 +44,7 @@ impl Transaction<'_> {
             log.drop_expired(self.now, retention, |entry| drop_entry(topic, &entry, ledger));
             // An earlier process may have kept more.
             log.entries.trim(retention, |entry| drop_entry(topic, &entry, ledger));
-            let is_spare = is_crowded
+            let is_spare = (is_crowded || log.has_only_presence())
                 && log.is_unused()
                 && log.is_untouched(self.now, UNUSED_LIFETIME)
                 && topic.room().is_none_or(|room| !subscribers.contains_key(room));
@@ -56,14 +56,18 @@ impl Transaction<'_> {
         });
     }
 
-    /// Drops rooms without members. A watched room stays until its log has expired.
+    /// Drops rooms without members. A watched room stays until its log has expired, and so do members of an earlier
+    /// process.
     fn sweep_members(&mut self) {
         let MemoryState { members, logs, ledger, .. } = &mut *self.state;
         members.retain(|room, members| {
-            let is_kept = !members.members.is_empty()
-                || (members.is_watched && logs.contains_key(&Topic::from(room.clone())));
+            let has_log = logs.contains_key(&Topic::from(room.clone()));
+            for (subscriber, member) in members.members.extract_if(.., |_, member| member.is_stale && !has_log) {
+                ledger.removed(member.bytes(), || RecordChange::member(room, &subscriber, None));
+            }
+            let is_kept = !members.members.is_empty() || (members.is_watched && has_log);
             if !is_kept && members.is_watched {
-                ledger.changed(|| RecordChange::watched(room, false));
+                ledger.removed(OVERHEAD_BYTES, || RecordChange::watched(room, false));
             }
             is_kept
         });

@@ -11,7 +11,7 @@ use crate::broker::memory::record::RecordChange;
 use crate::broker::memory::record::tests::Samples;
 use crate::broker::memory::store::ChangeSet;
 use crate::broker::{BrokerError, IdempotencyKey, Member, MemberChange, ReadLimit, ReadRange, Retention};
-use crate::names::{FieldName, SubscriberId};
+use crate::names::{Data, EventName, FieldName, SubscriberId};
 
 const SECOND: u64 = 1_000_000;
 
@@ -251,10 +251,10 @@ impl Machine {
                 let changes: Vec<_> = changes.iter().map(|change| self.change(&room, change)).collect();
                 let request = MembersRequest { room: &room, changes: &changes, watch, remove_stale, time: "now" };
                 let _ = self.run(|transaction| {
-                    let mut log = transaction.open_log(&topic, &[], Purpose::Append)?;
+                    let mut log = transaction.open_log(&topic, &[], Purpose::AppendPresence)?;
                     let update = log.update_members(&request)?;
                     for member in update.left.iter().chain(&update.joined).filter(|_| update.is_watched) {
-                        log.append(Bytes::copy_from_slice(member.profile.as_bytes()));
+                        log.append_presence(&presence_event(member));
                     }
                     Ok::<_, BrokerError>(())
                 });
@@ -295,6 +295,18 @@ impl Machine {
     }
 }
 
+fn presence_event(member: &StoredMember) -> Event {
+    Event {
+        name: EventName::from_log(EventName::JOIN).ok(),
+        data: Data::Text((*member.profile).into()),
+        published_at: String::new(),
+        except: Vec::new(),
+        publish_id: None,
+        traceparent: None,
+        last_message: None,
+    }
+}
+
 /// What the memory holds, counted anew.
 fn counted_bytes(state: &MemoryState) -> usize {
     let logs = state.logs.iter().map(|(topic, log)| {
@@ -303,9 +315,10 @@ fn counted_bytes(state: &MemoryState) -> usize {
     let hashes = state.hashes.keys().map(hash_bytes);
     let fields = state.hashes.values().flatten().map(|(field, value)| field_bytes(field, value));
     let members = state.members.values().flat_map(|room| room.members.values().map(StoredMember::bytes));
+    let watches = state.members.values().filter(|room| room.is_watched).map(|_| OVERHEAD_BYTES);
     let removals = state.removals.values().map(removal_bytes);
     let keys = state.idempotency.len() * IDEMPOTENCY_KEY_BYTES;
-    keys + logs.chain(hashes).chain(fields).chain(members).chain(removals).sum::<usize>()
+    keys + logs.chain(hashes).chain(fields).chain(members).chain(watches).chain(removals).sum::<usize>()
 }
 
 /// The records of everything that the memory holds.
@@ -370,6 +383,49 @@ fn a_log_that_expires_with_entries_of_a_later_clock_leaves_nothing_behind() {
     machine.check();
     assert!(machine.state.logs.is_empty() && machine.journal.is_empty());
     assert_eq!(machine.state.used_bytes(), 0);
+}
+
+#[test]
+fn presence_alone_leaves_nothing_behind_a_minute_after_the_rooms_last_stream() {
+    let mut machine = Machine::new(1_000_000);
+    let update = |machine: &mut Machine, is_join| {
+        let change = RandomChange { is_join, subscriber: 1, owner: 1, generation: None, profile_bytes: 50 };
+        machine.apply(RandomStep::UpdateMembers {
+            room: 1,
+            changes: vec![change],
+            watch: true,
+            remove_stale: false,
+        });
+    };
+    update(&mut machine, true);
+    machine.apply(RandomStep::ReportSubscribers { rooms: vec![1] });
+    machine.now += 61 * SECOND;
+    machine.apply(RandomStep::Sweep);
+    assert_eq!(machine.state.logs.len(), 1, "the room has a stream");
+    update(&mut machine, false);
+    machine.apply(RandomStep::ReportSubscribers { rooms: Vec::new() });
+    machine.now += 59 * SECOND;
+    machine.apply(RandomStep::Sweep);
+    assert_eq!(machine.state.logs.len(), 1);
+    machine.now += 2 * SECOND;
+    machine.apply(RandomStep::Sweep);
+    machine.check();
+    assert!(machine.state.logs.is_empty() && machine.state.members.is_empty() && machine.journal.is_empty());
+    assert_eq!(machine.state.used_bytes(), 0);
+}
+
+#[test]
+fn members_of_an_earlier_process_go_with_their_log() {
+    let mut machine = Machine::new(1_000_000);
+    let change = RandomChange { is_join: true, subscriber: 1, owner: 1, generation: None, profile_bytes: 50 };
+    machine.apply(RandomStep::UpdateMembers { room: 1, changes: vec![change], watch: false, remove_stale: false });
+    machine.apply(RandomStep::Restart { has_other_retention: false });
+    machine.apply(RandomStep::Sweep);
+    assert_eq!(machine.state.members.len(), 1);
+    machine.now += 91 * SECOND;
+    machine.apply(RandomStep::Sweep);
+    machine.check();
+    assert!(machine.state.members.is_empty() && machine.journal.is_empty());
 }
 
 #[test]

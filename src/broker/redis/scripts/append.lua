@@ -27,6 +27,7 @@ end
 
 local id, failure = append({
   head_key = KEYS[1],
+  log_key = KEYS[2],
   key = KEYS[2],
   channel = ARGV[2],
   max_entries = ARGV[3],

@@ -8,6 +8,7 @@
 --   <epoch>-<last offset>      the next older epoch
 --   ^<epoch>                   the newest epoch that was dropped from the history
 --   =<epoch>-<offset>          the log was emptied on purpose up to this position
+--   &<epoch>-<offset>          the last message, if presence events follow it; always the last token
 -- A malformed head counts as none. Epochs are microseconds since 1970: Lua's numbers are exact below 2^53.
 
 local HEAD_PATTERN = '^(%d+)%-(%d+) (%x+)(.*)$'
@@ -64,7 +65,7 @@ local function parse(text)
   end
   local epochs = { { number = tonumber(epoch), last = tonumber(last) } }
   local head = { replication_id = replication_id, epochs = epochs, dropped = 0 }
-  for tag, first, second, third in string.gmatch(rest, ' ([~?^=]?)(%d+)%-?(%d*)/?(%d*)') do
+  for tag, first, second, third in string.gmatch(rest, ' ([~?^=&]?)(%d+)%-?(%d*)/?(%d*)') do
     first, second = tonumber(first), tonumber(second)
     if tag == '' then
       table.insert(epochs, { number = first, last = second })
@@ -74,6 +75,8 @@ local function parse(text)
       epochs[#epochs].late = { since = { first, second }, entered = tonumber(third) }
     elseif tag == '=' then
       head.cleared = { first, second }
+    elseif tag == '&' then
+      head.last_message = { first, second }
     else
       head.dropped = first
     end
@@ -101,7 +104,26 @@ local function render(head)
   if head.cleared then
     table.insert(tokens, '=' .. id_text(head.cleared))
   end
+  if head.last_message then
+    table.insert(tokens, '&' .. id_text(head.last_message))
+  end
   return table.concat(tokens, ' ')
+end
+
+-- Whether a topic with this stored head may ever have had a message.
+local function has_messages(text)
+  local _, last, _, rest = string.match(text or '', HEAD_PATTERN)
+  return last and not (last == '0' and rest == '') and not string.find(rest, ' &%d+%-0$')
+end
+
+-- The id of the last event that was appended; the start of the history if there was none.
+local function last_entry(head)
+  for _, epoch in ipairs(head.epochs) do
+    if epoch.last > 0 then
+      return { epoch.number, epoch.last }
+    end
+  end
+  return { head.epochs[#head.epochs].number, 0 }
 end
 
 -- Begins an epoch above `floor` and above all epochs of the history.
@@ -213,11 +235,11 @@ local function watermarks_from(first)
   return ids
 end
 
--- Begins an epoch above all ids of the log. A log has ids above its head's if the head is older than the log, or if
--- another client has written there. Entries above the head can't be delivered, so they count as lost.
-local function begin_above_entries(head, log_key, replication_id, random)
+-- Begins an epoch above all ids of a stream of the log. It has ids above the head's if the head is older, or if another
+-- client has written there. Entries above the head can't be delivered, so they count as lost.
+local function begin_above_entries(head, log_key, key, replication_id, random)
   local highest = 0
-  local info = redis.call('XINFO', 'STREAM', log_key)
+  local info = redis.call('XINFO', 'STREAM', key)
   for index = 1, #info, 2 do
     if info[index] == 'last-generated-id' then
       highest = tonumber(string.match(info[index + 1], '^%d+'))
@@ -225,7 +247,7 @@ local function begin_above_entries(head, log_key, replication_id, random)
   end
   if highest > tonumber(redis.call('TIME')[1]) * 1000000 + DAY then
     -- Such an id is no time, and there may be no room for epochs above it.
-    redis.call('UNLINK', log_key)
+    redis.call('UNLINK', key)
     highest = 0
   end
   local since = { head.epochs[1].number, head.epochs[1].last }
@@ -304,10 +326,14 @@ end
 
 -- Appends an event to a topic's log, and announces it. Returns the event's id, or nil and Redis's error if nothing was
 -- stored. `log` has these fields:
---   head_key, key, channel       the topic's head, log and channel
+--   head_key, log_key, channel   the topic's head, log of messages and channel
+--   key                          the stream that the event goes to: that log, or the one of presence events. Each has
+--                                its own limits, so that no kind displaces the other
+--   is_presence                  whether the event is about presence
 --   max_entries, max_bytes       what the log keeps, as text and as a number
 --   oldest_time                  events that were published before this time are dropped
 --   ttl, head_ttl                lifetimes of log and head, in milliseconds
+--   quiet_ttl                    lifetime of presence events in a room without messages
 --   random                       added to a new epoch that can't be the time
 --   first_watermark              the index of the first watermark in ARGV
 local function append(log, event)
@@ -324,8 +350,15 @@ local function append(log, event)
   end
   local head
   if not is_current then
-    head = ensure_epoch(text, log.key, replication_id, watermarks_from(log.first_watermark), log.random)
+    head = ensure_epoch(text, log.log_key, replication_id, watermarks_from(log.first_watermark), log.random)
     epoch, last, owner, rest = string.match(render(head), HEAD_PATTERN)
+  end
+
+  -- An event names the last message if presence events lie between: only that tells a reader without presence that it
+  -- misses nothing where they were dropped.
+  local last_message = string.match(rest, ' &(%d+%-%d+)$')
+  if last_message then
+    event = string.gsub(event, '}$', ',"last_message":"' .. last_message .. '"}')
   end
 
   -- XADD is the first write, so nothing was stored if it fails. After it nothing may fail.
@@ -334,7 +367,7 @@ local function append(log, event)
   local added = add_entry(log, id, event)
   if type(added) == 'table' and added.err and string.find(added.err, 'equal or smaller', 1, true) then
     head = head or parse(text)
-    begin_above_entries(head, log.key, replication_id, log.random)
+    begin_above_entries(head, log.log_key, log.key, replication_id, log.random)
     epoch, last, owner, rest = string.match(render(head), HEAD_PATTERN)
     offset = tonumber(last) + 1
     id = epoch .. '-' .. whole(offset)
@@ -344,11 +377,29 @@ local function append(log, event)
     return nil, added
   end
 
-  if log.max_entries ~= '0' and (offset % TRIM_EVERY == 0 or #event * 2 * TRIM_EVERY > log.max_bytes) then
+  -- Where the two kinds alternate, one of them may never come to a round offset.
+  local is_due = offset % TRIM_EVERY == 0 or #event * 2 * TRIM_EVERY > log.max_bytes
+  if log.max_entries ~= '0' and (is_due or (last_message ~= nil) ~= (log.is_presence == true)) then
     trim(log.key, log.max_bytes, log.oldest_time)
   end
-  redis.pcall('PEXPIRE', log.key, log.ttl)
-  redis.call('SET', log.head_key, id .. ' ' .. replication_id .. rest, 'PX', log.head_ttl)
+  if log.is_presence and not last_message then
+    rest = rest .. ' &' .. id_text(last_entry(head or parse(text)))
+  elseif last_message and not log.is_presence then
+    rest = string.gsub(rest, ' &.*$', '')
+  end
+  local new_text = id .. ' ' .. replication_id .. rest
+  if log.is_presence and not has_messages(new_text) then
+    -- What readers alone have made lives as long as readers alone have made it live.
+    redis.pcall('PEXPIRE', log.key, log.quiet_ttl)
+    if text then
+      redis.call('SET', log.head_key, new_text, 'KEEPTTL')
+    else
+      redis.call('SET', log.head_key, new_text, 'PX', log.quiet_ttl)
+    end
+  else
+    redis.pcall('PEXPIRE', log.key, log.ttl)
+    redis.call('SET', log.head_key, new_text, 'PX', log.head_ttl)
+  end
   announce(log.channel, id, event)
   return id
 end

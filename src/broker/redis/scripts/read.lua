@@ -1,45 +1,82 @@
--- Reads a part of a topic's log in one step. Returns the head or false, the server's replication id, the number of
--- entries, the oldest entry's id or false, the entries in the order of the command, and 1 if more entries were asked
--- for than their limit of bytes allows.
--- KEYS: head, log. ARGV: XRANGE or XREVRANGE, from, to, most entries, bytes from which on there are no more entries.
+-- Reads a part of a topic's log in one step: messages and presence events, in the order of their ids. Returns the head or
+-- false, the server's replication id, the number of entries, the oldest entry's id or false, the entries in the order of
+-- the command, and 1 if more entries were asked for than their limit of bytes allows.
+-- KEYS: head, log, log of presence events. ARGV: XRANGE or XREVRANGE, from, to, most entries, bytes from which on there
+-- are no more entries, 1 to leave out presence events.
 
 local FIRST_CHUNK = 8
 local MAX_CHUNK = 100
 
 local command, from, to, max_entries, max_bytes =
   ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
 local entries, bytes, is_cut_short, chunk = {}, 0, 0, FIRST_CHUNK
+
+-- Whether the first id is below the second one.
+local function is_below(first, second)
+  local epoch, offset = string.match(first, '^(%d+)%-(%d+)$')
+  local other_epoch, other_offset = string.match(second, '^(%d+)%-(%d+)$')
+  if epoch == other_epoch then
+    return tonumber(offset) < tonumber(other_offset)
+  end
+  return tonumber(epoch) < tonumber(other_epoch)
+end
+
+local function oldest_id(key)
+  local oldest = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
+  return oldest and oldest[1]
+end
+
+-- What is read of one stream.
+local function source(key, length)
+  return { key = key, from = from, read = {}, index = 1, is_done = length == 0 }
+end
+
+-- The next entry of a source. Nothing is read in vain from one without entries.
+local function peek(source)
+  if source.index > #source.read and not source.is_done then
+    local wanted = math.min(chunk, max_entries - #entries)
+    source.read, source.index = redis.call(command, source.key, source.from, to, 'COUNT', wanted), 1
+    source.is_done = #source.read < wanted
+    if #source.read > 0 then
+      source.from = '(' .. source.read[#source.read][1]
+    end
+  end
+  return source.read[source.index]
+end
+
+local length, presence_length = redis.call('XLEN', KEYS[2]), redis.call('XLEN', KEYS[3])
+local messages = source(KEYS[2], length)
+local presence = source(KEYS[3], ARGV[6] == '1' and 0 or presence_length)
 while #entries < max_entries do
+  local message, event = peek(messages), peek(presence)
+  if not message and not event then
+    break
+  end
   if bytes >= max_bytes then
     is_cut_short = 1
     break
   end
-  local wanted = math.min(chunk, max_entries - #entries)
-  local read = redis.call(command, KEYS[2], from, to, 'COUNT', wanted)
-  for index = 1, #read do
-    if bytes >= max_bytes then
-      is_cut_short = 1
-      break
-    end
-    local entry = read[index]
-    entries[#entries + 1] = entry
-    -- The id, and the event beside its field's name.
-    bytes = bytes + #entry[1] + #entry[2][2]
-  end
-  if #read < wanted or is_cut_short == 1 then
-    break
-  end
-  from = '(' .. entries[#entries][1]
+  local takes_event = not message or (event and is_below(event[1], message[1]) == (command == 'XRANGE'))
+  local taken = takes_event and presence or messages
+  local entry = taken.read[taken.index]
+  taken.index = taken.index + 1
+  entries[#entries + 1] = entry
+  -- The id, and the event beside its field's name.
+  bytes = bytes + #entry[1] + #entry[2][2]
   -- As many as should fit, so that little is read in vain.
   chunk = math.floor((max_bytes - bytes) * #entries / bytes)
   chunk = math.max(1, math.min(chunk, MAX_CHUNK))
 end
+local oldest = length > 0 and oldest_id(KEYS[2])
+local oldest_event = presence_length > 0 and oldest_id(KEYS[3])
+if oldest_event and (not oldest or is_below(oldest_event, oldest)) then
+  oldest = oldest_event
+end
 return {
   redis.call('GET', KEYS[1]),
   server_replication_id(),
-  redis.call('XLEN', KEYS[2]),
-  oldest and oldest[1] or false,
+  length + presence_length,
+  oldest,
   entries,
   is_cut_short,
 }

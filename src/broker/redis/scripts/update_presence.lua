@@ -1,16 +1,16 @@
 -- Changes the members of a room, and removes members of dead processes. Once a stream has asked for presence events,
 -- appends presence.join and presence.leave to the room's log. Returns an answer for each change: the session's
 -- generation, or absent, name_taken or superseded; then 1 if members of dead processes are left, else 0.
--- KEYS: members, presence, head, log.
+-- KEYS: members, presence, head, log, log of presence events.
 -- ARGV: process, lifetime of members and head (ms), random, room, room's channel, control channel, entries to keep,
 -- bytes to keep, log's lifetime (ms), now (RFC 3339), time before which events are too old, 1 if a stream asks for
--- presence events, number of dead processes, these processes, number of changes, for each: join or leave, subscriber,
--- generation or 0, owner, address or -, profile; watermarks…
+-- presence events, lifetime of all this in a room without messages (ms), number of dead processes, these processes,
+-- number of changes, for each: join or leave, subscriber, generation or 0, owner, address or -, profile; watermarks…
 --
 -- A member is one text: "<generation> <since> <process> <owner> <address or -> <profile>". The presence key counts
 -- members by process; its field "" says that a stream has asked for presence events.
 
-local FIRST_PROCESS = 14
+local FIRST_PROCESS = 15
 local FIELDS_PER_CHANGE = 6
 local MAX_MEMBERS_PER_EVENT = 100
 -- Members of dead processes that one step removes.
@@ -18,12 +18,12 @@ local MAX_STALE_PER_STEP = 1000
 -- Even, since HSET takes pairs.
 local MAX_ARGUMENTS = 1000
 
-local own_process, head_ttl, now = ARGV[1], ARGV[2], ARGV[10]
+local own_process, head_ttl, now, quiet_ttl = ARGV[1], ARGV[2], ARGV[10], ARGV[13]
 local is_dead = {}
-for index = FIRST_PROCESS, FIRST_PROCESS + tonumber(ARGV[13]) - 1 do
+for index = FIRST_PROCESS, FIRST_PROCESS + tonumber(ARGV[14]) - 1 do
   is_dead[ARGV[index]] = true
 end
-local first_change = FIRST_PROCESS + tonumber(ARGV[13]) + 1
+local first_change = FIRST_PROCESS + tonumber(ARGV[14]) + 1
 local changes = tonumber(ARGV[first_change - 1])
 
 local counts, is_watched = {}, false
@@ -204,13 +204,16 @@ if #events > 0 then
   require_permission('SET', KEYS[3], '')
   local log = {
     head_key = KEYS[3],
-    key = KEYS[4],
+    log_key = KEYS[4],
+    key = KEYS[5],
+    is_presence = true,
     channel = ARGV[5],
     max_entries = ARGV[7],
     max_bytes = tonumber(ARGV[8]),
     oldest_time = ARGV[11],
     ttl = ARGV[9],
     head_ttl = head_ttl,
+    quiet_ttl = quiet_ttl,
     random = tonumber(ARGV[3]),
     first_watermark = first_change + changes * FIELDS_PER_CHANGE,
   }
@@ -244,8 +247,9 @@ if #written + #deleted > 0 or has_stale or starts_watch or is_recounted then
   if starts_watch then
     redis.call('HSET', KEYS[2], '', 1)
   end
-  redis.call('PEXPIRE', KEYS[1], head_ttl)
-  redis.call('PEXPIRE', KEYS[2], head_ttl)
+  local ttl = has_messages(redis.call('GET', KEYS[3])) and head_ttl or quiet_ttl
+  redis.call('PEXPIRE', KEYS[1], ttl)
+  redis.call('PEXPIRE', KEYS[2], ttl)
 end
 for _, name in ipairs(superseded) do
   redis.pcall('PUBLISH', ARGV[6], 'superseded ' .. ARGV[4] .. ' ' .. name)

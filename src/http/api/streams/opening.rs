@@ -158,7 +158,7 @@ async fn begin(
     check_removals(app, caller, subscriber, names).await?;
     let _turn = caller.turn_to_open(app, names.len()).await;
     let topics = rooms.into_iter().map(|(room, start)| (room.into(), start)).collect();
-    let subscription = app.live.subscribe(topics, |event| subscriber.wants(event)).await?;
+    let subscription = app.live.subscribe(topics, subscriber.view(), |event| subscriber.wants(event)).await?;
     // That took a while. A caller that was removed meanwhile must not end the owner's other streams.
     check_removals(app, caller, subscriber, names).await?;
     subscriber.join(&app.presence, names).await?;
