@@ -97,8 +97,8 @@ impl EpochHistory {
 
     /// Whether a stream that goes on from `position` to an epoch enters one about whose loss it has to be told.
     fn enters_loss(&self, position: EventId, epoch: u64, reported: Option<ReportedLoss>) -> bool {
-        let entered = self.above(position.epoch).iter().take_while(|entered| entered.number <= epoch);
-        entered.filter_map(|entered| entered.missing_since(reported)).next().is_some()
+        let mut entered = self.above(position.epoch).iter().take_while(|entered| entered.number <= epoch);
+        entered.any(|entered| entered.missing_since(reported).is_some())
     }
 
     /// The gap from `position` to `to`. It begins earlier if it enters an epoch whose recorded loss began earlier.
