@@ -1,10 +1,10 @@
 //! Benchmarks of the functions that run for every event: `cargo bench`.
 
 use bytes::Bytes;
-use roomcast::broker::{LogEntry, LogSlice};
+use roomcast::broker::{LogEntry, LogSlice, ViewedSlice};
 use roomcast::delivery::format::{event_chunk, event_envelope};
 use roomcast::live::LiveEvent;
-use roomcast::log::EpochHistory;
+use roomcast::log::{EpochHistory, LogView};
 use roomcast::names::{Cursor, Event, EventId, RoomName};
 
 fn main() {
@@ -47,7 +47,8 @@ fn next_after(bencher: divan::Bencher<'_, '_>, events: u64) {
     let entries = (1..=events).map(|_| LogEntry { id: history.extend(), stored: Bytes::new() }).collect();
     let slice = LogSlice { oldest: None, retained: events, entries, history: history.clone(), is_cut_short: false };
     let position = EventId::new(1_790_000_000_000_000, events - 1);
-    bencher.bench(|| divan::black_box(&history).next_after(position, &slice, None));
+    let viewed = ViewedSlice(&slice, LogView::All);
+    bencher.bench(|| divan::black_box(&history).next_after(position, &viewed, None));
 }
 
 #[divan::bench(args = [1, 20, 100])]

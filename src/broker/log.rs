@@ -141,13 +141,14 @@ pub struct Retention {
     pub idempotency_window: Duration,
 }
 
-/// The share of a log's retention that its presence events have beside the messages.
+/// Presence events have this part of a log's retention, beside the messages.
 const PRESENCE_SHARE: u64 = 4;
 
 impl Retention {
     /// The retention of the log's presence events. They have limits of their own, so that a caller who may not publish
     /// displaces no message.
-    pub fn of_presence(self) -> Self {
+    #[must_use]
+    pub fn for_presence(self) -> Self {
         Self { events: self.events.div_ceil(PRESENCE_SHARE), bytes: self.bytes.div_ceil(PRESENCE_SHARE), ..self }
     }
 }

@@ -11,9 +11,9 @@ use tracing::{Instrument, Span, info_span};
 use super::watermarks::Watermarks;
 use crate::broker::{
     Appended, Broker, BrokerError, CALL_LIMIT, Health, IdempotencyKey, LogSlice, Peek, ReadLimit, ReadRange,
-    read_with_deadline, write_with_deadline,
+    ViewedSlice, read_with_deadline, write_with_deadline,
 };
-use crate::log::{EpochHistory, Next};
+use crate::log::{EpochHistory, LogView, Next};
 use crate::names::{Event, EventId, Topic};
 use crate::rate_limit::RateKey;
 use crate::trace;
@@ -152,16 +152,16 @@ impl LogClient {
         Ok(history.resume_from(position, data_set))
     }
 
-    /// Reads a page of at most `limit` events that are `wanted`, of a forward range only those below `until`. It has fewer
-    /// if they are large, or if many others lie between them. A forward page ends before a gap, so that the next one
-    /// begins with it.
+    /// Reads a page of at most `limit` events of a view, of a forward range only those below `until`. It has fewer if they
+    /// are large, or if many others lie between them. A forward page ends before a gap, so that the next one begins with
+    /// it.
     pub async fn read_page(
         &self,
         topic: &Topic,
         range: ReadRange,
         limit: usize,
         until: Option<EventId>,
-        wanted: impl Fn(&Event) -> bool,
+        view: LogView,
     ) -> Result<LogPage, BrokerError> {
         let is_backward = range.is_backward();
         // One more than the limit shows whether there is a next page.
@@ -171,7 +171,7 @@ impl LogClient {
         let mut later = None;
         let next = 'page: loop {
             let slice = later.as_ref().unwrap_or(&first);
-            let next_after = |position| slice.history.next_after(position, slice, None);
+            let next_after = |position| slice.history.next_after(position, &ViewedSlice(slice, view), None);
             let mut entries: Vec<_> = slice.entries.iter().collect();
             if is_backward {
                 entries.reverse();
@@ -185,7 +185,8 @@ impl LogClient {
                     break 'page last;
                 }
                 (seen, bytes, last) = (seen + 1, bytes + entry.stored.len(), Some(entry.id));
-                let event = Event::decode(&entry.stored).ok().filter(|event| wanted(event));
+                let is_seen = |event: &Event| view == LogView::All || !event.is_presence();
+                let event = Event::decode(&entry.stored).ok().filter(is_seen);
                 events.extend(event.map(|event| (entry.id, event)));
             }
             let is_end = !slice.is_cut_short && slice.entries.len() < requested;

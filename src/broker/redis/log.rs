@@ -129,22 +129,19 @@ impl RedisBroker {
         self.head_lifetime(topic).min(CROWDED_LIFETIME.max(2 * milliseconds(self.lease)))
     }
 
-    /// Renews the lifetimes of heads. That of a log without messages gets no longer than it needs until the next time,
-    /// and so do its presence events.
+    /// Renews the lifetimes of heads. That of a log without messages gets no longer than it needs until the next time.
     async fn renew_heads(&self, heads: impl Iterator<Item = (&Topic, &Option<Head>)>) -> Result<(), BrokerError> {
         let mut pipeline = pipe();
         // A Redis that refuses writes can still be read.
         pipeline.ignore_errors();
         for (topic, head) in heads {
+            let command = pipeline.cmd("PEXPIRE").arg(self.keys.head(topic));
             if head.as_ref().is_none_or(Head::has_messages) {
-                pipeline.cmd("PEXPIRE").arg(self.keys.head(topic)).arg(self.head_lifetime(topic));
-                continue;
+                command.arg(self.head_lifetime(topic));
+            } else {
+                // It may have been written to meanwhile: a lifetime never becomes shorter.
+                command.arg(self.quiet_lifetime(topic)).arg("GT");
             }
-            // It may have been written to meanwhile: a lifetime never becomes shorter.
-            let lifetime = self.quiet_lifetime(topic);
-            pipeline.cmd("PEXPIRE").arg(self.keys.head(topic)).arg(lifetime).arg("GT");
-            let lifetime = lifetime.min(milliseconds(self.retention.for_topic(topic).age));
-            pipeline.cmd("PEXPIRE").arg(self.keys.presence_log(topic)).arg(lifetime).arg("GT");
         }
         let mut conn = self.connections.for_read().await?;
         let result: RedisResult<Vec<RedisResult<Value>>> = pipeline.query_async(conn.connection()).await;

@@ -70,7 +70,7 @@ impl PresenceStore for RedisBroker {
         let dead = self.confirmed_dead().await?;
         let mut conn = self.connections.for_write().await?;
         let quiet_lifetime = self.quiet_lifetime(&topic);
-        let share = retention.of_presence();
+        let share = retention.for_presence();
         let mut call = self.scripts.update_presence.key(self.keys.members(room));
         call.key(self.keys.presence(room)).key(self.keys.head(&topic)).key(self.keys.log(&topic));
         call.key(self.keys.presence_log(&topic));
@@ -188,8 +188,8 @@ impl PresenceStore for RedisBroker {
 }
 
 impl RedisBroker {
-    /// Renews the lifetimes of rooms' members. Beside a head without messages they get no longer than they need until the
-    /// next time.
+    /// Renews the lifetimes of rooms' members. Those of rooms without messages get no longer than they need until the next
+    /// time, and so do the presence events there.
     async fn renew_members(
         &self,
         heads: impl Iterator<Item = (&RoomName, Option<String>)>,
@@ -201,6 +201,10 @@ impl RedisBroker {
             let has_messages = head.as_deref().and_then(head::parse).is_some_and(|head| head.has_messages());
             let topic = room.clone().into();
             let lifetime = if has_messages { self.head_lifetime(&topic) } else { self.quiet_lifetime(&topic) };
+            if !has_messages {
+                let lifetime = lifetime.min(milliseconds(self.retention.for_topic(&topic).age));
+                pipeline.cmd("PEXPIRE").arg(self.keys.presence_log(&topic)).arg(lifetime).arg("GT");
+            }
             pipeline.cmd("PEXPIRE").arg(self.keys.presence(room)).arg(lifetime);
             pipeline.cmd("PEXPIRE").arg(self.keys.members(room)).arg(lifetime);
         }

@@ -292,13 +292,12 @@ pub async fn list_events(
     };
     let sees_presence = caller.may(Permission::Presence, room.as_str());
     let topic = Topic::from(room.clone());
-    let wanted = |event: &Event| sees_presence || !event.is_presence();
-    let page = app.log.read_page(&topic, range, limit, before, wanted);
+    let view = if sees_presence { LogView::All } else { LogView::Messages };
+    let page = app.log.read_page(&topic, range, limit, before, view);
     let LogPage { events, first, next, .. } = caller.read(&app, page, |page| page.bytes).await?;
     let gap = match after {
         Some(after) => {
             let from = app.log.resume_from(&topic, &first.history, after).await?;
-            let view = if sees_presence { LogView::All } else { LogView::Messages };
             match first.history.next_after(from, &ViewedSlice(&first, view), None) {
                 Next::Gap(gap) => Some(gap),
                 Next::Event(_) | Next::Nothing => None,

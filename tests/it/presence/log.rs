@@ -103,8 +103,8 @@ on_both_brokers! {
         assert_eq!((messages.data().await, at_end.data().await), ("d".into(), "d".into()));
         let subscribe = json!({"subscribe": ["*"]});
         let after = format!("after={}", ids[1]);
-        let list = log(&gateway, &after, &subscribe).await;
-        assert_eq!((&list["gap"], &list["events"][0]["data"]), (&Value::Null, &json!("c")));
+        let page = log(&gateway, &after, &subscribe).await;
+        assert_eq!((&page["gap"], &page["events"][0]["data"]), (&Value::Null, &json!("c")));
         assert_eq!(log(&gateway, &after, &all()).await["gap"]["reason"], "trimmed");
         // A message that was dropped is a gap for every stream.
         publish(&gateway, (0..20).map(|_| "x".repeat(2000))).await;

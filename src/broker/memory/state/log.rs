@@ -227,7 +227,7 @@ impl LogEntries {
     /// Drops the oldest entries of each kind beyond what is retained of it, and hands each to `dropped`.
     pub(super) fn trim(&mut self, retention: Retention, mut dropped: impl FnMut(LogEntry)) {
         self.messages.trim(retention, &mut dropped);
-        self.presence.trim(retention.of_presence(), &mut dropped);
+        self.presence.trim(retention.for_presence(), &mut dropped);
     }
 
     /// Drops all entries, and hands each to `dropped`.
