@@ -177,23 +177,28 @@ impl EntryQueue {
 #[derive(Default)]
 pub struct LogEntries {
     messages: EntryQueue,
-    presence: EntryQueue,
+    /// Most logs have none.
+    presence: Option<Box<EntryQueue>>,
 }
 
 impl LogEntries {
     pub fn len(&self) -> usize {
-        self.messages.entries.len() + self.presence.entries.len()
+        self.queues().map(|queue| queue.entries.len()).sum()
     }
 
     pub fn oldest(&self) -> Option<EventId> {
-        self.messages.oldest().into_iter().chain(self.presence.oldest()).min()
+        self.queues().filter_map(EntryQueue::oldest).min()
+    }
+
+    fn queues(&self) -> impl Iterator<Item = &EntryQueue> {
+        iter::once(&self.messages).chain(self.presence.as_deref())
     }
 
     /// The entries of a range, up to a limit, and whether the limit of bytes left out others.
     pub fn select(&self, range: ReadRange, limit: ReadLimit) -> (Vec<LogEntry>, bool) {
-        let with_presence = !matches!(range, ReadRange::MessagesBefore(_));
+        let presence = self.presence.as_deref().filter(|_| !matches!(range, ReadRange::MessagesBefore(_)));
         let mut messages = self.messages.range(range).peekable();
-        let mut presence = self.presence.range(range).filter(|_| with_presence).peekable();
+        let mut presence = presence.into_iter().flat_map(|queue| queue.range(range)).peekable();
         let merged = iter::from_fn(|| {
             let takes_presence = match (messages.peek(), presence.peek()) {
                 (Some(message), Some(event)) => (event.entry.id < message.entry.id) != range.is_backward(),
@@ -220,14 +225,16 @@ impl LogEntries {
     pub(super) fn push(&mut self, kind: EntryKind, entry: LogEntry, appended_at: u64) {
         match kind {
             EntryKind::Message => self.messages.push(entry, appended_at),
-            EntryKind::Presence => self.presence.push(entry, appended_at),
+            EntryKind::Presence => self.presence.get_or_insert_default().push(entry, appended_at),
         }
     }
 
     /// Drops the oldest entries of each kind beyond what is retained of it, and hands each to `dropped`.
     pub(super) fn trim(&mut self, retention: Retention, mut dropped: impl FnMut(LogEntry)) {
         self.messages.trim(retention, &mut dropped);
-        self.presence.trim(retention.for_presence(), &mut dropped);
+        if let Some(presence) = &mut self.presence {
+            presence.trim(retention.for_presence(), &mut dropped);
+        }
     }
 
     /// Drops all entries, and hands each to `dropped`.
@@ -237,13 +244,15 @@ impl LogEntries {
 
     fn drop_while(&mut self, is_dropped: impl Fn(&TimedEntry) -> bool, mut dropped: impl FnMut(LogEntry)) {
         self.messages.drop_while(&is_dropped, &mut dropped);
-        self.presence.drop_while(&is_dropped, &mut dropped);
+        if let Some(presence) = &mut self.presence {
+            presence.drop_while(&is_dropped, &mut dropped);
+        }
     }
 
     /// The entries with the times at which they were appended.
     #[cfg(test)]
     pub fn timed(&self) -> impl Iterator<Item = (&LogEntry, u64)> {
-        let all = self.messages.entries.iter().chain(&self.presence.entries);
+        let all = self.queues().flat_map(|queue| &queue.entries);
         all.map(|found| (&found.entry, found.appended_at))
     }
 }
