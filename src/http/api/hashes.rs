@@ -78,9 +78,9 @@ fn is_zero(count: &usize) -> bool {
 
 /// List the fields of a hash
 ///
-/// The response has the fields that `field` selects, or a page of all fields. A page has about 1 MiB of JSON at most; `next` is
-/// `after` of the next one, with the same `field`s. `Link` with `rel="next"` leads to the next page of all fields. A hash
-/// without fields does not exist; its list is empty.
+/// The response has the fields that `field` selects, or a page of all fields. A page has about 1 MiB of JSON at most;
+/// `next` is `after` of the next one, with the same `field`s. `Link` with `rel="next"` leads to the next page of all
+/// fields. A hash without fields does not exist; its list is empty.
 #[utoipa::path(
     get, path = "/v1/hashes/{hash}", operation_id = "listFields", tag = "Hashes",
     params(("hash" = String, Path, description = "The hash's name", example = "lamp"), FieldsQuery),
@@ -224,7 +224,7 @@ pub struct PatchAnswer {
         description = "A string or null for each field", example = json!({"colour": "green", "dimmed": null})),
     responses(
         (status = 200, description = "The changes are made", body = PatchAnswer),
-        (status = 409, description = "The key in Redis has another type"),
+        (status = 409, description = "The hash would have too many fields; or the key in Redis has another type"),
         (status = 413, description = "The body or a value is too large"),
         (status = 415, description = "The body is not JSON"),
     )

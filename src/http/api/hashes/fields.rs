@@ -148,7 +148,7 @@ impl SetField {
             headers(("ETag" = String, description = "The entity tag of the value"))),
         (status = 201, description = "The field is set; it is new", body = FieldValue,
             headers(("ETag" = String, description = "The entity tag of the value"))),
-        (status = 409, description = "The key in Redis has another type"),
+        (status = 409, description = "The hash would have too many fields; or the key in Redis has another type"),
         (status = 412, description = "The value does not match the condition; `present` is the present value"),
         (status = 413, description = "The value is too large"),
         (status = 415, description = "The `Content-Encoding` is not supported"),
