@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::{HeaderValue, Method, Request, Response, Version, header};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::{Frame, Incoming};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tower::ServiceExt;
@@ -50,7 +50,8 @@ impl Detach {
         let body = self.0.unread.track(&head.headers, body);
         let request = Request::from_parts(head, Body::new(body));
         let mut response = router.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {});
-        let is_read = self.0.unread.read_rest().await;
+        // Where a body in an unknown coding ends is not sure.
+        let is_read = self.0.unread.read_rest().await && response.status() != StatusCode::NOT_IMPLEMENTED;
         let stream = response.extensions_mut().remove::<DetachableStream>().filter(|_| is_chunked);
         if stream.is_some() {
             self.keep(stream);
