@@ -144,7 +144,10 @@ async fn the_store_of_the_data_folder_logs_warnings_only_unless_it_is_named() {
 #[tokio::test]
 async fn every_signal_that_ends_a_process_drains_first() {
     for ends in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
-        let gateway = Serving::start(roomcast(&ANY_PORT).args(["--drain-delay", "0", "--drain-window", "0"]));
+        // The tests themselves may run under nohup.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_roomcast"), "--drain-delay", "0"]);
+        let gateway = Serving::start(command.args(["--drain-window", "0"]).args(ANY_PORT));
         let mut stream = Stream::open(&format!("{}/v1/rooms/lobby/stream", gateway.url), None).await;
         signal(&gateway.process, ends);
         if ends == Signal::SIGHUP {
