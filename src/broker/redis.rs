@@ -63,6 +63,7 @@ struct Scripts {
     hash_increment: Script,
     remove: Script,
     rate_limit: Script,
+    lease: Script,
 }
 
 impl Scripts {
@@ -90,6 +91,7 @@ impl Scripts {
             hash_increment: Script::new(&with_limit(include_str!("redis/scripts/hash_increment.lua"))),
             remove: Script::new(include_str!("redis/scripts/remove.lua")),
             rate_limit: Script::new(include_str!("redis/scripts/rate_limit.lua")),
+            lease: Script::new(include_str!("redis/scripts/lease.lua")),
         }
     }
 }

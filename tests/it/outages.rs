@@ -1,7 +1,9 @@
 //! Faults of Redis: each is reported by name, requests are answered in time, and the gateway recovers by itself once
 //! the cause is gone.
 
+use std::collections::BTreeSet;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -188,6 +190,31 @@ async fn p8_a_redis_without_memory_replicas_or_a_master_is_reported_and_recovers
     scenario.check_fault("commands", "read_only", "read_only").await;
     scenario.redis().cli(&["REPLICAOF", "NO", "ONE"]);
     scenario.check_recovery().await;
+}
+
+#[tokio::test]
+async fn p8_replicas_and_rooms_are_listed_while_redis_has_no_memory() {
+    let world = World { redis: Some(RedisServer::start().await), ..World::embedded() };
+    let gateway =
+        world.gateway_with(|settings| settings.presence.replica_lease = Duration::from_secs(1)).await;
+    let _stream = gateway.room("lobby").await;
+    let listed = async || {
+        let (_, answer) = gateway.get("/v1/replicas").await;
+        answer["replicas"][0]["reported_at"].as_str().map(str::to_owned)
+    };
+    eventually("the room is listed", async || {
+        (gateway.get("/v1/rooms").await.1["rooms"][0]["subscribers"] == 1).then_some(())
+    })
+    .await;
+    world.redis.as_ref().unwrap().cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    // Three in a lease.
+    let mut reports = BTreeSet::new();
+    eventually("further reports arrive", async || {
+        reports.insert(listed().await.expect("the replica stays listed"));
+        (reports.len() > 9).then_some(())
+    })
+    .await;
+    assert_eq!(gateway.get("/v1/rooms").await.1["rooms"][0]["subscribers"], 1);
 }
 
 /// While Redis hangs or is away, the replica stays ready, each publish is answered, and each new stream is refused.

@@ -69,18 +69,16 @@ impl RedisBroker {
         if self.registry().since.is_some() {
             return Ok(());
         }
-        let mut pipeline = pipe();
-        self.add_lease(&mut pipeline, self.own_report(0, 0));
-        let mut conn = self.connections.for_read().await?;
-        let result: redis::RedisResult<()> = pipeline.query_async(conn.connection()).await;
-        conn.check(result, read_error)
+        self.write_lease(&self.own_report(0, 0)).await
     }
 
-    fn add_lease(&self, pipeline: &mut redis::Pipeline, report: String) {
+    async fn write_lease(&self, report: &str) -> Result<(), BrokerError> {
         let own = self.keys.process();
-        let lifetime = milliseconds(self.lease);
-        pipeline.cmd("SET").arg(self.keys.lease(own)).arg(report).arg("PX").arg(lifetime).ignore();
-        pipeline.cmd("SADD").arg(self.keys.processes()).arg(own).ignore();
+        let mut call = self.scripts.lease.key(self.keys.lease(own));
+        call.key(self.keys.processes()).arg(own).arg(report).arg(milliseconds(self.lease));
+        let mut conn = self.connections.for_read().await?;
+        let result: redis::RedisResult<()> = call.invoke_async(conn.connection()).await;
+        conn.check(result, read_error)
     }
 
     fn own_report(&self, streams: u64, rooms: u64) -> String {
@@ -94,14 +92,13 @@ impl RedisBroker {
         serde_json::to_string(&report).expect("names and numbers are JSON")
     }
 
-    async fn write_report(&self, now: &SubscriberCounts, streams: u64) -> Result<(), BrokerError> {
+    async fn write_counts(&self, now: &SubscriberCounts) -> Result<(), BrokerError> {
         let reported = self.registry().subscribers.clone();
         let counts_key = self.keys.subscriber_counts(self.keys.process());
         let changed: Vec<_> =
             now.iter().filter(|(room, count)| reported.get(room.as_str()) != Some(count)).collect();
         let emptied: Vec<_> = reported.keys().filter(|room| !now.contains_key(room.as_str())).collect();
         let mut pipeline = pipe();
-        self.add_lease(&mut pipeline, self.own_report(streams, now.len() as u64));
         for batch in changed.chunks(BATCH_ROOMS) {
             let command = pipeline.cmd("HSET").arg(&counts_key);
             for (room, count) in batch {
@@ -199,13 +196,16 @@ impl RedisBroker {
 #[async_trait]
 impl ReplicaRegistry for RedisBroker {
     async fn report(&self, subscribers: &SubscriberCounts, streams: u64) -> Result<(), BrokerError> {
-        let reported = self.write_report(subscribers, streams).await;
-        let mut registry = self.registry();
-        match &reported {
-            Ok(()) => drop(registry.since.get_or_insert_with(Instant::now)),
-            Err(_) => registry.since = None,
+        let written = self.write_lease(&self.own_report(streams, subscribers.len() as u64)).await;
+        {
+            let mut registry = self.registry();
+            match &written {
+                Ok(()) => drop(registry.since.get_or_insert_with(Instant::now)),
+                Err(_) => registry.since = None,
+            }
         }
-        reported
+        written?;
+        self.write_counts(subscribers).await
     }
 
     async fn subscriber_counts(&self) -> Result<SubscriberCounts, BrokerError> {
