@@ -1,10 +1,10 @@
 //! Benchmarks of the functions that run for every event: `cargo bench`.
 
 use bytes::Bytes;
-use roomcast::broker::{LogEntry, LogSlice, ViewedSlice};
+use roomcast::broker::{LogEntry, LogSlice};
 use roomcast::delivery::format::{event_chunk, event_envelope};
 use roomcast::live::LiveEvent;
-use roomcast::log::{EpochHistory, LogView};
+use roomcast::log::EpochHistory;
 use roomcast::names::{Cursor, Event, EventId, RoomName};
 
 fn main() {
@@ -45,10 +45,9 @@ fn event_to_log(bencher: divan::Bencher<'_, '_>, bytes: usize) {
 fn next_after(bencher: divan::Bencher<'_, '_>, events: u64) {
     let mut history = EpochHistory::new(1_790_000_000_000_000);
     let entries = (1..=events).map(|_| LogEntry { id: history.extend(), stored: Bytes::new() }).collect();
-    let slice = LogSlice { oldest: None, retained: events, entries, history: history.clone(), is_cut_short: false };
+    let slice = LogSlice { entries, history: history.clone(), ..LogSlice::unwritten(history.end()) };
     let position = EventId::new(1_790_000_000_000_000, events - 1);
-    let viewed = ViewedSlice(&slice, LogView::All);
-    bencher.bench(|| divan::black_box(&history).next_after(position, &viewed, None));
+    bencher.bench(|| divan::black_box(&history).next_after(position, &slice, None));
 }
 
 #[divan::bench(args = [1, 20, 100])]

@@ -33,7 +33,7 @@ pub use self::hash::{
 };
 pub use self::log::{
     Appended, IdempotencyKey, LogEntry, LogListener, LogSlice, LogStore, Peek, ReadLimit, ReadRange, Retention,
-    RetentionPolicy, ViewedSlice,
+    RetentionPolicy,
 };
 pub use self::moderation::{
     MAX_REMOVALS, ModerationListener, ModerationStore, REMOVAL_LIFETIME, Removal, StoredRemoval,

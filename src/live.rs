@@ -276,7 +276,7 @@ impl Live {
     /// a gap for it.
     async fn reread(&self, topics: Vec<Topic>) {
         let reads = topics.into_iter().map(|topic| async move {
-            if let Err(error) = self.log.read(&topic, ReadRange::Newest, ReadLimit::HISTORY).await {
+            if let Err(error) = self.log.read(&topic, ReadRange::Newest, LogView::All, ReadLimit::HISTORY).await {
                 tracing::debug!(%topic, %error, "the log of a topic whose history has changed could not be read");
             }
         });

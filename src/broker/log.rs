@@ -28,8 +28,6 @@ pub enum ReadRange {
     Before(EventId),
     /// The first entries of the log.
     Oldest,
-    /// The last messages below an id, without presence events.
-    MessagesBefore(EventId),
     /// The last entries of the log.
     Newest,
 }
@@ -37,7 +35,7 @@ pub enum ReadRange {
 impl ReadRange {
     /// Whether the limit leaves out the oldest entries of the range.
     pub fn is_backward(self) -> bool {
-        matches!(self, Self::Before(_) | Self::MessagesBefore(_) | Self::Newest)
+        matches!(self, Self::Before(_) | Self::Newest)
     }
 }
 
@@ -55,19 +53,26 @@ impl ReadLimit {
     pub const HISTORY: Self = Self { entries: 0, bytes: 0 };
 }
 
-/// A part of a log and its whole epoch history, read in one step.
+/// A part of a log as a reader sees it, and the log's whole epoch history, read in one step.
+///
+/// A reader of messages sees a log that has no presence events. A reader of all sees no presence events from before a
+/// message that was dropped.
 #[derive(Clone, Debug)]
 pub struct LogSlice {
     /// The log's epoch history.
     pub history: EpochHistory,
+    /// The position of the log's last message, if presence events follow it.
+    pub last_message: Option<EventId>,
+    /// What the reader sees.
+    pub view: LogView,
     /// The oldest retained entry.
     pub oldest: Option<EventId>,
     /// The number of entries in the log.
     pub retained: u64,
     /// The entries that were asked for.
     pub entries: Vec<LogEntry>,
-    /// Whether there are more entries in the range, which the limit of bytes left out.
-    pub is_cut_short: bool,
+    /// Whether the range has no entries beyond these.
+    pub is_end: bool,
 }
 
 /// What a read that stores nothing has found.
@@ -85,24 +90,33 @@ impl LogSlice {
     /// An empty log without a head, at a position that nothing stores.
     pub fn unwritten(position: EventId) -> Self {
         let history = EpochHistory::new(position.epoch);
-        Self { history, oldest: None, retained: 0, entries: Vec::new(), is_cut_short: false }
+        Self {
+            history,
+            last_message: None,
+            view: LogView::All,
+            oldest: None,
+            retained: 0,
+            entries: Vec::new(),
+            is_end: true,
+        }
     }
 }
 
-/// A slice as a reader with this view sees it.
-pub struct ViewedSlice<'a>(pub &'a LogSlice, pub LogView);
-
-impl Retained for ViewedSlice<'_> {
+impl Retained for LogSlice {
     /// Correct for the position at which the slice begins, and for later positions inside it.
     fn first_after(&self, position: EventId) -> Option<EventId> {
-        let index = self.0.entries.partition_point(|entry| entry.id <= position);
-        self.0.entries.get(index).map(|entry| entry.id)
+        let index = self.entries.partition_point(|entry| entry.id <= position);
+        self.entries.get(index).map(|entry| entry.id)
     }
 
     fn complete_since(&self, id: EventId) -> EventId {
-        let entry = self.0.entries.iter().find(|entry| entry.id == id).filter(|_| self.1 == LogView::Messages);
+        let entry = self.entries.iter().find(|entry| entry.id == id).filter(|_| self.view == LogView::Messages);
         let event = entry.and_then(|entry| Event::decode(&entry.stored).ok());
         event.and_then(|event| event.last_message).unwrap_or(id.before())
+    }
+
+    fn complete_to_end(&self) -> Option<EventId> {
+        self.last_message.filter(|_| self.view == LogView::Messages)
     }
 }
 
@@ -213,6 +227,7 @@ pub trait LogStore: Send + Sync {
         topic: &Topic,
         watermarks: &[EventId],
         range: ReadRange,
+        view: LogView,
         limit: ReadLimit,
     ) -> Result<LogSlice, BrokerError>;
 
@@ -222,6 +237,7 @@ pub trait LogStore: Send + Sync {
         topic: &Topic,
         watermarks: &[EventId],
         range: ReadRange,
+        view: LogView,
         limit: ReadLimit,
     ) -> Result<Peek, BrokerError>;
 

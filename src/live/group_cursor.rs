@@ -82,7 +82,7 @@ impl GroupCursor {
         // The group may have streams that get presence events. If some were dropped, the others ask for themselves.
         match self.topic.read_log(self.position, None, LogView::All).await {
             Ok(Following::Events(events)) => GroupPoll::from_events(events),
-            Ok(Following::Nothing) => GroupPoll::Nothing,
+            Ok(Following::NothingUpTo(_)) => GroupPoll::Nothing,
             Ok(Following::Gap(_)) => GroupPoll::PollEach,
             Err(error) => GroupPoll::RetryAt(self.topic.retry_at(&error)),
         }

@@ -11,7 +11,7 @@ use tracing::{Instrument, Span, info_span};
 use super::watermarks::Watermarks;
 use crate::broker::{
     Appended, Broker, BrokerError, CALL_LIMIT, Health, IdempotencyKey, LogSlice, Peek, ReadLimit, ReadRange,
-    ViewedSlice, read_with_deadline, write_with_deadline,
+    read_with_deadline, write_with_deadline,
 };
 use crate::log::{EpochHistory, LogView, Next};
 use crate::names::{Event, EventId, Topic};
@@ -106,9 +106,16 @@ impl LogClient {
         write_with_deadline("a request to clear a log", self.broker.clear(topic, &watermarks)).await
     }
 
-    /// Reads entries of a topic's log up to a limit.
-    pub async fn read(&self, topic: &Topic, range: ReadRange, limit: ReadLimit) -> Result<LogSlice, BrokerError> {
-        let read = async || self.broker.read(topic, &self.watermarks.take_for_call(topic), range, limit).await;
+    /// Reads entries of a topic's log, as a reader with this view sees it, up to a limit.
+    pub async fn read(
+        &self,
+        topic: &Topic,
+        range: ReadRange,
+        view: LogView,
+        limit: ReadLimit,
+    ) -> Result<LogSlice, BrokerError> {
+        let watermarks = || self.watermarks.take_for_call(topic);
+        let read = async || self.broker.read(topic, &watermarks(), range, view, limit).await;
         let slice = self.as_reader(read).await?;
         // A client may resume at this position: the replica has to remember that it was given out.
         self.watermarks.add(topic, slice.history.end());
@@ -125,15 +132,22 @@ impl LogClient {
     }
 
     /// Reads like [`Self::read`], but stores nothing for a log without a head.
-    pub async fn peek(&self, topic: &Topic, range: ReadRange, limit: ReadLimit) -> Result<LogSlice, BrokerError> {
-        let peek = async || self.broker.peek(topic, &self.watermarks.take_for_call(topic), range, limit).await;
+    pub async fn peek(
+        &self,
+        topic: &Topic,
+        range: ReadRange,
+        view: LogView,
+        limit: ReadLimit,
+    ) -> Result<LogSlice, BrokerError> {
+        let watermarks = || self.watermarks.take_for_call(topic);
+        let peek = async || self.broker.peek(topic, &watermarks(), range, view, limit).await;
         match self.as_reader(peek).await? {
             Peek::Slice(slice) => {
                 self.watermarks.add(topic, slice.history.end());
                 Ok(slice)
             }
             Peek::Unwritten(end) => Ok(LogSlice::unwritten(end)),
-            Peek::NeedsRead => self.read(topic, range, limit).await,
+            Peek::NeedsRead => self.read(topic, range, view, limit).await,
         }
     }
 
@@ -166,12 +180,12 @@ impl LogClient {
         let is_backward = range.is_backward();
         // One more than the limit shows whether there is a next page.
         let mut requested = limit + 1;
-        let first = self.peek(topic, range, ReadLimit { entries: requested, bytes: READ_BYTES }).await?;
+        let first = self.peek(topic, range, view, ReadLimit { entries: requested, bytes: READ_BYTES }).await?;
         let (mut events, mut seen, mut bytes, mut last) = (Vec::new(), 0, 0, None);
         let mut later = None;
         let next = 'page: loop {
             let slice = later.as_ref().unwrap_or(&first);
-            let next_after = |position| slice.history.next_after(position, &ViewedSlice(slice, view), None);
+            let next_after = |position| slice.history.next_after(position, slice, None);
             let mut entries: Vec<_> = slice.entries.iter().collect();
             if is_backward {
                 entries.reverse();
@@ -185,13 +199,10 @@ impl LogClient {
                     break 'page last;
                 }
                 (seen, bytes, last) = (seen + 1, bytes + entry.stored.len(), Some(entry.id));
-                let is_seen = |event: &Event| view == LogView::All || !event.is_presence();
-                let event = Event::decode(&entry.stored).ok().filter(is_seen);
-                events.extend(event.map(|event| (entry.id, event)));
+                events.extend(Event::decode(&entry.stored).ok().map(|event| (entry.id, event)));
             }
-            let is_end = !slice.is_cut_short && slice.entries.len() < requested;
             let Some(reached) = last else { break None };
-            if is_end {
+            if slice.is_end {
                 break last.filter(|_| !is_backward && next_after(reached) != Next::Nothing);
             }
             if bytes >= PAGE_BYTES || seen >= PAGE_ENTRIES {
@@ -200,7 +211,7 @@ impl LogClient {
             requested = LATER_ENTRIES.min(PAGE_ENTRIES + 1 - seen);
             let range = if is_backward { ReadRange::Before(reached) } else { ReadRange::After(reached) };
             let limit = ReadLimit { entries: requested, bytes: READ_BYTES.min(PAGE_BYTES - bytes) };
-            later = Some(self.read(topic, range, limit).await?);
+            later = Some(self.read(topic, range, view, limit).await?);
         };
         if is_backward {
             events.reverse();

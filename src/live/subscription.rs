@@ -180,7 +180,7 @@ impl Subscription {
             let update = match self.cursors[index].poll().await {
                 Following::Events(events) => Update::Events { index, events },
                 Following::Gap(gap) => Update::Gap { index, gap },
-                Following::Nothing => continue,
+                Following::NothingUpTo(_) => continue,
             };
             self.first = index + 1;
             return Some(update);
@@ -220,14 +220,11 @@ async fn before_recent(
         return Ok(position);
     }
     let below = EventId::new(position.epoch, position.offset + 1);
-    let range = match view {
-        LogView::All => ReadRange::Before(below),
-        LogView::Messages => ReadRange::MessagesBefore(below),
-    };
-    let slice = log.read(topic.topic(), range, ReadLimit { entries: RECENT_EVENTS, bytes: BATCH_BYTES }).await?;
+    let limit = ReadLimit { entries: RECENT_EVENTS, bytes: BATCH_BYTES };
+    let slice = log.read(topic.topic(), ReadRange::Before(below), view, limit).await?;
     let logged = slice.entries.iter().rev().map(|entry| (entry.id, LiveEvent::new(entry).ok()));
     let (position, left) = go_back((position, left), logged, &wanted);
-    if left == 0 || !slice.is_cut_short && slice.entries.len() < RECENT_EVENTS {
+    if left == 0 || slice.is_end {
         return Ok(position);
     }
     let oldest = slice.oldest.map_or(slice.history.end(), EventId::before);
@@ -265,7 +262,7 @@ impl TopicCursor {
                 None => position,
             },
             Start::Earliest => {
-                let slice = log.read(topic, ReadRange::Oldest, ReadLimit::HISTORY).await?;
+                let slice = log.read(topic, ReadRange::Oldest, view, ReadLimit::HISTORY).await?;
                 slice.oldest.map_or(slice.history.end(), EventId::before)
             }
             Start::Recent(count) => before_recent(log, guard.live_topic(), end, count, view, wanted).await?,
@@ -305,9 +302,9 @@ impl TopicCursor {
             Some(reply) => reply,
             None => match self.guard.live_topic().after(self.position, self.reported) {
                 Lookup::Events(events) => Following::Events(events),
-                Lookup::Nothing => Following::Nothing,
+                Lookup::Nothing => Following::NothingUpTo(self.position),
                 Lookup::Unknown if self.retry_at.is_some_and(|at| at > Instant::now()) => {
-                    return Following::Nothing;
+                    return Following::NothingUpTo(self.position);
                 }
                 Lookup::Unknown => match self.read_log().await {
                     // If the log retains nothing, an event that was missed looks like one whose announcement has not
@@ -315,12 +312,12 @@ impl TopicCursor {
                     Ok(Following::Gap(Gap { reason: GapReason::Expired, .. })) if !self.awaits_announcement => {
                         self.awaits_announcement = true;
                         self.retry_at = Some(Instant::now() + ANNOUNCEMENT_DELAY);
-                        return Following::Nothing;
+                        return Following::NothingUpTo(self.position);
                     }
                     Ok(reply) => reply,
                     Err(error) => {
                         self.retry_at = Some(self.guard.live_topic().retry_at(&error));
-                        return Following::Nothing;
+                        return Following::NothingUpTo(self.position);
                     }
                 },
             },
@@ -336,7 +333,7 @@ impl TopicCursor {
                 self.position = gap.to;
                 self.reported = Some(ReportedLoss::after_gap(self.reported, *gap));
             }
-            Following::Nothing => {}
+            Following::NothingUpTo(position) => self.position = *position,
         }
         reply
     }

@@ -34,7 +34,8 @@ const MAX_RETRY_PAUSE: Duration = Duration::from_secs(1);
 pub(super) enum Following {
     Events(Vec<Arc<LiveEvent>>),
     Gap(Gap),
-    Nothing,
+    /// Nothing that the reader gets, up to this position.
+    NothingUpTo(EventId),
 }
 
 pub(super) struct LiveTopic {
@@ -165,16 +166,17 @@ impl LiveTopic {
         view: LogView,
     ) -> Result<Following, BrokerError> {
         let limit = ReadLimit { entries: PAGE_EVENTS, bytes: BATCH_BYTES };
-        let slice = self.log.read(&self.topic, ReadRange::After(position), limit).await?;
+        let slice = self.log.read(&self.topic, ReadRange::After(position), view, limit).await?;
         if !self.has_history(&slice.history) {
             self.invalidate();
         }
-        let read = Ring::from_events(LiveEvent::decode_all(&slice.entries), view);
+        let read = Ring::from_events(LiveEvent::decode_all(&slice.entries), view, slice.last_message);
         // All that was read: the rest of a larger page would be read again.
         Ok(match read.after(&slice.history, position, reported, usize::MAX) {
             Ok(events) => Following::Events(events),
             Err(Next::Gap(gap)) => Following::Gap(gap),
-            Err(Next::Nothing | Next::Event(_)) => Following::Nothing,
+            Err(Next::Nothing) => Following::NothingUpTo(slice.history.end()),
+            Err(Next::Event(_)) => Following::NothingUpTo(position),
         })
     }
 
@@ -284,11 +286,11 @@ impl LiveTopic {
         });
         let guard = ReadGuard(self);
         let range = from.map_or(ReadRange::Newest, ReadRange::After);
-        let mut slice = self.log.read(&self.topic, range, self.read_limit).await?;
+        let mut slice = self.log.read(&self.topic, range, LogView::All, self.read_limit).await?;
         let mut events = LiveEvent::decode_all(&slice.entries);
         self.compare(&slice.history, &events);
         if from.is_some() && events.last().is_some_and(|event| event.id() != slice.history.end()) {
-            slice = self.log.read(&self.topic, ReadRange::Newest, self.read_limit).await?;
+            slice = self.log.read(&self.topic, ReadRange::Newest, LogView::All, self.read_limit).await?;
             events = LiveEvent::decode_all(&slice.entries);
         }
         if self.change_cache(|cache| cache.end_read(&slice.history, events)) {

@@ -195,8 +195,7 @@ async fn p8_a_redis_without_memory_replicas_or_a_master_is_reported_and_recovers
 #[tokio::test]
 async fn p8_replicas_and_rooms_are_listed_while_redis_has_no_memory() {
     let world = World { redis: Some(RedisServer::start().await), ..World::embedded() };
-    let gateway =
-        world.gateway_with(|settings| settings.presence.replica_lease = Duration::from_secs(1)).await;
+    let gateway = world.gateway_with(|settings| settings.presence.replica_lease = Duration::from_secs(1)).await;
     let _stream = gateway.room("lobby").await;
     let listed = async || {
         let (_, answer) = gateway.get("/v1/replicas").await;

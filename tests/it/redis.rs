@@ -537,10 +537,10 @@ async fn a_head_of_another_type_keeps_no_other_room_from_being_compared() {
     ];
     let script = parts.concat();
     for n in [1, 2, 4, 6, 7] {
-        let keys = ["head", "log"].map(|part| format!("roomcast:{{compared{n}}}:{part}"));
+        let keys = ["head", "log", "presence-log"].map(|part| format!("roomcast:{{compared{n}}}:{part}"));
         let stored = r#"{"text":"unannounced","published_at":"2026-01-01T00:00:00Z"}"#;
         let rest = ["nowhere", "1000", "3600000", "90000000", "1", "300000", "-", "1048576", "0"];
-        let arguments = [&["EVAL", &script, "2", &keys[0], &keys[1], stored][..], &rest].concat();
+        let arguments = [&["EVAL", &script, "3", &keys[0], &keys[1], &keys[2], stored][..], &rest].concat();
         world.server().cli(&arguments);
         assert_eq!(streams[n].data().await, "unannounced");
     }

@@ -140,8 +140,9 @@ impl Pair {
         self.time += 1;
         if self.model.head.is_none() {
             self.model.log.clear();
+            self.model.presence.clear();
         }
-        let oldest = self.model.log.first().copied();
+        let oldest = self.model.log.first().into_iter().chain(self.model.presence.first()).min().copied();
         let context = StepContext { replication_id: &self.replication_id, time: self.time, random: 3, oldest };
         let (head, _) = Head::ensure_epoch(self.model.head.take(), watermarks, context);
         self.model.head.insert(head)
@@ -172,7 +173,7 @@ impl Pair {
     fn ensure_epoch(&mut self, rng: &mut fastrand::Rng) {
         let (texts, watermarks) = self.watermarks(rng);
         let mut call = self.ensure_epoch.key(HEAD);
-        call.key(LOG).arg(7_200_000).arg(3).arg("").arg(7_200_000).arg(texts);
+        call.key(LOG).key(PRESENCE_LOG).arg(7_200_000).arg(3).arg("").arg(7_200_000).arg(texts);
         let _: bool = call.invoke(&mut self.connection).unwrap();
         self.ensure_model_epoch(&watermarks);
         self.note_epoch();
@@ -183,7 +184,14 @@ impl Pair {
         let id = match writer {
             Writer::Append => {
                 let mut call = self.append.key(HEAD);
-                call.key(LOG).arg("{}").arg("channel").arg(1000).arg(3_600_000).arg(7_200_000).arg(3);
+                call.key(LOG)
+                    .key(PRESENCE_LOG)
+                    .arg("{}")
+                    .arg("channel")
+                    .arg(1000)
+                    .arg(3_600_000)
+                    .arg(7_200_000)
+                    .arg(3);
                 call.arg(300_000).arg("").arg(1_000_000).arg("0").arg(texts);
                 let (id, _, _): (String, bool, u64) = call.invoke(&mut self.connection).unwrap();
                 id
@@ -363,7 +371,13 @@ async fn check_trimming(writer: Writer) {
                     Writer::Append => {
                         let event = format!(r#"{{"published_at":"{now:08}","data":"{data}"}}"#);
                         let mut call = append.key(HEAD);
-                        call.key(LOG).arg(event).arg("channel").arg(1_000_000).arg(3_600_000).arg(7_200_000);
+                        call.key(LOG)
+                            .key(PRESENCE_LOG)
+                            .arg(event)
+                            .arg("channel")
+                            .arg(1_000_000)
+                            .arg(3_600_000)
+                            .arg(7_200_000);
                         call.arg(3).arg(300_000).arg("").arg(limit).arg(format!("{too_old:08}"));
                         let _: (String, bool, u64) = call.invoke(&mut connection).unwrap();
                     }

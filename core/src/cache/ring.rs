@@ -24,6 +24,8 @@ pub struct Ring<E> {
     limits: RingLimits,
     /// What its readers get: [`LogView::All`] if it is shared by all readers.
     view: LogView,
+    /// The position of the log's last message, if presence events follow it and the readers do not get them.
+    last_message: Option<EventId>,
 }
 
 impl<E: CachedEvent + Clone> Retained for Ring<E> {
@@ -36,19 +38,25 @@ impl<E: CachedEvent + Clone> Retained for Ring<E> {
         let skips_presence = self.view == LogView::Messages;
         self.event(id).filter(|_| skips_presence).and_then(CachedEvent::last_message).unwrap_or(id.before())
     }
+
+    fn complete_to_end(&self) -> Option<EventId> {
+        self.last_message
+    }
 }
 
 impl<E: CachedEvent + Clone> Ring<E> {
     /// An empty ring.
     pub fn new(limits: RingLimits) -> Self {
-        Self { events: VecDeque::new(), bytes: 0, limits, view: LogView::All }
+        Self { events: VecDeque::new(), bytes: 0, limits, view: LogView::All, last_message: None }
     }
 
-    /// A ring without limits that holds the events of one read, for a reader with this view.
-    pub fn from_events(events: Vec<E>, view: LogView) -> Self {
+    /// A ring without limits that holds the events of one read, for a reader with this view. `last_message` is that of the
+    /// log's head.
+    pub fn from_events(events: Vec<E>, view: LogView, last_message: Option<EventId>) -> Self {
         let bytes = events.iter().map(CachedEvent::bytes).sum();
         let limits = RingLimits { events: usize::MAX, bytes: usize::MAX };
-        Self { events: events.into(), bytes, limits, view }
+        let last_message = last_message.filter(|_| view == LogView::Messages);
+        Self { events: events.into(), bytes, limits, view, last_message }
     }
 
     /// The limits.

@@ -21,6 +21,12 @@ pub trait Retained {
     fn complete_since(&self, id: EventId) -> EventId {
         id.before()
     }
+
+    /// The position from which a reader misses nothing on its way to the end of the log, if the log's last events are none
+    /// that it gets.
+    fn complete_to_end(&self) -> Option<EventId> {
+        None
+    }
 }
 
 impl Retained for [EventId] {
@@ -84,21 +90,23 @@ impl EpochHistory {
         };
         match entries.first_after(position) {
             Some(first) if first == expected => Next::Event(expected),
-            Some(first)
-                if entries.complete_since(first) <= position
-                    && !self.enters_loss(position, first.epoch, reported) =>
-            {
-                Next::Event(first)
+            Some(first) if entries.complete_since(first) <= position => {
+                self.loss_before(position, first.epoch, reported).unwrap_or(Next::Event(first))
             }
             Some(later) => gap_to(later.before(), GapReason::Trimmed),
+            None if entries.complete_to_end().is_some_and(|since| since <= position) => {
+                self.loss_before(position, self.end().epoch, reported).unwrap_or(Next::Nothing)
+            }
             None => gap_to(self.end(), GapReason::Expired),
         }
     }
 
-    /// Whether a stream that goes on from `position` to an epoch enters one about whose loss it has to be told.
-    fn enters_loss(&self, position: EventId, epoch: u64, reported: Option<ReportedLoss>) -> bool {
+    /// The gap of a stream that goes on from `position` to an epoch, if it has to be told about the loss of one that it
+    /// enters.
+    fn loss_before(&self, position: EventId, epoch: u64, reported: Option<ReportedLoss>) -> Option<Next> {
         let mut entered = self.above(position.epoch).iter().take_while(|entered| entered.number <= epoch);
-        entered.any(|entered| entered.missing_since(reported).is_some())
+        let lossy = entered.find(|entered| entered.missing_since(reported).is_some())?;
+        Some(Next::Gap(self.gap(position, self.start_from(lossy.number), GapReason::LostTail, reported)))
     }
 
     /// The gap from `position` to `to`. It begins earlier if it enters an epoch whose recorded loss began earlier.

@@ -7,18 +7,14 @@ use super::journal::DurableAt;
 use super::state::{MemoryLog, Purpose, entry_bytes};
 use super::{MemoryBroker, now_micros};
 use crate::broker::{Appended, BrokerError, IdempotencyKey, LogSlice, LogStore, Peek, ReadLimit, ReadRange};
-use crate::log::{DataSet, EpochHistory};
+use crate::log::{DataSet, EpochHistory, Head, LogView};
 use crate::names::{EventId, Topic};
 
-fn slice(log: &MemoryLog, range: ReadRange, limit: ReadLimit) -> LogSlice {
-    let (entries, is_cut_short) = log.entries().select(range, limit);
-    LogSlice {
-        history: log.head().history.clone(),
-        oldest: log.entries().oldest(),
-        retained: log.entries().len() as u64,
-        entries,
-        is_cut_short,
-    }
+fn slice(log: &MemoryLog, range: ReadRange, view: LogView, limit: ReadLimit) -> LogSlice {
+    let (entries, is_end) = log.entries().select(range, view, limit);
+    let (retained, oldest) = log.entries().summary(view);
+    let Head { history, last_message, .. } = log.head();
+    LogSlice { history: history.clone(), last_message: *last_message, view, oldest, retained, entries, is_end }
 }
 
 #[async_trait]
@@ -47,13 +43,14 @@ impl LogStore for MemoryBroker {
         topic: &Topic,
         watermarks: &[EventId],
         range: ReadRange,
+        view: LogView,
         limit: ReadLimit,
     ) -> Result<LogSlice, BrokerError> {
         let from = match range {
             ReadRange::After(position) => Some(position),
-            ReadRange::Before(_) | ReadRange::MessagesBefore(_) | ReadRange::Oldest | ReadRange::Newest => None,
+            ReadRange::Before(_) | ReadRange::Oldest | ReadRange::Newest => None,
         };
-        let slice = |log: &MemoryLog| slice(log, range, limit);
+        let slice = |log: &MemoryLog| slice(log, range, view, limit);
         let (slice, durable_at) = match self.read_unchanged(topic, watermarks, slice) {
             Some(read) => read,
             None => self.step_on_log(topic, |transaction| {
@@ -69,13 +66,14 @@ impl LogStore for MemoryBroker {
         topic: &Topic,
         watermarks: &[EventId],
         range: ReadRange,
+        view: LogView,
         limit: ReadLimit,
     ) -> Result<Peek, BrokerError> {
         let now = now_micros();
         if watermarks.is_empty() && self.state().log(topic, now).is_none() {
             return Ok(Peek::Unwritten(self.data_set(topic).await?.unwritten_position(now)));
         }
-        self.read(topic, watermarks, range, limit).await.map(Peek::Slice)
+        self.read(topic, watermarks, range, view, limit).await.map(Peek::Slice)
     }
 
     async fn data_set(&self, topic: &Topic) -> Result<DataSet, BrokerError> {

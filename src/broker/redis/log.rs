@@ -14,7 +14,7 @@ use crate::broker::{
     Appended, BrokerError, Fault, FaultKind, IdempotencyKey, LogEntry, LogSlice, LogStore, Peek, ReadLimit,
     ReadRange, Retention,
 };
-use crate::log::{DataSet, EpochHistory, Head};
+use crate::log::{DataSet, EpochHistory, Head, LogView};
 use crate::names::{EventId, Topic};
 use crate::timestamp::{self, milliseconds};
 
@@ -34,7 +34,7 @@ const BATCH_HEADS: usize = 500;
 impl RedisBroker {
     /// Appends a probe. Returns its id, and the connection over which it was appended.
     pub(super) async fn append_probe(&self, nonce: &[u8]) -> Result<(EventId, RedisConn), BrokerError> {
-        let keys = ["head", "log", "live"].map(|suffix| self.keys.probe(suffix));
+        let keys = ["head", "log", "presence-log", "live"].map(|suffix| self.keys.probe(suffix));
         let retention = Retention {
             events: 0,
             bytes: 0,
@@ -50,7 +50,7 @@ impl RedisBroker {
     async fn run_append(
         &self,
         mut conn: RedisConn,
-        [head, log, live]: [String; 3],
+        [head, log, presence_log, live]: [String; 4],
         watermarks: &[EventId],
         stored: &[u8],
         retention: Retention,
@@ -58,7 +58,7 @@ impl RedisBroker {
     ) -> Result<Appended, BrokerError> {
         let random = random();
         let mut call = self.scripts.append.key(head);
-        call.key(log);
+        call.key(log).key(presence_log);
         let (key, content) = idempotency.unzip();
         if let Some(key) = key {
             call.key(key);
@@ -85,23 +85,25 @@ impl RedisBroker {
         &self,
         topic: &Topic,
         range: ReadRange,
+        view: LogView,
         limit: ReadLimit,
     ) -> Result<StoredLog, BrokerError> {
         type Reply = (Option<String>, String, u64, Option<String>, Value, bool);
         let (command, from, to) = match range {
             ReadRange::After(position) => ("XRANGE", format!("({position}"), "+".into()),
             ReadRange::Oldest => ("XRANGE", "-".into(), "+".into()),
-            ReadRange::Before(id) | ReadRange::MessagesBefore(id) => ("XREVRANGE", format!("({id}"), "-".into()),
+            ReadRange::Before(id) => ("XREVRANGE", format!("({id}"), "-".into()),
             ReadRange::Newest => ("XREVRANGE", "+".into(), String::from("-")),
         };
         let mut conn = self.connections.for_read().await?;
         let mut call = self.scripts.read.key(self.keys.head(topic));
         call.key(self.keys.log(topic)).key(self.keys.presence_log(topic));
         call.arg(command).arg(from).arg(to).arg(limit.entries).arg(limit.bytes);
-        call.arg(u8::from(matches!(range, ReadRange::MessagesBefore(_))));
+        call.arg(u8::from(view == LogView::Messages));
         let result = call.invoke_async(conn.connection()).await;
         let (head, replication_id, retained, oldest, entries, is_cut_short): Reply =
             conn.check(result, read_error)?;
+        let is_end = !is_cut_short && entries_in(&entries) < limit.entries;
         let mut entries = parse_entries(entries);
         if range.is_backward() {
             entries.reverse();
@@ -110,10 +112,11 @@ impl RedisBroker {
             head: head.as_deref().and_then(head::parse),
             stored_head: head,
             replication_id,
+            view,
             retained,
             oldest: oldest.and_then(|id| id.parse().ok()),
             entries,
-            is_cut_short,
+            is_end,
         })
     }
 
@@ -158,7 +161,7 @@ impl RedisBroker {
     ) -> Result<(), BrokerError> {
         let mut conn = self.connections.for_write().await?;
         let mut call = self.scripts.ensure_epoch.key(self.keys.head(topic));
-        call.key(self.keys.log(topic));
+        call.key(self.keys.log(topic)).key(self.keys.presence_log(topic));
         let lifetime = self.head_lifetime(topic);
         call.arg(lifetime).arg(random()).arg(malformed.unwrap_or_default());
         call.arg(if self.unwritten_heads.may_live() { lifetime } else { lifetime.min(CROWDED_LIFETIME) });
@@ -206,25 +209,31 @@ struct StoredLog {
     /// The head as it is stored, malformed or not.
     stored_head: Option<String>,
     replication_id: String,
+    view: LogView,
     retained: u64,
     oldest: Option<EventId>,
     entries: Vec<LogEntry>,
-    is_cut_short: bool,
+    is_end: bool,
 }
 
 impl StoredLog {
     /// What was read, if the head is this server's and does not conflict with the watermarks. The error is the stored
     /// head if it can't be parsed.
     fn into_slice(self, watermarks: &[EventId]) -> Result<LogSlice, Option<String>> {
-        let Self { head, stored_head, replication_id, retained, oldest, mut entries, is_cut_short } = self;
+        let Self { head, stored_head, replication_id, view, retained, oldest, mut entries, is_end } = self;
         let Some(head) = head else { return Err(stored_head) };
         if head.replication_id != replication_id || head.history.conflicts_with(watermarks) {
             return Err(None);
         }
-        let history = head.history;
+        let Head { history, last_message, .. } = head;
         entries.retain(|entry| history.holds(entry.id));
-        Ok(LogSlice { history, oldest, retained, entries, is_cut_short })
+        Ok(LogSlice { history, last_message, view, oldest, retained, entries, is_end })
     }
+}
+
+/// How many entries a stream's reply has.
+fn entries_in(reply: &Value) -> usize {
+    if let Value::Array(entries) = reply { entries.len() } else { 0 }
 }
 
 /// The entries in a stream's reply. Entries without a valid id or without the field `e` are another client's, and left
@@ -257,7 +266,8 @@ impl LogStore for RedisBroker {
         stored: Bytes,
         key: Option<&IdempotencyKey>,
     ) -> Result<Appended, BrokerError> {
-        let keys = [self.keys.head(topic), self.keys.log(topic), self.keys.live(topic)];
+        let keys =
+            [self.keys.head(topic), self.keys.log(topic), self.keys.presence_log(topic), self.keys.live(topic)];
         let idempotency = key.map(|key| (self.keys.idempotency(topic, &key.key), key.content.as_str()));
         let conn = self.connections.for_write().await?;
         self.run_append(conn, keys, watermarks, &stored, self.retention.for_topic(topic), idempotency).await
@@ -268,10 +278,11 @@ impl LogStore for RedisBroker {
         topic: &Topic,
         watermarks: &[EventId],
         range: ReadRange,
+        view: LogView,
         limit: ReadLimit,
     ) -> Result<LogSlice, BrokerError> {
         for _ in 0..READ_ATTEMPTS {
-            match self.read_as_is(topic, range, limit).await?.into_slice(watermarks) {
+            match self.read_as_is(topic, range, view, limit).await?.into_slice(watermarks) {
                 Ok(slice) => return Ok(slice),
                 Err(malformed) => self.ensure_epoch(topic, watermarks, malformed.as_deref()).await?,
             }
@@ -285,9 +296,10 @@ impl LogStore for RedisBroker {
         topic: &Topic,
         watermarks: &[EventId],
         range: ReadRange,
+        view: LogView,
         limit: ReadLimit,
     ) -> Result<Peek, BrokerError> {
-        let read = self.read_as_is(topic, range, limit).await?;
+        let read = self.read_as_is(topic, range, view, limit).await?;
         if read.stored_head.is_none() && watermarks.is_empty() {
             let mut conn = self.connections.for_read().await?;
             let mut call = self.scripts.unwritten.key(self.keys.head(topic));

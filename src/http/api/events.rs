@@ -12,7 +12,7 @@ use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Permission;
-use crate::broker::{Appended, IdempotencyKey, ReadRange, ViewedSlice};
+use crate::broker::{Appended, IdempotencyKey, ReadRange};
 use crate::http::body::read_typed_body;
 use crate::http::caller::Caller;
 use crate::http::extract::{BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json};
@@ -265,6 +265,11 @@ impl From<&Gap> for GapDescription {
     }
 }
 
+/// What a caller gets of a room's log.
+pub(super) fn log_view(caller: &Caller, room: &RoomName) -> LogView {
+    if caller.may(Permission::Presence, room.as_str()) { LogView::All } else { LogView::Messages }
+}
+
 /// Read a room's log
 ///
 /// The response has events of the log, oldest first. `Link` with `rel="next"` leads to the next page. A page has fewer
@@ -290,15 +295,14 @@ pub async fn list_events(
         (None, Some(before)) => ReadRange::Before(before),
         (None, None) => ReadRange::Oldest,
     };
-    let sees_presence = caller.may(Permission::Presence, room.as_str());
     let topic = Topic::from(room.clone());
-    let view = if sees_presence { LogView::All } else { LogView::Messages };
+    let view = log_view(&caller, &room);
     let page = app.log.read_page(&topic, range, limit, before, view);
     let LogPage { events, first, next, .. } = caller.read(&app, page, |page| page.bytes).await?;
     let gap = match after {
         Some(after) => {
             let from = app.log.resume_from(&topic, &first.history, after).await?;
-            match first.history.next_after(from, &ViewedSlice(&first, view), None) {
+            match first.history.next_after(from, &first, None) {
                 Next::Gap(gap) => Some(gap),
                 Next::Event(_) | Next::Nothing => None,
             }

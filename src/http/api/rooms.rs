@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
+use super::events::log_view;
 use crate::auth::Permission;
 use crate::broker::{ReadLimit, ReadRange, SubscriberCounts};
 use crate::http::App;
@@ -164,7 +165,8 @@ pub async fn describe_room(
     State(app): State<App>,
 ) -> Result<Json<RoomDescription>, Problem> {
     caller.require(Permission::Subscribe, room.as_str())?;
-    let slice = app.log.peek(&room.clone().into(), ReadRange::Newest, ReadLimit::HISTORY).await?;
+    let view = log_view(&caller, &room);
+    let slice = app.log.peek(&room.clone().into(), ReadRange::Newest, view, ReadLimit::HISTORY).await?;
     let subscribers = app.registry.subscriber_count(&room).await?;
     Ok(Json(RoomDescription {
         room: room.to_string(),

@@ -112,6 +112,77 @@ on_both_brokers! {
         assert_eq!(behind.opened["rooms"]["lobby"]["resume"], "gap");
         assert_eq!(behind.event().await.event, "stream.gap");
     }
+
+    async fn p4_a_stream_that_gets_no_joins_gets_no_gap_where_all_of_them_were_dropped(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.presence.grace = GRACE;
+            settings.retention.events = 0;
+        }).await;
+        let mut watcher = gateway.stream(&stream_path("presence=true")).await;
+        let mut reader = gateway.stream(&stream_path("")).await;
+        let last = publish(&gateway, ["a".into()].into_iter()).await.remove(0);
+        assert_eq!(reader.data().await, "a");
+        drop(gateway.stream(&stream_path("subscriber=bob")).await);
+        until_present(&mut watcher, 1).await;
+        until_present(&mut watcher, 0).await;
+        let page = log(&gateway, &format!("after={last}"), &json!({"subscribe": ["*"]})).await;
+        assert_eq!((&page["gap"], &page["events"]), (&Value::Null, &json!([])));
+        let mut back = gateway.resume(&stream_path(""), Some(&last)).await;
+        assert_eq!(back.opened["rooms"]["lobby"]["resume"], "complete");
+        publish(&gateway, ["b".into()].into_iter()).await;
+        assert_eq!(back.data().await, "b");
+    }
+
+    async fn old_joins_and_leaves_do_not_stand_before_a_part_of_the_log_that_was_dropped(world) {
+        let gateway = world.gateway_with(|settings| {
+            close(settings);
+            settings.presence.grace = GRACE;
+            settings.retention.events = 20;
+            settings.streams.ring_events = 1;
+        }).await;
+        let mut watcher = gateway.stream(&stream_path("presence=true")).await;
+        let first = publish(&gateway, ["first".into()].into_iter()).await.remove(0);
+        drop(gateway.stream(&stream_path("subscriber=bob")).await);
+        until_present(&mut watcher, 0).await;
+        // As long as nothing was dropped, they are a part of the log.
+        let log_of_all = log(&gateway, "", &all()).await;
+        assert_eq!(log_of_all["events"].as_array().unwrap().len(), 3, "{log_of_all}");
+        publish(&gateway, (0..30).map(|number| format!("{number} {}", "x".repeat(2000)))).await;
+        let subscribe = json!({"subscribe": ["*"]});
+        for grants in [all(), subscribe] {
+            let page = log(&gateway, "", &grants).await;
+            let events = page["events"].as_array().unwrap();
+            assert!(events.iter().all(|event| event["event"].is_null()), "{page}");
+            assert!(events.last().unwrap()["data"].as_str().unwrap().starts_with("29 "), "{page}");
+            assert_eq!((&page["gap"], &page["oldest"]), (&Value::Null, &events[0]["id"]));
+            let after = log(&gateway, &format!("after={first}"), &grants).await;
+            assert_eq!(after["gap"]["reason"], "trimmed", "{after}");
+            assert_eq!(after["events"][0], events[0]);
+        }
+        for query in ["from=earliest", "from=earliest&presence=true", "recent=20"] {
+            let mut stream = gateway.stream(&stream_path(query)).await;
+            assert!(stream.data().await.ends_with("xxx"), "{query}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn p4_joins_that_no_head_covers_hide_no_message_in_the_log() {
+    let world = World::redis().await;
+    let gateway = with_small_logs(&world).await;
+    let mut watcher = gateway.stream(&stream_path("presence=true")).await;
+    come_and_go(&gateway, &mut watcher).await;
+    drop(watcher);
+    let server = world.redis.as_ref().unwrap();
+    assert_eq!(server.cli(&["DEL", "roomcast:{lobby}:head"]), "1");
+    let sent: Vec<_> = (0..5).map(|number| format!("m{number}")).collect();
+    publish(&gateway, sent.iter().cloned()).await;
+    for grants in [all(), json!({"subscribe": ["*"]})] {
+        let page = log(&gateway, "", &grants).await;
+        let datas = page["events"].as_array().unwrap().iter().map(|event| &event["data"]);
+        assert!(datas.eq(&sent), "{page}");
+    }
 }
 
 #[tokio::test]

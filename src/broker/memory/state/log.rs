@@ -9,7 +9,7 @@ use super::budget::entry_bytes;
 use super::log_step::Purpose;
 use crate::broker::memory::journal::Lsn;
 use crate::broker::{LogEntry, ReadLimit, ReadRange, Retention};
-use crate::log::{EntryKind, Head, StepContext};
+use crate::log::{EntryKind, Head, LogView, StepContext};
 use crate::names::EventId;
 
 /// The log of a room or a hash.
@@ -128,23 +128,35 @@ impl EntryQueue {
         self.entries.push_back(TimedEntry { entry, appended_at });
     }
 
-    fn trim(&mut self, retention: Retention, dropped: &mut impl FnMut(LogEntry)) {
+    /// Returns the id of the last entry that was dropped.
+    fn trim(&mut self, retention: Retention, dropped: &mut impl FnMut(LogEntry)) -> Option<EventId> {
+        let mut last = None;
         while self.entries.len() as u64 > retention.events
             || (self.bytes as u64 > retention.bytes && self.entries.len() > 1)
         {
             let Some(entry) = self.pop_oldest() else { break };
+            last = Some(entry.id);
             dropped(entry);
         }
+        last
     }
 
-    fn drop_while(&mut self, is_dropped: impl Fn(&TimedEntry) -> bool, dropped: &mut impl FnMut(LogEntry)) {
+    /// Returns the id of the last entry that was dropped.
+    fn drop_while(
+        &mut self,
+        is_dropped: impl Fn(&TimedEntry) -> bool,
+        dropped: &mut impl FnMut(LogEntry),
+    ) -> Option<EventId> {
+        let mut last = None;
         while self.entries.front().is_some_and(&is_dropped) {
             let Some(entry) = self.pop_oldest() else { break };
+            last = Some(entry.id);
             dropped(entry);
         }
         if self.entries.is_empty() {
             self.entries.shrink_to_fit();
         }
+        last
     }
 
     fn pop_oldest(&mut self) -> Option<LogEntry> {
@@ -160,9 +172,7 @@ impl EntryQueue {
             ReadRange::After(position) => {
                 Box::new(all.range(all.partition_point(|found| found.entry.id <= position)..))
             }
-            ReadRange::Before(id) | ReadRange::MessagesBefore(id) => {
-                Box::new(all.range(..all.partition_point(|found| found.entry.id < id)).rev())
-            }
+            ReadRange::Before(id) => Box::new(all.range(..all.partition_point(|found| found.entry.id < id)).rev()),
             ReadRange::Oldest => Box::new(all.iter()),
             ReadRange::Newest => Box::new(all.iter().rev()),
         }
@@ -194,31 +204,38 @@ impl LogEntries {
         iter::once(&self.messages).chain(self.presence.as_deref())
     }
 
-    /// The entries of a range, up to a limit, and whether the limit of bytes left out others.
-    pub fn select(&self, range: ReadRange, limit: ReadLimit) -> (Vec<LogEntry>, bool) {
-        let presence = self.presence.as_deref().filter(|_| !matches!(range, ReadRange::MessagesBefore(_)));
+    /// The number of entries of a view, and the id of the oldest one.
+    pub fn summary(&self, view: LogView) -> (u64, Option<EventId>) {
+        let queues = || iter::once(&self.messages).chain(self.presence_in(view));
+        (queues().map(|queue| queue.entries.len() as u64).sum(), queues().filter_map(EntryQueue::oldest).min())
+    }
+
+    fn presence_in(&self, view: LogView) -> Option<&EntryQueue> {
+        self.presence.as_deref().filter(|_| view == LogView::All)
+    }
+
+    /// The entries of a range, up to a limit, and whether there are no others in it.
+    pub fn select(&self, range: ReadRange, view: LogView, limit: ReadLimit) -> (Vec<LogEntry>, bool) {
         let mut messages = self.messages.range(range).peekable();
-        let mut presence = presence.into_iter().flat_map(|queue| queue.range(range)).peekable();
-        let merged = iter::from_fn(|| {
+        let mut presence = self.presence_in(view).into_iter().flat_map(|queue| queue.range(range)).peekable();
+        let mut merged = iter::from_fn(|| {
             let takes_presence = match (messages.peek(), presence.peek()) {
                 (Some(message), Some(event)) => (event.entry.id < message.entry.id) != range.is_backward(),
                 (message, _) => message.is_none(),
             };
             if takes_presence { presence.next() } else { messages.next() }
         });
-        let (mut entries, mut bytes, mut is_cut_short) = (Vec::new(), 0, false);
-        for found in merged.take(limit.entries) {
-            if bytes >= limit.bytes {
-                is_cut_short = true;
-                break;
-            }
-            bytes += found.entry.stored.len();
-            entries.push(found.entry.clone());
+        let (mut entries, mut bytes, mut is_end) = (Vec::new(), 0, false);
+        while !is_end && entries.len() < limit.entries && bytes < limit.bytes {
+            let found = merged.next();
+            is_end = found.is_none();
+            bytes += found.map_or(0, |found| found.entry.stored.len());
+            entries.extend(found.map(|found| found.entry.clone()));
         }
         if range.is_backward() {
             entries.reverse();
         }
-        (entries, is_cut_short)
+        (entries, is_end)
     }
 
     /// Adds the newest entry.
@@ -229,11 +246,13 @@ impl LogEntries {
         }
     }
 
-    /// Drops the oldest entries of each kind beyond what is retained of it, and hands each to `dropped`.
+    /// Drops the oldest entries of each kind beyond what is retained of it, and presence events before a dropped message.
+    /// Hands each to `dropped`.
     pub(super) fn trim(&mut self, retention: Retention, mut dropped: impl FnMut(LogEntry)) {
-        self.messages.trim(retention, &mut dropped);
+        let last_message = self.messages.trim(retention, &mut dropped);
         if let Some(presence) = &mut self.presence {
             presence.trim(retention.for_presence(), &mut dropped);
+            presence.drop_while(|event| Some(event.entry.id) < last_message, &mut dropped);
         }
     }
 
@@ -243,9 +262,9 @@ impl LogEntries {
     }
 
     fn drop_while(&mut self, is_dropped: impl Fn(&TimedEntry) -> bool, mut dropped: impl FnMut(LogEntry)) {
-        self.messages.drop_while(&is_dropped, &mut dropped);
+        let last_message = self.messages.drop_while(&is_dropped, &mut dropped);
         if let Some(presence) = &mut self.presence {
-            presence.drop_while(&is_dropped, &mut dropped);
+            presence.drop_while(|event| is_dropped(event) || Some(event.entry.id) < last_message, &mut dropped);
         }
     }
 

@@ -11,6 +11,7 @@ use crate::broker::memory::record::RecordChange;
 use crate::broker::memory::record::tests::Samples;
 use crate::broker::memory::store::ChangeSet;
 use crate::broker::{BrokerError, IdempotencyKey, Member, MemberChange, ReadLimit, ReadRange, Retention};
+use crate::log::LogView;
 use crate::names::{Data, EventName, FieldName, SubscriberId};
 
 const SECOND: u64 = 1_000_000;
@@ -439,8 +440,8 @@ fn loaded_records_are_held() {
     let log = &state.logs[&samples.topic];
     assert_eq!((log.head(), log.touched), (&samples.head, 77));
     assert_eq!(
-        log.entries.select(ReadRange::Oldest, ReadLimit { entries: 9, bytes: 1 }),
-        (vec![samples.entry], false)
+        log.entries.select(ReadRange::Oldest, LogView::All, ReadLimit { entries: 9, bytes: 10_000 }),
+        (vec![samples.entry], true)
     );
     assert_eq!(state.hashes[&samples.hash]["é f"], b"\xff"[..]);
     let key = &state.idempotency[&(samples.topic, "digest".into())];

@@ -7,7 +7,7 @@ require_permission('SET', KEYS[1], '')
 redis.call('XLEN', KEYS[2])
 redis.call('XLEN', KEYS[3])
 local text, replication_id = redis.call('GET', KEYS[1]), server_replication_id()
-local head = ensure_epoch(text, KEYS[2], replication_id, watermarks_from(4), tonumber(ARGV[3]))
+local head = ensure_epoch(text, { KEYS[2], KEYS[3] }, replication_id, watermarks_from(4), tonumber(ARGV[3]))
 head.cleared = { head.epochs[1].number, head.epochs[1].last }
 -- UNLINK comes before SET: Redis runs it without memory left, and then runs the rest of the script, too.
 redis.call('UNLINK', KEYS[2], KEYS[3])

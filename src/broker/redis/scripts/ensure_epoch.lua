@@ -1,12 +1,13 @@
 -- Checks the head of a topic's log, and begins a new epoch if it does not match. Returns 1 if it has made the head of a log
 -- about which nothing is known, else 0.
--- KEYS: head, log. ARGV: head's lifetime (ms), random, a head that the replica can't parse or "", lifetime of the head of a
+-- KEYS: head, log, log of presence events. ARGV: head's lifetime (ms), random, a head that the replica can't parse or "", lifetime of the head of a
 -- log about which nothing is known (ms), watermarks…
 
 local text = redis.call('GET', KEYS[1])
 -- This script may accept a head that the replica rejects. Without the comparison such a head would stay for ever.
 local valid = text ~= ARGV[3] and text or nil
-local head, has_changed = ensure_epoch(valid, KEYS[2], server_replication_id(), watermarks_from(5), tonumber(ARGV[2]))
+local logs, random = { KEYS[2], KEYS[3] }, tonumber(ARGV[2])
+local head, has_changed = ensure_epoch(valid, logs, server_replication_id(), watermarks_from(5), random)
 local is_unwritten = not text and not ARGV[5]
 if has_changed then
   redis.call('SET', KEYS[1], render(head), 'PX', is_unwritten and ARGV[4] or ARGV[1])

@@ -126,8 +126,8 @@ local function last_entry(head)
   return { head.epochs[#head.epochs].number, 0 }
 end
 
--- Begins an epoch above `floor` and above all epochs of the history.
-local function begin_epoch(head, log_key, replication_id, floor, random)
+-- Begins an epoch above `floor` and above all epochs of the history. `logs` are the keys of the log's streams.
+local function begin_epoch(head, logs, replication_id, floor, random)
   local time = redis.call('TIME')
   local number = tonumber(time[1]) * 1000000 + tonumber(time[2])
   if head.epochs[1] then
@@ -139,8 +139,11 @@ local function begin_epoch(head, log_key, replication_id, floor, random)
   head.replication_id = replication_id
   table.insert(head.epochs, 1, { number = number, last = 0 })
   if #head.epochs > KEPT_EPOCHS then
-    local oldest = redis.call('XRANGE', log_key, '-', '+', 'COUNT', 1)[1]
-    local retained = oldest and tonumber(string.match(oldest[1], '^%d+')) or math.huge
+    local retained = math.huge
+    for _, key in ipairs(logs) do
+      local oldest = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
+      retained = math.min(retained, oldest and tonumber(string.match(oldest[1], '^%d+')) or math.huge)
+    end
     while #head.epochs > KEPT_EPOCHS and head.epochs[#head.epochs].number < retained do
       head.dropped = table.remove(head.epochs).number
     end
@@ -178,7 +181,7 @@ end
 -- Checks a head, and begins a new epoch if the head is missing, malformed or another server's, or if it conflicts with
 -- `watermarks`: the highest ids, by epoch, that the replica has appended or seen. Returns the head, and whether it has
 -- changed.
-local function ensure_epoch(text, log_key, replication_id, watermarks, random)
+local function ensure_epoch(text, logs, replication_id, watermarks, random)
   local head, has_changed = parse(text), false
   local floor = 0
   for _, id in ipairs(watermarks) do
@@ -187,14 +190,16 @@ local function ensure_epoch(text, log_key, replication_id, watermarks, random)
   if not head then
     -- Entries that no head covers can never be delivered. XTRIM runs only if there are any: once a script has written,
     -- Redis no longer refuses its writes for lack of memory or replicas, and XADD has to be refused then.
-    if redis.call('XLEN', log_key) > 0 then
-      redis.call('XTRIM', log_key, 'MAXLEN', 0)
+    for _, key in ipairs(logs) do
+      if redis.call('XLEN', key) > 0 then
+        redis.call('XTRIM', key, 'MAXLEN', 0)
+      end
     end
     head = { epochs = {}, dropped = 0 }
-    begin_epoch(head, log_key, replication_id, floor, random)
+    begin_epoch(head, logs, replication_id, floor, random)
     has_changed = true
   elseif head.replication_id ~= replication_id then
-    begin_epoch(head, log_key, replication_id, floor, random)
+    begin_epoch(head, logs, replication_id, floor, random)
     has_changed = true
   end
   local ends = {}
@@ -216,7 +221,7 @@ local function ensure_epoch(text, log_key, replication_id, watermarks, random)
   end
   -- No stream could go on from a position above the history.
   if not has_changed and (#losses > 0 or floor > head.epochs[1].number) then
-    begin_epoch(head, log_key, replication_id, floor, random)
+    begin_epoch(head, logs, replication_id, floor, random)
     has_changed = true
   end
   for _, since in ipairs(losses) do
@@ -237,7 +242,7 @@ end
 
 -- Begins an epoch above all ids of a stream of the log. It has ids above the head's if the head is older, or if another
 -- client has written there. Entries above the head can't be delivered, so they count as lost.
-local function begin_above_entries(head, log_key, key, replication_id, random)
+local function begin_above_entries(head, logs, key, replication_id, random)
   local highest = 0
   local info = redis.call('XINFO', 'STREAM', key)
   for index = 1, #info, 2 do
@@ -251,7 +256,7 @@ local function begin_above_entries(head, log_key, key, replication_id, random)
     highest = 0
   end
   local since = { head.epochs[1].number, head.epochs[1].last }
-  begin_epoch(head, log_key, replication_id, highest, random)
+  begin_epoch(head, logs, replication_id, highest, random)
   record_loss(head, since)
 end
 
@@ -326,9 +331,10 @@ end
 
 -- Appends an event to a topic's log, and announces it. Returns the event's id, or nil and Redis's error if nothing was
 -- stored. `log` has these fields:
---   head_key, log_key, channel   the topic's head, log of messages and channel
---   key                          the stream that the event goes to: that log, or the one of presence events. Each has
---                                its own limits, so that no kind displaces the other
+--   head_key, channel            the topic's head and channel
+--   logs                         the streams of messages and of presence events. Each has its own limits, so that no
+--                                kind displaces the other
+--   key                          the one of them that the event goes to
 --   is_presence                  whether the event is about presence
 --   max_entries, max_bytes       what the log keeps, as text and as a number
 --   oldest_time                  events that were published before this time are dropped
@@ -350,7 +356,7 @@ local function append(log, event)
   end
   local head
   if not is_current then
-    head = ensure_epoch(text, log.log_key, replication_id, watermarks_from(log.first_watermark), log.random)
+    head = ensure_epoch(text, log.logs, replication_id, watermarks_from(log.first_watermark), log.random)
     epoch, last, owner, rest = string.match(render(head), HEAD_PATTERN)
   end
 
@@ -367,7 +373,7 @@ local function append(log, event)
   local added = add_entry(log, id, event)
   if type(added) == 'table' and added.err and string.find(added.err, 'equal or smaller', 1, true) then
     head = head or parse(text)
-    begin_above_entries(head, log.log_key, log.key, replication_id, log.random)
+    begin_above_entries(head, log.logs, log.key, replication_id, log.random)
     epoch, last, owner, rest = string.match(render(head), HEAD_PATTERN)
     offset = tonumber(last) + 1
     id = epoch .. '-' .. whole(offset)

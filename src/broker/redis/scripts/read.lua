@@ -1,6 +1,6 @@
--- Reads a part of a topic's log in one step: messages and presence events, in the order of their ids. Returns the head or
--- false, the server's replication id, the number of entries, the oldest entry's id or false, the entries in the order of
--- the command, and 1 if more entries were asked for than their limit of bytes allows.
+-- Reads a part of a topic's log in one step, as a reader of messages or of all events sees it. Returns the head or false,
+-- the server's replication id, the number of entries, the oldest entry's id or false, the entries in the order of the
+-- command, and 1 if more entries were asked for than their limit of bytes allows.
 -- KEYS: head, log, log of presence events. ARGV: XRANGE or XREVRANGE, from, to, most entries, bytes from which on there
 -- are no more entries, 1 to leave out presence events.
 
@@ -21,21 +21,26 @@ local function is_below(first, second)
   return tonumber(epoch) < tonumber(other_epoch)
 end
 
-local function oldest_id(key)
-  local oldest = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
-  return oldest and oldest[1]
+local function oldest_of(key)
+  return redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
 end
 
--- What is read of one stream.
-local function source(key, length)
-  return { key = key, from = from, read = {}, index = 1, is_done = length == 0 }
+-- What is read of one stream, above a position if there is one.
+local function source(key, is_empty, position)
+  local source = { key = key, from = from, to = to, read = {}, index = 1, is_done = is_empty }
+  local low = command == 'XRANGE' and 'from' or 'to'
+  local bound = string.match(source[low], '%d+%-%d+')
+  if position and not (bound and is_below(position, bound)) then
+    source[low] = '(' .. position
+  end
+  return source
 end
 
 -- The next entry of a source. Nothing is read in vain from one without entries.
 local function peek(source)
   if source.index > #source.read and not source.is_done then
     local wanted = math.min(chunk, max_entries - #entries)
-    source.read, source.index = redis.call(command, source.key, source.from, to, 'COUNT', wanted), 1
+    source.read, source.index = redis.call(command, source.key, source.from, source.to, 'COUNT', wanted), 1
     source.is_done = #source.read < wanted
     if #source.read > 0 then
       source.from = '(' .. source.read[#source.read][1]
@@ -44,9 +49,33 @@ local function peek(source)
   return source.read[source.index]
 end
 
-local length, presence_length = redis.call('XLEN', KEYS[2]), redis.call('XLEN', KEYS[3])
-local messages = source(KEYS[2], length)
-local presence = source(KEYS[3], ARGV[6] == '1' and 0 or presence_length)
+local text = redis.call('GET', KEYS[1])
+local length = redis.call('XLEN', KEYS[2])
+local presence_length = ARGV[6] == '1' and 0 or redis.call('XLEN', KEYS[3])
+local first = length > 0 and oldest_of(KEYS[2])
+local oldest, position = first and first[1], nil
+if presence_length > 0 then
+  -- The last message before all that is retained. If there was one, presence events before it belong to a part of the log
+  -- that was dropped.
+  if first then
+    position = string.match(first[2][2] or '', ',"last_message":"(%d+%-%d+)"}$') or first[1]
+  else
+    position = string.match(text or '', ' &(%d+%-%d+)$')
+  end
+  if position and string.find(position, '%-0$') then
+    position = nil
+  elseif not position then
+    presence_length = 0
+  end
+end
+local messages, presence = source(KEYS[2], length == 0), source(KEYS[3], presence_length == 0, position)
+if presence_length > 0 then
+  local start = position and '(' .. position or '-'
+  local event = redis.call('XRANGE', KEYS[3], start, '+', 'COUNT', 1)[1]
+  if event and (not oldest or is_below(event[1], oldest)) then
+    oldest = event[1]
+  end
+end
 while #entries < max_entries do
   local message, event = peek(messages), peek(presence)
   if not message and not event then
@@ -67,16 +96,4 @@ while #entries < max_entries do
   chunk = math.floor((max_bytes - bytes) * #entries / bytes)
   chunk = math.max(1, math.min(chunk, MAX_CHUNK))
 end
-local oldest = length > 0 and oldest_id(KEYS[2])
-local oldest_event = presence_length > 0 and oldest_id(KEYS[3])
-if oldest_event and (not oldest or is_below(oldest_event, oldest)) then
-  oldest = oldest_event
-end
-return {
-  redis.call('GET', KEYS[1]),
-  server_replication_id(),
-  length + presence_length,
-  oldest,
-  entries,
-  is_cut_short,
-}
+return { text, server_replication_id(), length + presence_length, oldest, entries, is_cut_short }

@@ -204,7 +204,7 @@ if #events > 0 then
   require_permission('SET', KEYS[3], '')
   local log = {
     head_key = KEYS[3],
-    log_key = KEYS[4],
+    logs = { KEYS[4], KEYS[5] },
     key = KEYS[5],
     is_presence = true,
     channel = ARGV[5],
