@@ -55,7 +55,7 @@ impl BodyBudget {
 }
 
 /// A part of the budget. It is free again when this is dropped.
-struct BodyPermit {
+pub struct BodyPermit {
     budget: Arc<BodyBudget>,
     caller: RateKey,
     bytes: usize,
@@ -127,10 +127,7 @@ async fn read_body(request: Request, app: &App, caller: &Caller) -> Result<Reque
         BodyError::TooLarge => {
             Problem::new(Code::BodyTooLarge, format!("the body has more than {max_bytes} bytes (--max-body-bytes)"))
         }
-        BodyError::NoBudget => {
-            app.metrics.rejected("body_bytes", "request");
-            Problem::new(Code::TooManyBodies, error.to_string())
-        }
+        BodyError::NoBudget => too_many_bodies(app),
         BodyError::Broken | BodyError::NotGzip => Problem::new(Code::InvalidBody, error.to_string()),
     })
 }
@@ -191,7 +188,7 @@ impl ContentCoding {
 enum BodyError {
     #[error("the body is too large")]
     TooLarge,
-    #[error("{TOO_MANY}")]
+    #[error("there is no room for the body")]
     NoBudget,
     #[error("the connection broke before the whole body had arrived")]
     Broken,
@@ -308,13 +305,34 @@ impl AsRef<[u8]> for HeldAnswer {
     }
 }
 
-/// Counts a large answer until its client has taken it. Refuses that of a read if the caller has too many bytes.
+fn too_many_bodies(app: &App) -> Problem {
+    app.metrics.rejected("body_bytes", "request");
+    Problem::new(Code::TooManyBodies, TOO_MANY)
+}
+
+/// Takes the part of the budget that the answer to a write will need, before the write: once it is done, its answer has to
+/// say so.
+pub fn reserve_answer(app: &App, caller: &Caller, bytes: usize) -> Result<(), Problem> {
+    if bytes > SMALL_BYTES {
+        let mut permit = BodyPermit::new(&app.bodies, caller.key());
+        if !permit.extend(bytes, false) {
+            return Err(too_many_bodies(app));
+        }
+        caller.slot().keep_for_answer(permit);
+    }
+    Ok(())
+}
+
+/// Counts a large answer until its client has taken it. Refuses that of a read, or of a write that was not done, if the
+/// caller has too many bytes.
 pub async fn hold_answer(
     response: Response,
     app: &App,
     caller: CallerSlot,
     is_read: bool,
 ) -> Result<Response, Problem> {
+    let reserved = caller.take_kept_for_answer();
+
     let size = response.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
     caller.has_answered(size.unwrap_or_default());
     if size.is_none_or(|size| size <= SMALL_BYTES) {
@@ -323,11 +341,10 @@ pub async fn hold_answer(
     let (parts, body) = response.into_parts();
     let whole = body.collect().await.map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
     let bytes = whole.to_bytes();
-    let mut permit = BodyPermit::new(&app.bodies, caller.key());
-    // A write is done, and its answer has to say so.
-    if !permit.extend(bytes.len(), !is_read) {
-        app.metrics.rejected("body_bytes", "request");
-        return Err(Problem::new(Code::TooManyBodies, TOO_MANY));
+    let mut permit = reserved.unwrap_or_else(|| BodyPermit::new(&app.bodies, caller.key()));
+    let is_done = !is_read && parts.status.is_success();
+    if !permit.extend(bytes.len().saturating_sub(permit.bytes), is_done) {
+        return Err(too_many_bodies(app));
     }
     let held = HeldAnswer { bytes, _permit: permit, _caller: caller };
     Ok(Response::from_parts(parts, Body::from(Bytes::from_owner(held))))

@@ -1,7 +1,7 @@
 //! The caller of a request: its token, its permissions and its rate limits.
 
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use axum::extract::FromRequestParts;
@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::body::BodyPermit;
 use super::extract::header_text;
 use super::origin::check_page;
 use super::problem::{Code, Problem};
@@ -40,6 +41,7 @@ struct CallerNotes {
     key: OnceLock<RateKey>,
     rate_status: OnceLock<RateStatus>,
     reading: OnceLock<Reading>,
+    answer: Mutex<Option<BodyPermit>>,
 }
 
 impl CallerSlot {
@@ -62,6 +64,20 @@ impl CallerSlot {
     /// What the caller is counted by, once it was identified; see [`Caller::key`].
     pub fn key(&self) -> RateKey {
         self.0.key.get().cloned().unwrap_or(RateKey::All)
+    }
+
+    /// Keeps what was reserved for the answer until [`Self::take_kept_for_answer`].
+    pub fn keep_for_answer(&self, permit: BodyPermit) {
+        *self.answer() = Some(permit);
+    }
+
+    /// What was reserved for the answer.
+    pub fn take_kept_for_answer(&self) -> Option<BodyPermit> {
+        self.answer().take()
+    }
+
+    fn answer(&self) -> MutexGuard<'_, Option<BodyPermit>> {
+        self.0.answer.lock().expect("no holder of the lock panics")
     }
 
     /// Notes that the answer has so many bytes. If that is more than was read for it, they count instead.
@@ -209,6 +225,11 @@ impl Caller {
             (None, Some(address)) => RateKey::Address(address),
             (None, None) => RateKey::All,
         }
+    }
+
+    /// What the response needs to know of it.
+    pub fn slot(&self) -> &CallerSlot {
+        &self.slot
     }
 
     /// The identity that its token gives it.

@@ -193,12 +193,13 @@ fn request_id(headers: &HeaderMap) -> String {
 
 /// Refusals that apply to every route.
 fn check_request(app: &App, is_guarded: bool, request: &Request) -> Result<(), Problem> {
+    head::check_head(request)?;
     if is_guarded {
         let allowed = |origin: &[u8]| app.settings.access.allows_origin(origin);
         let guarded = guard::refuse_foreign(request.uri(), request.headers(), allowed);
         guarded.inspect_err(|problem| audit::refused(problem, None, None))?;
     }
-    head::check_head(request)
+    Ok(())
 }
 
 #[cfg(test)]

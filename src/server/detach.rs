@@ -50,7 +50,7 @@ impl Detach {
         let body = self.0.unread.track(&head.headers, body);
         let request = Request::from_parts(head, Body::new(body));
         let mut response = router.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {});
-        // Where a body in an unknown coding ends is not sure.
+        // Where a body in an unknown transfer coding ends is not sure.
         let is_read = self.0.unread.read_rest().await && response.status() != StatusCode::NOT_IMPLEMENTED;
         let stream = response.extensions_mut().remove::<DetachableStream>().filter(|_| is_chunked);
         if stream.is_some() {

@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 use super::events::{Published, json_data, new_event, store};
 use crate::auth::Permission;
 use crate::broker::{Appended, IdempotencyKey};
-use crate::http::body::read_json_body;
+use crate::http::body::{read_json_body, reserve_answer};
 use crate::http::caller::Caller;
 use crate::http::extract::{JsonObject, parse_json};
 use crate::http::problem::{Code, Problem};
@@ -26,6 +26,10 @@ use crate::names::{Event, EventName, RoomName, SubscriberId};
 
 /// Rooms to which one batch publishes at the same time.
 const CONCURRENT_ROOMS: usize = 16;
+/// Most bytes that an item takes in the answer, apart from its copies.
+const ITEM_ANSWER_BYTES: usize = 512;
+/// Most bytes that a copy takes in the answer, apart from its room's name.
+const COPY_ANSWER_BYTES: usize = 64;
 
 /// Events to publish to one room or several.
 #[derive(Deserialize, ToSchema)]
@@ -132,9 +136,16 @@ pub async fn publish_events(
     let JsonObject(batch) = parse_json::<JsonObject<Batch>>(&body)?;
     let (items, copies, bytes) = parse(&app, &caller, batch, batch_key.as_deref())?;
     caller.spend(&app, copies, bytes).await?;
+    reserve_answer(&app, &caller, most_answer_bytes(&items))?;
     let BatchPlan { rooms, forbidden } = plan(&caller, &items);
     let published = publish(&app, &caller, &items, rooms).await;
     Ok(collect(items, forbidden.into_iter().chain(published)))
+}
+
+/// The most bytes that the answer to a batch has.
+fn most_answer_bytes(items: &[ParsedItem]) -> usize {
+    let copy = |room: &RoomName| room.as_str().len() + COPY_ANSWER_BYTES;
+    items.iter().map(|item| ITEM_ANSWER_BYTES + item.rooms.iter().map(copy).sum::<usize>()).sum()
 }
 
 /// A checked event of a batch, and the rooms to publish it to.

@@ -76,6 +76,8 @@ async fn a_transfer_coding_besides_chunked_is_not_implemented() {
         "transfer-encoding: gzip, chunked\r\n",
         "transfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n",
         "transfer-encoding: chunked, chunked\r\n",
+        // Whatever else is wrong: the connection has to be closed.
+        "host: other.example\r\ntransfer-encoding: gzip, chunked\r\n",
     ] {
         let answer = send_raw(&gateway, put(codings)).await;
         assert!(answer.starts_with("HTTP/1.1 501 "), "{codings}: {answer}");

@@ -155,10 +155,26 @@ on_both_brokers! {
             let request = format!("PUT /v1/hashes/m/fields/f{n} HTTP/1.1\r\n");
             unread.push(ask(gateway.address(), &request, &control_characters()).await);
         }
-        let put = gateway.request(Method::PUT, "/v1/hashes/m/fields/more").body("x".repeat(100_000));
+        let put = gateway.request(Method::PUT, "/v1/hashes/m/fields/refused").body(control_characters());
         let (status, problem) = gateway.send(put).await;
+        assert_eq!(gateway.get("/v1/hashes/m/fields/refused").await.0, StatusCode::NOT_FOUND);
         assert_eq!((status.as_u16(), problem["code"].as_str()), (503, Some("too_many_bodies")), "{problem}");
         gateway.publish("lobby", "small").await;
+        // It was refused before the budget of all was full.
+        let other = client_of("127.0.0.2").put(format!("{}/v1/hashes/m/fields/more", gateway.url));
+        assert_eq!(gateway.send(other.body("x".repeat(100_000))).await.0, StatusCode::CREATED);
+    }
+
+    async fn p7_unread_answers_of_writes_that_were_not_done_leave_room_for_others(world) {
+        let gateway = world.gateway_with(|settings| settings.requests.max_total_body_bytes = 16 * MIB).await;
+        set_field(&gateway, "f", "", control_characters()).await;
+        let mut unread = Vec::new();
+        for _ in 0..16 {
+            let request = "DELETE /v1/hashes/m/fields/f HTTP/1.1\r\nif-match: \"x\"\r\n";
+            unread.push(ask(gateway.address(), request, "").await);
+        }
+        let other = client_of("127.0.0.2").put(format!("{}/v1/hashes/m/fields/more", gateway.url));
+        assert_eq!(gateway.send(other.body("x".repeat(100_000))).await.0, StatusCode::CREATED);
     }
 }
 

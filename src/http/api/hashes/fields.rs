@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use serde_json::value::to_raw_value;
 use utoipa::ToSchema;
 
 use super::accept::ValueFormat;
@@ -17,7 +18,7 @@ use super::values::{HashValue, check_value, current_value};
 use crate::auth::Permission;
 use crate::broker::{Condition, RemoveOutcome, SetOutcome, entity_tag};
 use crate::http::App;
-use crate::http::body::{read_json_body, read_typed_body};
+use crate::http::body::{read_json_body, read_typed_body, reserve_answer};
 use crate::http::caller::Caller;
 use crate::http::extract::{BodyType, FieldPath, JsonObject, parse_json};
 use crate::http::problem::{Code, Problem};
@@ -171,14 +172,16 @@ pub async fn set_field(
     };
     check_value(&app, &value)?;
     require_memory(&app)?;
+    let answer = to_raw_value(&FieldValue::new(&hash, &field, &value)).expect("a text is always JSON");
+    reserve_answer(&app, &caller, answer.get().len())?;
     caller.spend(&app, 1, value.len()).await?;
-    let status = match app.hashes.set(&hash, &field, value.clone(), &condition).await? {
+    let tag = etag(&value);
+    let status = match app.hashes.set(&hash, &field, value, &condition).await? {
         SetOutcome::Created => StatusCode::CREATED,
         SetOutcome::Replaced => StatusCode::OK,
         SetOutcome::Refused => return Err(condition_failed(&app, &caller, &hash, &field).await),
     };
-    let body = FieldValue::new(&hash, &field, &value);
-    Ok((status, [(header::ETAG, etag(&value))], Json(body)).into_response())
+    Ok((status, [(header::ETAG, tag)], Json(answer)).into_response())
 }
 
 /// Delete a field
