@@ -6,6 +6,7 @@ use std::fmt::Write;
 use stateright::Path;
 
 use super::{ModelEvent, ModelReplica, ModelStep, ModelSubscriber, Origin, Received, Violation, World};
+use crate::log::{EntryKind, LogView};
 use crate::names::EventId;
 
 /// Names of the replicas and subscribers by their numbers in a world. The numbers may change with a step, the names do
@@ -46,9 +47,9 @@ impl Names {
     fn describe_step(&self, before: &World, step: ModelStep, after: &World) -> String {
         let announced = |replica: usize| before.replicas[replica].inbox.front().expect("there is one").id;
         match step {
-            ModelStep::Publish(replica) => {
+            ModelStep::Publish(replica, kind) => {
                 let event = after.acknowledged.last().expect("it was published");
-                format!("Replica {} publishes an event; its id is {}.", self.replicas[replica], event.id)
+                format!("Replica {} publishes a {}; its id is {}.", self.replicas[replica], name(kind), event.id)
             }
             ModelStep::ReceiveAnnouncement(replica) => {
                 format!("Replica {} receives the announcement of {}.", self.replicas[replica], announced(replica))
@@ -77,7 +78,7 @@ impl Names {
                 format!("Replica {} dies, and a new one takes its place.", self.replicas[replica])
             }
             ModelStep::SetClockBack => "The server's clock is set back by a quarter of a head's lifetime.".into(),
-            ModelStep::Trim => "The server trims the oldest event from the log.".into(),
+            ModelStep::Trim(kind) => format!("The server trims the oldest {} from the log.", name(kind)),
             ModelStep::Expire => "All events of the log expire.".into(),
             ModelStep::Clear(replica) => format!("Replica {} clears the log.", self.replicas[replica]),
         }
@@ -95,9 +96,20 @@ impl Names {
         subscribers.sort_by_key(|(name, _)| **name);
         for (name, subscriber) in subscribers {
             let replica = self.replicas[subscriber.replica];
-            let _ = writeln!(text, "     Subscriber {name} on replica {replica}: {}", subscriber.text());
+            let view = match subscriber.view {
+                LogView::All => "",
+                LogView::Messages => ", which gets no presence events,",
+            };
+            let _ = writeln!(text, "     Subscriber {name}{view} on replica {replica}: {}", subscriber.text());
         }
         text
+    }
+}
+
+fn name(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::Message => "message",
+        EntryKind::Presence => "presence event",
     }
 }
 
