@@ -193,20 +193,22 @@ pub struct OpenPermit {
     keys: Vec<RateKey>,
 }
 
-/// A read of lists or values that goes on until the client has taken the answer. The caller's later requests spend the
-/// tokens for it, as soon as it was answered.
+/// A read of lists or values. It counts for its caller until the client has taken the answer, and for all callers together
+/// until it is done. The caller's later requests spend the tokens for it, as soon as it was answered.
 pub struct Reading {
     limiter: Arc<RateLimiter>,
     keys: Vec<RateKey>,
     /// What is not paid yet.
     bytes: AtomicUsize,
-    _permit: OpenPermit,
+    _of_caller: OpenPermit,
+    of_all: Option<OpenPermit>,
 }
 
 impl Reading {
-    /// Notes how many bytes the read has read.
-    pub fn has_read(&self, bytes: usize) {
+    /// Notes that the read is done, and how many bytes it has read.
+    pub fn has_read(&mut self, bytes: usize) {
         self.bytes.store(bytes, Ordering::Relaxed);
+        self.of_all = None;
     }
 
     /// Notes that the answer has so many bytes, which count if they are more than those that were read.
@@ -411,8 +413,10 @@ impl RateLimiter {
     /// the name of the limit.
     pub fn begin_read(self: &Arc<Self>, caller: RateKey, keys: Vec<RateKey>) -> Result<Reading, &'static str> {
         let of_caller = Some((caller, READS_OF_A_CALLER)).filter(|(caller, _)| *caller != RateKey::All);
-        let permit = self.reads.open(of_caller.into_iter().chain([(RateKey::All, READS)]))?;
-        Ok(Reading { limiter: self.clone(), keys, bytes: UNFINISHED_READ.into(), _permit: permit })
+        let of_caller = self.reads.open(of_caller)?;
+        let of_all = self.reads.open([(RateKey::All, READS)])?;
+        let bytes = UNFINISHED_READ.into();
+        Ok(Reading { limiter: self.clone(), keys, bytes, _of_caller: of_caller, of_all: Some(of_all) })
     }
 
     /// Waits until a stream of a caller may open so many rooms. The others of the same caller wait until the permit is

@@ -24,6 +24,7 @@ use super::Delivery;
 use super::connection::{StreamConn, serve_alone};
 use super::format::heartbeat_chunk;
 use crate::live::{CaughtUp, GroupCursor, GroupPoll, LiveEvent};
+use crate::log::LogView;
 use crate::names::Topic;
 use crate::shutdown::Tasks;
 use crate::timestamp;
@@ -191,7 +192,7 @@ impl Broadcaster {
         loop {
             let poll = match self.cursor.poll() {
                 GroupPoll::NeedsLog => {
-                    let poll = self.cursor.read_log().await;
+                    let poll = self.cursor.read_log(self.view()).await;
                     // The read may have lasted beyond the end of a stream's lifetime.
                     self.handle_deadlines().await;
                     poll
@@ -220,6 +221,13 @@ impl Broadcaster {
                 GroupPoll::Nothing | GroupPoll::NeedsLog => return,
             }
         }
+    }
+
+    /// What its streams get. If only some of them get presence events, and some of these were dropped, each stream has to ask
+    /// for itself.
+    fn view(&self) -> LogView {
+        let sees_all = |(_, stream): (usize, &GroupStream)| stream.conn.state.session.view() == LogView::All;
+        if self.streams.iter().any(sees_all) { LogView::All } else { LogView::Messages }
     }
 
     /// Writes events to all streams.

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::format::{self, StreamOpen};
 use super::{Delivery, EndReason, Ending, StreamFormat, Subscriber};
 use crate::live::{CaughtUp, GroupCursor, LiveEvent, Subscription, Update};
+use crate::log::LogView;
 use crate::moderation::Termination;
 use crate::names::{EventId, RoomName, Topic};
 
@@ -228,6 +229,11 @@ impl StreamSession {
             Termination::Banned(_) => EndReason::Banned,
             Termination::Revoked => EndReason::TokenRevoked,
         })
+    }
+
+    /// What the subscriber gets of its room's log.
+    pub(super) fn view(&self) -> LogView {
+        self.subscriber.view()
     }
 
     /// Whether the subscriber gets every published event, except those that exclude it by `except`.

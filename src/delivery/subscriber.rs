@@ -13,7 +13,7 @@ use crate::live::LiveEvent;
 use crate::log::LogView;
 use crate::moderation::StreamIdentity;
 use crate::names::{EventName, RoomName, SubscriberId};
-use crate::presence::{JoinError, Presence, PresenceSession, PresenceWatch, StreamToken};
+use crate::presence::{JoinError, JoinPlan, Presence, PresenceSession, PresenceWatch, StreamToken};
 use crate::rate_limit::OpenPermit;
 
 /// The client that reads a stream, and the selection of events that it gets.
@@ -80,16 +80,26 @@ impl Subscriber {
         self.extra.get_or_insert_default()
     }
 
-    /// Starts to watch the presence of its rooms, if it gets presence events, and becomes a member of them, if it has
-    /// chosen its id: of all of them, or of none.
-    pub async fn join(&mut self, presence: &Arc<Presence>, rooms: &[RoomName]) -> Result<(), JoinError> {
-        let member = self.extra.as_ref().and_then(|extra| extra.member.clone());
+    /// Checks that it may become a member of its rooms, if it has chosen its id. Changes nothing.
+    pub async fn plan_join(
+        &self,
+        presence: &Arc<Presence>,
+        rooms: &[RoomName],
+    ) -> Result<Option<JoinPlan>, JoinError> {
+        let Some(member) = self.extra.as_ref().and_then(|extra| extra.member.clone()) else { return Ok(None) };
         let Identity { subject, token_id, .. } = &*self.identity;
         let token = StreamToken { subject: subject.clone(), id: token_id.clone() };
-        let plan = match member {
-            Some(member) => Some(presence.plan_join(rooms, member, token, self.wants_presence).await?),
-            None => None,
-        };
+        presence.plan_join(rooms, member, token, self.wants_presence).await.map(Some)
+    }
+
+    /// Starts to watch the presence of its rooms, if it gets presence events, and becomes a member of those of a plan: of
+    /// all of them, or of none.
+    pub async fn join(
+        &mut self,
+        presence: &Arc<Presence>,
+        rooms: &[RoomName],
+        plan: Option<JoinPlan>,
+    ) -> Result<(), JoinError> {
         let joining = async {
             match &plan {
                 Some(plan) => presence.join(plan).await,

@@ -9,6 +9,7 @@ use axum::http::header::{AUTHORIZATION, COOKIE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::body::BodyPermit;
 use super::extract::header_text;
@@ -31,11 +32,11 @@ pub struct Caller {
 }
 
 /// What the response of a request needs to know of its caller. It is in the request's extensions. Clones share the slot.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct CallerSlot(Arc<CallerNotes>);
 
-#[derive(Default)]
 struct CallerNotes {
+    began: Instant,
     /// For IPv6 the first address of its /64.
     address: Option<IpAddr>,
     key: OnceLock<RateKey>,
@@ -44,10 +45,28 @@ struct CallerNotes {
     answer: Mutex<Option<BodyPermit>>,
 }
 
+impl Default for CallerSlot {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
 impl CallerSlot {
-    /// For a caller at this address.
+    /// For a request that arrives now, of a caller at this address.
     pub fn new(address: Option<IpAddr>) -> Self {
-        Self(Arc::new(CallerNotes { address, ..CallerNotes::default() }))
+        Self(Arc::new(CallerNotes {
+            began: Instant::now(),
+            address,
+            key: OnceLock::new(),
+            rate_status: OnceLock::new(),
+            reading: OnceLock::new(),
+            answer: Mutex::new(None),
+        }))
+    }
+
+    /// When the request arrived.
+    pub fn began(&self) -> Instant {
+        self.0.began
     }
 
     /// The state of the caller's rate limits, once the request has been counted; none without limits.
@@ -277,8 +296,9 @@ impl Caller {
         check_revoked(app, &self.identity).await.map_err(|problem| self.refused(problem))
     }
 
-    /// Reads a list or a value of so many bytes, which count against the caller's limits. The read goes on until the
-    /// client has taken the answer. Fails if too many reads go on: more would have to wait, and keep others waiting.
+    /// Reads a list or a value of so many bytes, which count against the caller's limits. For the caller, the read goes on
+    /// until the client has taken the answer. Fails if too many reads go on: more would have to wait, and keep others
+    /// waiting.
     pub async fn read<T, E>(
         &self,
         app: &App,
@@ -290,7 +310,7 @@ impl Caller {
     {
         let reading = self.begin_read(app)?;
         let result = read.await;
-        if let Some(reading) = reading {
+        if let Some(mut reading) = reading {
             reading.has_read(result.as_ref().map_or(0, bytes));
             let _ = self.slot.0.reading.set(reading);
         }

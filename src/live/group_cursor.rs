@@ -77,12 +77,14 @@ impl GroupCursor {
         }
     }
 
-    /// What follows, by one read of the log for the whole group.
-    pub async fn read_log(&mut self) -> GroupPoll {
-        // The group may have streams that get presence events. If some were dropped, the others ask for themselves.
-        match self.topic.read_log(self.position, None, LogView::All).await {
+    /// What follows, by one read of the log for the whole group. `view` is what the group's members get.
+    pub async fn read_log(&mut self, view: LogView) -> GroupPoll {
+        match self.topic.read_log(self.position, None, view).await {
             Ok(Following::Events(events)) => GroupPoll::from_events(events),
-            Ok(Following::NothingUpTo(_)) => GroupPoll::Nothing,
+            Ok(Following::NothingUpTo(position)) => {
+                self.position = position;
+                GroupPoll::Nothing
+            }
             Ok(Following::Gap(_)) => GroupPoll::PollEach,
             Err(error) => GroupPoll::RetryAt(self.topic.retry_at(&error)),
         }

@@ -130,6 +130,27 @@ on_both_brokers! {
         }
     }
 
+    async fn p7_unread_answers_of_many_callers_keep_nobody_from_reading(world) {
+        let gateway = world.gateway_with(close).await;
+        let reader = |subject: &str| {
+            let mut claims = claims(&json!({"read": ["*"], "write": ["*"]}));
+            claims["sub"] = json!(subject);
+            token(&claims)
+        };
+        set_field(&gateway, "f", &reader("writer"), "x".repeat(100_000)).await;
+        let mut unread = Vec::new();
+        // Each as often as one caller may, and together more than the replica reads at one time.
+        for n in 0..5 {
+            let request =
+                format!("GET /v1/hashes/m/fields/f HTTP/1.1\r\nauthorization: Bearer {}\r\n", reader(&n.to_string()));
+            for _ in 0..16 {
+                unread.push(ask(gateway.address(), &request, "").await);
+            }
+        }
+        let read = gateway.request(Method::GET, "/v1/hashes/m").bearer_auth(reader("other"));
+        assert_eq!(gateway.send(read).await.0, StatusCode::OK);
+    }
+
     async fn p7_unread_answers_leave_room_for_others_and_for_small_ones(world) {
         let gateway = world.gateway_with(|settings| settings.requests.max_total_body_bytes = 16 * MIB).await;
         set_field(&gateway, "f", "", control_characters()).await;

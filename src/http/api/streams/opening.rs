@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use super::refusal::{refuse, refuse_caller, stream_headers};
 use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
@@ -22,11 +22,11 @@ use crate::http::extract::{parse_event_name, parse_name};
 use crate::http::problem::{Code, Problem};
 use crate::live::{Start, Subscription};
 use crate::names::{EventName, RoomName, SubscriberId, nesting, without_white_space};
-use crate::presence::JoinError;
+use crate::presence::{JoinError, JoinPlan};
 
 /// Event names that one stream can select.
 const MAX_SELECTED: usize = 50;
-/// Longest time until a stream is open or refused.
+/// Longest time from a request's arrival until its stream joins the rooms or is refused.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What a request says about its stream, apart from the rooms.
@@ -97,12 +97,20 @@ pub(super) async fn open(
     if is_head {
         return Ok(stream_headers().into_response());
     }
-    let began = timeout(OPEN_TIMEOUT, begin(app, &caller, &mut subscriber, &names, rooms)).await;
+    let deadline = caller.slot().began() + OPEN_TIMEOUT;
+    let began = timeout_at(deadline, begin(app, &caller, &mut subscriber, &names, rooms)).await;
     let too_late = || {
         let detail = "opening the stream took too long";
         Err(OpenError::Broker(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, detail))))
     };
-    match began.unwrap_or_else(|_| too_late()) {
+    // Not within the deadline: a join that was cut off would have ended the caller's other streams for a refused one.
+    let opened = match began.unwrap_or_else(|_| too_late()) {
+        Ok((subscription, plan)) => {
+            subscriber.join(&app.presence, &names, plan).await.map(|()| subscription).map_err(OpenError::from)
+        }
+        Err(error) => Err(error),
+    };
+    match opened {
         Ok(subscription) => {
             let session =
                 StreamSession::new(app.delivery.clone(), subscription, subscriber, format, ending, terminations);
@@ -142,15 +150,15 @@ pub(super) async fn open(
     }
 }
 
-/// Takes a stream permit, checks removals, subscribes to the rooms, and joins them. In this order, so that a member
-/// gets the event of its own join.
+/// Takes a stream permit, checks removals, subscribes to the rooms, and plans to join them. In this order, so that a
+/// member gets the event of its own join.
 async fn begin(
     app: &App,
     caller: &Caller,
     subscriber: &mut Subscriber,
     names: &[RoomName],
     rooms: Vec<(RoomName, Start)>,
-) -> Result<Subscription, OpenError> {
+) -> Result<(Subscription, Option<JoinPlan>), OpenError> {
     if let Some(limits) = &app.limits {
         let permit = limits.open_stream(subscriber.identity.subject.as_ref(), subscriber.address);
         subscriber.hold(permit.map_err(OpenError::TooManyStreams)?);
@@ -161,8 +169,8 @@ async fn begin(
     let subscription = app.live.subscribe(topics, subscriber.view(), |event| subscriber.wants(event)).await?;
     // That took a while. A caller that was removed meanwhile must not end the owner's other streams.
     check_removals(app, caller, subscriber, names).await?;
-    subscriber.join(&app.presence, names).await?;
-    Ok(subscription)
+    let plan = subscriber.plan_join(&app.presence, names).await?;
+    Ok((subscription, plan))
 }
 
 /// Checks the caller's token and bans. Terminations are counted already, so those that come later end the stream.
