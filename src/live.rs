@@ -36,6 +36,7 @@ use crate::broker::{
 use crate::cache::AnnouncementOutcome;
 use crate::log::LogView;
 use crate::names::{EventId, RoomName, Topic};
+use crate::rate_limit::Payer;
 use crate::shutdown::Tasks;
 use crate::timestamp;
 use crate::trace;
@@ -144,12 +145,14 @@ impl Live {
     }
 
     /// Opens a subscription to some topics, each from its own start. [`Start::Recent`] counts the events that are `wanted`.
+    /// `payer` is charged for what is read of the logs for this subscription alone.
     /// Fails if the broker can't be read or delivers no announcements for longer than a moment. Otherwise waits for the
     /// logs to be read, without a limit of its own.
     pub async fn subscribe(
         self: &Arc<Self>,
         topics: Vec<(Topic, Start)>,
         view: LogView,
+        payer: Option<Arc<Payer>>,
         wanted: impl Fn(&LiveEvent) -> bool + Sync,
     ) -> Result<Subscription, BrokerError> {
         let open = || async {
@@ -157,7 +160,7 @@ impl Live {
             let commands = health.commands.filter(|fault| !fault.kind.affects_only_writes());
             match commands.or(health.delivery) {
                 Some(fault) => Err(BrokerError::Unavailable(fault)),
-                None => Subscription::open(self, topics.clone(), view, &wanted).await,
+                None => Subscription::open(self, topics.clone(), view, payer.as_ref(), &wanted).await,
             }
         };
         read_with_patience(open).await

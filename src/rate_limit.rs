@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ const READS: u32 = 64;
 /// Most of these of one caller.
 const READS_OF_A_CALLER: u32 = 16;
 /// Most rooms that streams of one caller open at one time. More of them wait for each other, not for those of others.
-const ROOMS_OPENING_OF_A_CALLER: u32 = 64;
+pub const ROOMS_OPENING_OF_A_CALLER: u32 = 16;
 /// A value that is written or read counts as one request, and as another one for each time that it has so many bytes.
 pub const BYTES_OF_A_REQUEST: usize = 64 * 1024;
 /// What counts as read if a read does not end. One command to the broker reads about as much.
@@ -193,13 +194,45 @@ pub struct OpenPermit {
     keys: Vec<RateKey>,
 }
 
+/// Who pays for reads: later requests with these keys spend the tokens.
+pub struct Payer {
+    limiter: Arc<RateLimiter>,
+    keys: Vec<RateKey>,
+}
+
+/// A read that is charged when this is dropped. Until it is known how much was read, it counts as an unfinished one.
+pub struct ChargedRead<P: Deref<Target = Payer>> {
+    payer: P,
+    /// What is not paid yet.
+    bytes: AtomicUsize,
+}
+
+impl<P: Deref<Target = Payer>> ChargedRead<P> {
+    /// A read that begins.
+    pub fn new(payer: P) -> Self {
+        Self { payer, bytes: UNFINISHED_READ.into() }
+    }
+
+    /// Notes that the read is done, and how many bytes it has read.
+    pub fn has_read(&self, bytes: usize) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn charge(&self) {
+        self.payer.limiter.owe(&self.payer.keys, self.bytes.swap(0, Ordering::Relaxed));
+    }
+}
+
+impl<P: Deref<Target = Payer>> Drop for ChargedRead<P> {
+    fn drop(&mut self) {
+        self.charge();
+    }
+}
+
 /// A read of lists or values. It counts for its caller until the client has taken the answer, and for all callers together
 /// until it is done. The caller's later requests spend the tokens for it, as soon as it was answered.
 pub struct Reading {
-    limiter: Arc<RateLimiter>,
-    keys: Vec<RateKey>,
-    /// What is not paid yet.
-    bytes: AtomicUsize,
+    read: ChargedRead<Box<Payer>>,
     _of_caller: OpenPermit,
     of_all: Option<OpenPermit>,
 }
@@ -207,25 +240,14 @@ pub struct Reading {
 impl Reading {
     /// Notes that the read is done, and how many bytes it has read.
     pub fn has_read(&mut self, bytes: usize) {
-        self.bytes.store(bytes, Ordering::Relaxed);
+        self.read.has_read(bytes);
         self.of_all = None;
     }
 
     /// Notes that the answer has so many bytes, which count if they are more than those that were read.
     pub fn has_answered(&self, bytes: usize) {
-        self.bytes.fetch_max(bytes, Ordering::Relaxed);
-        self.charge();
-    }
-
-    fn charge(&self) {
-        let bytes = self.bytes.swap(0, Ordering::Relaxed);
-        self.limiter.owe(&self.keys, bytes);
-    }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.charge();
+        self.read.bytes.fetch_max(bytes, Ordering::Relaxed);
+        self.read.charge();
     }
 }
 
@@ -415,8 +437,14 @@ impl RateLimiter {
         let of_caller = Some((caller, READS_OF_A_CALLER)).filter(|(caller, _)| *caller != RateKey::All);
         let of_caller = self.reads.open(of_caller)?;
         let of_all = self.reads.open([(RateKey::All, READS)])?;
-        let bytes = UNFINISHED_READ.into();
-        Ok(Reading { limiter: self.clone(), keys, bytes, _of_caller: of_caller, of_all: Some(of_all) })
+        let read = ChargedRead::new(Box::new(Payer { limiter: self.clone(), keys }));
+        Ok(Reading { read, _of_caller: of_caller, of_all: Some(of_all) })
+    }
+
+    /// Who pays for what the streams of a caller read. Not all callers together: they would be refused when many streams come
+    /// back at once.
+    pub fn payer_for_streams(self: &Arc<Self>, caller: RateKey) -> Option<Arc<Payer>> {
+        (caller != RateKey::All).then(|| Arc::new(Payer { limiter: self.clone(), keys: vec![caller] }))
     }
 
     /// Waits until a stream of a caller may open so many rooms. The others of the same caller wait until the permit is

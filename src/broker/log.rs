@@ -102,6 +102,13 @@ impl LogSlice {
     }
 }
 
+impl LogSlice {
+    /// The size of the entries.
+    pub fn bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.stored.len()).sum()
+    }
+}
+
 impl Retained for LogSlice {
     /// Correct for the position at which the slice begins, and for later positions inside it.
     fn first_after(&self, position: EventId) -> Option<EventId> {

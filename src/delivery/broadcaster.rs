@@ -434,7 +434,7 @@ mod tests {
         let app = test_app();
         let topic = Topic::from(RoomName::new("a").unwrap());
         let subscription =
-            app.live.subscribe(vec![(topic.clone(), Start::Now)], LogView::All, |_| true).await.unwrap();
+            app.live.subscribe(vec![(topic.clone(), Start::Now)], LogView::All, None, |_| true).await.unwrap();
         let caught_up = subscription.caught_up().expect("the room is quiet");
         let event = Event {
             name: None,

@@ -79,7 +79,7 @@ impl GroupCursor {
 
     /// What follows, by one read of the log for the whole group. `view` is what the group's members get.
     pub async fn read_log(&mut self, view: LogView) -> GroupPoll {
-        match self.topic.read_log(self.position, None, view).await {
+        match self.topic.read_log(self.position, None, view).await.map(|(following, _)| following) {
             Ok(Following::Events(events)) => GroupPoll::from_events(events),
             Ok(Following::NothingUpTo(position)) => {
                 self.position = position;

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::select_all;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -16,9 +17,13 @@ use crate::broker::{BrokerError, ReadLimit, ReadRange};
 use crate::cache::Lookup;
 use crate::log::{Gap, GapReason, LogView, ReportedLoss};
 use crate::names::{EventId, Topic};
+use crate::rate_limit::{ChargedRead, Payer, ROOMS_OPENING_OF_A_CALLER};
 
 /// Longest time between an append and the arrival of its announcement.
 const ANNOUNCEMENT_DELAY: Duration = Duration::from_secs(1);
+
+/// Topics that one subscription opens at one time.
+const ROOMS_AT_ONCE: usize = ROOMS_OPENING_OF_A_CALLER as usize;
 
 /// Most entries of the log that [`Start::Recent`] looks at.
 const RECENT_EVENTS: usize = 1000;
@@ -92,6 +97,7 @@ struct TopicCursor {
     start: EventId,
     position: EventId,
     view: LogView,
+    payer: Option<Arc<Payer>>,
     /// How many of the topic's retractions it has handled.
     retractions: u64,
     /// The losses for which it needs no gap.
@@ -110,12 +116,15 @@ impl Subscription {
         live: &Arc<Live>,
         topics: Vec<(Topic, Start)>,
         view: LogView,
+        payer: Option<&Arc<Payer>>,
         wanted: &(impl Fn(&LiveEvent) -> bool + Sync),
     ) -> Result<Self, BrokerError> {
-        let guards: Vec<_> = topics.into_iter().map(|(topic, start)| (live.enter(&topic), start)).collect();
-        let opening =
-            guards.into_iter().map(|(guard, start)| TopicCursor::open(&live.log, guard, start, view, wanted));
-        let cursors = futures_util::future::try_join_all(opening).await?;
+        let opening = topics.into_iter().map(async |(topic, start)| {
+            TopicCursor::open(&live.log, live.enter(&topic), start, view, payer.cloned(), wanted).await
+        });
+        // A few at one time: a stream of many rooms must not keep others waiting.
+        let opening = stream::iter(opening).buffered(ROOMS_AT_ONCE);
+        let cursors: Vec<_> = opening.try_collect().await?;
         live.subscriptions.fetch_add(1, Ordering::Relaxed);
         Ok(Self { live: live.clone(), cursors: cursors.into(), first: 0 })
     }
@@ -197,6 +206,7 @@ async fn before_recent(
     end: EventId,
     count: u64,
     view: LogView,
+    payer: Option<&Arc<Payer>>,
     wanted: impl Fn(&LiveEvent) -> bool,
 ) -> Result<EventId, BrokerError> {
     /// Goes back over events, newest first. None stands for an entry that is no event.
@@ -221,7 +231,9 @@ async fn before_recent(
     }
     let below = EventId::new(position.epoch, position.offset + 1);
     let limit = ReadLimit { entries: RECENT_EVENTS, bytes: BATCH_BYTES };
+    let charged = payer.cloned().map(ChargedRead::new);
     let slice = log.read(topic.topic(), ReadRange::Before(below), view, limit).await?;
+    charged.inspect(|charged| charged.has_read(slice.bytes()));
     let logged = slice.entries.iter().rev().map(|entry| (entry.id, LiveEvent::new(entry).ok()));
     let (position, left) = go_back((position, left), logged, &wanted);
     if left == 0 || slice.is_end {
@@ -243,6 +255,7 @@ impl TopicCursor {
         guard: TopicGuard,
         start: Start,
         view: LogView,
+        payer: Option<Arc<Payer>>,
         wanted: &(impl Fn(&LiveEvent) -> bool + Sync),
     ) -> Result<Self, BrokerError> {
         let mut changes = guard.live_topic().changes();
@@ -265,7 +278,9 @@ impl TopicCursor {
                 let slice = log.read(topic, ReadRange::Oldest, view, ReadLimit::HISTORY).await?;
                 slice.oldest.map_or(slice.history.end(), EventId::before)
             }
-            Start::Recent(count) => before_recent(log, guard.live_topic(), end, count, view, wanted).await?,
+            Start::Recent(count) => {
+                before_recent(log, guard.live_topic(), end, count, view, payer.as_ref(), wanted).await?
+            }
         };
         let mut cursor = Self {
             guard,
@@ -273,6 +288,7 @@ impl TopicCursor {
             start: position,
             position,
             view,
+            payer,
             retractions,
             // A stream that does not continue another one needs no gap for what was before it.
             reported: Some(ReportedLoss { from: EventId::start_of(0), to: position }),
@@ -339,7 +355,10 @@ impl TopicCursor {
     }
 
     async fn read_log(&mut self) -> Result<Following, BrokerError> {
-        self.guard.live_topic().read_log(self.position, self.reported, self.view).await
+        let charged = self.payer.clone().map(ChargedRead::new);
+        let (following, bytes) = self.guard.live_topic().read_log(self.position, self.reported, self.view).await?;
+        charged.inspect(|charged| charged.has_read(bytes));
+        Ok(following)
     }
 
     /// A gap, if an event that this cursor may have yielded was retracted.

@@ -158,13 +158,14 @@ impl LiveTopic {
         self.counted().cache.newest().cloned().collect()
     }
 
-    /// What follows a position, by a read of the log. Apart from retractions, this is the only source of gaps.
+    /// What follows a position, by a read of the log, and the number of bytes that were read. Apart from retractions, this is
+    /// the only source of gaps.
     pub(super) async fn read_log(
         &self,
         position: EventId,
         reported: Option<ReportedLoss>,
         view: LogView,
-    ) -> Result<Following, BrokerError> {
+    ) -> Result<(Following, usize), BrokerError> {
         let limit = ReadLimit { entries: PAGE_EVENTS, bytes: BATCH_BYTES };
         let slice = self.log.read(&self.topic, ReadRange::After(position), view, limit).await?;
         if !self.has_history(&slice.history) {
@@ -172,12 +173,13 @@ impl LiveTopic {
         }
         let read = Ring::from_events(LiveEvent::decode_all(&slice.entries), view, slice.last_message);
         // All that was read: the rest of a larger page would be read again.
-        Ok(match read.after(&slice.history, position, reported, usize::MAX) {
+        let following = match read.after(&slice.history, position, reported, usize::MAX) {
             Ok(events) => Following::Events(events),
             Err(Next::Gap(gap)) => Following::Gap(gap),
             Err(Next::Nothing) => Following::NothingUpTo(slice.history.end()),
             Err(Next::Event(_)) => Following::NothingUpTo(position),
-        })
+        };
+        Ok((following, slice.bytes()))
     }
 
     /// When a subscriber may read the log again after a read has failed.

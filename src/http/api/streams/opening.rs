@@ -166,7 +166,9 @@ async fn begin(
     check_removals(app, caller, subscriber, names).await?;
     let _turn = caller.turn_to_open(app, names.len()).await;
     let topics = rooms.into_iter().map(|(room, start)| (room.into(), start)).collect();
-    let subscription = app.live.subscribe(topics, subscriber.view(), |event| subscriber.wants(event)).await?;
+    let payer = app.limits.as_ref().and_then(|limits| limits.payer_for_streams(caller.key()));
+    let wanted = |event: &_| subscriber.wants(event);
+    let subscription = app.live.subscribe(topics, subscriber.view(), payer, wanted).await?;
     // That took a while. A caller that was removed meanwhile must not end the owner's other streams.
     check_removals(app, caller, subscriber, names).await?;
     let plan = subscriber.plan_join(&app.presence, names).await?;
