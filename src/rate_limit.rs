@@ -157,6 +157,8 @@ struct LocalQuota {
     full_at: Option<Instant>,
     /// Tokens that later requests spend beside their own.
     debt: u64,
+    /// Bytes that are not part of the debt yet.
+    owed_bytes: usize,
 }
 
 /// The quota of one caller.
@@ -327,9 +329,12 @@ impl RateLimiter {
 
     /// Counts bytes that were read or written. Later requests with these keys spend the tokens for them.
     pub fn owe(&self, keys: &[RateKey], bytes: usize) {
-        let tokens = bytes / BYTES_OF_A_REQUEST;
-        for key in keys.iter().filter(|key| tokens > 0 && self.rate(key) > 0) {
-            lock(&self.limit(key).quota).debt += tokens as u64;
+        for key in keys.iter().filter(|key| bytes > 0 && self.rate(key) > 0) {
+            let limit = self.limit(key);
+            let mut quota = lock(&limit.quota);
+            quota.owed_bytes += bytes;
+            quota.debt += (quota.owed_bytes / BYTES_OF_A_REQUEST) as u64;
+            quota.owed_bytes %= BYTES_OF_A_REQUEST;
         }
     }
 
