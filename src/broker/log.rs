@@ -67,7 +67,7 @@ pub struct LogSlice {
     pub view: LogView,
     /// The oldest retained entry.
     pub oldest: Option<EventId>,
-    /// The number of entries in the log.
+    /// The number of entries in the log. It may be too large if entries were asked for.
     pub retained: u64,
     /// The entries that were asked for.
     pub entries: Vec<LogEntry>,

@@ -156,6 +156,8 @@ on_both_brokers! {
             assert!(events.iter().all(|event| event["event"].is_null()), "{page}");
             assert!(events.last().unwrap()["data"].as_str().unwrap().starts_with("29 "), "{page}");
             assert_eq!((&page["gap"], &page["oldest"]), (&Value::Null, &events[0]["id"]));
+            let room = gateway.request(Method::GET, "/v1/rooms/lobby").bearer_auth(token(&claims(&grants)));
+            assert_eq!(gateway.send(room).await.1["retained"], events.len());
             let after = log(&gateway, &format!("after={first}"), &grants).await;
             assert_eq!(after["gap"]["reason"], "trimmed", "{after}");
             assert_eq!(after["events"][0], events[0]);

@@ -1,6 +1,7 @@
 -- Reads a part of a topic's log in one step, as a reader of messages or of all events sees it. Returns the head or false,
 -- the server's replication id, the number of entries, the oldest entry's id or false, the entries in the order of the
--- command, and 1 if more entries were asked for than their limit of bytes allows.
+-- command, and 1 if more entries were asked for than their limit of bytes allows. The number may be too large if entries
+-- are asked for.
 -- KEYS: head, log, log of presence events. ARGV: XRANGE or XREVRANGE, from, to, most entries, bytes from which on there
 -- are no more entries, 1 to leave out presence events.
 
@@ -71,6 +72,10 @@ end
 local messages, presence = source(KEYS[2], length == 0), source(KEYS[3], presence_length == 0, position)
 if presence_length > 0 then
   local start = position and '(' .. position or '-'
+  -- It takes time to count them.
+  if position and max_entries == 0 then
+    presence_length = presence_length - #redis.call('XRANGE', KEYS[3], '-', position)
+  end
   local event = redis.call('XRANGE', KEYS[3], start, '+', 'COUNT', 1)[1]
   if event and (not oldest or is_below(event[1], oldest)) then
     oldest = event[1]
