@@ -155,10 +155,9 @@ struct LocalQuota {
     ask_at: Option<Instant>,
     /// When the bucket that counts while the broker does not answer will be full.
     full_at: Option<Instant>,
-    /// Tokens that later requests spend beside their own.
-    debt: u64,
-    /// Bytes that are not part of the debt yet.
-    owed_bytes: usize,
+    /// When the caller owes nothing any more. Until then, requests spend tokens for its debt beside their own. The debt
+    /// becomes less with time, as a bucket fills: a caller that stays below its limit owes nothing for long.
+    free_at: Option<Instant>,
 }
 
 /// The quota of one caller.
@@ -330,11 +329,7 @@ impl RateLimiter {
     /// Counts bytes that were read or written. Later requests with these keys spend the tokens for them.
     pub fn owe(&self, keys: &[RateKey], bytes: usize) {
         for key in keys.iter().filter(|key| bytes > 0 && self.rate(key) > 0) {
-            let limit = self.limit(key);
-            let mut quota = lock(&limit.quota);
-            quota.owed_bytes += bytes;
-            quota.debt += (quota.owed_bytes / BYTES_OF_A_REQUEST) as u64;
-            quota.owed_bytes %= BYTES_OF_A_REQUEST;
+            lock(&self.limit(key).quota).owe(self.rate(key), bytes, Instant::now());
         }
     }
 
@@ -380,7 +375,7 @@ impl RateLimiter {
             // Set aside, so that no other request spends them while the bucket is asked for the rest.
             let tokens = std::mem::take(&mut quota.tokens);
             let held = if quota.has_expired(now) { 0 } else { tokens };
-            (held, quota.with_debt(rate, count))
+            (held, quota.with_debt(rate, count, now))
         };
         let missing = wanted.saturating_sub(held);
         let bucket = RateLimit { per_second: rate, burst: u64::from(rate * BURST_SECONDS) };
@@ -416,10 +411,11 @@ impl RateLimiter {
         if self.settings.on_failure == RateFailure::Closed {
             return Err(RateError::Unavailable);
         }
-        let wanted = quota.with_debt(rate, count);
-        let taken = quota.take_locally(rate, wanted, Instant::now());
+        let now = Instant::now();
+        let wanted = quota.with_debt(rate, count, now);
+        let taken = quota.take_locally(rate, wanted, now);
         if taken.is_ok() {
-            quota.debt -= wanted - count;
+            quota.pay_debt(rate, wanted - count);
         }
         let status = RateStatus { remaining: 0, ..quota.status(key, rate) };
         taken.map(|()| status).map_err(|retry_after| RateError::TooMany { status, retry_after, is_new: false })
@@ -469,6 +465,11 @@ impl RateLimiter {
     }
 }
 
+/// The time in which a bucket gets one token.
+fn interval(rate: u32) -> Duration {
+    Duration::from_secs(1) / rate
+}
+
 impl LocalQuota {
     fn has_expired(&self, now: Instant) -> bool {
         self.expires_at.is_some_and(|at| at <= now)
@@ -480,15 +481,34 @@ impl LocalQuota {
             return None;
         }
         self.tokens = self.tokens.checked_sub(count)?;
-        let paid = self.debt.min(self.tokens);
+        let paid = self.debt(rate, now).min(self.tokens);
         self.tokens -= paid;
-        self.debt -= paid;
+        self.pay_debt(rate, paid);
         Some(self.status(key, rate))
     }
 
     /// `count` and the debt, as far as both fit into the bucket.
-    fn with_debt(&self, rate: u32, count: u64) -> u64 {
-        (count + self.debt).min(u64::from(rate * BURST_SECONDS))
+    fn with_debt(&self, rate: u32, count: u64, now: Instant) -> u64 {
+        (count + self.debt(rate, now)).min(u64::from(rate * BURST_SECONDS))
+    }
+
+    /// Adds the tokens for bytes to the debt, as far as it fits into a bucket.
+    fn owe(&mut self, rate: u32, bytes: usize, now: Instant) {
+        let number = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let owed = interval(rate).saturating_mul(number(bytes)) / number(BYTES_OF_A_REQUEST);
+        let free_at = self.free_at.map_or(now, |at| at.max(now)) + owed;
+        self.free_at = Some(free_at.min(now + interval(rate) * rate * BURST_SECONDS));
+    }
+
+    /// The tokens that the caller owes.
+    fn debt(&self, rate: u32, now: Instant) -> u64 {
+        let left = self.free_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        u64::try_from(left.as_nanos() / interval(rate).as_nanos().max(1)).unwrap_or(u64::MAX)
+    }
+
+    fn pay_debt(&mut self, rate: u32, tokens: u64) {
+        let paid = interval(rate).saturating_mul(u32::try_from(tokens).unwrap_or(u32::MAX));
+        self.free_at = self.free_at.and_then(|at| at.checked_sub(paid));
     }
 
     /// Takes back tokens of a request that another limit has refused. While the broker does not answer, the request took
@@ -501,7 +521,7 @@ impl LocalQuota {
 
     /// Takes tokens from a bucket of this replica's own. The error is the time until there are enough.
     fn take_locally(&mut self, rate: u32, count: u64, now: Instant) -> Result<(), Duration> {
-        let interval = Duration::from_secs(1) / rate;
+        let interval = interval(rate);
         let cost = interval.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
         let full_at = self.full_at.map_or(now, |at| at.max(now)) + cost;
         let wait = (full_at - now).saturating_sub(interval * rate * BURST_SECONDS);
@@ -524,4 +544,28 @@ impl LocalQuota {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no holder of the lock panics")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_debt_has_at_most_a_buckets_tokens_and_becomes_less_as_a_bucket_fills() {
+        let (mut quota, now) = (LocalQuota::default(), Instant::now());
+        let after = |milliseconds| now + Duration::from_millis(milliseconds);
+        // Parts of a token add up.
+        for _ in 0..6 {
+            quota.owe(10, BYTES_OF_A_REQUEST / 2, now);
+        }
+        assert_eq!((quota.debt(10, now), quota.with_debt(10, 1, now)), (3, 4));
+        quota.pay_debt(10, 1);
+        assert_eq!(quota.debt(10, now), 2);
+        assert_eq!(quota.debt(10, after(100)), 1);
+        for _ in 0..10 {
+            quota.owe(10, 100 * BYTES_OF_A_REQUEST, now);
+        }
+        assert_eq!(quota.debt(10, now), 20);
+        assert_eq!((quota.debt(10, after(1000)), quota.debt(10, after(2000))), (10, 0));
+    }
 }
