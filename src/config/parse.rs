@@ -61,9 +61,10 @@ pub(super) fn check_room_pattern(pattern: &str) -> Result<(), NameError> {
     RoomName::new(&pattern.replace('*', "x")).map(|_| ())
 }
 
-/// Whether a host name or an address can only be this machine.
+/// Whether a host name or an address can only be this machine. A name may end in the dot of the root.
 pub fn is_loopback_host(host: &str) -> bool {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let bare = bare.strip_suffix('.').unwrap_or(bare);
     bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 

@@ -12,7 +12,9 @@ const MAX_HEAD: usize = 32 * 1024;
 
 #[tokio::test]
 async fn a_request_has_one_host_that_can_be_read() {
-    let gateway = Gateway::start(|settings| settings.access.insecure_allow_anonymous = true).await;
+    let anonymous = Gateway::start(|settings| settings.access.insecure_allow_anonymous = true).await;
+    // It refuses other hosts than this machine, and a host that can't be read as such.
+    let without_keys = Gateway::start(|_| {}).await;
     let get =
         |version: &str, hosts: &str| format!("GET /v1/rooms HTTP/{version}\r\n{hosts}connection: close\r\n\r\n");
     for hosts in [
@@ -26,10 +28,15 @@ async fn a_request_has_one_host_that_can_be_read() {
         "host: a:99999\r\n",
         "host: a, b\r\n",
         "host: [::1\r\n",
+        "host: localhost/\r\n",
+        "host: local%68ost\r\n",
+        "host: Zo\u{eb}\r\n",
     ] {
-        let answer = send_raw(&gateway, get("1.1", hosts)).await;
-        assert!(answer.starts_with("HTTP/1.1 400 "), "{hosts}: {answer}");
-        assert_eq!(document(&answer)["code"], "invalid_header");
+        for gateway in [&anonymous, &without_keys] {
+            let answer = send_raw(gateway, get("1.1", hosts)).await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{hosts}: {answer}");
+            assert_eq!(document(&answer)["code"], "invalid_header");
+        }
     }
     for (version, hosts) in [
         ("1.1", "host: a\r\n"),
@@ -40,8 +47,16 @@ async fn a_request_has_one_host_that_can_be_read() {
         ("1.1", "host: \r\n"),
         ("1.0", ""),
     ] {
-        let answer = send_raw(&gateway, get(version, hosts)).await;
+        let answer = send_raw(&anonymous, get(version, hosts)).await;
         assert_eq!(answer.split(' ').nth(1), Some("200"), "{hosts}: {answer}");
+    }
+    for host in ["localhost", "LocalHost.", "localhost.:8080", "[::1]", "127.0.0.2:1"] {
+        let answer = send_raw(&without_keys, get("1.1", &format!("host: {host}\r\n"))).await;
+        assert_eq!(answer.split(' ').nth(1), Some("200"), "{host}: {answer}");
+    }
+    for host in ["localhost..", "a.localhost.evil", "."] {
+        let answer = send_raw(&without_keys, get("1.1", &format!("host: {host}\r\n"))).await;
+        assert_eq!(document(&answer)["code"], "foreign_host", "{host}: {answer}");
     }
 }
 
