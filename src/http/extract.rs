@@ -5,6 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use axum::extract::{FromRequestParts, Path};
+use axum::http::Uri;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::request::Parts;
 use serde::de::value::MapAccessDeserializer;
@@ -82,20 +83,36 @@ impl<T: DeserializeOwned> FromRequestParts<App> for QueryParams<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
-        let query = parts.uri.query().unwrap_or_default();
-        if !is_percent_encoded(query) {
-            let detail =
-                "the query has a % without two hexadecimal digits, or percent-encoded bytes that are not UTF-8";
-            return Err(Problem::new(Code::InvalidQuery, detail));
-        }
-        let query = canonical_query(query);
-        let query = form_urlencoded::parse(query.as_bytes());
-        let query = serde_html_form::Deserializer::new(query);
-        serde_path_to_error::deserialize(query).map(Self).map_err(|error| {
-            let parameter = error.path().to_string();
-            Problem::new(Code::InvalidQuery, query_error(&parameter, &error.into_inner().to_string()))
-        })
+        parse_query(&parts.uri).map(Self)
     }
+}
+
+/// The query of a route without parameters.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoParameters {}
+
+/// Parses the query of an address.
+pub fn parse_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
+    let refuse = |detail: String| Problem::new(Code::InvalidQuery, detail);
+    let query = uri.query().unwrap_or_default();
+    if !is_percent_encoded(query) {
+        let detail =
+            "the query has a % without two hexadecimal digits, or percent-encoded bytes that are not UTF-8";
+        return Err(refuse(detail.into()));
+    }
+    if let Some(name) = query.split('&').find(|pair| !pair.is_empty() && !pair.contains('=')) {
+        return Err(refuse(format!(
+            "the parameter {name:?} stands without = and a value; leave it out, or give it one"
+        )));
+    }
+    let query = canonical_query(query);
+    let query = form_urlencoded::parse(query.as_bytes());
+    let query = serde_html_form::Deserializer::new(query);
+    serde_path_to_error::deserialize(query).map_err(|error| {
+        let parameter = error.path().to_string();
+        refuse(query_error(&parameter, &error.into_inner().to_string()))
+    })
 }
 
 /// Says in the words of a query what serde says of a struct's fields and Rust's parsers say of their types.
@@ -103,7 +120,11 @@ fn query_error(parameter: &str, why: &str) -> String {
     let quoted = |after: &str| Some(why.strip_prefix(after)?.split('`').next().unwrap_or_default());
     let known = || why.split('`').skip(3).step_by(2).collect::<Vec<_>>().join(", ");
     if let Some(name) = quoted("unknown field `") {
-        return format!("there is no parameter {name:?} here; this route has {}", known());
+        let known = Some(known()).filter(|known| !known.is_empty());
+        return format!(
+            "there is no parameter {name:?} here; this route has {}",
+            known.as_deref().unwrap_or("none")
+        );
     }
     if let Some(name) = quoted("missing field `").or_else(|| quoted("duplicate field `")) {
         return format!("the parameter {name:?} must be given, once");
@@ -127,18 +148,30 @@ fn is_percent_encoded(text: &str) -> bool {
 }
 
 /// A query without its token, which only [`Caller`](super::caller::Caller) reads, and without parameters that have an
-/// empty value, as forms and generated clients send them. All spellings of `lastEventId` become that one.
+/// empty value, as forms and generated clients send them. All spellings of `lastEventId` become that one. Names lose the
+/// brackets of lists.
 pub fn canonical_query(query: &str) -> String {
     let kept = query.split('&').filter_map(|pair| {
         let (name, _) = form_urlencoded::parse(pair.as_bytes()).next()?;
+        let plain_name = without_brackets(&name);
         match pair.split_once('=') {
             _ if name == ACCESS_TOKEN => None,
             Some((_, "")) => None,
-            Some((_, value)) if is_last_event_id(&name) => Some(format!("{LAST_EVENT_ID}={value}").into()),
+            Some((_, value)) if is_last_event_id(plain_name) => Some(format!("{LAST_EVENT_ID}={value}").into()),
+            Some((_, value)) if plain_name != name => {
+                let plain_name: String = form_urlencoded::byte_serialize(plain_name.as_bytes()).collect();
+                Some(format!("{plain_name}={value}").into())
+            }
             _ => Some(Cow::Borrowed(pair)),
         }
     });
     kept.collect::<Vec<_>>().join("&")
+}
+
+/// The name of a parameter that a library has written as a list: `field[]` (axios, jQuery) or `field[0]` (qs).
+fn without_brackets(name: &str) -> &str {
+    let opened = name.strip_suffix(']').map(|name| name.trim_end_matches(|digit: char| digit.is_ascii_digit()));
+    opened.and_then(|name| name.strip_suffix('[')).unwrap_or(name)
 }
 
 /// Whether a parameter is one that clients add when they reconnect: `lastEventId`, `lastEventID` or `Last-Event-ID`.

@@ -9,6 +9,7 @@ mod v30;
 use std::sync::LazyLock;
 
 use axum::extract::State;
+use axum::http::Method;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
@@ -126,6 +127,18 @@ fn document(version: OpenApiVersion) -> String {
     let mut text = serde_json::to_string_pretty(&document).expect("a document is JSON");
     text.push('\n');
     text
+}
+
+/// Whether the document has an operation below `/v1/` and no parameters in its query.
+pub(super) fn has_no_query(method: &Method, path: &str) -> bool {
+    static PATHS: LazyLock<Value> = LazyLock::new(|| {
+        let mut document: Value = serde_json::from_str(text(OpenApiVersion::V31)).expect("a document is JSON");
+        document["paths"].take()
+    });
+    let method = if method == Method::HEAD { &Method::GET } else { method };
+    let operation = &PATHS[path][method.as_str().to_ascii_lowercase()];
+    let mut parameters = operation["parameters"].as_array().into_iter().flatten();
+    path.starts_with("/v1/") && operation.is_object() && !parameters.any(|parameter| parameter["in"] == "query")
 }
 
 /// Whether a route needs a token if the gateway has keys.

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use reqwest::Method;
 use roomcast::config::OpenApiVersion;
 use roomcast::http::openapi::text;
 use serde_json::{Value, json};
@@ -293,4 +294,41 @@ async fn the_documents_are_served() {
     assert_eq!(gateway.get("/openapi.json").await.1, document(OpenApiVersion::V31));
     assert_eq!(gateway.get("/openapi-3.0.json").await.1, document(OpenApiVersion::V30));
     assert_eq!(gateway.get("/openapi-3.2.json").await.1, document(OpenApiVersion::V32));
+}
+
+/// The document knows every route, so that a new one is tried, too.
+#[tokio::test]
+async fn every_route_below_v1_refuses_a_parameter_that_the_document_does_not_have() {
+    let gateway =
+        Gateway::start(|settings| settings.access.cors_origin = vec!["https://app.example".parse().unwrap()]).await;
+    let document = document(OpenApiVersion::V31);
+    let mut count = 0;
+    for (name, operation) in operations(&document) {
+        let (method, path) = name.split_once(' ').unwrap();
+        let path = path.replace(['{', '}'], "");
+        let get = |method: Method, query: &str| gateway.request(method, &format!("{path}?{query}"));
+        if !path.starts_with("/v1/") {
+            // Monitors and balancers may add a parameter of their own.
+            assert!(gateway.answer(get(Method::GET, "unknown=1&flag")).await.status().is_success(), "{name}");
+            continue;
+        }
+        count += 1;
+        let method: Method = method.to_uppercase().parse().unwrap();
+        let (status, problem) = gateway.send(get(method.clone(), "unknown=1").body("{}")).await;
+        assert_eq!((status.as_u16(), &problem["code"]), (400, &json!("invalid_query")), "{name}: {problem}");
+        let parameters = operation["parameters"].as_array().into_iter().flatten();
+        let known = parameters.filter(|parameter| parameter["in"] == "query").map(|parameter| &parameter["name"]);
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.starts_with("there is no parameter \"unknown\" here"), "{name}: {detail}");
+        for known in known {
+            assert!(detail.contains(known.as_str().unwrap()), "{name}: {detail}");
+        }
+        if method == Method::GET {
+            assert_eq!(gateway.answer(get(Method::HEAD, "unknown=1")).await.status(), 400, "{name}");
+        }
+        let preflight = get(Method::OPTIONS, "unknown=1").header("origin", "https://app.example");
+        let preflight = gateway.answer(preflight.header("access-control-request-method", method.as_str())).await;
+        assert_eq!(preflight.headers()["access-control-allow-origin"], "https://app.example", "{name}");
+    }
+    assert!(count >= 19, "{count}");
 }

@@ -1,12 +1,13 @@
-//! Refuses heads that can't be read in one way only, and headers that a route would ignore although their sender relies
-//! on them.
+//! Refuses heads that can't be read in one way only, and headers and parameters that a route would ignore although their
+//! sender relies on them.
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Version, header};
 
-use crate::http::extract::list_members;
+use crate::http::extract::{NoParameters, list_members, parse_query};
 use crate::http::idempotency;
+use crate::http::openapi::has_no_query;
 use crate::http::problem::{Code, Problem};
 
 /// The route whose writes have conditions.
@@ -28,7 +29,12 @@ pub fn check_head(request: &Request) -> Result<(), Problem> {
         return refuse("Content-Range is not supported; a value is written as a whole");
     }
     // Above the limit of connections, no route matches.
-    let is_field = request.extensions().get::<MatchedPath>().is_none_or(|path| path.as_str() == FIELD_ROUTE);
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    // Other routes parse their parameters, and refuse the rest.
+    if request.uri().query().is_some() && route.is_some_and(|route| has_no_query(request.method(), route)) {
+        parse_query::<NoParameters>(request.uri())?;
+    }
+    let is_field = route.is_none_or(|route| route == FIELD_ROUTE);
     if !is_read
         && !is_field
         && [header::IF_MATCH, header::IF_NONE_MATCH].iter().any(|name| headers.contains_key(name))

@@ -183,8 +183,71 @@ on_both_brokers! {
         }
         let remove = |query: &str| gateway.request(Method::DELETE, &format!("/v1/users/ann/streams?{query}"));
         assert_eq!(gateway.send(remove("deny_seconds=")).await.0, gateway.send(remove("")).await.0);
-        // Without a value there is no way to tell what is meant.
-        let flag = gateway.request(Method::GET, "/v1/rooms/lobby/stream?presence");
-        refused(&gateway, flag, 400, "invalid_query").await;
+    }
+
+    async fn a_parameter_without_an_equals_sign_is_refused_everywhere(world) {
+        let gateway = world.gateway().await;
+        for (method, target) in [
+            (Method::GET, "/v1/rooms?limit"), (Method::GET, "/v1/rooms/lobby/events?after"), (Method::GET, "/v1/rooms/lobby?a"),
+            (Method::GET, "/v1/rooms/lobby/stream?presence"), (Method::GET, "/v1/rooms/lobby/stream?recent"),
+            (Method::GET, "/v1/rooms/lobby/stream?after&recent=1"), (Method::GET, "/v1/rooms/lobby/stream?Last-Event-ID"),
+            (Method::GET, "/v1/stream?room=lobby&from"), (Method::GET, "/v1/stream?room=lobby&access_token"),
+            (Method::GET, "/v1/rooms/lobby/subscribers?limit"), (Method::GET, "/v1/hashes/lamp?field"),
+            (Method::PATCH, "/v1/hashes/lamp?remove"), (Method::POST, "/v1/rooms/lobby/events?event"),
+            (Method::DELETE, "/v1/users/ann/streams?deny_seconds"), (Method::DELETE, "/v1/hashes/lamp?field"),
+        ] {
+            let why = refused(&gateway, gateway.request(method, target).body("x"), 400, "invalid_query").await;
+            assert!(why.contains("without ="), "{target}: {why}");
+        }
+        assert_eq!(gateway.get("/v1/rooms?&limit=1&&").await.0, 200);
+    }
+
+    async fn a_parameter_that_is_a_list_may_have_brackets(world) {
+        let gateway = world.gateway().await;
+        for (a, b) in [("[]", "[]"), ("%5B%5D", "%5b%5d"), ("[0]", "[1]"), ("[]", "")] {
+            let patch = gateway.request(Method::PATCH, "/v1/hashes/lamp").json(&json!({"a": "1", "b": "2", "c": "3"}));
+            gateway.send(patch).await;
+            let list = gateway.get(&format!("/v1/hashes/lamp?field{a}=a&field{b}=b")).await.1;
+            assert_eq!(list["fields"], json!({"a": {"value": "1"}, "b": {"value": "2"}}), "{a}");
+            let remove = format!("/v1/hashes/lamp?remove{a}=a&remove{b}=b");
+            let removed = gateway.send(gateway.request(Method::PATCH, &remove).json(&json!({}))).await.1;
+            assert_eq!(removed["removed"], 2, "{a}: {removed}");
+            let query = format!("room{a}=lobby&room{b}=news&event{a}=chat&event{b}=alert");
+            let mut stream = gateway.stream(&format!("/v1/stream?{query}")).await;
+            assert_eq!(stream.opened["rooms"].as_object().unwrap().len(), 2, "{a}");
+            for name in ["other", "alert"] {
+                gateway.publish_json("news", name, json!(1)).await;
+            }
+            assert_eq!(stream.event().await.event, "alert");
+        }
+        for query in ["x[]=1", "room[=a", "room[a]=b", "[]=a"] {
+            let stream = gateway.request(Method::GET, &format!("/v1/stream?room=lobby&{query}"));
+            refused(&gateway, stream, 400, "invalid_query").await;
+        }
+    }
+
+    async fn a_parameter_that_another_method_of_the_path_has_changes_nothing(world) {
+        let gateway = world.gateway().await;
+        gateway.send(gateway.request(Method::PATCH, "/v1/hashes/lamp").json(&json!({"a": "1", "b": "2"}))).await;
+        let id = gateway.publish("lobby", "x").await;
+        for (method, target) in [
+            (Method::DELETE, "/v1/hashes/lamp?field=a".to_owned()), (Method::DELETE, format!("/v1/rooms/lobby/events?before={id}")),
+            (Method::PUT, "/v1/hashes/lamp/fields/a?event=x".into()), (Method::DELETE, "/v1/hashes/lamp/fields/a?field=b".into()),
+            (Method::POST, "/v1/events?event=x".into()), (Method::POST, "/v1/hashes/lamp/fields/a/increment?by=1".into()),
+            (Method::GET, "/v1/hashes/lamp/fields/a?field=b".into()), (Method::HEAD, "/v1/rooms/lobby?after=1-1".into()),
+        ] {
+            let request = gateway.request(method.clone(), &target).body("x");
+            if method == Method::HEAD {
+                assert_eq!(gateway.answer(request).await.status(), 400);
+                continue;
+            }
+            let why = refused(&gateway, request, 400, "invalid_query").await;
+            assert!(why.starts_with("there is no parameter ") && why.ends_with("this route has none"), "{why}");
+        }
+        assert_eq!(gateway.get("/v1/hashes/lamp").await.1["fields"].as_object().unwrap().len(), 2);
+        assert_eq!(gateway.get("/v1/rooms/lobby").await.1["retained"], 1);
+        // Neither a token nor an empty parameter is one of the route.
+        let delete = gateway.request(Method::DELETE, "/v1/hashes/lamp?access_token=x&field=");
+        assert_eq!(gateway.send(delete).await.0, 204);
     }
 }
