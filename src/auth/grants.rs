@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use wildmatch::WildMatchPattern;
 
 use crate::names::RoomName;
@@ -47,21 +47,28 @@ impl Permission {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct RoomcastClaim {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "null_as_left_out", skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "null_as_left_out", skip_serializing_if = "Vec::is_empty")]
     pub subscribe: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "null_as_left_out", skip_serializing_if = "Vec::is_empty")]
     pub presence: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "null_as_left_out", skip_serializing_if = "Vec::is_empty")]
     pub read: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "null_as_left_out", skip_serializing_if = "Vec::is_empty")]
     pub write: Vec<String>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(deserialize_with = "null_as_left_out", skip_serializing_if = "std::ops::Not::not")]
     pub admin: bool,
     /// The profile that other members see.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub info: Option<serde_json::Value>,
+}
+
+/// Reads a claim, or its default for null, which many libraries write for what is not there.
+pub(super) fn null_as_left_out<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 impl RoomcastClaim {

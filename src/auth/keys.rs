@@ -162,7 +162,12 @@ impl<'a> SignedToken<'a> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::Malformed("it is too long"));
         }
-        let header = decode_header(token).map_err(|_| NOT_A_JWT)?;
+        let header = decode_header(token).map_err(|error| match error.kind() {
+            ErrorKind::Json(_) => {
+                TokenError::Malformed("its header is not JSON, or has an alg that is not supported")
+            }
+            _ => NOT_A_JWT,
+        })?;
         // A recipient must refuse critical headers that it does not support (RFC 7515, 4.1.11). This one supports none.
         if header.crit.is_some() {
             return Err(TokenError::Malformed("its header has crit, which is not supported"));
@@ -247,7 +252,7 @@ fn token_error(kind: &ErrorKind) -> TokenError {
         ErrorKind::InvalidIssuer => TokenError::WrongIssuer,
         ErrorKind::MissingRequiredClaim(claim) => TokenError::ClaimMissing(claim.clone()),
         ErrorKind::InvalidClaimFormat(claim) => TokenError::ClaimMalformed(claim.clone()),
-        ErrorKind::Json(_) => TokenError::Malformed("its claims are not a JSON object"),
+        ErrorKind::Json(_) => TokenError::Malformed("its claims are not a JSON object that has each member once"),
         _ => NOT_A_JWT,
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::grants::RoomcastClaim;
+use super::grants::{RoomcastClaim, null_as_left_out};
 use super::keys::{Key, KeyError};
 use super::{Permission, TokenError};
 
@@ -26,7 +26,7 @@ pub(super) struct Claims {
     pub(super) sub: Option<String>,
     #[serde(default)]
     pub(super) jti: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_left_out")]
     pub(super) roomcast: RoomcastClaim,
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use reqwest::{Method, StatusCode};
 use roomcast::config::Settings;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::cli::{refuses, roomcast};
@@ -204,6 +205,20 @@ on_both_brokers! {
         }
     }
 
+    async fn null_in_a_token_counts_as_a_claim_that_is_left_out(world) {
+        let gateway = closed(&world).await;
+        let mut claims = claims(&json!({"publish": ["lobby"], "subscribe": null, "presence": null, "read": null, "write": null, "admin": null, "info": null}));
+        (claims["sub"], claims["jti"]) = (Value::Null, Value::Null);
+        let publish = async |token: &str| ask(&gateway, Method::POST, "/v1/rooms/lobby/events", Some(json!({"data": 1})), token).await;
+        assert_eq!(publish(&token(&claims)).await.0, 201);
+        let list = ask(&gateway, Method::GET, "/v1/rooms/lobby/events", None, &token(&claims)).await;
+        assert_eq!(list, (403, "forbidden".into()));
+        claims["roomcast"] = Value::Null;
+        assert_eq!(publish(&token(&claims)).await, (403, "forbidden".into()));
+        claims["exp"] = Value::Null;
+        assert_eq!(publish(&token(&claims)).await, (401, "token_invalid".into()));
+    }
+
     async fn a_refused_token_is_told_which_claim_is_wrong_and_is_not_repeated(world) {
         let gateway = world.gateway_with(|settings| {
             close(settings);
@@ -222,6 +237,10 @@ on_both_brokers! {
             }
             token(&claims)
         };
+        let signed = |claims: &str| {
+            let claims = RawValue::from_string(claims.into()).unwrap();
+            encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
+        };
         for (claim, token) in [
             ("claim exp", with("exp", json!(at(-60)))),
             ("claim exp", with("exp", Value::Null)),
@@ -239,6 +258,11 @@ on_both_brokers! {
             ("claim roomcast.admin is malformed", with("roomcast", json!({"admin": "secret"}))),
             ("claim roomcast.info is malformed", with("roomcast", json!({"info": "secret".repeat(300)}))),
             ("not a JWT", "secret".into()),
+            // {"alg":"none"} and {"alg":"ES512K"}
+            ("alg that is not supported", "eyJhbGciOiJub25lIn0.e30.secret".into()),
+            ("alg that is not supported", "eyJhbGciOiJFUzUxMksifQ.e30.secret".into()),
+            ("each member once", signed(r#"{"exp":1,"exp":"secret"}"#)),
+            ("each member once", signed(r#"["secret"]"#)),
             ("too long", "secret".repeat(2000)),
         ] {
             let request = gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(&token).body("x");
