@@ -116,13 +116,23 @@ on_both_brokers! {
             (&["text/plain, application/json"], TEXT),
             (&["text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"], JSON),
             (&["application/json;profile=\"a,b\";q=0.1, text/plain;q=0.2"], TEXT),
+            // A weight that can't be read counts as 1, and further decimals do not count.
+            (&["application/json;q=1.0000"], JSON),
+            (&["application/json;q=abc, text/plain;q=0.9"], JSON),
+            (&["text/plain;q=2, application/json"], TEXT),
+            (&["text/plain;q=, application/json;q=0.9"], TEXT),
+            (&["text/plain;q=-1"], TEXT),
+            (&["application/json;q=0.33333, text/plain;q=0.66666"], TEXT),
+            (&["*"], JSON),
+            (&["text/plain;q=0.2, *;q=0.3"], JSON),
+            (&["text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"], JSON),
         ] {
             let get = gateway.request(Method::GET, FIELD).headers(lines("accept", &accept.iter().map(|line| line.as_bytes()).collect::<Vec<_>>()));
             let answer = gateway.answer(get).await;
             let kind = answer.headers().get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
             assert_eq!((answer.status(), kind.as_deref()), (StatusCode::OK, Some(expected)), "{accept:?}");
         }
-        for accept in ["image/png", "application/json;q=0", "*/*;q=0", "text/html, */*;q=0.0"] {
+        for accept in ["image/png", "application/json;q=0", "*/*;q=0", "text/html, */*;q=0.0", "*;q=0", "*/*;q=0.0000"] {
             let get = gateway.request(Method::GET, FIELD).header("accept", accept);
             assert!(refused(&gateway, get, 406, "not_acceptable").await.contains("application/octet-stream"));
         }

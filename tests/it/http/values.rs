@@ -35,6 +35,22 @@ on_both_brokers! {
         refused(&gateway, event, 415, "unsupported_media_type").await;
     }
 
+    async fn bytes_that_are_not_utf_8_are_not_sent_as_text(world) {
+        let gateway = world.gateway().await;
+        gateway.send(gateway.request(Method::PUT, FIELD).body(&b"\xff\xfe"[..])).await;
+        let get = |accept: &str| gateway.request(Method::GET, FIELD).header("accept", accept);
+        for accept in ["text/plain", "text/*", "text/html, text/plain;q=0.5"] {
+            let why = refused(&gateway, get(accept), 406, "not_acceptable").await;
+            assert!(why.contains("application/octet-stream") && !why.contains("text/plain"), "{why}");
+        }
+        for (accept, expected) in [
+            ("text/plain, application/octet-stream;q=0.5", "application/octet-stream"),
+            ("text/plain, */*;q=0.1", "application/json"),
+        ] {
+            assert_eq!(gateway.answer(get(accept)).await.headers()["content-type"], expected, "{accept}");
+        }
+    }
+
     async fn bytes_that_a_list_shows_can_be_put_back(world) {
         let gateway = world.gateway().await;
         let bytes = b"\xff\x00\r\n raw";

@@ -88,7 +88,7 @@ pub async fn get_field(
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         let raw = |kind| [(header::CONTENT_TYPE, HeaderValue::from_static(kind))];
-        match ValueFormat::from_headers(&headers)? {
+        match ValueFormat::from_headers(&headers, &value)? {
             ValueFormat::Json => Json(FieldValue::new(&hash, &field, &value)).into_response(),
             ValueFormat::Text => (raw("text/plain; charset=utf-8"), value).into_response(),
             // Never the type of its writer, with which a browser could run it.
