@@ -6,6 +6,7 @@
 //! twice as many: a caller with unfinished large bodies can still publish. Small answers are not counted.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::io::{self, Write};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -128,7 +129,9 @@ async fn read_body(request: Request, app: &App, caller: &Caller) -> Result<Reque
             Problem::new(Code::BodyTooLarge, format!("the body has more than {max_bytes} bytes (--max-body-bytes)"))
         }
         BodyError::NoBudget => too_many_bodies(app),
-        BodyError::Broken | BodyError::NotGzip => Problem::new(Code::InvalidBody, error.to_string()),
+        BodyError::Broken | BodyError::NotChunked | BodyError::NotGzip => {
+            Problem::new(Code::InvalidBody, error.to_string())
+        }
     })
 }
 
@@ -192,6 +195,8 @@ enum BodyError {
     NoBudget,
     #[error("the connection broke before the whole body had arrived")]
     Broken,
+    #[error("the body is not in valid chunks, as its Transfer-Encoding says")]
+    NotChunked,
     #[error("the body is not valid gzip, as its Content-Encoding says")]
     NotGzip,
 }
@@ -279,17 +284,23 @@ async fn collect(
 /// The next bytes of a body.
 async fn next_data(body: &mut Limited<Body>) -> Result<Option<Bytes>, BodyError> {
     while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(
-                |error| {
-                    if error.is::<LengthLimitError>() { BodyError::TooLarge } else { BodyError::Broken }
-                },
-            )?;
+        let frame = frame.map_err(|error| match &*error {
+            error if error.is::<LengthLimitError>() => BodyError::TooLarge,
+            error if is_malformed(error) => BodyError::NotChunked,
+            _ => BodyError::Broken,
+        })?;
         if let Ok(data) = frame.into_data() {
             return Ok(Some(data));
         }
     }
     Ok(None)
+}
+
+/// Whether hyper could not read a body that did arrive. Of a body with a length it reads any bytes.
+fn is_malformed(error: &(dyn Error + 'static)) -> bool {
+    let kind = error.downcast_ref().map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
+        || error.source().is_some_and(is_malformed)
 }
 
 /// A large answer, with its part of the budget and its read. It lasts as long as a byte of it waits for the client.

@@ -264,6 +264,31 @@ async fn a_request_that_is_refused_before_its_body_arrives_keeps_its_connection_
 }
 
 #[tokio::test]
+async fn a_body_in_malformed_chunks_is_told_apart_from_a_connection_that_broke() {
+    let gateway = Gateway::start(|_| {}).await;
+    let head = format!("PUT {FIELD} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n");
+    for malformed in
+        ["zz\r\nhi\r\n0\r\n\r\n", "2\nhi\n0\n\n", "2\r\nhi!\r\n0\r\n\r\n", "fffffffffffffffff\r\n", "\r\n"]
+    {
+        let answer = send_raw(&gateway, format!("{head}{malformed}")).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{malformed:?}: {answer}");
+        let problem = document(&answer);
+        assert_eq!(problem["code"], "invalid_body");
+        assert!(problem["detail"].as_str().unwrap().contains("chunk"), "{malformed:?}: {problem}");
+    }
+    let mut socket = TcpStream::connect(gateway.address()).await.unwrap();
+    socket.write_all(format!("{head}2\r\nh").as_bytes()).await.unwrap();
+    socket.shutdown().await.unwrap();
+    let mut answer = String::new();
+    within("the gateway closes", socket.read_to_string(&mut answer)).await.unwrap();
+    assert!(
+        answer.is_empty() || document(&answer)["detail"].as_str().unwrap().contains("connection broke"),
+        "{answer}"
+    );
+    assert_eq!(gateway.get(FIELD).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn a_body_in_chunks_that_was_read_keeps_its_connection() {
     let gateway = Gateway::start(|_| {}).await;
     let mut socket = TcpStream::connect(gateway.address()).await.unwrap();
