@@ -5,6 +5,7 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use reqwest::{Method, StatusCode};
+use roomcast::config::PresenceInfo;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -121,7 +122,7 @@ on_both_brokers! {
     }
 
     async fn text_that_is_no_unicode_is_refused_in_events_and_in_values(world) {
-        let gateway = world.gateway().await;
+        let gateway = world.gateway_with(|settings| settings.presence.info = PresenceInfo::Query).await;
         let mut stream = gateway.room("lobby").await;
         for text in [r"\ud800", r"\udc00", r"\ud800\ud800", r"\ud800x", r"\udc00\ud800", r"\\\ud800"] {
             for (method, path, body) in [
@@ -130,11 +131,17 @@ on_both_brokers! {
                 (Method::POST, "/v1/events", format!(r#"{{"events":[{{"room":"lobby","data":["{text}"]}}]}}"#)),
                 (Method::PUT, FIELD, format!(r#"{{"value":"{text}"}}"#)),
                 (Method::PATCH, "/v1/hashes/lamp", format!(r#"{{"a":"{text}"}}"#)),
+                (Method::PATCH, "/v1/hashes/lamp", format!(r#"{{"a{text}":"b"}}"#)),
+                (Method::POST, "/v1/rooms/lobby/events", format!(r#"{{"event":"{text}","data":1}}"#)),
+                (Method::POST, "/v1/events", format!(r#"{{"events":[{{"room":"{text}","data":1}}]}}"#)),
             ] {
                 let request = gateway.request(method, path).header("content-type", "application/json").body(body);
                 let why = refused(&gateway, request, 400, "invalid_body").await;
-                assert!(why.contains("surrogate") || why.contains("hex escape"), "{path} {text}: {why}");
+                assert!(why.contains("a lone surrogate, such as \\ud800"), "{path} {text}: {why}");
             }
+            let info = format!("/v1/rooms/lobby/stream?info=%22{}%22", text.replace('\\', "%5C"));
+            let why = refused(&gateway, gateway.request(Method::GET, &info), 400, "invalid_query").await;
+            assert!(why.contains("a lone surrogate, such as \\ud800"), "{text}: {why}");
         }
         for text in [r#""\ud83d\ude00""#, r#""\\ud800""#, r#""\uD83D\uDE00 \u00e9""#] {
             let body = format!(r#"{{"data":{text}}}"#);

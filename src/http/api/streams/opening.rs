@@ -18,7 +18,7 @@ use crate::delivery::{DetachableStream, EndReason, Ending, StreamFormat, StreamS
 use crate::digest::sha1_hex;
 use crate::http::App;
 use crate::http::caller::Caller;
-use crate::http::extract::{parse_event_name, parse_name};
+use crate::http::extract::{json_error, parse_event_name, parse_name};
 use crate::http::problem::{Code, Problem};
 use crate::live::{Start, Subscription};
 use crate::names::{EventName, RoomName, SubscriberId, nesting, without_white_space};
@@ -250,7 +250,7 @@ fn info(app: &App, caller: &Caller, requested: Option<String>) -> Result<Option<
 fn check_info(requested: &str) -> Result<String, Problem> {
     let refuse = |detail: String| Err(Problem::new(Code::InvalidQuery, detail));
     if let Err(why) = serde_json::from_str::<serde_json::Value>(requested) {
-        return refuse(format!("info is not JSON: {why}"));
+        return refuse(format!("info is not JSON: {}", json_error(&why.to_string())));
     }
     let text = without_white_space(requested);
     if text.len() > MAX_INFO_BYTES {
