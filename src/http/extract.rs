@@ -215,11 +215,15 @@ pub enum BodyType {
 }
 
 impl BodyType {
-    /// Reads `Content-Type` of a value: types that are not known are bytes, other kinds of JSON among them.
+    /// Reads `Content-Type` of a value: types that are not known are bytes, other kinds of JSON among them. Only JSON has
+    /// to be UTF-8.
     pub fn of_value(headers: &HeaderMap) -> Result<Self, Problem> {
         Ok(match essence(headers)?.as_deref() {
             None | Some("" | "application/x-www-form-urlencoded") => Self::Untyped,
-            Some("application/json" | "text/json") => Self::Json,
+            Some("application/json" | "text/json") => {
+                require_utf_8(headers)?;
+                Self::Json
+            }
             Some(text) if text.starts_with("text/") => Self::Text,
             Some(_) => Self::Bytes,
         })
@@ -228,6 +232,7 @@ impl BodyType {
     /// Reads `Content-Type`.
     pub fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
         let Some(essence) = essence(headers)? else { return Ok(Self::Untyped) };
+        require_utf_8(headers)?;
         match essence.as_str() {
             "" | "application/x-www-form-urlencoded" => Ok(Self::Untyped),
             "application/octet-stream" => Ok(Self::Bytes),
@@ -263,6 +268,22 @@ fn essence(headers: &HeaderMap) -> Result<Option<String>, Problem> {
         String::from_utf8_lossy(kind).trim().to_ascii_lowercase()
     };
     Ok(single(headers, &header::CONTENT_TYPE)?.map(essence))
+}
+
+/// Refuses a body in another charset, which would be read as another text.
+fn require_utf_8(headers: &HeaderMap) -> Result<(), Problem> {
+    let Some(kind) = single(headers, &header::CONTENT_TYPE)? else { return Ok(()) };
+    let kind = String::from_utf8_lossy(kind.as_bytes()).to_ascii_lowercase();
+    let charset = kind.split(';').find_map(|parameter| parameter.trim().strip_prefix("charset="));
+    match charset.map(|charset| charset.trim_matches([' ', '"'])) {
+        None | Some("" | "utf-8" | "utf8" | "us-ascii") => Ok(()),
+        Some(other) => Err(Problem::new(
+            Code::UnsupportedMediaType,
+            format!(
+                "the charset {other:?} is not supported: send the body in UTF-8, with charset=utf-8 or without"
+            ),
+        )),
+    }
 }
 
 /// The text of a header that a request may have once. `None` if the request does not have it.

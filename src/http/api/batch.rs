@@ -61,9 +61,8 @@ pub struct BatchItem {
     #[schema(value_type = serde_json::Value)]
     data: Box<RawValue>,
     /// The subscribers that do not get the event.
-    #[serde(default)]
-    #[schema(value_type = Vec<String>, max_items = 100)]
-    except: Vec<SubscriberId>,
+    #[schema(value_type = Vec<String>, max_items = 100, required = false)]
+    except: Option<Vec<SubscriberId>>,
     /// Makes this event safe to publish again. By default, the request's `Idempotency-Key` and the event's index in
     /// the batch stand for it.
     #[schema(max_length = 255)]
@@ -202,7 +201,8 @@ fn parse(
             Some(key) => idempotency::publish_id(&caller.owner(), key),
             None => uuid::Uuid::now_v7().to_string(),
         });
-        let event = new_event(app, item.event, json_data(&item.data)?, item.except, publish_id)?;
+        let event =
+            new_event(app, item.event, json_data(&item.data)?, item.except.unwrap_or_default(), publish_id)?;
         bytes += rooms.len() * event.sent_bytes();
         if bytes > max_bytes {
             let detail =

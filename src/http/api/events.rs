@@ -45,9 +45,8 @@ pub struct Publish {
     #[schema(value_type = serde_json::Value)]
     data: Box<RawValue>,
     /// The subscribers that do not get the event.
-    #[serde(default)]
-    #[schema(value_type = Vec<String>, max_items = 100)]
-    except: Vec<SubscriberId>,
+    #[schema(value_type = Vec<String>, max_items = 100, required = false)]
+    except: Option<Vec<SubscriberId>>,
 }
 
 /// Where an event is stored.
@@ -162,7 +161,7 @@ pub async fn publish_event(
         }
         BodyType::Json => {
             let JsonObject(publish) = parse_json::<JsonObject<Publish>>(&body)?;
-            new_event(&app, publish.event, json_data(&publish.data)?, publish.except, None)?
+            new_event(&app, publish.event, json_data(&publish.data)?, publish.except.unwrap_or_default(), None)?
         }
         BodyType::Text | BodyType::Untyped => {
             let name = query.event.as_deref().map(parse_event_name).transpose()?;

@@ -151,6 +151,61 @@ on_both_brokers! {
         }
     }
 
+    async fn a_body_in_another_charset_than_utf_8_is_refused_and_stores_nothing(world) {
+        let gateway = world.gateway().await;
+        let mut stream = gateway.room("lobby").await;
+        let (event, json) = ("/v1/rooms/lobby/events", r#"{"data":1}"#);
+        let send = |method: Method, path: &str, kind: &str, body: &str| {
+            gateway.request(method, path).header("content-type", kind).body(body.to_owned())
+        };
+        for charset in ["utf-16", "UTF-16LE", "iso-8859-1", "\"windows-1252\"", "x"] {
+            for (method, path, kind, body) in [
+                (Method::POST, event, "text/plain", "h\0i\0"),
+                (Method::POST, event, "application/x-www-form-urlencoded", "hi"),
+                (Method::POST, event, "application/json", json),
+                (Method::POST, "/v1/events", "application/json", r#"{"events":[{"room":"lobby","data":1}]}"#),
+                (Method::PUT, FIELD, "application/json", r#"{"value":"green"}"#),
+                (Method::PATCH, "/v1/hashes/lamp", "application/merge-patch+json", r#"{"a":"b"}"#),
+                (Method::POST, "/v1/hashes/lamp/fields/n/increment", "application/json", r#"{"by":1}"#),
+            ] {
+                let request = send(method, path, &format!("{kind}; v=1; Charset={charset}"), body);
+                let why = refused(&gateway, request, 415, "unsupported_media_type").await;
+                assert!(why.contains("UTF-8"), "{path}: {why}");
+            }
+        }
+        assert_eq!(gateway.get("/v1/hashes/lamp").await.1["fields"], json!({}));
+        for charset in ["utf-8", "UTF8", "\"Utf-8\"", " us-ascii ", "", "\"\""] {
+            for (kind, body, expected) in [("text/plain", "hi", "hi"), ("application/json", json, "1")] {
+                let publish = send(Method::POST, event, &format!("{kind};charset={charset}"), body);
+                assert_eq!(gateway.send(publish).await.0, 201, "{kind} {charset}");
+                assert_eq!(stream.data().await, expected);
+            }
+        }
+        // A value is its bytes, in any charset.
+        gateway.send(send(Method::PUT, FIELD, "text/plain; charset=utf-16", "h\0i\0")).await;
+        assert_eq!(gateway.get(FIELD).await.1["value"], "h\0i\0");
+    }
+
+    async fn null_counts_as_left_out_for_every_optional_member(world) {
+        let gateway = world.gateway().await;
+        let mut stream = gateway.room("lobby").await;
+        let event = json!({"event": null, "data": 1, "except": null});
+        assert_eq!(gateway.post("/v1/rooms/lobby/events", &event).await.0, 201);
+        assert_eq!(stream.data().await, "1");
+        let batch = json!({"events": [
+            {"room": "lobby", "rooms": null, "event": null, "data": 2, "except": null, "idempotency_key": null},
+            {"room": null, "rooms": ["lobby"], "data": null},
+        ]});
+        assert_eq!(gateway.post("/v1/events", &batch).await.0, 200);
+        assert_eq!((stream.data().await, stream.data().await), ("2".into(), "null".into()));
+        for value in [json!({"value": "green", "value_base64": null}), json!({"value": null, "value_base64": "Z3JlZW4="})] {
+            let put = gateway.request(Method::PUT, FIELD).json(&value);
+            assert_eq!(gateway.send(put).await.1["value"], "green");
+        }
+        // A member that is required is missing.
+        refused(&gateway, gateway.request(Method::PUT, FIELD).json(&json!({"value": null})), 400, "invalid_body").await;
+    }
+
     async fn a_patch_that_names_a_field_twice_is_refused(world) {
         let gateway = world.gateway().await;
         for body in [r#"{"a":"1","b":"2","a":"3"}"#, r#"{"a":"1","a":null}"#, r#"{"a":"1","\u0061":"1"}"#] {
