@@ -21,7 +21,8 @@ fn assert_up_to_date(file: &str, version: OpenApiVersion) {
     let stored = std::fs::read_to_string(&path).unwrap();
     assert!(
         stored == text(version),
-        "{file} differs from the code; UPDATE_OPENAPI=1 cargo test openapi rewrites it"
+        "{file} differs from the code; UPDATE_OPENAPI=1 cargo test openapi rewrites it, and tests/generators shows \
+         whether the clients made from it still compile"
     );
 }
 

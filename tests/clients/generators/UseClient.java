@@ -46,7 +46,7 @@ public class UseClient {
         check("the log holds what was published", log.getEvents().get(0).getId().equals(published.getId()));
         check("the log has no gap", log.getGap() == null);
 
-        ApiException absent = failure(() -> hashes.getField(name, "colour", null));
+        ApiException absent = failure(() -> hashes.getField(name, "colour", null, null));
         check("a field that is absent is 404", absent.getCode() == 404);
         check("the 404 is a problem document", absent.getResponseBody().contains("\"code\":\"field_not_found\""));
 

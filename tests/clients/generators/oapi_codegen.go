@@ -62,7 +62,7 @@ func main() {
 
 	set := func(value string, etag *string) *roomcast.SetFieldResponse {
 		params := roomcast.SetFieldParams{IfMatch: etag}
-		return must(client.SetFieldWithResponse(ctx, name, "colour", &params, roomcast.SetField{Value: value}))
+		return must(client.SetFieldWithResponse(ctx, name, "colour", &params, roomcast.SetField{Value: &value}))
 	}
 	created := set("green", nil)
 	check("a new field is 201", created.StatusCode() == 201)

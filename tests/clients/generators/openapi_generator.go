@@ -55,12 +55,13 @@ func main() {
 	check("a field that is absent is 404", answer.StatusCode == 404)
 	check("the 404 is a problem document", problem(err).Code == roomcast.FIELD_NOT_FOUND)
 
-	_, answer, err = client.HashesAPI.SetField(ctx, name, "colour").SetField(*roomcast.NewSetField("green")).Execute()
+	value := func(text string) roomcast.SetField { return roomcast.SetField{Value: &text} }
+	_, answer, err = client.HashesAPI.SetField(ctx, name, "colour").SetField(value("green")).Execute()
 	check("a new field is 201", err == nil && answer.StatusCode == 201)
 	conditional := client.HashesAPI.SetField(ctx, name, "colour").IfMatch(answer.Header.Get("ETag"))
-	_, answer, err = conditional.SetField(*roomcast.NewSetField("red")).Execute()
+	_, answer, err = conditional.SetField(value("red")).Execute()
 	check("a write whose condition holds is done", err == nil && answer.StatusCode == 200)
-	_, answer, err = conditional.SetField(*roomcast.NewSetField("blue")).Execute()
+	_, answer, err = conditional.SetField(value("blue")).Execute()
 	check("a write whose condition does not hold is 412", answer.StatusCode == 412)
 	refused := problem(err)
 	check("the 412 has the present value", refused.Present.GetValue() == "red")

@@ -31,16 +31,17 @@ async fn main() {
     check("the log holds what was published", log.events.len() == 1 && log.events[0].id == published.id);
     check("the log has no gap", log.gap.flatten().is_none());
 
-    let (status, problem) = failure(get_field(&client, &name, "colour", None).await);
+    let (status, problem) = failure(get_field(&client, &name, "colour", None, None).await);
     check("a field that is absent is 404", status == 404);
     check("the 404 is a problem document", problem.code == ProblemCode::FieldNotFound);
 
-    set_field(&client, &name, "colour", SetField::new("green".into()), None, None).await.unwrap();
+    let value = |text: &str| SetField { value: Some(text.into()), ..SetField::new() };
+    set_field(&client, &name, "colour", value("green"), None, None).await.unwrap();
     // The generated functions do not return the headers.
     let url = format!("{base_path}/v1/hashes/{name}/fields/colour");
     let etag = client.client.get(url).send().await.unwrap().headers()["etag"].to_str().unwrap().to_owned();
-    set_field(&client, &name, "colour", SetField::new("red".into()), Some(&etag), None).await.unwrap();
-    let refused = set_field(&client, &name, "colour", SetField::new("blue".into()), Some(&etag), None).await;
+    set_field(&client, &name, "colour", value("red"), Some(&etag), None).await.unwrap();
+    let refused = set_field(&client, &name, "colour", value("blue"), Some(&etag), None).await;
     let (status, problem) = failure(refused);
     check("a write whose condition does not hold is 412", status == 412);
     check("the 412 has the present value", problem.present.unwrap().value.as_deref() == Some("red"));

@@ -49,7 +49,10 @@ async fn main() {
     check("a field that is absent is 404", status == 404);
     check("the 404 is a problem document", problem.contains("\"code\":\"field_not_found\""));
 
-    let set = |value: &str| client.set_field().hash(name).field("colour").body(SetField { value: value.into() });
+    let set = |value: &str| {
+        let value = SetField { value: Some(value.into()), value_base64: None };
+        client.set_field().hash(name).field("colour").body(value)
+    };
     let created = set("green").send().await.unwrap();
     check("a new field is 201", created.status() == 201);
     let etag = created.headers()["etag"].to_str().unwrap();
