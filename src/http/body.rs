@@ -21,7 +21,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use super::App;
 use super::caller::{Caller, CallerSlot};
-use super::extract::{BodyType, list_members, refuse_untyped_object};
+use super::extract::{BodyType, list_members, refuse_untyped_members};
 use super::problem::{Code, Problem};
 use crate::rate_limit::RateKey;
 
@@ -135,7 +135,7 @@ async fn read_body(request: Request, app: &App, caller: &Caller) -> Result<Reque
     })
 }
 
-/// Reads the whole body of a type; see [`read_body`]. Refuses a JSON object without a type of its own.
+/// Reads the whole body of a type; see [`read_body`]. Refuses a JSON object and a form without a type of their own.
 pub async fn read_typed_body(
     body_type: BodyType,
     request: Request,
@@ -144,7 +144,7 @@ pub async fn read_typed_body(
 ) -> Result<RequestBody, Problem> {
     let body = read_body(request, app, caller).await?;
     if body_type == BodyType::Untyped {
-        refuse_untyped_object(&body)?;
+        refuse_untyped_members(&body)?;
     }
     Ok(body)
 }

@@ -20,6 +20,9 @@ use crate::names::{EventName, FieldName, HashName, NameError, RoomName};
 /// The query parameter with the last event's id of clients that reconnect and can't set headers.
 const LAST_EVENT_ID: &str = "lastEventId";
 
+/// What `eventsource-polyfill` adds to the query of each stream.
+const POLYFILL_PARAMETERS: [&str; 2] = ["evs_buffer_size_limit", "evs_preamble"];
+
 /// The room in the path.
 pub struct RoomPath(pub RoomName);
 /// The hash in the path.
@@ -147,15 +150,15 @@ fn is_percent_encoded(text: &str) -> bool {
     text.split('%').skip(1).all(is_byte) && percent_encoding::percent_decode_str(text).decode_utf8().is_ok()
 }
 
-/// A query without its token, which only [`Caller`](super::caller::Caller) reads, and without parameters that have an
-/// empty value, as forms and generated clients send them. All spellings of `lastEventId` become that one. Names lose the
+/// A query without its token, which only [`Caller`](super::caller::Caller) reads, without those of a polyfill, and without
+/// parameters that have an empty value, as forms and generated clients send them. All spellings of `lastEventId` become that one. Names lose the
 /// brackets of lists.
 pub fn canonical_query(query: &str) -> String {
     let kept = query.split('&').filter_map(|pair| {
         let (name, _) = form_urlencoded::parse(pair.as_bytes()).next()?;
         let plain_name = without_brackets(&name);
         match pair.split_once('=') {
-            _ if name == ACCESS_TOKEN => None,
+            _ if name == ACCESS_TOKEN || POLYFILL_PARAMETERS.contains(&&*name) => None,
             Some((_, "")) => None,
             Some((_, value)) if is_last_event_id(plain_name) => Some(format!("{LAST_EVENT_ID}={value}").into()),
             Some((_, value)) if plain_name != name => {
@@ -174,8 +177,10 @@ fn without_brackets(name: &str) -> &str {
     opened.and_then(|name| name.strip_suffix('[')).unwrap_or(name)
 }
 
-/// Whether a parameter is one that clients add when they reconnect: `lastEventId`, `lastEventID` or `Last-Event-ID`.
+/// Whether a parameter is one that clients add when they reconnect: `lastEventId`, `lastEventID`, `Last-Event-ID` or
+/// `evs_last_event_id`.
 fn is_last_event_id(name: &str) -> bool {
+    let name = name.strip_prefix("evs_").unwrap_or(name);
     name.replace(['-', '_'], "").eq_ignore_ascii_case(LAST_EVENT_ID)
 }
 
@@ -210,7 +215,7 @@ pub enum BodyType {
     Text,
     /// No type, and `application/x-www-form-urlencoded`, the type that `curl -d` gives to any text.
     Untyped,
-    /// `application/octet-stream`.
+    /// Any other type.
     Bytes,
 }
 
@@ -231,34 +236,33 @@ impl BodyType {
 
     /// Reads `Content-Type`.
     pub fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
-        let Some(essence) = essence(headers)? else { return Ok(Self::Untyped) };
+        let is_json = |kind: &str| kind.starts_with("application/") && kind.ends_with("+json");
+        let body_type = match Self::of_value(headers)? {
+            Self::Bytes if essence(headers)?.is_some_and(|kind| is_json(&kind)) => Self::Json,
+            Self::Bytes => return Ok(Self::Bytes),
+            other => other,
+        };
         require_utf_8(headers)?;
-        match essence.as_str() {
-            "" | "application/x-www-form-urlencoded" => Ok(Self::Untyped),
-            "application/octet-stream" => Ok(Self::Bytes),
-            "application/json" | "text/json" => Ok(Self::Json),
-            text if text.starts_with("text/") => Ok(Self::Text),
-            json if json.starts_with("application/") && json.ends_with("+json") => Ok(Self::Json),
-            other => Err(Problem::new(
-                Code::UnsupportedMediaType,
-                format!("the Content-Type {other:?} is not supported; use application/json or text/plain"),
-            )),
-        }
+        Ok(body_type)
     }
 }
 
-/// Refuses a JSON object without a type of its own. As text, it would reach its readers in another form than its sender
-/// means, and nobody would notice.
-pub fn refuse_untyped_object(body: &[u8]) -> Result<(), Problem> {
+/// Refuses a JSON object and a form without a type of their own. As text, they would reach their readers in another form
+/// than their sender means, and nobody would notice.
+pub fn refuse_untyped_members(body: &[u8]) -> Result<(), Problem> {
+    /// How a form of an event or of a value begins.
+    const FORMS: [&[u8]; 4] = [b"event=", b"data=", b"value=", b"value_base64="];
     let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
-    match serde_json::from_slice::<JsonObject<IgnoredAny>>(body) {
-        Err(_) => Ok(()),
-        Ok(_) => Err(Problem::new(
-            Code::UnsupportedMediaType,
-            "the body is a JSON object, but its Content-Type does not say so: add -H 'Content-Type: application/json', \
-             or text/plain to send it as text",
-        )),
-    }
+    let detail = if serde_json::from_slice::<JsonObject<IgnoredAny>>(body).is_ok() {
+        "the body is a JSON object, but its Content-Type does not say so: add -H 'Content-Type: application/json', \
+         or text/plain to send it as text"
+    } else if FORMS.iter().any(|form| body.starts_with(form)) {
+        "the body is a form, which is not decoded: send JSON, and add -H 'Content-Type: application/json', \
+         or text/plain to send it as text"
+    } else {
+        return Ok(());
+    };
+    Err(Problem::new(Code::UnsupportedMediaType, detail))
 }
 
 /// The media type in `Content-Type`, in lower case and without parameters, which may have any bytes.

@@ -38,22 +38,24 @@ async fn assert_told_the_type(gateway: &Gateway, route: (Method, &str), bodies: 
 }
 
 on_both_brokers! {
-    async fn a_json_object_without_its_type_is_refused_by_a_publish(world) {
+    async fn a_json_object_or_a_form_of_members_is_refused_by_a_publish(world) {
         let bodies = [
             r#"{"event":"chat","data":{"text":"hello"}}"#,
             r#"{"data":1}"#,
             " \r\n\t{\"no\": \"event\"}\n",
             "{}",
             "\u{feff}{\"data\":1}",
+            "event=alert&data=hi",
+            "data=hi",
         ];
         let gateway = world.gateway().await;
         assert_told_the_type(&gateway, PUBLISH, &bodies).await;
         assert_eq!(gateway.get(PUBLISH.1).await.1["events"], json!([]));
     }
 
-    async fn a_json_object_without_its_type_is_refused_by_a_set(world) {
+    async fn a_json_object_or_a_form_of_members_is_refused_by_a_set(world) {
         let gateway = world.gateway().await;
-        assert_told_the_type(&gateway, SET, &[r#"{"value":"green"}"#, r#"{"on":true}"#, "\n{}"]).await;
+        assert_told_the_type(&gateway, SET, &[r#"{"value":"green"}"#, r#"{"on":true}"#, "\n{}", "value=green", "value_base64=YQ%3D%3D"]).await;
         assert_eq!(gateway.get(SET.1).await.0, 404);
     }
 
@@ -65,7 +67,8 @@ on_both_brokers! {
             ((Method::PATCH, "/v1/hashes/lamp"), r#"{"a":"1"}"#),
             ((Method::POST, "/v1/hashes/lamp/fields/n/increment"), r#"{"by":1}"#),
         ] {
-            for content_type in UNTYPED.into_iter().chain([Some("text/plain"), Some("application/octet-stream")]) {
+            let others = ["text/plain", "application/octet-stream", "application/x-ndjson", "application/xml"];
+            for content_type in UNTYPED.into_iter().chain(others.map(Some)) {
                 let (status, problem) = send(&gateway, &route, content_type, body).await;
                 assert_eq!((status.as_u16(), &problem["code"]), (415, &json!("unsupported_media_type")), "{route:?}");
                 let detail = problem["detail"].as_str().unwrap();
@@ -91,6 +94,9 @@ on_both_brokers! {
         for (content_type, body) in [
             (None, "hello"),
             (Some(FORM), "a=1&b={}"),
+            (Some(FORM), "data"),
+            (Some(FORM), "mydata=1&data=2"),
+            (Some("text/plain"), "event=alert&data=hi"),
             (Some(FORM), "[1,2]"),
             (Some(FORM), "42"),
             (Some(FORM), "{curly} words"),

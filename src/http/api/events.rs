@@ -168,7 +168,7 @@ pub async fn publish_event(
             new_event(&app, name, text_data(&body)?, Vec::new(), None)?
         }
         BodyType::Bytes => {
-            let detail = "the data of an event is JSON or text; application/octet-stream is neither";
+            let detail = "the Content-Type is not supported; an event is application/json or text/plain";
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };

@@ -29,6 +29,8 @@ on_both_brokers! {
                 (format!("last-event-id={newer}"), String::new()),
                 (format!("last_event_id={newer}"), String::new()),
                 (format!("lastEventId={newer}&after={old}"), String::new()),
+                // eventsource-polyfill.
+                (format!("evs_last_event_id={newer}&after={old}&evs_buffer_size_limit=262144&evs_preamble=2056"), String::new()),
                 (format!("lastEventId={old}&lastEventId={newer}"), String::new()),
                 (format!("Last-Event-ID={old}&lastEventId={newer}"), String::new()),
                 (format!("lastEventId=&after={newer}"), String::new()),
