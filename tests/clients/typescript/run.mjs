@@ -22,7 +22,7 @@ const generators = {
   },
   async orval(folder) {
     const { generate } = await import('orval')
-    const output = { target: join(folder, 'api.ts'), client: 'fetch', baseUrl: gateway }
+    const output = { target: join(folder, 'api.ts'), client: 'fetch', baseUrl: gateway, urlEncodeParameters: true }
     await generate({ input: document, output }, here)
   },
   async openapi_typescript(folder) {

@@ -32,6 +32,13 @@ export async function useClient({ check, unique }: Harness) {
   if (refused.status !== 412) throw new Error(`a write whose condition does not hold is ${refused.status}`)
   check('the 412 has the present value', refused.data.present, { value: 'red' })
 
+  const field = 'a/b 100%?#ë'
+  await setField(hash, field, { value: 'green' })
+  const read = await getField(hash, field)
+  if (read.status !== 200) throw new Error(`a field with any name is ${read.status}`)
+  check('a field may have any name', read.data.field, field)
+  await patchFields(hash, { [field]: null })
+
   await patchFields(hash, { a: '1', b: '1' })
   const patched = await patchFields(hash, { a: '2', colour: null }, { remove: ['b'] })
   check('a patch sets and removes', patched.data, { hash, created: 0, replaced: 1, removed: 2 })
