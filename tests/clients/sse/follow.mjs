@@ -22,6 +22,12 @@ const clients = {
     listen(new EventSource(url))
   },
 
+  async 'eventsource 5'() {
+    const { EventSource } = await import('eventsource-5')
+    setInterval(() => {}, 1e6)
+    listen(new EventSource(url))
+  },
+
   async 'event-source-polyfill'() {
     const { EventSourcePolyfill } = (await import('event-source-polyfill')).default
     listen(new EventSourcePolyfill(url))

@@ -17,7 +17,7 @@ const BAD_GATEWAY = 'HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection
 
 // Clients that go on after an answer other than 200, as of a balancer.
 const PERSISTENT = [
-  'reconnecting-eventsource', 'eventsource-client', '@microsoft/fetch-event-source',
+  'reconnecting-eventsource', 'eventsource-client', 'launchdarkly-eventsource', '@microsoft/fetch-event-source',
   'httpx-sse', 'sseclient-py', 'aiohttp-sse-client', 'r3labs/sse',
 ]
 
@@ -26,6 +26,7 @@ const LANGUAGES = {
     command: (client) => [process.execPath, join(here, 'follow.mjs'), client],
     clients: [
       'eventsource',
+      'eventsource 5',
       'event-source-polyfill',
       'reconnecting-eventsource',
       'eventsource-client',
