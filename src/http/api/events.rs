@@ -198,10 +198,10 @@ fn text_data(body: &[u8]) -> Result<Data, Problem> {
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
     /// Only events after this id.
-    #[param(value_type = Option<String>, example = "1790000000000000-41")]
+    #[param(value_type = Option<String>, pattern = "^[0-9]{1,16}-[0-9]{1,16}$", example = "1790000000000000-41")]
     after: Option<String>,
     /// Only events before this id. Without `after`, the last ones before it.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^[0-9]{1,16}-[0-9]{1,16}$")]
     before: Option<String>,
     /// The maximum number of events.
     #[param(minimum = 1, maximum = 1000, default = 100)]

@@ -1,4 +1,4 @@
-//! Patterns of names in the document: what generators of clients and of requests can know about a name.
+//! Patterns of names, keys and tags in the document: what generators of clients and of requests can know about them.
 
 use serde_json::{Value, json};
 
@@ -8,19 +8,28 @@ const NAME: &str = r"^[^\x00-\x2a\x2c\x2f\x3b\x3c\x3e\x3f\x5b-\x5e\x60\x7b-\x7f]
 /// No control character is in the name of a field.
 const FIELD_NAME: &str = r"^[^\x00-\x1f\x7f-\x9f]+$";
 
+/// An idempotency key has visible ASCII characters only.
+const KEY: &str = r"^[\x21-\x7e]+$";
+/// A list of entity tags, or `*`. It may have up to 20 of them, which is not in the pattern.
+const TAGS: &str = r#"^(\*|(W/)?"[^"]*"(, *(W/)?"[^"]*")*)$"#;
+/// Most characters of such a list: the usual length of 20 tags.
+const TAGS_LENGTH: usize = 1024;
+
 /// Schemas of requests that have names, as members.
 const BODIES: [&str; 2] = ["Publish", "BatchItem"];
 
-/// The pattern and the most characters of what has this name in a request, if it is a name itself.
+/// The pattern and the most characters of what is called so in a request, if it has a pattern.
 fn limits(name: &str) -> Option<(&'static str, usize)> {
     match name {
         "room" | "rooms" | "hash" | "event" | "subscriber" | "except" => Some((NAME, 128)),
         "field" | "remove" => Some((FIELD_NAME, 256)),
+        "Idempotency-Key" | "idempotency_key" => Some((KEY, 255)),
+        "If-Match" | "If-None-Match" => Some((TAGS, TAGS_LENGTH)),
         _ => None,
     }
 }
 
-/// Adds the pattern and the limits of its length to every name in a request.
+/// Adds the pattern and the limits of its length to every name, key and tag in a request.
 pub(super) fn add_patterns(document: &mut Value) {
     let items = document["paths"].as_object_mut().into_iter().flat_map(|paths| paths.values_mut());
     for operation in items.flat_map(|item| item.as_object_mut().into_iter().flat_map(|item| item.values_mut())) {
@@ -33,6 +42,8 @@ pub(super) fn add_patterns(document: &mut Value) {
         let members = document["components"]["schemas"][body]["properties"].as_object_mut();
         members.into_iter().flatten().for_each(|(name, schema)| add_pattern(name, schema));
     }
+    let patch = &mut document["paths"]["/v1/hashes/{hash}"]["patch"]["requestBody"]["content"]["application/json"];
+    add_pattern("field", &mut patch["schema"]["propertyNames"]);
 }
 
 fn add_pattern(name: &str, schema: &mut Value) {
