@@ -40,7 +40,7 @@ const READS: u32 = 64;
 /// Most of these of one caller.
 const READS_OF_A_CALLER: u32 = 16;
 /// Most rooms that streams of one caller open at one time. More of them wait for each other, not for those of others.
-pub const ROOMS_OPENING_OF_A_CALLER: u32 = 16;
+const ROOMS_OPENING_OF_A_CALLER: u32 = 32;
 /// A value that is written or read counts as one request, and as another one for each time that it has so many bytes.
 pub const BYTES_OF_A_REQUEST: usize = 64 * 1024;
 /// What counts as read if a read does not end. One command to the broker reads about as much.
@@ -547,8 +547,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// The bytes for which a payer owes, once it has owed for no longer than a moment.
+    pub(crate) fn owed_bytes(payer: &Payer) -> usize {
+        let key = &payer.keys[0];
+        let debt = lock(&payer.limiter.limit(key).quota).debt(payer.limiter.rate(key), Instant::now());
+        usize::try_from(debt).unwrap() * BYTES_OF_A_REQUEST
+    }
 
     #[test]
     fn a_debt_has_at_most_a_buckets_tokens_and_becomes_less_as_a_bucket_fills() {

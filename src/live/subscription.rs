@@ -13,17 +13,17 @@ use tokio::time::{Instant, sleep_until};
 
 use super::topic::{BATCH_BYTES, Following, LiveTopic, TopicGuard};
 use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
-use crate::broker::{BrokerError, ReadLimit, ReadRange};
+use crate::broker::{BrokerError, LogSlice, ReadLimit, ReadRange};
 use crate::cache::Lookup;
 use crate::log::{Gap, GapReason, LogView, ReportedLoss};
 use crate::names::{EventId, Topic};
-use crate::rate_limit::{ChargedRead, Payer, ROOMS_OPENING_OF_A_CALLER};
+use crate::rate_limit::{ChargedRead, Payer};
 
 /// Longest time between an append and the arrival of its announcement.
 const ANNOUNCEMENT_DELAY: Duration = Duration::from_secs(1);
 
-/// Topics that one subscription opens at one time.
-const ROOMS_AT_ONCE: usize = ROOMS_OPENING_OF_A_CALLER as usize;
+/// Topics that one subscription opens at one time: as many as logs are read at one time.
+const ROOMS_AT_ONCE: usize = 16;
 
 /// Most entries of the log that [`Start::Recent`] looks at.
 const RECENT_EVENTS: usize = 1000;
@@ -232,8 +232,9 @@ async fn before_recent(
     let below = EventId::new(position.epoch, position.offset + 1);
     let limit = ReadLimit { entries: RECENT_EVENTS, bytes: BATCH_BYTES };
     let charged = payer.cloned().map(ChargedRead::new);
-    let slice = log.read(topic.topic(), ReadRange::Before(below), view, limit).await?;
-    charged.inspect(|charged| charged.has_read(slice.bytes()));
+    let slice = log.read(topic.topic(), ReadRange::Before(below), view, limit).await;
+    charged.inspect(|charged| charged.has_read(slice.as_ref().map_or(0, LogSlice::bytes)));
+    let slice = slice?;
     let logged = slice.entries.iter().rev().map(|entry| (entry.id, LiveEvent::new(entry).ok()));
     let (position, left) = go_back((position, left), logged, &wanted);
     if left == 0 || slice.is_end {
@@ -356,9 +357,9 @@ impl TopicCursor {
 
     async fn read_log(&mut self) -> Result<Following, BrokerError> {
         let charged = self.payer.clone().map(ChargedRead::new);
-        let (following, bytes) = self.guard.live_topic().read_log(self.position, self.reported, self.view).await?;
-        charged.inspect(|charged| charged.has_read(bytes));
-        Ok(following)
+        let read = self.guard.live_topic().read_log(self.position, self.reported, self.view).await;
+        charged.inspect(|charged| charged.has_read(read.as_ref().map_or(0, |(_, bytes)| *bytes)));
+        read.map(|(following, _)| following)
     }
 
     /// A gap, if an event that this cursor may have yielded was retracted.
@@ -366,5 +367,49 @@ impl TopicCursor {
         let retracted = self.guard.live_topic().retracted_since(&mut self.retractions, self.start);
         let id = retracted.filter(|id| *id <= self.position)?;
         Some(Following::Gap(Gap { from: id.before(), to: self.position, reason: GapReason::Diverged }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::memory::{MemoryBroker, MemorySettings};
+    use crate::config::Settings;
+    use crate::http::test_app;
+    use crate::names::{Data, Event, RoomName};
+    use crate::rate_limit::tests::owed_bytes;
+    use crate::rate_limit::{RateKey, RateLimitSettings, RateLimiter};
+
+    #[tokio::test]
+    async fn what_a_subscription_alone_reads_of_the_log_is_owed() {
+        let app = test_app();
+        let topic = Topic::from(RoomName::new("a").unwrap());
+        // Together they are more than one read of the topic's task.
+        let event = Event {
+            name: None,
+            data: Data::Text("x".repeat(60_000).into()),
+            published_at: "2026-01-02T03:04:05.678Z".into(),
+            except: Vec::new(),
+            publish_id: None,
+            traceparent: None,
+            last_message: None,
+        };
+        for _ in 0..10 {
+            app.log.append(&topic, &event, None, &RateKey::All).await.unwrap();
+        }
+        // The lowest rate, with which a debt lasts longest.
+        let settings = RateLimitSettings { rate_per_subject: 1, ..Settings::defaults().limits.limits() };
+        let broker = MemoryBroker::new(MemorySettings {
+            replica: "test".into(),
+            lease: Duration::from_secs(1),
+            retention: Settings::defaults().retention.policy(),
+            max_bytes: 1024 * 1024,
+        });
+        let limiter = RateLimiter::new(settings, Arc::new(broker));
+        let payer = limiter.payer_for_streams(RateKey::Subject("ann".into())).unwrap();
+        let open = app.live.subscribe(vec![(topic, Start::Earliest)], LogView::All, Some(payer.clone()), |_| true);
+        let mut subscription = open.await.unwrap();
+        assert!(matches!(subscription.next().await, Update::Events { .. }));
+        assert!(owed_bytes(&payer) > 0);
     }
 }

@@ -18,11 +18,11 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ("timestamp", &[]),
     ("trace", &[]),
     ("broker", &["digest", "names", "log", "shutdown", "timestamp"]),
-    ("live", &["names", "log", "cache", "broker", "rate_limit::RateKey", "shutdown", "timestamp", "trace"]),
+    ("rate_limit", &["broker"]),
+    ("live", &["names", "log", "cache", "broker", "rate_limit", "shutdown", "timestamp", "trace"]),
     ("presence", &["names", "broker", "live::LogClient", "shutdown"]),
     ("moderation", &["names", "broker", "live::LogClient", "presence::Presence", "shutdown", "timestamp"]),
     ("auth", &["names", "shutdown"]),
-    ("rate_limit", &["broker"]),
     ("metrics", &[]),
     (
         "delivery",

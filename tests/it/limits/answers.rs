@@ -103,34 +103,6 @@ on_both_brokers! {
         }
     }
 
-    async fn p11_what_a_stream_reads_of_the_log_counts(world) {
-        let gateway = world.gateway_with(|settings| {
-            close(settings);
-            settings.limits.rate_per_subject = 10;
-            // Streams read the log.
-            settings.streams.ring_events = 1;
-        }).await;
-        let mut writer = claims(&json!({"publish": ["*"]}));
-        for n in 0..10 {
-            writer["sub"] = json!(format!("writer-{n}"));
-            let event = gateway.request(Method::POST, "/v1/rooms/lobby/events").bearer_auth(token(&writer));
-            assert_eq!(gateway.send(event.body("x".repeat(60_000))).await.0, 201);
-        }
-        let token = token(&claims(&json!({"subscribe": ["*"]})));
-        let mut count = 0;
-        loop {
-            let mut stream =
-                gateway.stream(&format!("/v1/rooms/lobby/stream?from=earliest&access_token={token}")).await;
-            if stream.opened.get("reason").is_some() {
-                break;
-            }
-            assert_eq!(stream.datas(10).await.len(), 10);
-            count += 1;
-        }
-        // The limit is 20 requests at once, and each of them reads about ten times what one request may.
-        assert!(count <= 4, "{count} streams");
-    }
-
     async fn p11_a_read_goes_on_until_its_client_has_taken_the_answer(world) {
         let gateway = world.gateway_with(|settings| {
             close(settings);

@@ -89,11 +89,6 @@ impl MemoryLog {
         self.head.as_ref().is_some_and(|head| !head.has_messages())
     }
 
-    /// Whether something was appended to the log, but no message.
-    pub(super) fn has_only_presence(&self) -> bool {
-        self.head.as_ref().is_some_and(|head| !head.has_messages() && !head.history.is_unwritten())
-    }
-
     /// Whether the lifetime of the head has passed.
     pub(super) fn is_expired(&self, now: u64, retention: Retention) -> bool {
         self.is_untouched(now, retention.age + retention.head)

@@ -11,9 +11,9 @@ use crate::broker::memory::micros;
 use crate::broker::memory::record::RecordChange;
 use crate::names::Topic;
 
-/// Logs of presence events alone are dropped this long after the room's last stream. While logs without messages use more
-/// than half of what they may, the same holds for empty ones. A client that returns to such a room may get a gap.
-/// Refusing all other clients would be worse.
+/// In a room without messages, presence events are dropped this long after the last stream. While logs without messages
+/// use more than half of what they may, the logs themselves are dropped. A client that returns to such a room may get a
+/// gap. Refusing all other clients would be worse.
 const UNUSED_LIFETIME: Duration = Duration::from_mins(1);
 
 impl Transaction<'_> {
@@ -44,15 +44,17 @@ impl Transaction<'_> {
             log.drop_expired(self.now, retention, |entry| drop_entry(topic, &entry, ledger));
             // An earlier process may have kept more.
             log.entries.trim(retention, |entry| drop_entry(topic, &entry, ledger));
-            let is_spare = (is_crowded || log.has_only_presence())
-                && log.is_unused()
+            let is_spare = log.is_unused()
                 && log.is_untouched(self.now, UNUSED_LIFETIME)
                 && topic.room().is_none_or(|room| !subscribers.contains_key(room));
-            let is_kept = !log.is_expired(self.now, retention) && !is_spare;
-            if !is_kept {
+            if is_spare {
+                log.entries.clear(|entry| drop_entry(topic, &entry, ledger));
+            }
+            let is_dropped = log.is_expired(self.now, retention) || is_spare && is_crowded;
+            if is_dropped {
                 drop_log(topic, log, unused_logs, ledger);
             }
-            is_kept
+            !is_dropped
         });
     }
 
