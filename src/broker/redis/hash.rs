@@ -17,6 +17,9 @@ use crate::names::{FieldName, HashName};
 
 /// Bytes of values after which a command that reads several stops. Redis does nothing else meanwhile.
 const COMMAND_BYTES: usize = 256 * 1024;
+/// Fields that are larger on average are read by commands of their own: a script takes 290 µs of Redis's time for a value
+/// of 250 KB, a command 9 µs.
+const LARGE_BYTES: usize = 16 * 1024;
 
 impl Condition {
     fn name(&self) -> &'static str {
@@ -72,14 +75,23 @@ impl RedisBroker {
     ) -> Result<RawPage, BrokerError> {
         // Redis's cursors are numbers: other text from the client is not sent to Redis.
         let mut cursor: u64 = from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
-        let (mut found, mut bytes) = (RawFields::new(), 0);
+        let (mut found, mut bytes, mut are_large) = (RawFields::new(), 0, false);
         loop {
-            let mut call = self.scripts.scan.key(&key);
-            call.arg(cursor).arg(limit - found.len()).arg(COMMAND_BYTES.min(REPLY_BYTES - bytes));
-            let result: RedisResult<(u64, RawFields)> = call.invoke_async(conn.connection()).await;
+            let result: RedisResult<(u64, RawFields)> = if are_large {
+                let mut command = redis::cmd("HSCAN");
+                command.arg(&key).arg(cursor).arg("COUNT").arg(1);
+                command.query_async(conn.connection()).await
+            } else {
+                let mut call = self.scripts.scan.key(&key);
+                call.arg(cursor).arg(limit - found.len()).arg(COMMAND_BYTES.min(REPLY_BYTES - bytes));
+                call.invoke_async(conn.connection()).await
+            };
             let (next, read) = conn.check(result, read_error)?;
             cursor = next;
-            bytes += read.iter().map(|(field, value)| encoded_bytes(field) + encoded_bytes(value)).sum::<usize>();
+            let read_bytes: usize =
+                read.iter().map(|(field, value)| encoded_bytes(field) + encoded_bytes(value)).sum();
+            bytes += read_bytes;
+            are_large = read_bytes > read.len() * LARGE_BYTES;
             let is_empty = read.is_empty();
             found.extend(read);
             if cursor == 0 || is_empty || found.len() >= limit || bytes >= REPLY_BYTES {
@@ -116,6 +128,10 @@ impl HashStore for RedisBroker {
     }
 
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError> {
+        if let [field] = fields {
+            // See LARGE_BYTES.
+            return Ok(vec![self.value(hash, field).await?]);
+        }
         let mut conn = self.connections.for_hashes().await?;
         let (mut values, mut bytes) = (Vec::new(), 0);
         while values.len() < fields.len() && bytes < REPLY_BYTES {

@@ -9,7 +9,7 @@ local STEP_FIELDS = 16
 local MAX_STEPS = 2000
 
 local cursor, most_fields, most_bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local found, bytes, steps, count, most_count = {}, 0, 0, 1, STEP_FIELDS
+local found, bytes, steps, count, most_count, fitting = {}, 0, 0, 1, STEP_FIELDS, STEP_FIELDS
 repeat
   local left = most_fields - #found / 2
   local asked = math.min(left, count)
@@ -31,8 +31,9 @@ repeat
       found[#found + 1] = text
     end
     -- As many as should fit, going by those before.
-    local fitting = bytes > 0 and math.floor((most_bytes - bytes) * #found / 2 / bytes) or STEP_FIELDS
+    fitting = bytes > 0 and math.floor((most_bytes - bytes) * #found / 2 / bytes) or STEP_FIELDS
     count = math.max(1, math.min(count * 2, fitting, most_count))
   end
-until cursor == '0' or #found / 2 >= most_fields or bytes >= most_bytes or steps >= MAX_STEPS
+-- A large value that does not fit would be read in vain.
+until cursor == '0' or #found / 2 >= most_fields or fitting < 1 or steps >= MAX_STEPS
 return { cursor, found }
