@@ -100,9 +100,7 @@ impl LogSlice {
             is_end: true,
         }
     }
-}
 
-impl LogSlice {
     /// The size of the entries.
     pub fn bytes(&self) -> usize {
         self.entries.iter().map(|entry| entry.stored.len()).sum()

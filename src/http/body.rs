@@ -343,7 +343,6 @@ pub async fn hold_answer(
     is_read: bool,
 ) -> Result<Response, Problem> {
     let reserved = caller.take_kept_for_answer();
-
     let size = response.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
     caller.has_answered(size.unwrap_or_default());
     if size.is_none_or(|size| size <= SMALL_BYTES) {

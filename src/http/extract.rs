@@ -150,9 +150,9 @@ fn is_percent_encoded(text: &str) -> bool {
     text.split('%').skip(1).all(is_byte) && percent_encoding::percent_decode_str(text).decode_utf8().is_ok()
 }
 
-/// A query without its token, which only [`Caller`](super::caller::Caller) reads, without those of a polyfill, and without
-/// parameters that have an empty value, as forms and generated clients send them. All spellings of `lastEventId` become that one. Names lose the
-/// brackets of lists.
+/// A query without its token, which only [`Caller`](super::caller::Caller) reads, without parameters of a polyfill, and
+/// without those that have an empty value, as forms and generated clients send them. All spellings of `lastEventId`
+/// become that one. Names lose the brackets of lists.
 pub fn canonical_query(query: &str) -> String {
     let kept = query.split('&').filter_map(|pair| {
         let (name, _) = form_urlencoded::parse(pair.as_bytes()).next()?;

@@ -125,15 +125,11 @@ impl EntryQueue {
 
     /// Returns the id of the last entry that was dropped.
     fn trim(&mut self, retention: Retention, dropped: &mut impl FnMut(LogEntry)) -> Option<EventId> {
-        let mut last = None;
-        while self.entries.len() as u64 > retention.events
-            || (self.bytes as u64 > retention.bytes && self.entries.len() > 1)
-        {
-            let Some(entry) = self.pop_oldest() else { break };
-            last = Some(entry.id);
-            dropped(entry);
-        }
-        last
+        let is_over = |queue: &Self| {
+            queue.entries.len() as u64 > retention.events
+                || (queue.bytes as u64 > retention.bytes && queue.entries.len() > 1)
+        };
+        self.drop_oldest(is_over, dropped)
     }
 
     /// Returns the id of the last entry that was dropped.
@@ -142,22 +138,28 @@ impl EntryQueue {
         is_dropped: impl Fn(&TimedEntry) -> bool,
         dropped: &mut impl FnMut(LogEntry),
     ) -> Option<EventId> {
-        let mut last = None;
-        while self.entries.front().is_some_and(&is_dropped) {
-            let Some(entry) = self.pop_oldest() else { break };
-            last = Some(entry.id);
-            dropped(entry);
-        }
+        let last = self.drop_oldest(|queue| queue.entries.front().is_some_and(&is_dropped), dropped);
         if self.entries.is_empty() {
             self.entries.shrink_to_fit();
         }
         last
     }
 
-    fn pop_oldest(&mut self) -> Option<LogEntry> {
-        let TimedEntry { entry, .. } = self.entries.pop_front()?;
-        self.bytes -= entry_bytes(&entry.stored);
-        Some(entry)
+    /// Drops the oldest entry again and again while `is_due` is true of the queue.
+    fn drop_oldest(
+        &mut self,
+        is_due: impl Fn(&Self) -> bool,
+        dropped: &mut impl FnMut(LogEntry),
+    ) -> Option<EventId> {
+        let mut last = None;
+        while is_due(self)
+            && let Some(TimedEntry { entry, .. }) = self.entries.pop_front()
+        {
+            self.bytes -= entry_bytes(&entry.stored);
+            last = Some(entry.id);
+            dropped(entry);
+        }
+        last
     }
 
     /// The entries of a range, in the order in which a limit counts them.
@@ -188,21 +190,21 @@ pub struct LogEntries {
 
 impl LogEntries {
     pub fn len(&self) -> usize {
-        self.queues().map(|queue| queue.entries.len()).sum()
+        self.queues(LogView::All).map(|queue| queue.entries.len()).sum()
     }
 
     pub fn oldest(&self) -> Option<EventId> {
-        self.queues().filter_map(EntryQueue::oldest).min()
+        self.queues(LogView::All).filter_map(EntryQueue::oldest).min()
     }
 
-    fn queues(&self) -> impl Iterator<Item = &EntryQueue> {
-        iter::once(&self.messages).chain(self.presence.as_deref())
+    fn queues(&self, view: LogView) -> impl Iterator<Item = &EntryQueue> {
+        iter::once(&self.messages).chain(self.presence_in(view))
     }
 
     /// The number of entries of a view, and the id of the oldest one.
     pub fn summary(&self, view: LogView) -> (u64, Option<EventId>) {
-        let queues = || iter::once(&self.messages).chain(self.presence_in(view));
-        (queues().map(|queue| queue.entries.len() as u64).sum(), queues().filter_map(EntryQueue::oldest).min())
+        let retained = self.queues(view).map(|queue| queue.entries.len() as u64).sum();
+        (retained, self.queues(view).filter_map(EntryQueue::oldest).min())
     }
 
     fn presence_in(&self, view: LogView) -> Option<&EntryQueue> {
@@ -266,7 +268,7 @@ impl LogEntries {
     /// The entries with the times at which they were appended.
     #[cfg(test)]
     pub fn timed(&self) -> impl Iterator<Item = (&LogEntry, u64)> {
-        let all = self.queues().flat_map(|queue| &queue.entries);
+        let all = self.queues(LogView::All).flat_map(|queue| &queue.entries);
         all.map(|found| (&found.entry, found.appended_at))
     }
 }
