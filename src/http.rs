@@ -13,6 +13,7 @@ mod middleware;
 pub mod openapi;
 mod origin;
 mod page;
+mod prefer;
 pub mod problem;
 
 use axum::Router;

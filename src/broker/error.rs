@@ -14,12 +14,15 @@ pub enum BrokerError {
     /// The key holds something other than a log or a hash.
     #[error("the key holds a value of another type")]
     WrongType,
-    /// The field's value is not a whole number, or the sum is out of range.
-    #[error("the value is not a whole number, or the sum is outside the range of 64-bit integers")]
+    /// The field's value is not a [`super::Number`], or the sum is out of range.
+    #[error("the value is not a number, or the sum is out of range")]
     NotANumber,
     /// The hash would have more fields than [`super::MAX_FIELDS`].
     #[error("the hash would have too many fields")]
     TooManyFields,
+    /// The patch would copy more than [`super::MAX_COPIED_BYTES`].
+    #[error("the patch would copy too many bytes")]
+    CopyTooLarge,
     /// The idempotency key was used with other content.
     #[error("the idempotency key was used with other content")]
     KeyReused,

@@ -1,11 +1,15 @@
 //! The contract for shared hashes: plain byte strings by field.
 
-use std::collections::BTreeMap;
+mod number;
+
+use std::borrow::Cow;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
-use super::BrokerError;
+pub use self::number::{MAX_DIGITS, MAX_NUMBER_BYTES, Number, NumberError};
+use super::{BrokerError, IdempotencyKey};
 use crate::digest::sha1_hex;
 use crate::names::{FieldName, HashName};
 
@@ -43,37 +47,140 @@ pub enum Condition {
     Matches(Vec<String>),
 }
 
-/// The outcome of setting a field.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SetOutcome {
-    /// The field had no value before.
-    Created,
-    /// The field had a value before.
-    Replaced,
-    /// The condition did not hold.
+/// A write to a hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashWrite {
+    /// Sets a field.
+    Set {
+        /// The field.
+        field: FieldName,
+        /// The new value.
+        value: Bytes,
+        /// The condition.
+        condition: Condition,
+    },
+    /// Removes a field.
+    Remove {
+        /// The field.
+        field: FieldName,
+        /// The condition.
+        condition: Condition,
+    },
+    /// Adds to a field that holds a number, as [`Number`] reads and adds numbers. A field without a value counts as 0.
+    Increment {
+        /// The field.
+        field: FieldName,
+        /// What is added.
+        by: Number,
+        /// The condition.
+        condition: Condition,
+    },
+    /// Makes these steps in their order.
+    Patch(Vec<PatchStep>),
+    /// Removes the hash.
+    Clear,
+}
+
+impl Condition {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Absent => "absent",
+            Self::Present => "present",
+            Self::Matches(_) => "matches",
+        }
+    }
+
+    fn tags(&self) -> &[String] {
+        if let Self::Matches(tags) = self { tags } else { &[] }
+    }
+}
+
+impl HashWrite {
+    /// The write as words: its kind and what belongs to it. Different writes have different words.
+    pub fn words(&self) -> Vec<Cow<'_, [u8]>> {
+        let (kind, field, value, condition) = match self {
+            Self::Set { field, value, condition } => ("set", field, Cow::from(&value[..]), condition),
+            Self::Remove { field, condition } => ("remove", field, Cow::default(), condition),
+            Self::Increment { field, by, condition } => {
+                ("increment", field, by.to_string().into_bytes().into(), condition)
+            }
+            Self::Patch(steps) => {
+                return [b"patch".into()].into_iter().chain(steps.iter().flat_map(PatchStep::words)).collect();
+            }
+            Self::Clear => return vec![b"clear".into()],
+        };
+        let mut words = vec![kind.as_bytes().into(), field.as_str().as_bytes().into(), value];
+        words.extend(
+            [condition.name()]
+                .into_iter()
+                .chain(condition.tags().iter().map(String::as_str))
+                .map(|word| word.as_bytes().into()),
+        );
+        words
+    }
+}
+
+/// A step of a patch. It meets the hash as the steps before it have left it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PatchStep {
+    /// Fails the patch unless the field has a value.
+    Require(FieldName),
+    /// Fails the patch unless the field has this value.
+    Test(FieldName, Bytes),
+    /// Sets a field.
+    Set(FieldName, Bytes),
+    /// Removes a field, if it has a value.
+    Remove(FieldName),
+    /// Sets a field to another one's value. Fails the patch unless that has one.
+    Copy {
+        /// The field that is read.
+        from: FieldName,
+        /// The field that is set.
+        to: FieldName,
+    },
+}
+
+impl PatchStep {
+    fn words(&self) -> [Cow<'_, [u8]>; 3] {
+        let (step, field, value) = match self {
+            Self::Require(field) => ("require", field, &b""[..]),
+            Self::Test(field, value) => ("test", field, &value[..]),
+            Self::Set(field, value) => ("set", field, &value[..]),
+            Self::Remove(field) => ("remove", field, &b""[..]),
+            Self::Copy { from, to } => ("copy", from, to.as_str().as_bytes()),
+        };
+        [step.as_bytes(), field.as_str().as_bytes(), value].map(Cow::from)
+    }
+}
+
+/// Bytes of values that the copies of one patch may have: a short patch must not make long values of one.
+pub const MAX_COPIED_BYTES: usize = 1024 * 1024;
+
+/// What became of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WriteOutcome {
+    /// The write is done. True if an earlier call with the same idempotency key has done it.
+    Done(WriteEffect, bool),
+    /// Nothing was changed: this field, or the hash, does not exist.
+    Absent(Option<FieldName>),
+    /// Nothing was changed: the condition, or a test of the patch, does not hold.
     Refused,
 }
 
-/// The outcome of removing a field.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RemoveOutcome {
-    /// The field was removed.
-    Removed,
-    /// The field had no value.
-    Absent,
-    /// The condition did not hold.
-    Refused,
-}
-
-/// The outcome of a patch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PatchOutcome {
-    /// How many fields were set that had no value before.
-    pub created: u64,
-    /// How many fields were set that had a value before.
-    pub replaced: u64,
-    /// How many fields were removed.
-    pub removed: u64,
+/// What a write has done. It is kept with an idempotency key, so it has no values but a sum.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteEffect {
+    /// Fields that were set and had no value before.
+    pub created: u32,
+    /// Fields that were set and had a value before.
+    pub replaced: u32,
+    /// Fields that were removed, or 1 for a hash.
+    pub removed: u32,
+    /// Bytes of values that the patch has copied within the hash.
+    pub copied: u32,
+    /// The sum, as the field has it now.
+    pub sum: Option<Box<str>>,
 }
 
 /// Some fields of a hash.
@@ -107,36 +214,17 @@ pub trait HashStore: Send + Sync {
     /// the whole listing is on some page. If a large hash changes meanwhile, a field may be on two pages.
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError>;
 
-    /// Sets a field.
-    async fn set(
+    /// Makes a write, all of it or nothing.
+    ///
+    /// With a `key`, the key is looked up in the same step, before the condition: the outcome of a repeated write is that
+    /// of the first one. Only writes that are done are remembered. The broker never repeats a write: if the answer is
+    /// lost, the error is [`BrokerError::OutcomeUnknown`].
+    async fn write(
         &self,
         hash: &HashName,
-        field: &FieldName,
-        value: Bytes,
-        condition: &Condition,
-    ) -> Result<SetOutcome, BrokerError>;
-
-    /// Removes a field.
-    async fn remove(
-        &self,
-        hash: &HashName,
-        field: &FieldName,
-        condition: &Condition,
-    ) -> Result<RemoveOutcome, BrokerError>;
-
-    /// Sets the fields that have a value in `changes` and removes the others, in one step.
-    async fn patch(
-        &self,
-        hash: &HashName,
-        changes: &BTreeMap<FieldName, Option<Bytes>>,
-    ) -> Result<PatchOutcome, BrokerError>;
-
-    /// Removes the hash. Returns whether it existed.
-    async fn delete(&self, hash: &HashName) -> Result<bool, BrokerError>;
-
-    /// Adds `by` to a field that holds a signed 64-bit integer as decimal text. A field without a value counts as 0.
-    /// Returns the sum.
-    async fn increment(&self, hash: &HashName, field: &FieldName, by: i64) -> Result<i64, BrokerError>;
+        write: &HashWrite,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<WriteOutcome, BrokerError>;
 }
 
 /// The entity tag of a value, without quotes. It depends on the value alone, so values that other clients of Redis

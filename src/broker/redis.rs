@@ -26,7 +26,10 @@ use self::connections::RedisConnections;
 use self::keys::Keys;
 use self::pubsub::PubSub;
 pub use self::url::RedisUrl;
-use super::{Broker, Fault, FaultKind, Health, Listeners, MAX_FIELDS, RetentionPolicy};
+use super::{
+    Broker, Fault, FaultKind, Health, Listeners, MAX_COPIED_BYTES, MAX_DIGITS, MAX_FIELDS, MAX_NUMBER_BYTES,
+    RetentionPolicy,
+};
 use crate::names::EventId;
 use crate::shutdown::Tasks;
 
@@ -56,11 +59,7 @@ struct Scripts {
     unwritten: Script,
     scan: Script,
     hash_values: Script,
-    hash_set: Script,
-    hash_remove: Script,
-    hash_patch: Script,
-    hash_clear: Script,
-    hash_increment: Script,
+    hash_write: Script,
     remove: Script,
     rate_limit: Script,
     lease: Script,
@@ -69,12 +68,10 @@ struct Scripts {
 impl Scripts {
     fn new() -> Self {
         let with_log = |script: &str| Script::new(&[include_str!("redis/scripts/log.lua"), script].concat());
-        let with_condition =
-            |script: &str| Script::new(&[include_str!("redis/scripts/condition.lua"), script].concat());
-        let with_limit = |script: &str| {
-            let limit = format!("local MAX_FIELDS = {MAX_FIELDS}\n");
-            [&limit, include_str!("redis/scripts/hash_limit.lua"), script].concat()
-        };
+        let hash_limits = format!(
+            "local MAX_FIELDS, MAX_COPIED_BYTES = {MAX_FIELDS}, {MAX_COPIED_BYTES}\n\
+             local MAX_DIGITS, MAX_NUMBER_BYTES = {MAX_DIGITS}, {MAX_NUMBER_BYTES}\n"
+        );
         Self {
             append: with_log(include_str!("redis/scripts/append.lua")),
             read: with_log(include_str!("redis/scripts/read.lua")),
@@ -84,11 +81,7 @@ impl Scripts {
             unwritten: Script::new(include_str!("redis/scripts/unwritten.lua")),
             scan: Script::new(include_str!("redis/scripts/scan.lua")),
             hash_values: Script::new(include_str!("redis/scripts/hash_values.lua")),
-            hash_set: with_condition(&with_limit(include_str!("redis/scripts/hash_set.lua"))),
-            hash_remove: with_condition(include_str!("redis/scripts/hash_remove.lua")),
-            hash_patch: Script::new(&with_limit(include_str!("redis/scripts/hash_patch.lua"))),
-            hash_clear: Script::new(include_str!("redis/scripts/hash_clear.lua")),
-            hash_increment: Script::new(&with_limit(include_str!("redis/scripts/hash_increment.lua"))),
+            hash_write: Script::new(&[&hash_limits, include_str!("redis/scripts/hash_write.lua")].concat()),
             remove: Script::new(include_str!("redis/scripts/remove.lua")),
             rate_limit: Script::new(include_str!("redis/scripts/rate_limit.lua")),
             lease: Script::new(include_str!("redis/scripts/lease.lua")),

@@ -278,10 +278,15 @@ impl Caller {
             let subject = self.identity.subject.as_deref();
             count_requests(app, self.rate_keys(app), items as u64 - 1, self.address, subject).await?;
         }
+        self.owe(app, bytes);
+        Ok(())
+    }
+
+    /// Counts written bytes against the caller's limits: each 64 KiB as one request that later ones pay.
+    pub fn owe(&self, app: &App, bytes: usize) {
         if let Some(limits) = app.limits.as_ref().filter(|_| bytes >= BYTES_OF_A_REQUEST) {
             limits.owe(&self.rate_keys(app), bytes);
         }
-        Ok(())
     }
 
     fn rate_keys(&self, app: &App) -> Vec<RateKey> {

@@ -290,6 +290,11 @@ fn require_utf_8(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
+/// Whether `Content-Type` is this media type.
+pub fn has_media_type(headers: &HeaderMap, media_type: &str) -> Result<bool, Problem> {
+    Ok(essence(headers)?.as_deref() == Some(media_type))
+}
+
 /// The text of a header that a request may have once. `None` if the request does not have it.
 pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
     let text = single(headers, name)?.map(HeaderValue::to_str).transpose();

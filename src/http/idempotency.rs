@@ -1,16 +1,17 @@
-//! `Idempotency-Key`: a publish that is repeated with the same key gets the same answer and stores nothing again.
+//! `Idempotency-Key`: a publish or a write to a hash that is repeated with the same key gets the same answer and stores
+//! nothing again.
 
 use axum::http::{HeaderMap, HeaderName};
 
 use super::extract::header_text;
 use super::problem::{Code, Problem};
-use crate::broker::IdempotencyKey;
+use crate::broker::{HashWrite, IdempotencyKey};
 use crate::digest::sha1_hex;
 use crate::names::{Data, Event, EventName, SubscriberId};
 
 /// The request header with the key.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// The response header that says that an earlier request with the same key stored the event.
+/// The response header that says that an earlier request with the same key has done what this one asks for.
 pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// Longest key. A UUID has 36 bytes.
@@ -41,17 +42,22 @@ pub fn idempotency_key(caller: &str, key: &str, event: &Event) -> IdempotencyKey
     IdempotencyKey { key: digest(&[caller, key]), content: digest(&content) }
 }
 
+/// The digests of a key and of the write to a hash that it belongs to.
+pub fn write_key(caller: &str, key: &str, write: &HashWrite) -> IdempotencyKey {
+    IdempotencyKey { key: digest(&[caller, key]), content: digest(&write.words()) }
+}
+
 /// The publish id for a key. It is the same each time, so that a repeated batch gets the same answer.
 pub fn publish_id(caller: &str, key: &str) -> String {
     digest(&[caller, key, "publish_id"])
 }
 
 /// Hashes each part with its length before it, so that different lists of parts never look alike.
-fn digest(parts: &[&str]) -> String {
+fn digest(parts: &[impl AsRef<[u8]>]) -> String {
     let mut bytes = Vec::new();
-    for part in parts {
+    for part in parts.iter().map(AsRef::as_ref) {
         bytes.extend_from_slice(&part.len().to_be_bytes());
-        bytes.extend_from_slice(part.as_bytes());
+        bytes.extend_from_slice(part);
     }
     sha1_hex(&bytes)
 }

@@ -24,6 +24,7 @@ use self::request_context::{RequestContext, cut};
 use super::address::client_address;
 use super::body::hold_answer;
 use super::caller::CallerSlot;
+use super::prefer::PREFERENCE_APPLIED;
 use super::problem::{self, Code, Problem};
 use super::{App, audit, idempotency};
 use crate::config::Origin;
@@ -76,6 +77,7 @@ fn cors(origins: &[Origin]) -> Option<CorsLayer> {
             problem::RATE_LIMIT,
             problem::RATE_LIMIT_POLICY,
             idempotency::REPLAYED,
+            PREFERENCE_APPLIED,
             REQUEST_ID,
         ])
         .max_age(PREFLIGHT_LIFETIME);

@@ -1,6 +1,7 @@
 //! Problem documents: every failure is an `application/problem+json` response (RFC 9457). Only this file assigns
 //! statuses to failures.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
@@ -10,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::middleware::request_context;
-use crate::broker::{BrokerError, Fault, FaultKind, MAX_FIELDS};
+use crate::broker::{BrokerError, Fault, FaultKind, MAX_COPIED_BYTES, MAX_DIGITS, MAX_FIELDS};
 use crate::live::AppendError;
 use crate::rate_limit::RateStatus;
 
@@ -41,6 +42,7 @@ pub enum Code {
     RequestTimeout,
     WrongType,
     NotANumber,
+    FieldMissing,
     TooManyFields,
     PreconditionFailed,
     IdempotencyKeyReused,
@@ -103,7 +105,10 @@ impl Code {
                 ("request_timeout", StatusCode::REQUEST_TIMEOUT, "The request did not arrive in time")
             }
             Self::WrongType => ("wrong_type", StatusCode::CONFLICT, "The key in Redis has another type"),
-            Self::NotANumber => ("not_a_number", StatusCode::CONFLICT, "Not a 64-bit whole number"),
+            Self::NotANumber => ("not_a_number", StatusCode::CONFLICT, "Not a number, or out of range"),
+            Self::FieldMissing => {
+                ("field_missing", StatusCode::CONFLICT, "The patch needs a field that does not exist")
+            }
             Self::TooManyFields => ("too_many_fields", StatusCode::CONFLICT, "The hash would have too many fields"),
             Self::PreconditionFailed => {
                 ("precondition_failed", StatusCode::PRECONDITION_FAILED, "The value does not match the condition")
@@ -183,6 +188,7 @@ pub struct Problem {
     code: Code,
     detail: String,
     present: Option<CurrentValue>,
+    present_fields: Option<BTreeMap<String, CurrentValue>>,
     /// Seconds after which the request may be repeated, if that depends on the caller.
     retry_after: Option<u64>,
     /// The state of the rate limit that refused the request.
@@ -228,12 +234,23 @@ pub struct ProblemDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     present: Option<CurrentValue>,
+    /// With status 412 to a patch only: the present values of the fields that it tests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    present_fields: Option<BTreeMap<String, CurrentValue>>,
 }
 
 impl Problem {
     /// A failure. `detail` is the cause in this case.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), present: None, retry_after: None, rate_status: None }
+        Self {
+            code,
+            detail: detail.into(),
+            present: None,
+            present_fields: None,
+            retry_after: None,
+            rate_status: None,
+        }
     }
 
     /// A failure of a request that may be repeated after some time.
@@ -252,6 +269,11 @@ impl Problem {
     /// The failed condition of a write, with the present value.
     pub fn precondition(detail: impl Into<String>, present: CurrentValue) -> Self {
         Self { present: Some(present), ..Self::new(Code::PreconditionFailed, detail) }
+    }
+
+    /// The failed test of a patch, with the present values of the fields that it tests.
+    pub fn failed_test(detail: impl Into<String>, present: BTreeMap<String, CurrentValue>) -> Self {
+        Self { present_fields: Some(present), ..Self::new(Code::PreconditionFailed, detail) }
     }
 
     /// The kind of failure.
@@ -287,15 +309,23 @@ impl From<BrokerError> for Problem {
                 "another program has stored a value of another type under this key in Redis; \
                  --redis-prefix keeps the gateway's keys apart",
             ),
-            BrokerError::NotANumber => {
-                Self::new(Code::NotANumber, "the field's value, or the sum, is not a 64-bit whole number")
-            }
+            BrokerError::NotANumber => Self::new(
+                Code::NotANumber,
+                format!(
+                    "the field's value, or the sum, is neither a 64-bit whole number nor a decimal of at most \
+                     {MAX_DIGITS} digits"
+                ),
+            ),
+            BrokerError::CopyTooLarge => Self::new(
+                Code::BodyTooLarge,
+                format!("the values that the patch copies and moves have more than {MAX_COPIED_BYTES} bytes"),
+            ),
             BrokerError::TooManyFields => {
                 Self::new(Code::TooManyFields, format!("a hash has at most {MAX_FIELDS} fields"))
             }
             BrokerError::KeyReused => Self::new(
                 Code::IdempotencyKeyReused,
-                "this Idempotency-Key was used for other content in this room; use a new key",
+                "this Idempotency-Key was used for other content in this room or hash; use a new key",
             ),
             BrokerError::UnknownPage => Self::new(
                 Code::InvalidQuery,
@@ -384,6 +414,7 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
         code: code.into(),
         request_id: request_id.into(),
         present: problem.present,
+        present_fields: problem.present_fields,
     };
     let mut answer = (status, Json(document)).into_response();
     // Keep headers such as `Allow` and `ETag`. Drop those that describe the replaced body.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::support::{Gateway, Link, Links, Proxy, RedisServer, Way, World, eventually};
 
 impl World {
-    fn server(&self) -> &RedisServer {
+    pub fn server(&self) -> &RedisServer {
         self.redis.as_ref().unwrap()
     }
 }

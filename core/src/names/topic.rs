@@ -9,7 +9,7 @@ use super::{HashName, RoomName};
 pub enum Topic {
     /// A room. Its log holds the events that were published to it.
     Room(RoomName),
-    /// A shared hash. Nothing makes logs of hashes yet; their keys and records are reserved.
+    /// A shared hash. It has idempotency keys, but no log yet.
     Hash(HashName),
 }
 
@@ -34,6 +34,12 @@ impl Topic {
 impl From<RoomName> for Topic {
     fn from(room: RoomName) -> Self {
         Self::Room(room)
+    }
+}
+
+impl From<HashName> for Topic {
+    fn from(hash: HashName) -> Self {
+        Self::Hash(hash)
     }
 }
 

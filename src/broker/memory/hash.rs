@@ -1,6 +1,5 @@
 //! The contract for shared hashes, in memory.
 
-use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use async_trait::async_trait;
@@ -8,23 +7,11 @@ use bytes::Bytes;
 
 use super::MemoryBroker;
 use super::journal::DurableAt;
-use super::state::{MemoryState, Transaction};
+use super::state::{HashStep, MemoryState};
 use crate::broker::{
-    BrokerError, Condition, FieldPage, HashStore, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome,
-    encoded_bytes, entity_tag,
+    BrokerError, FieldPage, HashStore, HashWrite, IdempotencyKey, REPLY_BYTES, WriteOutcome, encoded_bytes,
 };
 use crate::names::{FieldName, HashName};
-
-impl Condition {
-    fn holds(&self, present: Option<&Bytes>) -> bool {
-        match self {
-            Self::Always => true,
-            Self::Absent => present.is_none(),
-            Self::Present => present.is_some(),
-            Self::Matches(tags) => present.is_some_and(|value| tags.contains(&entity_tag(value))),
-        }
-    }
-}
 
 impl MemoryState {
     fn value(&self, hash: &HashName, field: &FieldName) -> Option<&Bytes> {
@@ -33,18 +20,6 @@ impl MemoryState {
 }
 
 impl MemoryBroker {
-    /// Runs a step that changes hashes.
-    fn step_on_hashes<T>(
-        &self,
-        step: impl FnOnce(&mut Transaction<'_>) -> Result<T, BrokerError>,
-    ) -> Result<(T, DurableAt), BrokerError> {
-        let mut state = self.state();
-        self.check_journal()?;
-        let (outcome, own) = self.run(&mut state, step);
-        let durable_at = DurableAt::new(own, state.hashes_lsn_mut());
-        Ok((outcome?, durable_at))
-    }
-
     fn read_hashes<T>(&self, read: impl FnOnce(&MemoryState) -> T) -> (T, DurableAt) {
         let state = self.state();
         (read(&state), DurableAt::Earlier(state.hashes_lsn()))
@@ -113,96 +88,20 @@ impl HashStore for MemoryBroker {
         Ok(page)
     }
 
-    async fn set(
+    async fn write(
         &self,
         hash: &HashName,
-        field: &FieldName,
-        value: Bytes,
-        condition: &Condition,
-    ) -> Result<SetOutcome, BrokerError> {
-        let (outcome, durable_at) = self.step_on_hashes(|transaction| {
-            let present = transaction.state().value(hash, field);
-            if !condition.holds(present) {
-                return Ok(SetOutcome::Refused);
-            }
-            transaction.require_fields(hash, &[(field, &value)])?;
-            let before = transaction.set_field(hash, field, value);
-            Ok(before.map_or(SetOutcome::Created, |_| SetOutcome::Replaced))
-        })?;
+        write: &HashWrite,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<WriteOutcome, BrokerError> {
+        let (step, durable_at) = {
+            let mut state = self.state();
+            self.check_journal()?;
+            let (step, own) = self.run(&mut state, |transaction| transaction.write_hash(hash, write, key));
+            (step, DurableAt::new(own, state.hashes_lsn_mut()))
+        };
+        let HashStep { outcome, .. } = step?;
         self.wait_write(durable_at).await?;
         Ok(outcome)
     }
-
-    async fn remove(
-        &self,
-        hash: &HashName,
-        field: &FieldName,
-        condition: &Condition,
-    ) -> Result<RemoveOutcome, BrokerError> {
-        let (outcome, durable_at) = self.step_on_hashes(|transaction| {
-            let present = transaction.state().value(hash, field);
-            if !condition.holds(present) {
-                return Ok(RemoveOutcome::Refused);
-            }
-            let before = transaction.remove_field(hash, field);
-            Ok(before.map_or(RemoveOutcome::Absent, |_| RemoveOutcome::Removed))
-        })?;
-        self.wait_write(durable_at).await?;
-        Ok(outcome)
-    }
-
-    async fn patch(
-        &self,
-        hash: &HashName,
-        changes: &BTreeMap<FieldName, Option<Bytes>>,
-    ) -> Result<PatchOutcome, BrokerError> {
-        let (outcome, durable_at) = self.step_on_hashes(|transaction| {
-            let set: Vec<_> = changes.iter().filter_map(|(field, value)| Some((field, value.as_ref()?))).collect();
-            transaction.require_fields(hash, &set)?;
-            let mut outcome = PatchOutcome::default();
-            for (field, value) in changes {
-                match value {
-                    Some(value) => match transaction.set_field(hash, field, value.clone()) {
-                        None => outcome.created += 1,
-                        Some(_) => outcome.replaced += 1,
-                    },
-                    None => outcome.removed += u64::from(transaction.remove_field(hash, field).is_some()),
-                }
-            }
-            Ok(outcome)
-        })?;
-        self.wait_write(durable_at).await?;
-        Ok(outcome)
-    }
-
-    async fn delete(&self, hash: &HashName) -> Result<bool, BrokerError> {
-        let (fields, durable_at) = self.step_on_hashes(|transaction| Ok(transaction.remove_hash(hash)))?;
-        let existed = fields.is_some();
-        // Not under the lock.
-        drop(fields);
-        self.wait_write(durable_at).await?;
-        Ok(existed)
-    }
-
-    async fn increment(&self, hash: &HashName, field: &FieldName, by: i64) -> Result<i64, BrokerError> {
-        let (sum, durable_at) = self.step_on_hashes(|transaction| {
-            let present = match transaction.state().value(hash, field) {
-                None => 0,
-                Some(value) => integer(value).ok_or(BrokerError::NotANumber)?,
-            };
-            let sum = present.checked_add(by).ok_or(BrokerError::NotANumber)?;
-            let value = Bytes::from(sum.to_string());
-            transaction.require_fields(hash, &[(field, &value)])?;
-            transaction.set_field(hash, field, value);
-            Ok(sum)
-        })?;
-        self.wait_write(durable_at).await?;
-        Ok(sum)
-    }
-}
-
-/// Reads an integer as Redis does: no sign but `-`, no leading zeros, no spaces.
-fn integer(value: &[u8]) -> Option<i64> {
-    let number: i64 = std::str::from_utf8(value).ok()?.parse().ok()?;
-    (number.to_string().as_bytes() == value).then_some(number)
 }

@@ -65,7 +65,7 @@ impl DurableAt {
 /// What one step has changed, and has to announce.
 pub(super) struct JournalEntry {
     pub(super) changes: Vec<RecordChange>,
-    /// A step that removes a hash does nothing else.
+    /// A step that removes a hash changes no fields beside it.
     pub(super) removed_hash: Option<RemovedHash>,
     pub(super) announcements: Vec<Announcement>,
 }

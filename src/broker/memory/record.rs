@@ -7,7 +7,7 @@
 //! | `l`, room, or `L`, hash; epoch, offset | when the entry was appended; the event in its stored form |
 //! | `f`, hash, field | the value |
 //! | `m`, room, subscriber | a member, as JSON |
-//! | `o`, room, or `O`, hash; digest of a key | what was appended with the idempotency key, as JSON |
+//! | `o`, room, or `O`, hash; digest of a key | what was done with the idempotency key, as JSON |
 //! | `r`, time in microseconds | a removal, as JSON |
 //! | `w`, room | nothing: a stream has asked for the room's joins and leaves |
 //!
@@ -17,8 +17,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::state::{IdempotencyRecord, OVERHEAD_BYTES, StoredMember};
-use crate::broker::{LogEntry, Removal};
+use super::state::{IdempotencyRecord, OVERHEAD_BYTES, RecordedAnswer, StoredMember};
+use crate::broker::{LogEntry, Removal, WriteEffect};
 use crate::log::{Epoch, EpochHistory, Head, LateLoss};
 use crate::names::{EventId, FieldName, HashName, RoomName, SubscriberId, Topic};
 
@@ -106,8 +106,17 @@ struct StoredLateLoss {
 #[derive(Serialize, Deserialize)]
 struct StoredIdempotencyRecord {
     content: String,
-    id: (u64, u64),
+    #[serde(flatten)]
+    answer: StoredAnswer,
     until: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+enum StoredAnswer {
+    #[serde(rename = "id")]
+    Appended((u64, u64)),
+    #[serde(rename = "done")]
+    Written(WriteEffect),
 }
 
 impl RecordChange {
@@ -149,8 +158,11 @@ impl RecordChange {
     }
 
     pub(super) fn idempotency_key(topic: &Topic, digest: &str, record: &IdempotencyRecord) -> Self {
-        let stored =
-            StoredIdempotencyRecord { content: record.content.clone(), id: pair(record.id), until: record.until };
+        let answer = match &record.answer {
+            RecordedAnswer::Appended(id) => StoredAnswer::Appended(pair(*id)),
+            RecordedAnswer::Written(effect) => StoredAnswer::Written(effect.clone()),
+        };
+        let stored = StoredIdempotencyRecord { content: record.content.clone(), answer, until: record.until };
         Self { key: key(IDEMPOTENCY_KEY.byte(topic), &[topic.name()], digest), value: Some(json(&stored)) }
     }
 
@@ -218,8 +230,12 @@ impl Record {
             }
             if let Some(topic) = IDEMPOTENCY_KEY.topic(*prefix, name.as_bytes()) {
                 let digest = std::str::from_utf8(rest).ok()?.to_owned();
-                let StoredIdempotencyRecord { content, id, until } = serde_json::from_slice(value).ok()?;
-                let record = IdempotencyRecord { content, id: event_id(id), until };
+                let StoredIdempotencyRecord { content, answer, until } = serde_json::from_slice(value).ok()?;
+                let answer = match answer {
+                    StoredAnswer::Appended(id) => RecordedAnswer::Appended(event_id(id)),
+                    StoredAnswer::Written(effect) => RecordedAnswer::Written(effect),
+                };
+                let record = IdempotencyRecord { content, answer, until };
                 return Some(Self::IdempotencyKey { topic, digest, record });
             }
         }

@@ -2,6 +2,8 @@
 //! counted, journalled and announced.
 
 mod budget;
+mod hash_step;
+mod idempotency;
 mod ledger;
 mod log;
 mod log_step;
@@ -15,6 +17,9 @@ use bytes::Bytes;
 
 use self::budget::{IDEMPOTENCY_KEY_BYTES, LOG_BYTES, hash_bytes, log_bytes, removal_bytes};
 pub use self::budget::{OVERHEAD_BYTES, entry_bytes, field_bytes};
+pub use self::hash_step::HashStep;
+use self::idempotency::IdempotencyRecords;
+pub use self::idempotency::{IdempotencyRecord, RecordedAnswer};
 use self::ledger::Ledger;
 pub use self::log::MemoryLog;
 pub use self::log_step::{LogStep, Purpose};
@@ -25,7 +30,7 @@ use super::micros;
 use super::record::Record;
 use crate::broker::{Fault, MemoryUse, Removal, RetentionPolicy, SubscriberCounts};
 use crate::log::{DataSet, EntryKind};
-use crate::names::{Event, EventId, HashName, RoomName, Topic};
+use crate::names::{Event, HashName, RoomName, Topic};
 
 /// Logs of rooms that were read and never written may use this fraction of the memory, so that readers can't keep
 /// publishers out.
@@ -36,7 +41,6 @@ pub struct MemoryState {
     logs: HashMap<Topic, MemoryLog>,
     /// How many of the logs were never written.
     unused_logs: usize,
-    /// By topic and digest of the key.
     idempotency: IdempotencyRecords,
     hashes: HashMap<HashName, HashFields>,
     /// The last change of any hash.
@@ -59,23 +63,12 @@ pub struct MemoryState {
 /// The values of a hash by the names of their fields.
 pub type HashFields = BTreeMap<String, Bytes>;
 
-type IdempotencyRecords = HashMap<(Topic, String), IdempotencyRecord>;
-
-/// What was appended with an idempotency key.
-pub struct IdempotencyRecord {
-    /// A digest of the content.
-    pub content: String,
-    pub id: EventId,
-    /// When the key is forgotten, in microseconds since 1970.
-    pub until: u64,
-}
-
 impl MemoryState {
     pub fn new(retention: RetentionPolicy, max_bytes: usize) -> Self {
         Self {
             logs: HashMap::new(),
             unused_logs: 0,
-            idempotency: HashMap::new(),
+            idempotency: IdempotencyRecords::default(),
             hashes: HashMap::new(),
             hashes_lsn: 0,
             members: HashMap::new(),
@@ -183,7 +176,7 @@ impl MemoryState {
                 bytes
             }
             Record::IdempotencyKey { topic, digest, record } => {
-                self.idempotency.insert((topic, digest), record);
+                self.idempotency.load(topic, digest, record);
                 IDEMPOTENCY_KEY_BYTES
             }
             Record::Field { hash, field, value } => {

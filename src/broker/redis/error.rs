@@ -61,9 +61,6 @@ pub(super) fn write_error(error: &RedisError) -> BrokerError {
     if is_wrong_type(error) {
         return BrokerError::WrongType;
     }
-    if error.to_string().contains("TOOMANYFIELDS") {
-        return BrokerError::TooManyFields;
-    }
     let fault = fault_from(error);
     // A script checks its rights before its first write.
     let is_refused = error.is_connection_refusal()

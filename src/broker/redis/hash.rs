@@ -1,19 +1,18 @@
 //! Shared hashes as plain Redis hashes.
 
-use std::collections::BTreeMap;
-
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::{FromRedisValue, RedisResult, Script, Value};
+use redis::{RedisError, RedisResult, Value};
 
 use super::RedisBroker;
 use super::connections::RedisConn;
 use super::error::{read_error, write_error};
 use crate::broker::{
-    BrokerError, Condition, FieldPage, HashStore, PatchOutcome, REPLY_BYTES, RemoveOutcome, SetOutcome,
-    encoded_bytes,
+    BrokerError, Fault, FaultKind, FieldPage, HashStore, HashWrite, IdempotencyKey, REPLY_BYTES, WriteEffect,
+    WriteOutcome, encoded_bytes,
 };
-use crate::names::{FieldName, HashName};
+use crate::names::{FieldName, HashName, Topic};
+use crate::timestamp::milliseconds;
 
 /// Bytes of values after which a command that reads several stops. Redis does nothing else meanwhile.
 const COMMAND_BYTES: usize = 256 * 1024;
@@ -21,39 +20,47 @@ const COMMAND_BYTES: usize = 256 * 1024;
 /// of 250 KB, a command 9 µs.
 const LARGE_BYTES: usize = 16 * 1024;
 
-impl Condition {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Always => "always",
-            Self::Absent => "absent",
-            Self::Present => "present",
-            Self::Matches(_) => "matches",
-        }
-    }
-
-    fn tags(&self) -> &[String] {
-        if let Self::Matches(tags) = self { tags } else { &[] }
-    }
-}
-
 type RawFields = Vec<(Vec<u8>, Vec<u8>)>;
 /// The cursor of the next page, and the fields of this one.
 pub(super) type RawPage = (Option<String>, RawFields);
 
-/// The answer of a conditional script.
-enum ConditionalReply {
-    /// The condition held. True if a field was created or removed.
-    Done(bool),
-    /// The condition did not hold.
-    Refused,
+/// Parses the script's text of what was done: four counts, and after an increment the sum.
+fn parse_effect(text: &str) -> Option<WriteEffect> {
+    let mut words = text.split(' ');
+    let mut count = || words.next()?.parse().ok();
+    let (created, replaced, removed, copied) = (count()?, count()?, count()?, count()?);
+    Some(WriteEffect { created, replaced, removed, copied, sum: words.next().map(Box::from) })
 }
 
-impl FromRedisValue for ConditionalReply {
-    fn from_redis_value(value: Value) -> Result<Self, redis::ParsingError> {
-        match value {
-            Value::Array(_) => Ok(Self::Refused),
-            other => bool::from_redis_value(other).map(Self::Done),
+/// Parses the script's answer. None if it is another one.
+fn parse_answer(answer: Value) -> Option<Result<WriteOutcome, BrokerError>> {
+    let words = match answer {
+        Value::BulkString(done) => {
+            return Some(Ok(WriteOutcome::Done(parse_effect(str::from_utf8(&done).ok()?)?, false)));
         }
+        words => redis::from_redis_value::<Vec<String>>(words).ok()?,
+    };
+    Some(match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["replayed", done] => Ok(WriteOutcome::Done(parse_effect(done)?, true)),
+        ["reused"] => Err(BrokerError::KeyReused),
+        ["refused"] => Ok(WriteOutcome::Refused),
+        ["absent"] => Ok(WriteOutcome::Absent(None)),
+        ["absent", field] => Ok(WriteOutcome::Absent(Some(FieldName::new(field).ok()?))),
+        _ => return None,
+    })
+}
+
+fn hash_write_error(error: &RedisError) -> BrokerError {
+    let text = error.to_string();
+    let has = |refusals: &[&str]| refusals.iter().any(|refusal| text.contains(refusal));
+    if has(&["NOTANUMBER", "not an integer", "would overflow"]) {
+        BrokerError::NotANumber
+    } else if has(&["TOOMANYFIELDS"]) {
+        BrokerError::TooManyFields
+    } else if has(&["TOOMANYBYTES"]) {
+        BrokerError::CopyTooLarge
+    } else {
+        write_error(error)
     }
 }
 
@@ -99,22 +106,6 @@ impl RedisBroker {
             }
         }
     }
-
-    async fn write_conditionally(
-        &self,
-        script: &Script,
-        hash: &HashName,
-        field: &FieldName,
-        value: &[u8],
-        condition: &Condition,
-    ) -> Result<ConditionalReply, BrokerError> {
-        let mut conn = self.connections.for_hashes().await?;
-        let mut call = script.key(self.keys.hash(hash));
-        call.arg(field.as_str()).arg(value).arg(condition.name());
-        call.arg(condition.tags());
-        let result = call.invoke_async(conn.connection()).await;
-        conn.check(result, write_error)
-    }
 }
 
 #[async_trait]
@@ -157,65 +148,28 @@ impl HashStore for RedisBroker {
         Ok(FieldPage { skipped: total - fields.len(), fields, next })
     }
 
-    async fn set(
+    async fn write(
         &self,
         hash: &HashName,
-        field: &FieldName,
-        value: Bytes,
-        condition: &Condition,
-    ) -> Result<SetOutcome, BrokerError> {
-        let script = &self.scripts.hash_set;
-        Ok(match self.write_conditionally(script, hash, field, &value, condition).await? {
-            ConditionalReply::Done(true) => SetOutcome::Created,
-            ConditionalReply::Done(false) => SetOutcome::Replaced,
-            ConditionalReply::Refused => SetOutcome::Refused,
-        })
-    }
-
-    async fn remove(
-        &self,
-        hash: &HashName,
-        field: &FieldName,
-        condition: &Condition,
-    ) -> Result<RemoveOutcome, BrokerError> {
-        let script = &self.scripts.hash_remove;
-        Ok(match self.write_conditionally(script, hash, field, b"", condition).await? {
-            ConditionalReply::Done(true) => RemoveOutcome::Removed,
-            ConditionalReply::Done(false) => RemoveOutcome::Absent,
-            ConditionalReply::Refused => RemoveOutcome::Refused,
-        })
-    }
-
-    async fn patch(
-        &self,
-        hash: &HashName,
-        changes: &BTreeMap<FieldName, Option<Bytes>>,
-    ) -> Result<PatchOutcome, BrokerError> {
+        write: &HashWrite,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<WriteOutcome, BrokerError> {
         let mut conn = self.connections.for_hashes().await?;
-        let mut call = self.scripts.hash_patch.key(self.keys.hash(hash));
-        for (field, value) in changes {
-            let verb = if value.is_some() { "set" } else { "remove" };
-            call.arg(verb).arg(field.as_str()).arg(value.as_deref().unwrap_or_default());
+        let mut call = self.scripts.hash_write.key(self.keys.hash(hash));
+        if let Some(key) = key {
+            let topic = Topic::from(hash.clone());
+            let window = self.retention.for_topic(&topic).idempotency_window;
+            call.key(self.keys.idempotency(&topic, &key.key));
+            call.arg(&key.content).arg(milliseconds(window));
+        } else {
+            call.arg("").arg("");
         }
-        let result = call.invoke_async(conn.connection()).await;
-        let (created, replaced, removed) = conn.check(result, write_error)?;
-        Ok(PatchOutcome { created, replaced, removed })
-    }
-
-    async fn delete(&self, hash: &HashName) -> Result<bool, BrokerError> {
-        let mut conn = self.connections.for_hashes().await?;
-        let result = self.scripts.hash_clear.key(self.keys.hash(hash)).invoke_async(conn.connection()).await;
-        conn.check(result, write_error)
-    }
-
-    async fn increment(&self, hash: &HashName, field: &FieldName, by: i64) -> Result<i64, BrokerError> {
-        let mut conn = self.connections.for_hashes().await?;
-        let mut call = self.scripts.hash_increment.key(self.keys.hash(hash));
-        let result = call.arg(field.as_str()).arg(by).invoke_async(conn.connection()).await;
-        conn.check(result, |error| {
-            let text = error.to_string();
-            let is_not_a_number = ["not an integer", "would overflow"].iter().any(|refusal| text.contains(refusal));
-            if is_not_a_number { BrokerError::NotANumber } else { write_error(error) }
+        let result: RedisResult<Value> = call.arg(&write.words()[..]).invoke_async(conn.connection()).await;
+        let answer = conn.check(result, hash_write_error)?;
+        parse_answer(answer).unwrap_or_else(|| {
+            conn.mark_broken();
+            let detail = "Redis's answer belongs to another command";
+            Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, detail)))
         })
     }
 }

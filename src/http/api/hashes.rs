@@ -3,29 +3,31 @@
 mod accept;
 mod conditions;
 pub mod fields;
+mod patches;
 mod values;
+mod writes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
-use self::values::{HashValue, check_value};
+use self::patches::{JSON_PATCH, Patch, PatchOperation, tested_fields};
+use self::values::{HashValue, check_value, current_value};
+use self::writes::{WriteHeaders, require_memory};
 use crate::auth::Permission;
-use crate::broker::{BrokerError, Fault, FaultKind, FieldPage, MemoryUse};
+use crate::broker::{FieldPage, HashWrite, WriteEffect, WriteOutcome};
 use crate::http::App;
 use crate::http::body::read_json_body;
 use crate::http::caller::Caller;
-use crate::http::extract::{HashPath, QueryParams, parse_json, parse_name};
+use crate::http::extract::{HashPath, QueryParams, has_media_type, parse_name};
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::names::{FieldName, HashName};
@@ -160,40 +162,12 @@ async fn selected_fields(
     Ok(FieldPage { fields: found.collect(), next, skipped: 0 })
 }
 
-/// The changes of a patch. A field may be there once: parsers differ in which of two values they take.
-struct Patch(BTreeMap<FieldName, Option<Bytes>>);
-
-impl<'de> Deserialize<'de> for Patch {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PatchVisitor;
-        impl<'de> Visitor<'de> for PatchVisitor {
-            type Value = Patch;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of strings and nulls")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Patch, A::Error> {
-                let mut changes = BTreeMap::new();
-                while let Some((field, value)) = members.next_entry::<FieldName, Option<String>>()? {
-                    if changes.contains_key(&field) {
-                        return Err(A::Error::custom(format!("it has the field {field:?} twice")));
-                    }
-                    changes.insert(field, value.map(Bytes::from));
-                }
-                Ok(Patch(changes))
-            }
-        }
-        deserializer.deserialize_map(PatchVisitor)
-    }
-}
-
 /// The query of a patch.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct PatchQuery {
-    /// A field to remove. Can be repeated. For clients that can't send null; the body may then be `{}`.
+    /// A field to remove by a merge patch. Can be repeated. For clients that can't send null; the body may then be `{}`.
     #[serde(default)]
     remove: Vec<String>,
 }
@@ -205,28 +179,46 @@ pub struct PatchAnswer {
     /// The hash's name.
     hash: String,
     /// The number of fields that are new.
-    created: u64,
+    created: u32,
     /// The number of fields that were set and had a value before.
-    replaced: u64,
+    replaced: u32,
     /// The number of fields that were removed.
-    removed: u64,
+    removed: u32,
 }
 
 /// Set and remove several fields
 ///
 /// The body is a JSON merge patch (RFC 7396): a string sets a field, and `null` removes it. `remove` in the query removes
-/// a field, too. Either all changes are made, or none. A field may be named once. `application/merge-patch+json` means
-/// the same as `application/json`. Bytes that are not UTF-8 are written with `PUT`.
+/// a field, too. A field may be named once. `application/merge-patch+json` means the same as `application/json`.
+///
+/// A body of type `application/json-patch+json` is a JSON patch (RFC 6902): operations, each of which meets the hash as
+/// those before it have left it. If a `test` fails, the response is 412 with the present values of all fields that the
+/// patch tests.
+///
+/// Either all changes are made, or none. Bytes that are not UTF-8 are written with `PUT`.
 #[utoipa::path(
     patch, path = "/v1/hashes/{hash}", operation_id = "patchFields", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", example = "lamp"), PatchQuery),
-    request_body(content = BTreeMap<String, Option<String>>, content_type = "application/json",
-        description = "A string or null for each field", example = json!({"colour": "green", "dimmed": null})),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp"), PatchQuery,
+        ("Idempotency-Key" = Option<String>, Header, max_length = 255,
+            description = "Makes the request safe to repeat: the same key with the same patch changes nothing twice"),
+        ("Prefer" = Option<String>, Header, description = "`return=minimal`: no body")),
+    request_body(description = "A string or null for each field; or the operations of a JSON patch", content(
+        (BTreeMap<String, Option<String>> = "application/json", example = json!({"colour": "green", "dimmed": null})),
+        (Vec<PatchOperation> = "application/json-patch+json", example = json!([
+            {"op": "test", "path": "/colour", "value": "green"}, {"op": "replace", "path": "/colour", "value": "red"}
+        ])),
+    )),
     responses(
-        (status = 200, description = "The changes are made", body = PatchAnswer),
-        (status = 409, description = "The hash would have too many fields; or the key in Redis has another type"),
-        (status = 413, description = "The body or a value is too large"),
+        (status = 200, description = "The changes are made", body = PatchAnswer,
+            headers(("Idempotency-Replayed" = String,
+                description = "`true` if an earlier request with this key has made the changes"))),
+        (status = 204, description = "The changes are made; with `Prefer: return=minimal`"),
+        (status = 409, description = "An operation needs a field that does not exist; or the hash would have too many \
+fields; or the key in Redis has another type"),
+        (status = 412, description = "A `test` fails; `present_fields` has the present values"),
+        (status = 413, description = "The body or a value is too large, or the patch copies too much"),
         (status = 415, description = "The body is not JSON"),
+        (status = 422, description = "The idempotency key was used for another write"),
     )
 )]
 pub async fn patch_fields(
@@ -235,44 +227,65 @@ pub async fn patch_fields(
     QueryParams(query): QueryParams<PatchQuery>,
     State(app): State<App>,
     request: Request,
-) -> Result<Json<PatchAnswer>, Problem> {
+) -> Result<Response, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
-    let body = read_json_body(request, &app, &caller).await?;
-    let Patch(mut changes) = parse_json(&body)?;
-    for text in &query.remove {
-        let field = parse_name("the field", text, FieldName::new)?;
-        if changes.insert(field, None).is_some() {
-            return Err(Problem::new(Code::InvalidQuery, format!("the patch has the field {text:?} twice")));
-        }
+    let headers = WriteHeaders::from_headers(request.headers())?;
+    let is_json_patch = has_media_type(request.headers(), JSON_PATCH)?;
+    if is_json_patch && !query.remove.is_empty() {
+        let detail = "a JSON patch has the fields to remove in its operations; take remove out of the query";
+        return Err(Problem::new(Code::InvalidQuery, detail));
     }
+    let body = read_json_body(request, &app, &caller).await?;
+    let patch =
+        if is_json_patch { Patch::from_json_patch(&body) } else { Patch::from_merge_patch(&body, &query.remove) }?;
     let limit = app.settings.requests.max_batch_items;
-    if changes.is_empty() || changes.len() > limit {
-        let detail = format!("a patch must have 1 to {limit} fields (--max-batch-items)");
+    if patch.items == 0 || patch.items > limit {
+        let detail = format!("a patch must have 1 to {limit} fields or operations (--max-batch-items)");
         return Err(Problem::new(Code::InvalidBody, detail));
     }
-    for value in changes.values().flatten() {
+    for value in patch.values() {
         check_value(&app, value)?;
     }
-    if changes.values().any(Option::is_some) {
+    if patch.writes() {
         require_memory(&app)?;
     }
-    caller.spend(&app, changes.len(), body.len()).await?;
-    let done = app.hashes.patch(&hash, &changes).await?;
-    Ok(Json(PatchAnswer {
-        hash: hash.to_string(),
-        created: done.created,
-        replaced: done.replaced,
-        removed: done.removed,
-    }))
+    caller.spend(&app, patch.items, body.len()).await?;
+    let (wants_body, write) = (headers.want_body(), HashWrite::Patch(patch.steps));
+    let refused = async |outcome| match outcome {
+        WriteOutcome::Absent(Some(field)) => {
+            let detail = format!("the hash {hash:?} has no field {field:?}, which the patch needs");
+            Problem::new(Code::FieldMissing, detail)
+        }
+        _ => test_failed(&app, &caller, &hash, &write).await,
+    };
+    let done = headers.write(&app, &caller, &hash, &write, refused).await?;
+    let WriteEffect { created, replaced, removed, copied, .. } = done.effect;
+    if !done.is_replayed {
+        caller.owe(&app, copied as usize);
+    }
+    let answer = PatchAnswer { hash: hash.to_string(), created, replaced, removed };
+    Ok(done.respond(StatusCode::OK, None, wants_body.then_some(Json(answer))))
 }
 
-/// Refuses values while the broker is nearly full: the last part of its memory is kept for events.
-fn require_memory(app: &App) -> Result<(), Problem> {
-    if app.log.health().memory.is_some_and(MemoryUse::is_nearly_full) {
-        let detail = "the broker's memory is nearly full, and takes no more values; delete fields or hashes";
-        return Err(BrokerError::Unavailable(Fault::new(FaultKind::OutOfMemory, detail)).into());
+/// The problem of a patch with a test that failed, with the present values of all fields that it tests.
+async fn test_failed(app: &App, caller: &Caller, hash: &HashName, write: &HashWrite) -> Problem {
+    let detail = format!("the hash {hash:?} has other values than the patch tests");
+    let HashWrite::Patch(steps) = write else { return Problem::new(Code::PreconditionFailed, detail) };
+    let tested: Vec<_> = tested_fields(steps).into_iter().collect();
+    // A caller that may not read the hash must not see the values.
+    if !caller.may(Permission::Read, hash.as_str()) {
+        return Problem::failed_test(detail, BTreeMap::new());
     }
-    Ok(())
+    let bytes = |values: &Vec<Option<Bytes>>| values.iter().flatten().map(Bytes::len).sum();
+    match caller.read(app, app.hashes.values(hash, &tested), bytes).await {
+        Ok(values) => {
+            let present =
+                tested.iter().zip(&values).map(|(field, value)| (field.to_string(), current_value(value.as_ref())));
+            Problem::failed_test(detail, present.collect())
+        }
+        // The refusal is certain all the same.
+        Err(_) => Problem::new(Code::PreconditionFailed, detail),
+    }
 }
 
 /// Delete a hash
@@ -280,22 +293,26 @@ fn require_memory(app: &App) -> Result<(), Problem> {
 /// The hash and all its fields are deleted together.
 #[utoipa::path(
     delete, path = "/v1/hashes/{hash}", operation_id = "deleteHash", tag = "Hashes",
-    params(("hash" = String, Path, description = "The hash's name", example = "lamp")),
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp"),
+        ("Idempotency-Key" = Option<String>, Header, max_length = 255,
+            description = "Makes the request safe to repeat: the same key deletes nothing twice")),
     responses(
-        (status = 204, description = "The hash is deleted"),
+        (status = 204, description = "The hash is deleted", headers(("Idempotency-Replayed" = String,
+            description = "`true` if an earlier request with this key has deleted it"))),
         (status = 404, description = "The hash does not exist"),
         (status = 409, description = "The key in Redis has another type"),
+        (status = 422, description = "The idempotency key was used for another write"),
     )
 )]
 pub async fn delete_hash(
     caller: Caller,
     HashPath(hash): HashPath,
     State(app): State<App>,
-) -> Result<StatusCode, Problem> {
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
-    if app.hashes.delete(&hash).await? {
-        Ok(StatusCode::NO_CONTENT)
-    } else {
-        Err(Problem::new(Code::HashNotFound, format!("the hash {hash:?} does not exist")))
-    }
+    let headers = WriteHeaders::from_headers(&headers)?;
+    let refused = async |_| Problem::new(Code::HashNotFound, format!("the hash {hash:?} does not exist"));
+    let done = headers.write(&app, &caller, &hash, &HashWrite::Clear, refused).await?;
+    Ok(done.respond(StatusCode::NO_CONTENT, None, None::<()>))
 }

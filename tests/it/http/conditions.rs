@@ -83,7 +83,7 @@ on_both_brokers! {
         for (method, path) in [
             (Method::POST, "/v1/rooms/lobby/events"), (Method::POST, "/v1/events"), (Method::DELETE, "/v1/rooms/lobby/events"),
             (Method::PATCH, "/v1/hashes/lamp"), (Method::DELETE, "/v1/hashes/lamp"),
-            (Method::POST, "/v1/hashes/lamp/fields/n/increment"), (Method::DELETE, "/v1/users/ann/streams"),
+            (Method::DELETE, "/v1/users/ann/streams"),
         ] {
             for name in ["if-match", "if-none-match"] {
                 let write = gateway.request(method.clone(), path).header(name, "*").body("x");

@@ -11,6 +11,7 @@ pub struct Samples {
     pub head: Head,
     pub entry: LogEntry,
     pub key: IdempotencyRecord,
+    pub hash_key: IdempotencyRecord,
     pub member: StoredMember,
     pub removal: Removal,
 }
@@ -33,7 +34,16 @@ impl Samples {
             topic: Topic::from(room.clone()),
             hash: HashName::new("h").unwrap(),
             head: Head { replication_id: "mark".into(), history, last_message: None },
-            key: IdempotencyRecord { content: "c".into(), id: entry.id, until: 99 },
+            key: IdempotencyRecord { content: "c".into(), answer: RecordedAnswer::Appended(entry.id), until: 99 },
+            hash_key: IdempotencyRecord {
+                content: "c".into(),
+                answer: RecordedAnswer::Written(WriteEffect {
+                    replaced: 1,
+                    sum: Some("1.5".into()),
+                    ..WriteEffect::default()
+                }),
+                until: 99,
+            },
             member: StoredMember {
                 generation: 7,
                 since: "now".into(),
@@ -54,7 +64,7 @@ impl Samples {
     }
 
     /// In the order in which [`FORMAT_1`] shows them.
-    pub fn changes(&self) -> [RecordChange; 7] {
+    pub fn changes(&self) -> [RecordChange; 8] {
         [
             RecordChange::head(&self.topic, &self.head, 77),
             RecordChange::entry(&self.topic, &self.entry, 66),
@@ -63,12 +73,13 @@ impl Samples {
             RecordChange::member(&self.room, &self.subscriber, Some(&self.member)),
             RecordChange::watched(&self.room, true),
             RecordChange::removal(88, Some(&self.removal)),
+            RecordChange::idempotency_key(&self.hash.clone().into(), "digest", &self.hash_key),
         ]
     }
 }
 
 /// The records of [`Samples`], as a gateway finds them in a data folder.
-const FORMAT_1: [(&str, &str); 7] = [
+const FORMAT_1: [(&str, &str); 8] = [
     (
         "ha",
         r#"{"mark":"mark","touched":77,"dropped":4,"cleared":[5,2],"epochs":[{"epoch":5,"end":3},{"epoch":9,"end":4,"lost_since":[5,2],"late":{"since":[5,1],"entered":5}}]}"#,
@@ -85,6 +96,10 @@ const FORMAT_1: [(&str, &str); 7] = [
     ),
     ("wa", ""),
     (r"r\x00\x00\x00\x00\x00\x00\x00X", r#"{"room":"a","subscriber":"ann","until":0}"#),
+    (
+        r"O\x01hdigest",
+        r#"{"content":"c","done":{"created":0,"replaced":1,"removed":0,"copied":0,"sum":"1.5"},"until":99}"#,
+    ),
 ];
 
 /// Bytes as text: those of JSON as they are, others escaped.
@@ -111,7 +126,7 @@ fn records_are_those_of_format_1() {
 #[test]
 fn records_read_as_they_were_written() {
     let samples = Samples::new();
-    let [head, entry, field, key, member, watched, removal] = samples.changes();
+    let [head, entry, field, key, member, watched, removal, hash_key] = samples.changes();
 
     let Record::Head { topic, head: read, touched } = parsed(&head) else { panic!() };
     assert_eq!((&topic, &read, touched), (&samples.topic, &samples.head, 77));
@@ -120,8 +135,9 @@ fn records_read_as_they_were_written() {
     let Record::Field { hash, field, value } = parsed(&field) else { panic!() };
     assert_eq!((&hash, field.as_str(), &value[..]), (&samples.hash, "é f", &b"\xff"[..]));
     let Record::IdempotencyKey { topic, digest, record } = parsed(&key) else { panic!() };
-    assert_eq!((&topic, digest.as_str()), (&samples.topic, "digest"));
-    assert_eq!((record.content.as_str(), record.id, record.until), ("c", EventId::new(9, 4), 99));
+    assert_eq!((&topic, digest.as_str(), &record), (&samples.topic, "digest", &samples.key));
+    let Record::IdempotencyKey { topic, digest, record } = parsed(&hash_key) else { panic!() };
+    assert_eq!((topic, digest.as_str(), &record), (samples.hash.clone().into(), "digest", &samples.hash_key));
     let Record::Member { room, subscriber, member } = parsed(&member) else { panic!() };
     assert_eq!((&room, &subscriber, &member), (&samples.room, &samples.subscriber, &samples.member));
     let Record::PresenceWatch { room } = parsed(&watched) else { panic!() };

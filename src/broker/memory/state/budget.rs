@@ -11,8 +11,8 @@ pub const OVERHEAD_BYTES: usize = 128;
 pub const LOG_BYTES: usize = 576;
 /// The size of a hash beside its name: its place in a table, and one for its first eleven fields.
 const HASH_BYTES: usize = 768;
-/// The size of an idempotency key with its digests.
-pub const IDEMPOTENCY_KEY_BYTES: usize = 256;
+/// The size of an idempotency key with its digests and its answer.
+pub const IDEMPOTENCY_KEY_BYTES: usize = 320;
 /// This fraction of the limit is kept for removals: a caller that has filled the rest can be removed.
 const RESERVE_DIVISOR: usize = 64;
 /// The size of a small publish. If it does not fit, the broker is degraded.

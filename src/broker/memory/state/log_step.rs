@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::MemoryState;
 use super::budget::{IDEMPOTENCY_KEY_BYTES, entry_bytes, log_bytes};
+use super::idempotency::{IdempotencyRecords, RecordedAnswer};
 use super::ledger::Ledger;
 use super::log::MemoryLog;
 use super::members::RoomMembers;
 use super::transaction::Transaction;
-use super::{IdempotencyRecord, IdempotencyRecords, MemoryState};
 use crate::broker::memory::announcement::Announcement;
 use crate::broker::memory::micros;
 use crate::broker::memory::record::RecordChange;
@@ -172,28 +173,13 @@ impl LogStep<'_> {
 
     /// Appends an entry, unless an earlier append with the same key did so. Remembers the key.
     pub fn append_once(&mut self, stored: Bytes, key: &IdempotencyKey) -> Result<Appended, BrokerError> {
-        let slot = (self.topic.clone(), key.key.clone());
-        if let Some(record) = self.idempotency.get(&slot).filter(|record| record.until > self.now) {
-            let is_same = record.content == key.content;
-            let replayed = Appended { id: record.id, replayed: true };
-            return is_same.then_some(replayed).ok_or(BrokerError::KeyReused);
+        if let Some(RecordedAnswer::Appended(id)) = self.idempotency.recorded(self.topic, key, self.now)? {
+            return Ok(Appended { id: *id, replayed: true });
         }
         self.require(entry_bytes(&stored) + IDEMPOTENCY_KEY_BYTES)?;
         let id = self.append(stored);
         let until = self.now.saturating_add(micros(self.retention.idempotency_window));
-        let record = IdempotencyRecord { content: key.content.clone(), id, until };
-        let change = || RecordChange::idempotency_key(self.topic, &key.key, &record);
-        match self.idempotency.entry(slot) {
-            // The record of an earlier append, which has expired.
-            Entry::Occupied(mut found) => {
-                self.ledger.replaced(IDEMPOTENCY_KEY_BYTES, IDEMPOTENCY_KEY_BYTES, change);
-                found.insert(record);
-            }
-            Entry::Vacant(free) => {
-                self.ledger.added(IDEMPOTENCY_KEY_BYTES, change);
-                free.insert(record);
-            }
-        }
+        self.idempotency.record(self.topic, key, RecordedAnswer::Appended(id), until, self.ledger);
         Ok(Appended { id, replayed: false })
     }
 

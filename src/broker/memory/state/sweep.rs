@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::MemoryState;
-use super::budget::{IDEMPOTENCY_KEY_BYTES, OVERHEAD_BYTES, removal_bytes};
+use super::budget::{OVERHEAD_BYTES, removal_bytes};
 use super::log_step::{drop_entry, drop_log};
 use super::transaction::Transaction;
 use crate::broker::REMOVAL_LIFETIME;
@@ -19,21 +19,11 @@ const UNUSED_LIFETIME: Duration = Duration::from_mins(1);
 impl Transaction<'_> {
     /// Drops what has expired.
     pub fn sweep(&mut self) {
-        self.sweep_idempotency_keys();
+        let MemoryState { idempotency, ledger, .. } = &mut *self.state;
+        idempotency.sweep(self.now, ledger);
         self.sweep_logs();
         self.sweep_members();
         self.sweep_removals();
-    }
-
-    fn sweep_idempotency_keys(&mut self) {
-        let MemoryState { idempotency, ledger, .. } = &mut *self.state;
-        idempotency.retain(|(topic, digest), record| {
-            let is_kept = record.until > self.now;
-            if !is_kept {
-                ledger.removed(IDEMPOTENCY_KEY_BYTES, || RecordChange::no_idempotency_key(topic, digest));
-            }
-            is_kept
-        });
     }
 
     fn sweep_logs(&mut self) {

@@ -1,5 +1,6 @@
 //! Random steps on the memory: its bytes are counted right, and the journal holds exactly what the memory holds.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +11,11 @@ use super::*;
 use crate::broker::memory::record::RecordChange;
 use crate::broker::memory::record::tests::Samples;
 use crate::broker::memory::store::ChangeSet;
-use crate::broker::{BrokerError, IdempotencyKey, Member, MemberChange, ReadLimit, ReadRange, Retention};
+use crate::broker::{
+    BrokerError, Condition, HashWrite, IdempotencyKey, Member, MemberChange, ReadLimit, ReadRange, Retention,
+};
 use crate::log::LogView;
-use crate::names::{Data, EventName, FieldName, SubscriberId};
+use crate::names::{Data, EventId, EventName, FieldName, SubscriberId};
 
 const SECOND: u64 = 1_000_000;
 
@@ -22,9 +25,9 @@ enum RandomStep {
     Read { topic: u8, is_above_end: bool, watermark: Watermark },
     Clear { topic: u8 },
     Renew { topic: u8 },
-    SetField { hash: u8, field: u8, bytes: usize },
+    SetField { hash: u8, field: u8, bytes: usize, key: Option<(u8, bool)> },
     RemoveField { hash: u8, field: u8 },
-    RemoveHash { hash: u8 },
+    RemoveHash { hash: u8, key: Option<(u8, bool)> },
     UpdateMembers { room: u8, changes: Vec<RandomChange>, watch: bool, remove_stale: bool },
     AddRemoval { user_bytes: usize, seconds: u64 },
     ReportSubscribers { rooms: Vec<u8> },
@@ -71,6 +74,7 @@ fn random_step() -> impl Strategy<Value = RandomStep> {
             1 => Just(Watermark::Above),
         ]
     };
+    let key = || prop::option::of((0..3u8, any::<bool>()));
     let generation = prop_oneof![
         1 => Just(RandomGeneration::Old),
         2 => Just(RandomGeneration::Present),
@@ -86,7 +90,7 @@ fn random_step() -> impl Strategy<Value = RandomStep> {
         },
     );
     prop_oneof![
-        6 => (0..9u8, 0..900usize, prop::option::of((0..3u8, any::<bool>())), watermark()).prop_map(
+        6 => (0..9u8, 0..900usize, key(), watermark()).prop_map(
             |(topic, bytes, key, watermark)| RandomStep::Append { topic, bytes, key, watermark }
         ),
         4 => (0..9u8, any::<bool>(), watermark()).prop_map(
@@ -94,10 +98,10 @@ fn random_step() -> impl Strategy<Value = RandomStep> {
         ),
         1 => (0..9u8).prop_map(|topic| RandomStep::Clear { topic }),
         1 => (0..9u8).prop_map(|topic| RandomStep::Renew { topic }),
-        3 => (0..2u8, 0..4u8, 0..900usize)
-            .prop_map(|(hash, field, bytes)| RandomStep::SetField { hash, field, bytes }),
+        3 => (0..2u8, 0..4u8, 0..900usize, key())
+            .prop_map(|(hash, field, bytes, key)| RandomStep::SetField { hash, field, bytes, key }),
         1 => (0..2u8, 0..4u8).prop_map(|(hash, field)| RandomStep::RemoveField { hash, field }),
-        1 => (0..2u8).prop_map(|hash| RandomStep::RemoveHash { hash }),
+        1 => (0..2u8, key()).prop_map(|(hash, key)| RandomStep::RemoveHash { hash, key }),
         4 => (0..2u8, prop::collection::vec(change, 0..4), any::<bool>(), any::<bool>()).prop_map(
             |(room, changes, watch, remove_stale)| RandomStep::UpdateMembers { room, changes, watch, remove_stale }
         ),
@@ -142,6 +146,11 @@ fn field(number: u8) -> FieldName {
     FieldName::new(&"f".repeat(usize::from(number) + 1)).unwrap()
 }
 
+fn idempotency_key((key, is_same): (u8, bool)) -> IdempotencyKey {
+    let content = if is_same { "same" } else { "other" };
+    IdempotencyKey { key: format!("key-{key}"), content: content.into() }
+}
+
 /// The memory, and the journal as its changes have left it.
 struct Machine {
     state: MemoryState,
@@ -163,6 +172,11 @@ impl Machine {
         transaction.finish().add_to(&mut self.journal);
         self.journal.retain(|_, value| value.is_some());
         outcome
+    }
+
+    fn write(&mut self, hash: &HashName, write: &HashWrite, key: Option<(u8, bool)>) {
+        let key = key.map(idempotency_key);
+        let _ = self.run(|transaction| transaction.write_hash(hash, write, key.as_ref()).map(|_| ()));
     }
 
     fn watermarks(&self, topic: &Topic, watermark: Watermark) -> Vec<EventId> {
@@ -200,10 +214,7 @@ impl Machine {
                 let topic = self::topic(topic);
                 let watermarks = self.watermarks(&topic, watermark);
                 let stored = Bytes::from(vec![b'x'; bytes]);
-                let key = key.map(|(key, is_same)| IdempotencyKey {
-                    key: format!("key-{key}"),
-                    content: if is_same { "same".into() } else { "other".into() },
-                });
+                let key = key.map(idempotency_key);
                 let _ = self.run(|transaction| {
                     let mut log = transaction.open_log(&topic, &watermarks, Purpose::Append)?;
                     if let Some(key) = key {
@@ -231,20 +242,17 @@ impl Machine {
                 let topic = self::topic(topic);
                 self.run(|transaction| transaction.renew_log(&topic).is_some());
             }
-            RandomStep::SetField { hash, field, bytes } => {
+            RandomStep::SetField { hash, field, bytes, key } => {
                 let (hash, field) = (self::hash(hash), self::field(field));
                 let value = Bytes::from(vec![b'v'; bytes]);
-                self.run(|transaction| {
-                    if transaction.require_fields(&hash, &[(&field, &value)]).is_ok() {
-                        transaction.set_field(&hash, &field, value);
-                    }
-                });
+                self.write(&hash, &HashWrite::Set { field, value, condition: Condition::Always }, key);
             }
             RandomStep::RemoveField { hash, field } => {
-                self.run(|transaction| transaction.remove_field(&self::hash(hash), &self::field(field)));
+                let write = HashWrite::Remove { field: self::field(field), condition: Condition::Always };
+                self.write(&self::hash(hash), &write, None);
             }
-            RandomStep::RemoveHash { hash } => {
-                self.run(|transaction| transaction.remove_hash(&self::hash(hash)));
+            RandomStep::RemoveHash { hash, key } => {
+                self.write(&self::hash(hash), &HashWrite::Clear, key);
             }
             RandomStep::UpdateMembers { room, changes, watch, remove_stale } => {
                 let room = self::room(room);
@@ -318,7 +326,7 @@ fn counted_bytes(state: &MemoryState) -> usize {
     let members = state.members.values().flat_map(|room| room.members.values().map(StoredMember::bytes));
     let watches = state.members.values().filter(|room| room.is_watched).map(|_| OVERHEAD_BYTES);
     let removals = state.removals.values().map(removal_bytes);
-    let keys = state.idempotency.len() * IDEMPOTENCY_KEY_BYTES;
+    let keys = state.idempotency.iter().count() * IDEMPOTENCY_KEY_BYTES;
     keys + logs.chain(hashes).chain(fields).chain(members).chain(watches).chain(removals).sum::<usize>()
 }
 
@@ -329,7 +337,7 @@ fn records(state: &MemoryState) -> Vec<RecordChange> {
         records.push(RecordChange::head(topic, log.head(), log.touched));
         records.extend(log.entries.timed().map(|(entry, time)| RecordChange::entry(topic, entry, time)));
     }
-    for ((topic, digest), record) in &state.idempotency {
+    for ((topic, digest), record) in state.idempotency.iter() {
         records.push(RecordChange::idempotency_key(topic, digest, record));
     }
     for (hash, fields) in &state.hashes {
@@ -448,8 +456,9 @@ fn loaded_records_are_held() {
         (vec![samples.entry], true)
     );
     assert_eq!(state.hashes[&samples.hash]["é f"], b"\xff"[..]);
-    let key = &state.idempotency[&(samples.topic, "digest".into())];
-    assert_eq!((key.content.as_str(), key.id, key.until), ("c", EventId::new(9, 4), 99));
+    let keys: HashMap<_, _> = state.idempotency.iter().collect();
+    assert_eq!(*keys[&(samples.topic, "digest".into())], samples.key);
+    assert_eq!(*keys[&(samples.hash.clone().into(), "digest".into())], samples.hash_key);
     let room = &state.members[&samples.room];
     assert!(room.is_watched);
     assert_eq!(room.members[&samples.subscriber], StoredMember { is_stale: true, ..samples.member });

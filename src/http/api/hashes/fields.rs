@@ -8,15 +8,15 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
 use super::accept::ValueFormat;
 use super::conditions::{Tags, condition, etag, quoted};
-use super::require_memory;
 use super::values::{HashValue, check_value, current_value};
+use super::writes::{WriteHeaders, require_memory};
 use crate::auth::Permission;
-use crate::broker::{Condition, RemoveOutcome, SetOutcome, entity_tag};
+use crate::broker::{Condition, HashWrite, Number, WriteOutcome, entity_tag};
 use crate::http::App;
 use crate::http::body::{read_json_body, read_typed_body, reserve_answer};
 use crate::http::caller::Caller;
@@ -141,18 +141,27 @@ impl SetField {
         ("field" = String, Path, description = "The field's name", example = "colour"),
         ("If-Match" = Option<String>, Header,
             description = "Set the field only if its value has one of these entity tags; `*`: only if it has a value"),
-        ("If-None-Match" = Option<String>, Header, description = "`*`: set the field only if it has no value")),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: set the field only if it has no value"),
+        ("Idempotency-Key" = Option<String>, Header, max_length = 255,
+            description = "Makes the request safe to repeat: the same key with the same content sets nothing twice"),
+        ("Prefer" = Option<String>, Header, description = "`return=minimal`: no body")),
     request_body(content = SetField, content_type = "application/json",
         description = "The value. Other types are possible too, such as `text/plain` and `image/png`: the value is then the body, byte for byte."),
     responses(
         (status = 200, description = "The field is set; it had a value before", body = FieldValue,
-            headers(("ETag" = String, description = "The entity tag of the value"))),
+            headers(("ETag" = String, description = "The entity tag of the value"),
+                ("Idempotency-Replayed" = String,
+                    description = "`true` if an earlier request with this key has set the field"))),
         (status = 201, description = "The field is set; it is new", body = FieldValue,
-            headers(("ETag" = String, description = "The entity tag of the value"))),
+            headers(("ETag" = String, description = "The entity tag of the value"),
+                ("Idempotency-Replayed" = String,
+                    description = "`true` if an earlier request with this key has set the field"))),
+        (status = 204, description = "The field is set; it had a value before; with `Prefer: return=minimal`"),
         (status = 409, description = "The hash would have too many fields; or the key in Redis has another type"),
         (status = 412, description = "The value does not match the condition; `present` is the present value"),
         (status = 413, description = "The value is too large"),
         (status = 415, description = "The `Content-Encoding` is not supported"),
+        (status = 422, description = "The idempotency key was used for another write"),
     )
 )]
 pub async fn set_field(
@@ -163,6 +172,7 @@ pub async fn set_field(
 ) -> Result<Response, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
     let condition = condition(request.headers())?;
+    let headers = WriteHeaders::from_headers(request.headers())?;
     let body_type = BodyType::of_value(request.headers())?;
     let body = read_typed_body(body_type, request, &app, &caller).await?;
     let value = match body_type {
@@ -172,16 +182,18 @@ pub async fn set_field(
     };
     check_value(&app, &value)?;
     require_memory(&app)?;
-    let answer = to_raw_value(&FieldValue::new(&hash, &field, &value)).expect("a text is always JSON");
-    reserve_answer(&app, &caller, answer.get().len())?;
+    let to_answer = || to_raw_value(&FieldValue::new(&hash, &field, &value)).expect("a text is always JSON");
+    let answer = headers.want_body().then(to_answer);
+    if let Some(answer) = &answer {
+        reserve_answer(&app, &caller, answer.get().len())?;
+    }
     caller.spend(&app, 1, value.len()).await?;
     let tag = etag(&value);
-    let status = match app.hashes.set(&hash, &field, value, &condition).await? {
-        SetOutcome::Created => StatusCode::CREATED,
-        SetOutcome::Replaced => StatusCode::OK,
-        SetOutcome::Refused => return Err(condition_failed(&app, &caller, &hash, &field).await),
-    };
-    Ok((status, [(header::ETAG, tag)], Json(answer)).into_response())
+    let write = HashWrite::Set { field: field.clone(), value, condition };
+    let refused = async |_| condition_failed(&app, &caller, &hash, &field).await;
+    let done = headers.write(&app, &caller, &hash, &write, refused).await?;
+    let status = if done.effect.created == 1 { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(done.respond(status, Some(tag), answer.map(Json)))
 }
 
 /// Delete a field
@@ -192,12 +204,16 @@ pub async fn set_field(
     params(("hash" = String, Path, description = "The hash's name", example = "lamp"),
         ("field" = String, Path, description = "The field's name", example = "colour"),
         ("If-Match" = Option<String>, Header,
-            description = "Delete the field only if its value has one of these entity tags; `*`: if it has a value")),
+            description = "Delete the field only if its value has one of these entity tags; `*`: if it has a value"),
+        ("Idempotency-Key" = Option<String>, Header, max_length = 255,
+            description = "Makes the request safe to repeat: the same key deletes nothing twice")),
     responses(
-        (status = 204, description = "The field is deleted"),
+        (status = 204, description = "The field is deleted", headers(("Idempotency-Replayed" = String,
+            description = "`true` if an earlier request with this key has deleted it"))),
         (status = 404, description = "The field does not exist"),
         (status = 409, description = "The key in Redis has another type"),
         (status = 412, description = "The value does not match the condition; `present` is the present value"),
+        (status = 422, description = "The idempotency key was used for another write"),
     )
 )]
 pub async fn delete_field(
@@ -205,18 +221,21 @@ pub async fn delete_field(
     FieldPath(hash, field): FieldPath,
     State(app): State<App>,
     headers: HeaderMap,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
     let condition = condition(&headers)?;
     if condition == Condition::Absent {
         let detail = "DELETE does not support If-None-Match; use If-Match";
         return Err(Problem::new(Code::InvalidHeader, detail));
     }
-    match app.hashes.remove(&hash, &field, &condition).await? {
-        RemoveOutcome::Removed => Ok(StatusCode::NO_CONTENT),
-        RemoveOutcome::Absent => Err(not_found(&hash, &field)),
-        RemoveOutcome::Refused => Err(condition_failed(&app, &caller, &hash, &field).await),
-    }
+    let headers = WriteHeaders::from_headers(&headers)?;
+    let write = HashWrite::Remove { field: field.clone(), condition };
+    let refused = async |outcome| match outcome {
+        WriteOutcome::Absent(_) => not_found(&hash, &field),
+        _ => condition_failed(&app, &caller, &hash, &field).await,
+    };
+    let done = headers.write(&app, &caller, &hash, &write, refused).await?;
+    Ok(done.respond(StatusCode::NO_CONTENT, None, None::<()>))
 }
 
 /// An increment.
@@ -224,25 +243,39 @@ pub async fn delete_field(
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"by": 1}))]
 pub struct Increment {
-    /// The number to add: a 64-bit whole number. A negative number is subtracted.
-    by: i64,
+    /// The number to add: a 64-bit whole number, or a decimal of at most 15 digits. A negative number is subtracted.
+    #[schema(value_type = f64)]
+    by: Box<RawValue>,
 }
 
 /// Add to a number
 ///
-/// The increment is atomic. A field without a value counts as 0. This route needs the permissions `write` and `read`,
-/// because the response is the value.
+/// The increment is atomic, and exact. A field without a value counts as 0. Whole numbers have 64 bits. If the value or
+/// `by` is a decimal, both and the sum have at most 15 digits, with as many decimals as the one that has more. With
+/// `If-Match` or `If-None-Match: *`, the number is added only if the present value matches the condition. This route needs
+/// the permissions `write` and `read`, because the response is the value.
 #[utoipa::path(
     post, path = "/v1/hashes/{hash}/fields/{field}/increment", operation_id = "incrementField", tag = "Hashes",
     params(("hash" = String, Path, description = "The hash's name", example = "lamp"),
-        ("field" = String, Path, description = "The field's name", example = "switched")),
+        ("field" = String, Path, description = "The field's name", example = "switched"),
+        ("If-Match" = Option<String>, Header,
+            description = "Add only if the value has one of these entity tags; `*`: only if there is a value"),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: add only if the field has no value"),
+        ("Idempotency-Key" = Option<String>, Header, max_length = 255,
+            description = "Makes the request safe to repeat: the same key with the same number adds nothing twice"),
+        ("Prefer" = Option<String>, Header, description = "`return=minimal`: no body")),
     request_body(content = Increment, content_type = "application/json"),
     responses(
         (status = 200, description = "The sum, as the string that the field has now", body = FieldValue,
-            headers(("ETag" = String, description = "The entity tag of the value"))),
-        (status = 409,
-            description = "The value, or the sum, is not a 64-bit whole number; or the key in Redis has another type"),
+            headers(("ETag" = String, description = "The entity tag of the value"),
+                ("Idempotency-Replayed" = String,
+                    description = "`true` if an earlier request with this key has added the number"))),
+        (status = 204, description = "The number is added; with `Prefer: return=minimal`"),
+        (status = 409, description = "The value, or the sum, is not such a number; or the hash would have too many \
+fields; or the key in Redis has another type"),
+        (status = 412, description = "The value does not match the condition; `present` is the present value"),
         (status = 415, description = "The body is not JSON"),
+        (status = 422, description = "The idempotency key was used for another write"),
     )
 )]
 pub async fn increment_field(
@@ -254,12 +287,20 @@ pub async fn increment_field(
     caller.require(Permission::Write, hash.as_str())?;
     // The response is the value.
     caller.require(Permission::Read, hash.as_str())?;
+    let condition = condition(request.headers())?;
+    let headers = WriteHeaders::from_headers(request.headers())?;
     let body = read_json_body(request, &app, &caller).await?;
     let JsonObject(increment) = parse_json::<JsonObject<Increment>>(&body)?;
+    let by = Number::from_json(increment.by.get());
+    let by = by.map_err(|why| Problem::new(Code::InvalidBody, format!("by: {why}")))?;
     require_memory(&app)?;
-    let sum = app.hashes.increment(&hash, &field, increment.by).await?.to_string();
-    let body = FieldValue::new(&hash, &field, sum.as_bytes());
-    Ok(([(header::ETAG, etag(sum.as_bytes()))], Json(body)).into_response())
+    let wants_body = headers.want_body();
+    let write = HashWrite::Increment { field: field.clone(), by, condition };
+    let refused = async |_| condition_failed(&app, &caller, &hash, &field).await;
+    let done = headers.write(&app, &caller, &hash, &write, refused).await?;
+    let sum = done.effect.sum.clone().unwrap_or_default();
+    let answer = wants_body.then(|| Json(FieldValue::new(&hash, &field, sum.as_bytes())));
+    Ok(done.respond(StatusCode::OK, Some(etag(sum.as_bytes())), answer))
 }
 
 fn not_found(hash: &HashName, field: &FieldName) -> Problem {

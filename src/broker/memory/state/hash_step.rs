@@ -1,0 +1,242 @@
+//! The steps that change hashes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::budget::{IDEMPOTENCY_KEY_BYTES, field_bytes, hash_bytes};
+use super::idempotency::RecordedAnswer;
+use super::transaction::Transaction;
+use super::{HashFields, MemoryState};
+use crate::broker::memory::journal::RemovedHash;
+use crate::broker::memory::micros;
+use crate::broker::memory::record::RecordChange;
+use crate::broker::{
+    BrokerError, Condition, HashWrite, IdempotencyKey, MAX_COPIED_BYTES, MAX_FIELDS, PatchStep, WriteEffect,
+    WriteOutcome, entity_tag,
+};
+use crate::names::{FieldName, HashName, Topic};
+
+impl Condition {
+    fn holds(&self, present: Option<&Bytes>) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Absent => present.is_none(),
+            Self::Present => present.is_some(),
+            Self::Matches(tags) => present.is_some_and(|value| tags.contains(&entity_tag(value))),
+        }
+    }
+}
+
+/// The fields that a write changes: their new values, or none for those that it removes.
+#[derive(Default)]
+struct Changes<'a> {
+    fields: BTreeMap<&'a FieldName, Option<Bytes>>,
+    copied: usize,
+    sum: Option<Box<str>>,
+}
+
+impl<'a> Changes<'a> {
+    fn new(field: &'a FieldName, value: Option<Bytes>) -> Self {
+        Self { fields: BTreeMap::from([(field, value)]), ..Self::default() }
+    }
+
+    /// A field's value after the changes so far.
+    fn value<'b>(&'b self, stored: Option<&'b HashFields>, field: &FieldName) -> Option<&'b Bytes> {
+        self.fields.get(field).map_or_else(|| stored?.get(field.as_str()), Option::as_ref)
+    }
+}
+
+/// What a write is going to do.
+enum Plan<'a> {
+    Change(Changes<'a>),
+    Clear,
+    /// Nothing, for this reason.
+    Nothing(WriteOutcome),
+}
+
+impl<'a> Plan<'a> {
+    fn new(stored: Option<&HashFields>, write: &'a HashWrite) -> Result<Self, BrokerError> {
+        let value = |field: &FieldName| stored?.get(field.as_str());
+        let change = |field, value| Self::Change(Changes::new(field, value));
+        Ok(match write {
+            HashWrite::Set { field, condition, .. }
+            | HashWrite::Remove { field, condition }
+            | HashWrite::Increment { field, condition, .. }
+                if !condition.holds(value(field)) =>
+            {
+                Self::Nothing(WriteOutcome::Refused)
+            }
+            HashWrite::Set { field, value, .. } => change(field, Some(value.clone())),
+            HashWrite::Remove { field, .. } if value(field).is_none() => Self::absent(field),
+            HashWrite::Remove { field, .. } => change(field, None),
+            HashWrite::Increment { field, by, .. } => {
+                let sum = by.add_to(value(field).map_or(b"0", |value| value)).ok_or(BrokerError::NotANumber)?;
+                let changes = Changes::new(field, Some(sum.clone().into()));
+                Self::Change(Changes { sum: Some(sum.into()), ..changes })
+            }
+            HashWrite::Patch(steps) => Self::from_patch(stored, steps)?,
+            HashWrite::Clear if stored.is_none() => Self::Nothing(WriteOutcome::Absent(None)),
+            HashWrite::Clear => Self::Clear,
+        })
+    }
+
+    fn from_patch(stored: Option<&HashFields>, steps: &'a [PatchStep]) -> Result<Self, BrokerError> {
+        let mut changes = Changes::default();
+        for step in steps {
+            match step {
+                PatchStep::Require(field) if changes.value(stored, field).is_none() => {
+                    return Ok(Self::absent(field));
+                }
+                PatchStep::Test(field, expected) if changes.value(stored, field) != Some(expected) => {
+                    return Ok(Self::Nothing(WriteOutcome::Refused));
+                }
+                PatchStep::Require(_) | PatchStep::Test(..) => {}
+                PatchStep::Set(field, value) => {
+                    changes.fields.insert(field, Some(value.clone()));
+                }
+                PatchStep::Remove(field) => {
+                    changes.fields.insert(field, None);
+                }
+                PatchStep::Copy { from, to } => {
+                    let Some(value) = changes.value(stored, from).cloned() else { return Ok(Self::absent(from)) };
+                    changes.copied += value.len();
+                    if changes.copied > MAX_COPIED_BYTES {
+                        return Err(BrokerError::CopyTooLarge);
+                    }
+                    changes.fields.insert(to, Some(value));
+                }
+            }
+        }
+        Ok(Self::Change(changes))
+    }
+
+    fn absent(field: &FieldName) -> Self {
+        Self::Nothing(WriteOutcome::Absent(Some(field.clone())))
+    }
+}
+
+/// The outcome of a write to a hash. A removed hash takes time to drop, which is not for a holder of the memory's lock.
+pub struct HashStep {
+    pub outcome: WriteOutcome,
+    _removed: Option<Arc<HashFields>>,
+}
+
+impl From<WriteOutcome> for HashStep {
+    fn from(outcome: WriteOutcome) -> Self {
+        Self { outcome, _removed: None }
+    }
+}
+
+impl Transaction<'_> {
+    /// Makes a write, unless an earlier one with the same key did so. Remembers the key of a write that is done. The only
+    /// way to change a hash.
+    pub fn write_hash(
+        &mut self,
+        hash: &HashName,
+        write: &HashWrite,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<HashStep, BrokerError> {
+        let topic = Topic::from(hash.clone());
+        let recorded = key.map(|key| self.state.idempotency.recorded(&topic, key, self.now)).transpose()?;
+        if let Some(RecordedAnswer::Written(effect)) = recorded.flatten() {
+            return Ok(WriteOutcome::Done(effect.clone(), true).into());
+        }
+        let key_bytes = key.map_or(0, |_| IDEMPOTENCY_KEY_BYTES);
+        let (effect, removed) = match Plan::new(self.state.fields(hash), write)? {
+            Plan::Nothing(outcome) => return Ok(outcome.into()),
+            Plan::Change(changes) => {
+                self.require_changes(hash, &changes, key_bytes)?;
+                (self.change_fields(hash, changes), None)
+            }
+            Plan::Clear => {
+                self.require(key_bytes)?;
+                (WriteEffect { removed: 1, ..WriteEffect::default() }, self.remove_hash(hash))
+            }
+        };
+        if let Some(key) = key {
+            let MemoryState { idempotency, ledger, retention, .. } = &mut *self.state;
+            let until = self.now.saturating_add(micros(retention.for_topic(&topic).idempotency_window));
+            idempotency.record(&topic, key, RecordedAnswer::Written(effect.clone()), until, ledger);
+        }
+        Ok(HashStep { outcome: WriteOutcome::Done(effect, false), _removed: removed })
+    }
+
+    /// Fails if a hash would have too many fields, or if there is no room for the new values and a key.
+    fn require_changes(
+        &mut self,
+        hash: &HashName,
+        changes: &Changes<'_>,
+        key_bytes: usize,
+    ) -> Result<(), BrokerError> {
+        let set = || changes.fields.iter().filter_map(|(field, value)| Some((field.as_str(), value.as_ref()?)));
+        let bytes = key_bytes + set().map(|(field, value)| field_bytes(field, value)).sum::<usize>();
+        let Some(present) = self.state.fields(hash) else {
+            // A patch may test and change nothing.
+            return self.require(bytes + set().next().map_or(0, |_| hash_bytes(hash)));
+        };
+        if present.len() + set().count() > MAX_FIELDS {
+            let added = set().filter(|(field, _)| !present.contains_key(*field)).count();
+            let removed = changes.fields.iter().filter(|(_, value)| value.is_none());
+            let removed = removed.filter(|(field, _)| present.contains_key(field.as_str())).count();
+            if present.len() + added - removed > MAX_FIELDS {
+                return Err(BrokerError::TooManyFields);
+            }
+        }
+        self.require(bytes)
+    }
+
+    fn change_fields(&mut self, hash: &HashName, changes: Changes<'_>) -> WriteEffect {
+        let copied = u32::try_from(changes.copied).expect("copies have at most MAX_COPIED_BYTES");
+        let mut effect = WriteEffect { copied, sum: changes.sum, ..WriteEffect::default() };
+        for (field, value) in changes.fields {
+            let count = match value {
+                Some(value) => {
+                    let had_value = self.set_field(hash, field, value);
+                    if had_value { &mut effect.replaced } else { &mut effect.created }
+                }
+                None if self.remove_field(hash, field) => &mut effect.removed,
+                None => continue,
+            };
+            *count += 1;
+        }
+        effect
+    }
+
+    /// Sets a field. Returns whether it had a value.
+    fn set_field(&mut self, hash: &HashName, field: &FieldName, value: Bytes) -> bool {
+        let MemoryState { hashes, ledger, .. } = &mut *self.state;
+        let (name, bytes) = (field.as_str(), field_bytes(field.as_str(), &value));
+        let fields = hashes.entry(hash.clone()).or_default();
+        let new_hash = if fields.is_empty() { hash_bytes(hash) } else { 0 };
+        let before = fields.insert(name.into(), value);
+        let bytes_before = before.as_ref().map_or(0, |before| field_bytes(name, before));
+        ledger.replaced(bytes_before, bytes + new_hash, || {
+            RecordChange::field(hash, name, fields.get(name).cloned())
+        });
+        before.is_some()
+    }
+
+    /// Removes a field, and the hash with its last field. Returns whether the field had a value.
+    fn remove_field(&mut self, hash: &HashName, field: &FieldName) -> bool {
+        let MemoryState { hashes, ledger, .. } = &mut *self.state;
+        let Some(fields) = hashes.get_mut(hash) else { return false };
+        let Some(value) = fields.remove(field.as_str()) else { return false };
+        let mut bytes = field_bytes(field.as_str(), &value);
+        if fields.is_empty() {
+            hashes.remove(hash);
+            bytes += hash_bytes(hash);
+        }
+        ledger.removed(bytes, || RecordChange::field(hash, field.as_str(), None));
+        true
+    }
+
+    fn remove_hash(&mut self, hash: &HashName) -> Option<Arc<HashFields>> {
+        let fields = Arc::new(self.state.hashes.remove(hash)?);
+        let bytes = fields.iter().map(|(field, value)| field_bytes(field, value)).sum::<usize>();
+        let removed = RemovedHash { hash: hash.clone(), fields: fields.clone() };
+        self.state.ledger.removed_hash(bytes + hash_bytes(hash), removed);
+        Some(fields)
+    }
+}

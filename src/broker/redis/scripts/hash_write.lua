@@ -1,0 +1,203 @@
+-- Writes to a hash in one step, all or nothing.
+-- KEYS: hash, and optionally an idempotency key.
+-- ARGV: digest of the content, idempotency key's lifetime (ms), kind of write, and what belongs to the kind:
+--   set        field, value, condition (always, absent, present, matches), entity tags…
+--   remove     field, '', condition, entity tags…
+--   increment  field, number, condition, entity tags…
+--   patch      triples: require, field, ''; test, field, value; set, field, value; remove, field, ''; copy, from, to
+--   clear      nothing
+-- Returns what was done, as text: "<fields created> <replaced> <removed> <bytes copied>", and after an increment the sum.
+-- Or one of these, and then nothing was changed by this call:
+--   {replayed, what was done}  an earlier call with the same idempotency key and content has done it
+--   {reused}                   that call had other content
+--   {refused}                  the condition, or a test of a patch, does not hold
+--   {absent}, {absent, field}  the hash, or a field that the write needs, does not exist
+-- No answer has a value but a sum: values can be large, and not every caller may read them.
+-- MAX_FIELDS and MAX_COPIED_BYTES are set before the script.
+
+local hash, once, kind = KEYS[1], KEYS[2], ARGV[3]
+
+if once then
+  local stored = redis.call('GET', once)
+  if stored then
+    local content, done = string.match(stored, '^(%S+) (.+)$')
+    return content == ARGV[1] and { 'replayed', done } or { 'reused' }
+  end
+  -- Checked here, since nothing may fail once something is written.
+  if not redis.acl_check_cmd('SET', once, '') then
+    return redis.error_reply('NOPERM the user has no permission to run SET')
+  end
+end
+
+if kind == 'set' or kind == 'remove' or kind == 'increment' then
+  local condition = ARGV[6]
+  if condition ~= 'always' then
+    local present, holds = redis.call('HGET', hash, ARGV[4]), false
+    if condition == 'absent' then
+      holds = not present
+    elseif condition == 'present' then
+      holds = present
+    elseif present then
+      local tag = redis.sha1hex(present)
+      for index = 7, #ARGV do
+        holds = holds or ARGV[index] == tag
+      end
+    end
+    if not holds then
+      return { 'refused' }
+    end
+  end
+  -- The condition may be true of a full hash.
+  if kind ~= 'remove' and redis.call('HLEN', hash) >= MAX_FIELDS and redis.call('HEXISTS', hash, ARGV[4]) == 0 then
+    return redis.error_reply('TOOMANYFIELDS the hash would have too many fields')
+  end
+end
+
+local done
+if kind == 'set' then
+  done = redis.call('HSET', hash, ARGV[4], ARGV[5]) == 1 and '1 0 0 0' or '0 1 0 0'
+elseif kind == 'remove' then
+  if redis.call('HDEL', hash, ARGV[4]) == 0 then
+    return { 'absent', ARGV[4] }
+  end
+  done = '0 0 1 0'
+elseif kind == 'clear' then
+  if redis.call('HLEN', hash) == 0 then
+    return { 'absent' }
+  end
+  -- UNLINK frees the memory in the background. DEL of a hash that other programs made large would take seconds.
+  redis.call('UNLINK', hash)
+  done = '0 0 1 0'
+elseif kind == 'increment' then
+  local field, by = ARGV[4], ARGV[5]
+  local present = redis.call('HGET', hash, field)
+  local value = present or '0'
+  local sum
+  if string.find(by .. value, '.', 1, true) then
+    -- The sum of decimals as src/broker/hash/number.rs has it. It is exact, since Lua's numbers are for whole ones below
+    -- 2^53.
+    local function parse(text)
+      if #text > MAX_NUMBER_BYTES then
+        return nil
+      end
+      local sign, digits = string.match(text, '^(%-?)(%d+)$')
+      local decimals = ''
+      if not sign then
+        sign, digits, decimals = string.match(text, '^(%-?)(%d+)%.(%d+)$')
+      end
+      if not sign or string.find(digits, '^0%d') then
+        return nil
+      end
+      decimals = string.gsub(decimals, '0+$', '')
+      return { is_negative = sign == '-', digits = digits .. decimals, decimals = #decimals }
+    end
+    local function scaled(number, decimals)
+      local digits = string.gsub(number.digits .. string.rep('0', decimals - number.decimals), '^0+', '')
+      if #digits > MAX_DIGITS then
+        return nil
+      end
+      return (tonumber(digits) or 0) * (number.is_negative and -1 or 1)
+    end
+    local first, second = parse(value), parse(by)
+    local decimals = first and second and math.max(first.decimals, second.decimals)
+    local left = decimals and decimals <= MAX_DIGITS and scaled(first, decimals)
+    local right = left and scaled(second, decimals)
+    local digits = right and string.format('%.0f', math.abs(left + right))
+    if not digits or #digits > MAX_DIGITS then
+      return redis.error_reply('NOTANUMBER the value, or the sum, is not a number that can be added to')
+    end
+    digits = string.rep('0', decimals + 1 - #digits) .. digits
+    sum = string.sub(digits, 1, #digits - decimals)
+    local rest = string.gsub(string.sub(digits, #sum + 1), '0+$', '')
+    sum = (left + right < 0 and '-' or '') .. sum .. (rest ~= '' and '.' .. rest or '')
+    redis.call('HSET', hash, field, sum)
+  else
+    -- As text, since Lua's numbers are exact only below 2^53.
+    redis.call('HINCRBY', hash, field, by)
+    sum = redis.call('HGET', hash, field)
+  end
+  done = (present and '0 1 0 0 ' or '1 0 0 0 ') .. sum
+else
+  -- The values of fields as the steps so far have left them: false for a field that is removed. Other fields are as they
+  -- are stored. `changed` has their names, in order.
+  local values, changed, sets, copied = {}, {}, 0, 0
+  local function change(field, value)
+    if values[field] == nil then
+      changed[#changed + 1] = field
+    end
+    values[field] = value
+  end
+  local function exists(field)
+    local value = values[field]
+    if value == nil then
+      return redis.call('HEXISTS', hash, field) == 1
+    end
+    return value ~= false
+  end
+  -- The size first, so that no value is read in vain: it may be large.
+  local function size(field)
+    return values[field] and #values[field] or redis.call('HSTRLEN', hash, field)
+  end
+  local function read(field)
+    return values[field] or redis.call('HGET', hash, field)
+  end
+  for index = 4, #ARGV, 3 do
+    local step, field, value = ARGV[index], ARGV[index + 1], ARGV[index + 2]
+    if step == 'set' then
+      change(field, value)
+    elseif step == 'remove' then
+      change(field, false)
+    elseif step == 'test' then
+      if not exists(field) or size(field) ~= #value or read(field) ~= value then
+        return { 'refused' }
+      end
+    elseif not exists(field) then
+      return { 'absent', field }
+    elseif step == 'copy' then
+      copied = copied + size(field)
+      if copied > MAX_COPIED_BYTES then
+        return redis.error_reply('TOOMANYBYTES the patch would copy too many bytes')
+      end
+      change(value, read(field))
+    end
+  end
+
+  for _, field in ipairs(changed) do
+    sets = sets + (values[field] and 1 or 0)
+  end
+  local present = redis.call('HLEN', hash)
+  if sets > 0 and present + sets > MAX_FIELDS then
+    local added = 0
+    for _, field in ipairs(changed) do
+      added = added + (values[field] and 1 or 0) - redis.call('HEXISTS', hash, field)
+    end
+    if added > 0 and present + added > MAX_FIELDS then
+      return redis.error_reply('TOOMANYFIELDS the hash would have too many fields')
+    end
+  end
+  if not redis.acl_check_cmd('HDEL', hash, '') then
+    return redis.error_reply('NOPERM the user has no permission to run HDEL')
+  end
+  local created, replaced, removed = 0, 0, 0
+  -- The first write is an HSET if there is one, so that nothing is half done if Redis refuses it for lack of memory.
+  for _, field in ipairs(changed) do
+    if values[field] then
+      if redis.call('HSET', hash, field, values[field]) == 1 then
+        created = created + 1
+      else
+        replaced = replaced + 1
+      end
+    end
+  end
+  for _, field in ipairs(changed) do
+    if not values[field] then
+      removed = removed + redis.call('HDEL', hash, field)
+    end
+  end
+  done = created .. ' ' .. replaced .. ' ' .. removed .. ' ' .. copied
+end
+
+if once then
+  redis.call('SET', once, ARGV[1] .. ' ' .. done, 'PX', ARGV[2])
+end
+return done

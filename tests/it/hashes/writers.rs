@@ -1,0 +1,173 @@
+//! Many writers of one value, with compare-and-set and idempotency keys, while replicas and links fail.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use reqwest::{Client, RequestBuilder};
+use serde_json::{Value, json};
+
+use crate::support::{Balancer, DEADLINE, Link, Proxy, Replica, Way, World, eventually, random, spawn};
+
+const WRITERS: usize = 8;
+/// Writes of each writer.
+const WRITES: usize = 250;
+
+/// Writers that count in one value. It holds a number for each of them.
+struct Writers {
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    done: Arc<AtomicUsize>,
+}
+
+impl Writers {
+    fn start(balancer: &Balancer, random: &mut fastrand::Rng) -> Self {
+        let done = Arc::<AtomicUsize>::default();
+        let tasks = (0..WRITERS).map(|number| {
+            let writer =
+                Writer { number, client: Client::new(), balancer: balancer.clone(), random: random.fork() };
+            spawn(writer.run(done.clone()))
+        });
+        Self { tasks: tasks.collect(), done }
+    }
+
+    async fn until(&self, done: usize) {
+        eventually("the writers write", async || (self.done.load(Ordering::SeqCst) >= done).then_some(())).await;
+    }
+
+    async fn finish(self) {
+        for finished in join_all(self.tasks).await {
+            finished.unwrap();
+        }
+    }
+}
+
+struct Writer {
+    number: usize,
+    client: Client,
+    balancer: Balancer,
+    random: fastrand::Rng,
+}
+
+impl Writer {
+    async fn run(mut self, done: Arc<AtomicUsize>) {
+        for _ in 0..WRITES {
+            while !self.increase_own_count().await {}
+            let key = format!("{:032x}", self.random.u128(..));
+            let path = "/v1/hashes/shared/fields/sum/increment";
+            let add = |client: &Client, url: String| {
+                client.post(url + path).header("idempotency-key", &key).json(&json!({"by": 0.5}))
+            };
+            assert_eq!(self.repeat(add).await.0, 200);
+            done.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Reads the value and replaces it if it is still the same. Returns whether it was.
+    async fn increase_own_count(&mut self) -> bool {
+        let path = "/v1/hashes/shared/fields/counts";
+        let (status, tag, body) = self.repeat(|client, url| client.get(url + path)).await;
+        let mut counts = [0; WRITERS];
+        if status == 200 {
+            let text = body["value"].as_str().unwrap();
+            counts.iter_mut().zip(text.split(' ')).for_each(|(count, text)| *count = text.parse().unwrap());
+        }
+        counts[self.number] += 1;
+        let value = counts.map(|count: usize| count.to_string()).join(" ");
+        let key = format!("{:032x}", self.random.u128(..));
+        let put = |client: &Client, url: String| {
+            let request = client.put(url + path).header("idempotency-key", &key).body(value.clone());
+            match &tag {
+                Some(tag) => request.header("if-match", tag),
+                None => request.header("if-none-match", "*"),
+            }
+        };
+        match self.repeat(put).await.0 {
+            200 | 201 => true,
+            412 => false,
+            status => panic!("a write was answered with {status}"),
+        }
+    }
+
+    /// Sends a request until its outcome is known, each time to any of the replicas. Returns the status, the entity tag and
+    /// the body.
+    async fn repeat(
+        &mut self,
+        request: impl Fn(&Client, String) -> RequestBuilder,
+    ) -> (u16, Option<String>, Value) {
+        loop {
+            let url = self.balancer.pick(&mut self.random);
+            if let Ok(answer) = request(&self.client, url).timeout(DEADLINE).send().await
+                && !answer.status().is_server_error()
+            {
+                let tag = answer.headers().get("etag").map(|tag| tag.to_str().unwrap().to_owned());
+                let status = answer.status().as_u16();
+                if let Ok(body) = answer.json().await {
+                    return (status, tag, body);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Checks that each writer's count, and the sum, is exactly what it has written.
+async fn check(url: &str) {
+    let value = async |field: &str| {
+        let answer = reqwest::get(format!("{url}/v1/hashes/shared/fields/{field}")).await.unwrap();
+        answer.json::<Value>().await.unwrap()["value"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(value("counts").await, [&*WRITES.to_string(); WRITERS].join(" "));
+    assert_eq!(value("sum").await, (WRITERS * WRITES / 2).to_string());
+}
+
+#[tokio::test]
+async fn p9_every_write_of_many_writers_counts_once_while_replicas_and_links_fail() {
+    let world = World::redis().await;
+    let mut random = random(3);
+    let mut proxies = Vec::new();
+    for _ in 0..3 {
+        proxies.push(Proxy::to(world.server().port()).await);
+    }
+    let mut replicas: Vec<_> = proxies.iter().map(|proxy| Replica::start(&proxy.url(), &[])).collect();
+    let balancer = Balancer::default();
+    let balance = |replicas: &[Replica]| balancer.set(replicas.iter().map(Replica::url));
+    balance(&replicas);
+    for replica in &replicas {
+        replica.until(200).await;
+    }
+    let writers = Writers::start(&balancer, &mut random);
+    let links = [Link::Cut, Link::Drop(Way::ToClient), Link::Reset, Link::Drop(Way::ToServer)];
+    for (step, link) in links.into_iter().enumerate() {
+        writers.until((2 * step + 1) * WRITERS * WRITES / 9).await;
+        let failing = random.usize(..replicas.len());
+        proxies[failing].set(link);
+        replicas[failing].until(503).await;
+        proxies[failing].set(Link::Pass);
+        writers.until((2 * step + 2) * WRITERS * WRITES / 9).await;
+        let killed = random.usize(..replicas.len());
+        replicas[killed].kill();
+        replicas[killed] = Replica::start(&proxies[killed].url(), &[]);
+        balance(&replicas);
+    }
+    writers.finish().await;
+    check(replicas[0].url()).await;
+}
+
+#[tokio::test]
+async fn p9_every_write_of_many_writers_counts_once_while_the_process_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut random = random(4);
+    let balancer = Balancer::default();
+    let mut replica = Replica::start_on(folder.path(), &[]);
+    balancer.set([replica.url()]);
+    let writers = Writers::start(&balancer, &mut random);
+    for step in 1..5 {
+        writers.until(step * WRITERS * WRITES / 5).await;
+        replica.kill();
+        replica = Replica::start_on(folder.path(), &[]);
+        balancer.set([replica.url()]);
+    }
+    writers.finish().await;
+    check(replica.url()).await;
+}
