@@ -343,12 +343,11 @@ pub fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 /// Says in the words of JSON what serde says of Rust's types.
 pub fn json_error(why: &str) -> String {
     const LONE_SURROGATE: &str = "it has a lone surrogate, such as \\ud800, which is no character,";
-    const WORDS: [(&str, &str); 12] = [
+    const WORDS: [(&str, &str); 11] = [
         ("lone leading surrogate in hex escape", LONE_SURROGATE),
         ("unexpected end of hex escape", LONE_SURROGATE),
         ("EOF while parsing a list", "the body ends within an array"),
         ("EOF while parsing", "the body ends within"),
-        ("expected i64", "expected a 64-bit whole number"),
         ("invalid type: integer", "invalid type: number"),
         ("invalid type: floating point", "invalid type: number"),
         ("invalid type: sequence", "invalid type: array"),

@@ -132,8 +132,8 @@ on_both_brokers! {
             (events, "[]", "invalid type: array, expected an object"),
             (patch, "[]", "invalid type: array, expected an object"),
             (patch, r#"{"f":1}"#, "invalid type: number `1`, expected a string"),
-            (increment, r#"{"by":"1"}"#, "expected a 64-bit whole number"),
-            (increment, r#"{"by":1.5}"#, "invalid type: number `1.5`, expected a 64-bit whole number"),
+            (increment, r#"{"by":"1"}"#, "by: expected a 64-bit whole number, or a decimal of at most 15 digits"),
+            (increment, r#"{"by":1e19}"#, "by: expected a 64-bit whole number, or a decimal of at most 15 digits"),
         ] {
             let method = if path == patch { Method::PATCH } else { Method::POST };
             let request = gateway.request(method, path).header("content-type", "application/json").body(body);
