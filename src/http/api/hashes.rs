@@ -19,7 +19,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
-use self::patches::{JSON_PATCH, Patch, PatchOperation, tested_fields};
+use self::patches::{JSON_PATCH, Patch, tested_fields};
 use self::values::{HashValue, check_value, current_value};
 use self::writes::{WriteHeaders, require_memory};
 use crate::auth::Permission;
@@ -202,12 +202,10 @@ pub struct PatchAnswer {
         ("Idempotency-Key" = Option<String>, Header, max_length = 255,
             description = "Makes the request safe to repeat: the same key with the same patch changes nothing twice"),
         ("Prefer" = Option<String>, Header, description = "`return=minimal`: no body")),
-    request_body(description = "A string or null for each field; or the operations of a JSON patch", content(
-        (BTreeMap<String, Option<String>> = "application/json", example = json!({"colour": "green", "dimmed": null})),
-        (Vec<PatchOperation> = "application/json-patch+json", example = json!([
-            {"op": "test", "path": "/colour", "value": "green"}, {"op": "replace", "path": "/colour", "value": "red"}
-        ])),
-    )),
+    request_body(content = BTreeMap<String, Option<String>>, content_type = "application/json",
+        description = "A string or null for each field. Another type is possible too, `application/json-patch+json`: the \
+body is then a list of operations, such as `[{\"op\": \"test\", \"path\": \"/colour\", \"value\": \"green\"}]`.",
+        example = json!({"colour": "green", "dimmed": null})),
     responses(
         (status = 200, description = "The changes are made", body = PatchAnswer,
             headers(("Idempotency-Replayed" = String,

@@ -7,7 +7,6 @@ use axum::body::Bytes;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
 
 use crate::broker::PatchStep;
 use crate::http::extract::{JsonObject, parse_json, parse_name};
@@ -102,26 +101,22 @@ impl<'de> Deserialize<'de> for MergePatch {
 }
 
 /// An operation of a JSON patch (RFC 6902). Members that it does not use are ignored.
-#[derive(Deserialize, ToSchema)]
-#[schema(example = json!({"op": "test", "path": "/colour", "value": "green"}))]
-pub struct PatchOperation {
+#[derive(Deserialize)]
+struct PatchOperation {
     /// What it does.
     op: PatchOperationKind,
     /// A field: `/` and its name, in which `~1` stands for `/` and `~0` for `~`.
-    #[schema(example = "/colour")]
     path: String,
     /// For `move` and `copy`: the field whose value is taken.
-    #[schema(nullable = false)]
     from: Option<String>,
     /// For `test`, `add` and `replace`: a string.
-    #[schema(value_type = Option<String>, nullable = false)]
     value: Option<Box<RawValue>>,
 }
 
 /// What an operation of a JSON patch does.
-#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum PatchOperationKind {
+enum PatchOperationKind {
     /// The patch fails unless the field has this value.
     Test,
     /// Sets the field.
