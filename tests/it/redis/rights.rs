@@ -168,7 +168,14 @@ async fn hashes(client: &TokenClient, server: &RedisServer) {
     client.send(200, field(Method::POST, "count/increment").json(&json!({"by": 2}))).await;
     let patch = json!({"colour": null, "level": "3", "other": "x"});
     client.send(200, client.request(Method::PATCH, "/v1/hashes/lamp").json(&patch)).await;
-    client.send(204, field(Method::DELETE, "other")).await;
+    let patch =
+        client.request(Method::PATCH, "/v1/hashes/lamp").header("content-type", "application/json-patch+json");
+    let operations = json!([
+        {"op": "test", "path": "/other", "value": "x"}, {"op": "copy", "from": "/other", "path": "/copied"},
+        {"op": "remove", "path": "/copied"},
+    ]);
+    client.send(200, patch.header("idempotency-key", "patch").body(operations.to_string())).await;
+    client.send(204, field(Method::DELETE, "other").header("idempotency-key", "delete")).await;
     let fields = client.send(200, client.request(Method::GET, "/v1/hashes/lamp?field=level&field=count")).await;
     assert_eq!(fields["fields"], json!({"count": {"value": "2"}, "level": {"value": "3"}}));
     client.send(200, client.request(Method::GET, "/v1/hashes/lamp")).await;
@@ -219,6 +226,19 @@ async fn a_write_that_is_refused_for_a_missing_right_has_changed_nothing() {
             request(&patch, "/v1/hashes/lamp").json(&json!({"colour": "red", "old": null})),
             request(&put, "/v1/hashes/lamp/fields/colour").header("if-match", "*").body("blue"),
             request(&post, "/v1/hashes/lamp/fields/count/increment").json(&json!({"by": 1})),
+            request(&post, "/v1/hashes/lamp/fields/count/increment")
+                .header("idempotency-key", right)
+                .json(&json!({"by": 0.5})),
+            request(&patch, "/v1/hashes/lamp")
+                .header("content-type", "application/json-patch+json")
+                .header("idempotency-key", &format!("{right}-patch"))
+                .body(r#"[{"op":"copy","from":"/colour","path":"/new"},{"op":"remove","path":"/colour"}]"#),
+            request(&put, "/v1/hashes/lamp/fields/colour")
+                .header("idempotency-key", &format!("{right}-put"))
+                .body("black"),
+            request(&delete, "/v1/hashes/lamp/fields/colour").header("idempotency-key", &format!("{right}-delete")),
+            request(&delete, "/v1/hashes/lamp").header("idempotency-key", &format!("{right}-clear")),
+            request(&patch, "/v1/hashes/lamp").json(&json!({"colour": "green"})),
             request(&delete, "/v1/hashes/lamp/fields/colour"),
             request(&delete, "/v1/hashes/lamp"),
             request(&delete, "/v1/users/nobody/streams"),

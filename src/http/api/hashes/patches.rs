@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::broker::PatchStep;
-use crate::http::extract::{JsonObject, parse_json, parse_name};
+use crate::http::extract::{JsonObject, json_error, parse_json, parse_name};
 use crate::http::problem::{Code, Problem};
 use crate::names::FieldName;
 
@@ -137,8 +137,9 @@ impl PatchOperation {
         let Self { op, path, from, value } = self;
         let field = field_from_pointer("path", &path)?;
         let value = || {
-            let value = value.as_ref().and_then(|value| serde_json::from_str::<String>(value.get()).ok());
-            value.map(Bytes::from).ok_or("it needs a value, which is a string")
+            let value = value.as_ref().ok_or("it needs a value, which is a string")?;
+            let text = serde_json::from_str::<String>(value.get());
+            text.map(Bytes::from).map_err(|why| format!("value: {}", json_error(&why.to_string())))
         };
         let from = || field_from_pointer("from", from.as_deref().ok_or("it needs from, the pointer to a field")?);
         match op {
