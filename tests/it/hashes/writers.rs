@@ -13,6 +13,8 @@ use crate::support::{Balancer, DEADLINE, Link, Proxy, Replica, Way, World, event
 const WRITERS: usize = 8;
 /// Writes of each writer.
 const WRITES: usize = 250;
+/// Parts of the writes on the embedded broker. Answers are lost after each.
+const STEPS: usize = 25;
 
 /// Writers that count in one value. It holds a number for each of them.
 struct Writers {
@@ -111,14 +113,15 @@ impl Writer {
     }
 }
 
+async fn value(url: &str, field: &str) -> String {
+    let answer = reqwest::get(format!("{url}/v1/hashes/shared/fields/{field}")).await.unwrap();
+    answer.json::<Value>().await.unwrap()["value"].as_str().unwrap().to_owned()
+}
+
 /// Checks that each writer's count, and the sum, is exactly what it has written.
 async fn check(url: &str) {
-    let value = async |field: &str| {
-        let answer = reqwest::get(format!("{url}/v1/hashes/shared/fields/{field}")).await.unwrap();
-        answer.json::<Value>().await.unwrap()["value"].as_str().unwrap().to_owned()
-    };
-    assert_eq!(value("counts").await, [&*WRITES.to_string(); WRITERS].join(" "));
-    assert_eq!(value("sum").await, (WRITERS * WRITES / 2).to_string());
+    assert_eq!(value(url, "counts").await, [&*WRITES.to_string(); WRITERS].join(" "));
+    assert_eq!(value(url, "sum").await, (WRITERS * WRITES / 2).to_string());
 }
 
 #[tokio::test]
@@ -155,18 +158,27 @@ async fn p9_every_write_of_many_writers_counts_once_while_replicas_and_links_fai
 }
 
 #[tokio::test]
-async fn p9_every_write_of_many_writers_counts_once_while_the_process_is_killed() {
+async fn p9_every_write_of_many_writers_counts_once_while_the_process_is_killed_and_answers_are_lost() {
     let folder = tempfile::tempdir().unwrap();
     let mut random = random(4);
+    let start = || Replica::start_on(folder.path(), &[]);
+    let port = |replica: &Replica| replica.url().rsplit(':').next().unwrap().parse().unwrap();
+    let mut replica = start();
+    // Between the writers and the gateway.
+    let proxy = Proxy::to(port(&replica)).await;
     let balancer = Balancer::default();
-    let mut replica = Replica::start_on(folder.path(), &[]);
-    balancer.set([replica.url()]);
+    balancer.set([proxy.url().replace("redis:", "http:")]);
     let writers = Writers::start(&balancer, &mut random);
-    for step in 1..5 {
-        writers.until(step * WRITERS * WRITES / 5).await;
-        replica.kill();
-        replica = Replica::start_on(folder.path(), &[]);
-        balancer.set([replica.url()]);
+    for step in 1..STEPS {
+        writers.until(step * WRITERS * WRITES / STEPS).await;
+        proxy.set(Link::Drop(Way::ToClient));
+        value(replica.url(), "counts").await;
+        if step % 4 == 0 {
+            replica.kill();
+            replica = start();
+        }
+        proxy.set(Link::Pass);
+        proxy.redirect(port(&replica));
     }
     writers.finish().await;
     check(replica.url()).await;
