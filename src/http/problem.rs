@@ -187,12 +187,20 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 pub struct Problem {
     code: Code,
     detail: String,
-    present: Option<CurrentValue>,
-    present_fields: Option<BTreeMap<String, CurrentValue>>,
+    present: Option<Box<Present>>,
     /// Seconds after which the request may be repeated, if that depends on the caller.
     retry_after: Option<u64>,
     /// The state of the rate limit that refused the request.
     rate_status: Option<Box<RateStatus>>,
+}
+
+/// What a write has met that a condition refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Present {
+    /// The field's value.
+    Value(CurrentValue),
+    /// The values of the fields that a patch tests.
+    Fields(BTreeMap<String, CurrentValue>),
 }
 
 /// The present value of a field whose condition failed.
@@ -243,14 +251,7 @@ pub struct ProblemDocument {
 impl Problem {
     /// A failure. `detail` is the cause in this case.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self {
-            code,
-            detail: detail.into(),
-            present: None,
-            present_fields: None,
-            retry_after: None,
-            rate_status: None,
-        }
+        Self { code, detail: detail.into(), present: None, retry_after: None, rate_status: None }
     }
 
     /// A failure of a request that may be repeated after some time.
@@ -268,12 +269,12 @@ impl Problem {
 
     /// The failed condition of a write, with the present value.
     pub fn precondition(detail: impl Into<String>, present: CurrentValue) -> Self {
-        Self { present: Some(present), ..Self::new(Code::PreconditionFailed, detail) }
+        Self { present: Some(Box::new(Present::Value(present))), ..Self::new(Code::PreconditionFailed, detail) }
     }
 
     /// The failed test of a patch, with the present values of the fields that it tests.
     pub fn failed_test(detail: impl Into<String>, present: BTreeMap<String, CurrentValue>) -> Self {
-        Self { present_fields: Some(present), ..Self::new(Code::PreconditionFailed, detail) }
+        Self { present: Some(Box::new(Present::Fields(present))), ..Self::new(Code::PreconditionFailed, detail) }
     }
 
     /// The kind of failure.
@@ -406,6 +407,11 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
             tracing::error!(detail = problem.detail, omitted, "the gateway failed");
         });
     }
+    let (present, present_fields) = match problem.present.map(|present| *present) {
+        None => (None, None),
+        Some(Present::Value(value)) => (Some(value), None),
+        Some(Present::Fields(fields)) => (None, Some(fields)),
+    };
     let document = ProblemDocument {
         kind: format!("urn:roomcast:problem:{code}"),
         title: title.into(),
@@ -413,8 +419,8 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
         detail: problem.detail,
         code: code.into(),
         request_id: request_id.into(),
-        present: problem.present,
-        present_fields: problem.present_fields,
+        present,
+        present_fields,
     };
     let mut answer = (status, Json(document)).into_response();
     // Keep headers such as `Allow` and `ETag`. Drop those that describe the replaced body.

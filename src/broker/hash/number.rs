@@ -4,7 +4,7 @@
 use std::fmt;
 
 /// Digits of a decimal without leading zeros, and its decimals. Redis's scripts count exactly up to 2^53 only.
-pub const MAX_DIGITS: usize = 15;
+pub const MAX_DIGITS: u32 = 15;
 /// Bytes of a text that may be read as a decimal. It may have zeros at its end.
 pub const MAX_NUMBER_BYTES: usize = 40;
 
@@ -48,7 +48,7 @@ impl Number {
             return Ok(Self { units, decimals: 0 });
         }
         let decimals = exponent.unsigned_abs();
-        if digits.len() > MAX_DIGITS || decimals > MAX_DIGITS as u64 {
+        if digits.len() > MAX_DIGITS as usize || decimals > u64::from(MAX_DIGITS) {
             return Err(NumberError);
         }
         let units = format!("{sign}{digits}").parse().map_err(|_| NumberError)?;
@@ -89,7 +89,7 @@ impl Number {
 }
 
 fn within_digits(units: i64) -> Option<i64> {
-    const LIMIT: u64 = 10_u64.pow(MAX_DIGITS as u32);
+    const LIMIT: u64 = 10_u64.pow(MAX_DIGITS);
     (units.unsigned_abs() < LIMIT).then_some(units)
 }
 

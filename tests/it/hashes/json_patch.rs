@@ -158,8 +158,8 @@ on_both_brokers! {
     async fn p11_a_short_patch_does_not_make_long_values_of_one(world) {
         let gateway = world.gateway().await;
         put(&gateway, "/v1/hashes/lamp/fields/a", &"x".repeat(200 * 1024)).await;
-        let copies = |count: usize| {
-            Value::from_iter((0..count).map(|n| json!({"op": "copy", "from": "/a", "path": format!("/c{n}")})))
+        let copies = |count: usize| -> Value {
+            (0..count).map(|n| json!({"op": "copy", "from": "/a", "path": format!("/c{n}")})).collect()
         };
         let (status, problem) = patch(&gateway, &copies(6)).await;
         assert_eq!((status, &problem["code"]), (413, &json!("body_too_large")));

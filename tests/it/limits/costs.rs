@@ -80,6 +80,15 @@ on_both_brokers! {
         assert_eq!(gateway.send(field(Method::PUT, "f0").body("y")).await.0, 200);
         assert_eq!(gateway.send(patch(json!({"f0": "z", "f1": null}))).await.0, 200);
         assert_eq!(gateway.send(field(Method::PUT, "new").body("x")).await.0, 201);
+        // The hash is full again. A field can be renamed, but not copied.
+        let json_patch = |operation: &str| {
+            let operations = json!([{"op": operation, "from": "/f2", "path": "/f-2"}]).to_string();
+            let request = gateway.request(Method::PATCH, "/v1/hashes/m");
+            gateway.send(request.header("content-type", "application/json-patch+json").body(operations))
+        };
+        let (status, problem) = json_patch("copy").await;
+        assert_eq!((status.as_u16(), problem["code"].as_str()), (409, Some("too_many_fields")), "{problem}");
+        assert_eq!(json_patch("move").await.0, 200);
         let deleted = gateway.send(gateway.request(Method::DELETE, "/v1/hashes/m")).await.0;
         // The disk of a busy machine may take longer than an answer waits for it.
         assert!(deleted == 204 || deleted == 503 && world.data.is_some(), "{deleted}");
@@ -108,6 +117,18 @@ on_both_brokers! {
         // Without their bytes, they would count as 1 and 4.
         assert!(served(&gateway, single).await < 15);
         assert!(served(&gateway, batch).await < 4);
+    }
+
+    async fn p11_each_64_kib_that_a_patch_copies_count_as_a_request(world) {
+        let gateway = world.gateway_with(twenty).await;
+        let put = gateway.request(Method::PUT, "/v1/hashes/m/fields/a").bearer_auth(as_user("bob"));
+        assert_eq!(status(&gateway, put.body("x".repeat(250 * 1024))).await, 201);
+        let copy = || {
+            let patch = gateway.request(Method::PATCH, "/v1/hashes/m").bearer_auth(as_user("ann"));
+            patch.header("content-type", "application/json-patch+json").body(r#"[{"op":"copy","from":"/a","path":"/b"}]"#)
+        };
+        // Without the bytes, they would count as 1.
+        assert!(served(&gateway, copy).await < 10);
     }
 
     async fn p11_the_copies_of_a_batch_have_no_more_bytes_than_a_body(world) {
