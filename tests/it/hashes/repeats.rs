@@ -215,6 +215,34 @@ async fn p6_the_key_of_a_write_survives_a_restart_with_a_data_folder() {
 }
 
 #[tokio::test]
+async fn p8_a_broker_that_holds_too_much_still_deletes_fields_and_hashes() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = reqwest::Client::new();
+    let request =
+        |method: Method, replica: &Replica, path: &str| client.request(method, format!("{}{path}", replica.url()));
+    let status = async |request: RequestBuilder| request.send().await.unwrap().status().as_u16();
+    let value = "x".repeat(1000);
+    let mut replica = Replica::start_on(folder.path(), &[]);
+    let fields: Value = (0..200).map(|n| (format!("f{n}"), json!(value))).collect();
+    for path in ["/v1/hashes/a", "/v1/hashes/b", "/v1/hashes/c"] {
+        assert_eq!(status(request(Method::PATCH, &replica, path).json(&fields)).await, 200);
+    }
+    replica.kill();
+    let replica = Replica::start_on(folder.path(), &["--embedded-max-bytes", "65536"]);
+    let put = request(Method::PUT, &replica, "/v1/hashes/a/fields/f0");
+    assert_eq!(status(put.body("y")).await, 503);
+    let merge = request(Method::PATCH, &replica, "/v1/hashes/a").json(&json!({"f1": null}));
+    assert_eq!(status(merge).await, 200);
+    for (n, path) in ["/v1/hashes/a/fields/f2", "/v1/hashes/a"].into_iter().enumerate() {
+        let delete = || request(Method::DELETE, &replica, path).header("idempotency-key", format!("key-{n}"));
+        assert_eq!(status(delete()).await, 204);
+        assert_eq!(status(delete()).await, 204);
+    }
+    assert_eq!(status(request(Method::DELETE, &replica, "/v1/hashes/b/fields/f0")).await, 204);
+    assert_eq!(status(request(Method::DELETE, &replica, "/v1/hashes/b")).await, 204);
+}
+
+#[tokio::test]
 async fn p6_a_full_redis_remembers_no_write_that_it_refuses() {
     let world = World::redis().await;
     let gateway = world.gateway().await;

@@ -150,10 +150,8 @@ impl Transaction<'_> {
                 self.require_changes(hash, &changes, key_bytes)?;
                 (self.change_fields(hash, changes), None)
             }
-            Plan::Clear => {
-                self.require(key_bytes)?;
-                (WriteEffect { removed: 1, ..WriteEffect::default() }, self.remove_hash(hash))
-            }
+            // A hash takes more memory than a key.
+            Plan::Clear => (WriteEffect { removed: 1, ..WriteEffect::default() }, self.remove_hash(hash)),
         };
         if let Some(key) = key {
             let MemoryState { idempotency, ledger, retention, .. } = &mut *self.state;
@@ -170,21 +168,28 @@ impl Transaction<'_> {
         changes: &Changes<'_>,
         key_bytes: usize,
     ) -> Result<(), BrokerError> {
-        let set = || changes.fields.iter().filter_map(|(field, value)| Some((field.as_str(), value.as_ref()?)));
-        let bytes = key_bytes + set().map(|(field, value)| field_bytes(field, value)).sum::<usize>();
-        let Some(present) = self.state.fields(hash) else {
-            // A patch may test and change nothing.
-            return self.require(bytes + set().next().map_or(0, |_| hash_bytes(hash)));
-        };
-        if present.len() + set().count() > MAX_FIELDS {
-            let added = set().filter(|(field, _)| !present.contains_key(*field)).count();
-            let removed = changes.fields.iter().filter(|(_, value)| value.is_none());
-            let removed = removed.filter(|(field, _)| present.contains_key(field.as_str())).count();
-            if present.len() + added - removed > MAX_FIELDS {
-                return Err(BrokerError::TooManyFields);
+        let present = self.state.fields(hash);
+        let (mut set, mut added, mut removed) = (0, 0, 0);
+        let (mut bytes, mut freed) = (key_bytes, 0);
+        for (field, value) in &changes.fields {
+            let before = present.and_then(|fields| fields.get(field.as_str()));
+            if let Some(value) = value {
+                (set, added) = (set + 1, added + usize::from(before.is_none()));
+                bytes += field_bytes(field.as_str(), value);
+            } else if let Some(before) = before {
+                removed += 1;
+                freed += field_bytes(field.as_str(), before);
             }
         }
-        self.require(bytes)
+        let count = present.map_or(0, BTreeMap::len);
+        if added > removed && count + added - removed > MAX_FIELDS {
+            return Err(BrokerError::TooManyFields);
+        }
+        if present.is_none() && set > 0 {
+            bytes += hash_bytes(hash);
+        }
+        // What only frees memory is done however much is in use.
+        if bytes > freed { self.require(bytes - freed) } else { Ok(()) }
     }
 
     fn change_fields(&mut self, hash: &HashName, changes: Changes<'_>) -> WriteEffect {
