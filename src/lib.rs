@@ -4,8 +4,8 @@
 //! `names` <- `log` <- `cache`, `broker` <- `live` <- `presence`, `moderation` <- `delivery` <- `http` <- `server`
 //! <- `cli`.
 
-// The pure rules, without I/O: names, the log's epochs and heads, the live cache.
-pub use roomcast_core::{cache, log, names};
+// The pure rules, without I/O: names, the log's epochs and heads, the live cache, the mirror of a hash.
+pub use roomcast_core::{cache, log, mirror, names};
 
 // Digests, background tasks, times and traces, used by every layer.
 pub mod digest;

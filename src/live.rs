@@ -6,8 +6,10 @@ mod group_cursor;
 mod log_client;
 mod ring_budget;
 mod room_counts;
+mod snapshot;
 mod subscription;
 mod topic;
+mod watched_hash;
 mod watermarks;
 
 use std::collections::HashMap;
@@ -25,9 +27,10 @@ pub use self::event::{ENCODINGS, LiveEvent};
 pub use self::group_cursor::{CaughtUp, GroupCursor, GroupPoll};
 pub use self::log_client::{AppendError, LogClient, LogPage};
 pub use self::room_counts::RoomCounts;
-pub use self::subscription::{Resume, Start, Subscription, Update};
+pub use self::subscription::{Resume, Start, Subscription, Update, WatchEnd};
 
 use self::ring_budget::RingBudget;
+use self::snapshot::Snapshots;
 use self::topic::{LiveTopic, TopicGuard};
 use crate::broker::{
     BrokerError, CALL_LIMIT, LogEntry, LogListener, ReadLimit, ReadRange, ReplicaRegistry, SubscriberCounts,
@@ -76,6 +79,7 @@ pub struct Live {
     settings: LiveSettings,
     topics: Mutex<HashMap<Topic, Arc<LiveTopic>>>,
     rings: Arc<RingBudget>,
+    snapshots: Arc<Snapshots>,
     subscriptions: AtomicU64,
     tasks: Tasks,
     malformed: AtomicU64,
@@ -94,6 +98,7 @@ impl Live {
             log,
             registry,
             rings: RingBudget::new(settings.ring_bytes.saturating_mul(FULL_RINGS)),
+            snapshots: Arc::default(),
             settings,
             topics: Mutex::default(),
             subscriptions: AtomicU64::new(0),
@@ -110,6 +115,7 @@ impl Live {
         self.tasks.supervise("comparison", async move { live.compare_for_ever().await });
         let live = self.clone();
         self.tasks.supervise("subscriber counts", async move { live.report_for_ever().await });
+        self.tasks.supervise("snapshots", Snapshots::sweep(Arc::downgrade(&self.snapshots)));
         let live = self.clone();
         self.tasks.supervise("history", async move {
             loop {
@@ -182,7 +188,7 @@ impl Live {
             Entry::Vacant(entry) => {
                 self.log.watermarks().hold(topic);
                 let log = self.log.clone();
-                let live = LiveTopic::new(topic.clone(), log, &self.settings, self.rings.clone());
+                let live = LiveTopic::new(topic.clone(), log, &self.settings, self.rings.clone(), &self.snapshots);
                 let live = entry.insert(live);
                 self.tasks.spawn(LiveTopic::run(live.clone(), self.clone()));
                 live
@@ -297,7 +303,7 @@ impl LogListener for Live {
     fn announced(&self, topic: &Topic, entry: LogEntry) {
         // Only live topics are subscribed to. An announcement that arrives after the topic was dropped has no use.
         let Some(live) = self.get(topic) else { return };
-        let event = LiveEvent::new(&entry).ok().filter(|_| is_plausible(entry.id));
+        let event = LiveEvent::new(topic, &entry).ok().filter(|_| is_plausible(entry.id));
         let Some(event) = event else { return self.malformed(topic) };
         let span = match event.event().traceparent.as_deref().filter(|_| trace::is_enabled()) {
             None => Span::none(),

@@ -23,6 +23,9 @@ pub enum BrokerError {
     /// The patch would copy more than [`super::MAX_COPIED_BYTES`].
     #[error("the patch would copy too many bytes")]
     CopyTooLarge,
+    /// The hash has more fields or bytes than watchers can be told.
+    #[error("the hash is too large to be watched")]
+    TooLargeToWatch,
     /// The idempotency key was used with other content.
     #[error("the idempotency key was used with other content")]
     KeyReused,

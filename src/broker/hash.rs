@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use self::number::{MAX_DIGITS, MAX_NUMBER_BYTES, Number, NumberError};
 use super::{BrokerError, IdempotencyKey};
 use crate::digest::sha1_hex;
-use crate::names::{FieldName, HashName};
+use crate::names::{EventId, FieldName, HashName};
 
 /// Bytes of names and values, as [`encoded_bytes`] counts them, from which on a reply gets no more fields: a read of many
 /// fields must not keep other reads waiting for long. A reply has at least one field, and on Redis it exceeds this by
@@ -157,6 +157,17 @@ impl PatchStep {
 /// Bytes of values that the copies of one patch may have: a short patch must not make long values of one.
 pub const MAX_COPIED_BYTES: usize = 1024 * 1024;
 
+/// What a write has beside its change.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteContext<'a> {
+    /// Makes the write safe to repeat.
+    pub key: Option<&'a IdempotencyKey>,
+    /// The subject that writes, for watchers.
+    pub by: Option<&'a str>,
+    /// The highest ids, by epoch, that the replica has seen in the hash's log.
+    pub watermarks: &'a [EventId],
+}
+
 /// What became of a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WriteOutcome {
@@ -202,6 +213,9 @@ impl FieldPage {
 }
 
 /// Keeps shared hashes. Every write is atomic. A hash without fields does not exist.
+///
+/// While a hash has a log, that is a head made by [`super::LogStore::read`], each change is appended to it in the same
+/// step, as a [`crate::names::HashChange`].
 #[async_trait]
 pub trait HashStore: Send + Sync {
     /// A field's value.
@@ -216,15 +230,30 @@ pub trait HashStore: Send + Sync {
 
     /// Makes a write, all of it or nothing.
     ///
-    /// With a `key`, the key is looked up in the same step, before the condition: the outcome of a repeated write is that
+    /// With a key, the key is looked up in the same step, before the condition: the outcome of a repeated write is that
     /// of the first one. Only writes that are done are remembered. The broker never repeats a write: if the answer is
     /// lost, the error is [`BrokerError::OutcomeUnknown`].
     async fn write(
         &self,
         hash: &HashName,
         write: &HashWrite,
-        key: Option<&IdempotencyKey>,
+        context: WriteContext<'_>,
     ) -> Result<WriteOutcome, BrokerError>;
+
+    /// Whether others than gateways can change the hashes.
+    fn has_other_clients(&self) -> bool;
+
+    /// Appends to the log the present values of some fields, which other clients have changed; that the hash was cleared,
+    /// if it is gone. Returns how many of the fields were appended: at least one, and as many as fit into a step.
+    ///
+    /// Returns none, and appends nothing, unless the log ends at `end`, or has a head if that is none.
+    async fn append_external(
+        &self,
+        hash: &HashName,
+        watermarks: &[EventId],
+        end: Option<EventId>,
+        fields: &[Box<str>],
+    ) -> Result<Option<usize>, BrokerError>;
 }
 
 /// The entity tag of a value, without quotes. It depends on the value alone, so values that other clients of Redis

@@ -8,7 +8,7 @@ use wildmatch::WildMatch;
 
 use super::BrokerError;
 use crate::log::{DataSet, EpochHistory, LogView, Retained};
-use crate::names::{Event, EventId, RoomName, Topic};
+use crate::names::{Event, EventId, Topic};
 
 /// An entry of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,6 +160,12 @@ pub struct Retention {
     pub idempotency_window: Duration,
 }
 
+/// The log of a hash is for watchers that were away for a moment: others get a snapshot. It costs nothing once nobody has
+/// watched the hash for so long.
+const HASH_LOG_EVENTS: u64 = 1000;
+const HASH_LOG_BYTES: u64 = 4 * 1024 * 1024;
+const HASH_LOG_AGE: Duration = Duration::from_mins(10);
+
 /// Presence events have this part of a log's retention, beside the messages.
 const PRESENCE_SHARE: u64 = 4;
 
@@ -184,8 +190,19 @@ pub struct RetentionPolicy {
 impl RetentionPolicy {
     /// The retention of a topic's log.
     pub fn for_topic(&self, topic: &Topic) -> Retention {
-        let rule = |room: &RoomName| self.rules.iter().find(|(pattern, _)| pattern.matches(room.as_str()));
-        topic.room().and_then(rule).map_or(self.default, |(_, retention)| *retention)
+        let Topic::Room(room) = topic else { return self.for_hashes() };
+        let rule = self.rules.iter().find(|(pattern, _)| pattern.matches(room.as_str()));
+        rule.map_or(self.default, |(_, retention)| *retention)
+    }
+
+    fn for_hashes(&self) -> Retention {
+        Retention {
+            events: HASH_LOG_EVENTS,
+            bytes: HASH_LOG_BYTES,
+            age: HASH_LOG_AGE,
+            head: HASH_LOG_AGE,
+            idempotency_window: self.default.idempotency_window,
+        }
     }
 }
 

@@ -60,6 +60,8 @@ struct Scripts {
     scan: Script,
     hash_values: Script,
     hash_write: Script,
+    watched_hash_write: Script,
+    hash_external: Script,
     remove: Script,
     rate_limit: Script,
     lease: Script,
@@ -68,10 +70,13 @@ struct Scripts {
 impl Scripts {
     fn new() -> Self {
         let with_log = |script: &str| Script::new(&[include_str!("redis/scripts/log.lua"), script].concat());
+        let with_hash_log = |script: &str| with_log(&[include_str!("redis/scripts/hash_log.lua"), script].concat());
         let hash_limits = format!(
             "local MAX_FIELDS, MAX_COPIED_BYTES = {MAX_FIELDS}, {MAX_COPIED_BYTES}\n\
              local MAX_DIGITS, MAX_NUMBER_BYTES = {MAX_DIGITS}, {MAX_NUMBER_BYTES}\n"
         );
+        let hash_write = [&hash_limits, include_str!("redis/scripts/hash_write.lua")].concat();
+        let unwatched = include_str!("redis/scripts/hash_unwatched.lua");
         Self {
             append: with_log(include_str!("redis/scripts/append.lua")),
             read: with_log(include_str!("redis/scripts/read.lua")),
@@ -81,7 +86,9 @@ impl Scripts {
             unwritten: Script::new(include_str!("redis/scripts/unwritten.lua")),
             scan: Script::new(include_str!("redis/scripts/scan.lua")),
             hash_values: Script::new(include_str!("redis/scripts/hash_values.lua")),
-            hash_write: Script::new(&[&hash_limits, include_str!("redis/scripts/hash_write.lua")].concat()),
+            hash_write: Script::new(&[unwatched, &*hash_write].concat()),
+            watched_hash_write: with_hash_log(&hash_write),
+            hash_external: with_hash_log(include_str!("redis/scripts/hash_external.lua")),
             remove: Script::new(include_str!("redis/scripts/remove.lua")),
             rate_limit: Script::new(include_str!("redis/scripts/rate_limit.lua")),
             lease: Script::new(include_str!("redis/scripts/lease.lua")),

@@ -23,6 +23,10 @@ pub enum EndReason {
     TooManyStreams,
     /// The replica has reached its limit of connections.
     TooManyConnections,
+    /// The client has taken several snapshots of a hash too slowly.
+    TooSlow,
+    /// A hash has become too large to be watched.
+    HashTooLarge,
     /// The broker is unavailable, or the keys for tokens are.
     Unavailable,
 }
@@ -60,6 +64,8 @@ impl EndReason {
             Self::TooManyRequests => "too_many_requests",
             Self::TooManyStreams => "too_many_streams",
             Self::TooManyConnections => "too_many_connections",
+            Self::TooSlow => "too_slow",
+            Self::HashTooLarge => "hash_too_large",
             Self::Unavailable => "unavailable",
         }
     }
@@ -72,8 +78,13 @@ impl EndReason {
             | Self::TooManyRequests
             | Self::TooManyStreams
             | Self::TooManyConnections
+            | Self::TooSlow
             | Self::Unavailable => "later",
-            Self::TokenExpired | Self::TokenRevoked | Self::Banned | Self::Superseded => "never",
+            Self::TokenExpired
+            | Self::TokenRevoked
+            | Self::Banned
+            | Self::Superseded
+            | Self::HashTooLarge => "never",
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Most blocks of events are the same for all streams. They are encoded once; the event keeps them
 //! ([`LiveEvent::encoding`]).
 
+mod hash;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
@@ -12,10 +14,11 @@ use serde_json::value::RawValue;
 
 use super::EndReason;
 use super::http1::{chunk, chunk_data};
+pub(super) use self::hash::snapshot_block;
 use super::sse::{Block, HEARTBEAT};
 use crate::live::{ENCODINGS, LiveEvent, Resume};
 use crate::log::Gap;
-use crate::names::{Cursor, EventId, EventName, RoomName, SubscriberId, Topic};
+use crate::names::{Cursor, EventId, EventName, FieldName, HashName, Place, RoomName, SubscriberId, Topic};
 use crate::timestamp;
 
 /// The `retry:` of a stream whose client should never reconnect. Clients that multiply it stay below the 2^31 ms of
@@ -23,11 +26,12 @@ use crate::timestamp;
 const NEVER_RETRY: Duration = Duration::from_hours(24);
 
 /// The format of a stream's blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StreamFormat {
-    /// A stream of one room. It carries events as published; the `id:` is the event's id.
+    /// A stream of one room or hash. It carries events as published; the `id:` is the stream's place.
+    #[default]
     Single,
-    /// A stream of several rooms. It carries events in envelopes; the `id:` is a cursor for all rooms.
+    /// A stream of several rooms and hashes. It carries events of rooms in envelopes; the `id:` is a cursor for all.
     Enveloped,
 }
 
@@ -38,12 +42,14 @@ pub(super) struct StreamOpen<'a> {
     replica: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<String>,
-    rooms: BTreeMap<&'a str, OpenedRoom>,
+    rooms: BTreeMap<&'a str, OpenedTopic>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    hashes: BTreeMap<&'a str, OpenedTopic>,
 }
 
-/// A room in `stream.open`.
+/// A room or a hash in `stream.open`.
 #[derive(Serialize)]
-struct OpenedRoom {
+struct OpenedTopic {
     position: String,
     resume: &'static str,
 }
@@ -51,7 +57,10 @@ struct OpenedRoom {
 /// The data of `stream.gap`: events after `from`, up to and including `to`, may be missing.
 #[derive(Serialize)]
 struct StreamGap<'a> {
-    room: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    room: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash: Option<&'a str>,
     from: String,
     to: String,
     reason: &'static str,
@@ -92,53 +101,70 @@ enum Encoding {
 const _: () = assert!(Encoding::Envelope as usize + 1 == ENCODINGS, "an event keeps each of the encodings");
 
 impl<'a> StreamOpen<'a> {
-    /// `expires_at`: when the stream ends because its token expires. `rooms`: each with the position at which the
-    /// stream starts.
+    /// `expires_at`: when the stream ends because its token expires. `topics`: each with the place at which the stream
+    /// starts.
     pub(super) fn new(
         subscriber: &'a SubscriberId,
         replica: &'a str,
         expires_at: Option<SystemTime>,
-        rooms: impl Iterator<Item = (&'a Topic, EventId, Resume)>,
+        topics: impl Iterator<Item = (&'a Topic, Place, Resume)>,
     ) -> Self {
-        let rooms = rooms.map(|(topic, position, resume)| {
-            (topic.name(), OpenedRoom { position: position.to_string(), resume: resume.name() })
-        });
-        Self { subscriber, replica, expires_at: expires_at.map(timestamp::format), rooms: rooms.collect() }
+        let (rooms, hashes): (Vec<_>, Vec<_>) = topics.partition(|(topic, ..)| topic.room().is_some());
+        let opened = |topics: Vec<(&'a Topic, Place, Resume)>| {
+            let opened = |place: Place, resume: Resume| OpenedTopic {
+                position: place.to_string(),
+                resume: resume.name(),
+            };
+            topics.into_iter().map(|(topic, place, resume)| (topic.name(), opened(place, resume))).collect()
+        };
+        let expires_at = expires_at.map(timestamp::format);
+        Self { subscriber, replica, expires_at, rooms: opened(rooms), hashes: opened(hashes) }
     }
 }
 
 impl StreamFormat {
-    /// Whether an event's block is the same for every stream, so that one encoding serves all.
+    /// Whether a room's event's block is the same for every stream, so that one encoding serves all.
     pub(super) fn is_shared(self) -> bool {
         self == Self::Single
     }
 
-    /// The `id:` for these positions. The client sends it back when it reconnects.
-    pub(super) fn id<'a>(self, mut positions: impl Iterator<Item = (&'a Topic, EventId)>) -> String {
+    /// The `id:` for these places. The client sends it back when it reconnects.
+    pub(super) fn id<'a>(self, mut places: impl Iterator<Item = (&'a Topic, Place)>) -> String {
         match self {
-            Self::Single => positions.next().map_or(EventId::start_of(0), |(_, position)| position).to_string(),
-            Self::Enveloped => {
-                let rooms = positions.filter_map(|(topic, position)| Some((topic.room()?, position)));
-                Cursor::from_positions(rooms).encode()
+            Self::Single => {
+                places.next().map_or(EventId::start_of(0).into(), |(_, place)| place).to_string()
             }
+            Self::Enveloped => Cursor::from_places(places).encode(),
         }
     }
 
-    /// Adds an event's block to `blocks`. `id` returns the block's `id:` if that is not the event's id.
+    /// Adds an event's block to `blocks`. `id` returns the block's `id:` if that is not the event's id. Of a change of a
+    /// hash, only `fields` are told, if there are any; returns whether there is anything to tell.
     pub(super) fn event(
         self,
         blocks: &mut Vec<Bytes>,
         topic: &Topic,
         event: &LiveEvent,
+        fields: Option<&[FieldName]>,
         id: impl FnOnce() -> String,
-    ) {
-        match (self, topic) {
-            (Self::Enveloped, Topic::Room(room)) => {
-                blocks.push(Block::new().id(id()).into_lines().into());
-                blocks.push(event_envelope(event, room).clone());
+    ) -> bool {
+        let rest = match (self, topic) {
+            (Self::Single, Topic::Room(_)) => {
+                blocks.push(event_block(event));
+                return true;
             }
-            (Self::Single | Self::Enveloped, _) => blocks.push(event_block(event)),
-        }
+            (Self::Enveloped, Topic::Room(room)) => event_envelope(event, room).clone(),
+            (_, Topic::Hash(_)) => match fields {
+                None => hash::change(event).clone(),
+                Some(fields) => match hash::change_of(event, fields) {
+                    Some(block) => block,
+                    None => return false,
+                },
+            },
+        };
+        blocks.push(Block::new().id(id()).into_lines().into());
+        blocks.push(rest);
+        true
     }
 }
 
@@ -150,7 +176,8 @@ pub(super) fn open_block(retry: Duration, id: &str, open: &StreamOpen<'_>) -> By
 /// The block that says that events of a topic may be missing.
 pub(super) fn gap_block(id: &str, topic: &Topic, gap: &Gap) -> Bytes {
     let gap = StreamGap {
-        room: topic.name(),
+        room: topic.room().map(RoomName::as_str),
+        hash: topic.hash().map(HashName::as_str),
         from: gap.from.to_string(),
         to: gap.to.to_string(),
         reason: gap.reason.name(),

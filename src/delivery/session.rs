@@ -10,10 +10,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::format::{self, StreamOpen};
 use super::{Delivery, EndReason, Ending, StreamFormat, Subscriber};
-use crate::live::{CaughtUp, GroupCursor, LiveEvent, Subscription, Update};
+use crate::live::{CaughtUp, GroupCursor, LiveEvent, Subscription, Update, WatchEnd};
 use crate::log::LogView;
 use crate::moderation::Termination;
-use crate::names::{EventId, RoomName, Topic};
+use crate::names::{EventId, Place, RoomName, Topic};
 
 /// A stream as text. Blocks that are ready at the same time are sent together.
 pub struct StreamSession {
@@ -214,7 +214,7 @@ impl StreamSession {
     }
 
     fn termination(&self, checked: &mut u64) -> Option<Termination> {
-        let is_in = |room: &RoomName| self.subscription.positions().any(|(topic, _)| topic.room() == Some(room));
+        let is_in = |room: &RoomName| self.subscription.places().any(|(topic, _)| topic.room() == Some(room));
         self.delivery.moderation.termination(checked, is_in, &self.subscriber.stream_identity())
     }
 
@@ -270,12 +270,17 @@ impl StreamSession {
 
     /// The `id:` for the stream's position, which the client sends back if the connection breaks now.
     fn last_id(&self) -> String {
-        self.format.id(self.subscription.positions())
+        self.format.id(self.subscription.places())
     }
 
     /// The blocks for an update. `None` if the subscriber gets none of its events.
-    fn write(&self, update: &Update) -> Option<Bytes> {
+    fn write(&mut self, update: &Update) -> Option<Bytes> {
         match update {
+            Update::End(WatchEnd::TooSlow) => Some(self.end(EndReason::TooSlow)),
+            Update::End(WatchEnd::TooLarge) => Some(self.end(EndReason::HashTooLarge)),
+            Update::Snapshot { part, .. } => {
+                Some(format::snapshot_block(&self.last_id(), part, self.subscriber.fields()))
+            }
             Update::Gap { index, gap } => {
                 self.delivery.metrics.gap(gap.reason.name());
                 Some(format::gap_block(&self.last_id(), self.subscription.topic(*index), gap))
@@ -289,12 +294,13 @@ impl StreamSession {
         let mut blocks: Vec<Bytes> = Vec::with_capacity(events.len());
         let mut count = 0;
         for event in events.iter().filter(|event| self.wants(event)) {
-            count += 1;
-            self.format.event(&mut blocks, topic, event, || {
+            let is_told = self.format.event(&mut blocks, topic, event, self.subscriber.fields(), || {
                 // The position after this event. The subscription is already at the last one.
-                let positions = self.subscription.positions().enumerate();
-                self.format.id(positions.map(|(n, (topic, at))| (topic, if n == index { event.id() } else { at })))
+                let places = self.subscription.places().enumerate();
+                let at_event = |n, place: Place| if n == index { place.at(event.id()) } else { place };
+                self.format.id(places.map(|(n, (topic, place))| (topic, at_event(n, place))))
             });
+            count += u64::from(is_told);
         }
         self.delivery.metrics.delivered(count);
         match blocks.as_slice() {

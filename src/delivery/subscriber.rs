@@ -12,7 +12,7 @@ use crate::broker::Member;
 use crate::live::LiveEvent;
 use crate::log::LogView;
 use crate::moderation::StreamIdentity;
-use crate::names::{EventName, RoomName, SubscriberId};
+use crate::names::{EventName, FieldName, RoomName, SubscriberId};
 use crate::presence::{JoinError, JoinPlan, Presence, PresenceSession, PresenceWatch, StreamToken};
 use crate::rate_limit::OpenPermit;
 
@@ -33,6 +33,8 @@ pub struct Subscriber {
 struct Extra {
     /// Names of the events that the subscriber gets. Empty: all events.
     selected: Box<[EventName]>,
+    /// The fields of hashes that it gets. Empty: all fields.
+    fields: Box<[FieldName]>,
     /// The subscriber as a member of its rooms, if it has chosen its id.
     member: Option<Member>,
     sessions: Vec<PresenceSession>,
@@ -51,6 +53,15 @@ impl Subscriber {
     pub fn with_selected(mut self, selected: Box<[EventName]>) -> Self {
         if !selected.is_empty() {
             self.extra().selected = selected;
+        }
+        self
+    }
+
+    /// Restricts it to these fields of hashes. No fields: no restriction.
+    #[must_use]
+    pub fn with_fields(mut self, fields: Box<[FieldName]>) -> Self {
+        if !fields.is_empty() {
+            self.extra().fields = fields;
         }
         self
     }
@@ -154,6 +165,11 @@ impl Subscriber {
         self.extra.as_ref().map_or(&[], |extra| &extra.selected)
     }
 
+    /// The fields of hashes that it gets, if not all.
+    pub(super) fn fields(&self) -> Option<&[FieldName]> {
+        self.extra.as_ref().map(|extra| &*extra.fields).filter(|fields| !fields.is_empty())
+    }
+
     /// What it gets of its rooms' logs.
     pub fn view(&self) -> LogView {
         if self.wants_presence { LogView::All } else { LogView::Messages }
@@ -161,7 +177,11 @@ impl Subscriber {
 
     /// Whether it gets an event.
     pub fn wants(&self, event: &LiveEvent) -> bool {
+        let is_change = event.effect().is_some();
         let event = event.event();
+        if is_change {
+            return event.name.as_ref().is_none_or(|name| name.as_str() != EventName::HASH_EXPIRY);
+        }
         if event.is_presence() {
             return self.wants_presence;
         }

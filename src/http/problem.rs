@@ -44,6 +44,7 @@ pub enum Code {
     NotANumber,
     FieldMissing,
     TooManyFields,
+    HashTooLarge,
     PreconditionFailed,
     IdempotencyKeyReused,
     ForeignHost,
@@ -110,6 +111,7 @@ impl Code {
                 ("field_missing", StatusCode::CONFLICT, "The patch needs a field that does not exist")
             }
             Self::TooManyFields => ("too_many_fields", StatusCode::CONFLICT, "The hash would have too many fields"),
+            Self::HashTooLarge => ("hash_too_large", StatusCode::CONFLICT, "The hash is too large to be watched"),
             Self::PreconditionFailed => {
                 ("precondition_failed", StatusCode::PRECONDITION_FAILED, "The value does not match the condition")
             }
@@ -324,6 +326,10 @@ impl From<BrokerError> for Problem {
             BrokerError::TooManyFields => {
                 Self::new(Code::TooManyFields, format!("a hash has at most {MAX_FIELDS} fields"))
             }
+            BrokerError::TooLargeToWatch => Self::new(
+                Code::HashTooLarge,
+                "the hash is too large to be watched: it has more than 100,000 fields or 16 MiB; list its fields instead",
+            ),
             BrokerError::KeyReused => Self::new(
                 Code::IdempotencyKeyReused,
                 "this Idempotency-Key was used for other content in this room or hash; use a new key",

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::broker::LogEntry;
 use crate::cache::CachedEvent;
-use crate::names::{Event, EventId, LINE_BYTES, MalformedEvent};
+use crate::names::{ChangeEffect, Event, EventId, HashChange, LINE_BYTES, MalformedEvent, Topic};
 
 /// How many encodings an event can keep.
 pub const ENCODINGS: usize = 2;
@@ -17,17 +17,25 @@ pub const ENCODINGS: usize = 2;
 pub struct LiveEvent {
     id: EventId,
     event: Event,
+    /// Of a change of a hash.
+    effect: Option<Box<ChangeEffect>>,
     bytes: usize,
     encodings: [OnceLock<Bytes>; ENCODINGS],
 }
 
 impl LiveEvent {
-    /// Decodes an entry of a log. Fails if the entry is not an event.
-    pub fn new(entry: &LogEntry) -> Result<Self, MalformedEvent> {
-        let event = Event::decode(&entry.stored)?;
+    /// Decodes an entry of a topic's log. Fails if the entry is not an event, or not a change of a hash.
+    pub fn new(topic: &Topic, entry: &LogEntry) -> Result<Self, MalformedEvent> {
+        let (event, effect) = match topic {
+            Topic::Room(_) => (Event::decode(&entry.stored)?, None),
+            Topic::Hash(hash) => {
+                let change = HashChange::decode(&entry.stored)?;
+                (change.to_event(hash), Some(Box::new(change.effect())))
+            }
+        };
         // The decoded event, and about as much again for its encoding, in which every line of data begins with `data: `.
         let bytes = 2 * (entry.stored.len() + LINE_BYTES * event.data.line_breaks());
-        Ok(Self { id: entry.id, event, bytes, encodings: Default::default() })
+        Ok(Self { id: entry.id, event, effect, bytes, encodings: Default::default() })
     }
 
     /// Its id in the log.
@@ -40,14 +48,19 @@ impl LiveEvent {
         &self.event
     }
 
+    /// What it does to a mirror, if it is a change of a hash.
+    pub fn effect(&self) -> Option<&ChangeEffect> {
+        self.effect.as_deref()
+    }
+
     /// The encoding with this index, which is below [`ENCODINGS`]. The first call encodes it.
     pub fn encoding(&self, index: usize, encode: impl FnOnce() -> Bytes) -> &Bytes {
         self.encodings[index].get_or_init(encode)
     }
 
     /// Decodes entries. Those that are not events are left out; for subscribers, they are like trimmed ones.
-    pub(super) fn decode_all(entries: &[LogEntry]) -> Vec<Arc<Self>> {
-        entries.iter().filter_map(|entry| Self::new(entry).ok().map(Arc::new)).collect()
+    pub(super) fn decode_all(topic: &Topic, entries: &[LogEntry]) -> Vec<Arc<Self>> {
+        entries.iter().filter_map(|entry| Self::new(topic, entry).ok().map(Arc::new)).collect()
     }
 }
 
@@ -72,7 +85,7 @@ impl CachedEvent for LiveEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::Data;
+    use crate::names::{Data, RoomName};
 
     #[test]
     fn every_line_of_data_counts() {
@@ -86,7 +99,8 @@ mod tests {
                 traceparent: None,
                 last_message: None,
             };
-            LiveEvent::new(&LogEntry { id: EventId::new(1, 1), stored: event.encode() }).unwrap().bytes()
+            let topic = Topic::from(RoomName::new("a").unwrap());
+            LiveEvent::new(&topic, &LogEntry { id: EventId::new(1, 1), stored: event.encode() }).unwrap().bytes()
         };
         let encoded = "\ndata: a".len();
         assert!(bytes(&"a\n".repeat(1000)) >= 2 * 1000 * encoded);

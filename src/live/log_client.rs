@@ -10,11 +10,11 @@ use tracing::{Instrument, Span, info_span};
 
 use super::watermarks::Watermarks;
 use crate::broker::{
-    Appended, Broker, BrokerError, CALL_LIMIT, Health, IdempotencyKey, LogSlice, Peek, ReadLimit, ReadRange,
+    Appended, Broker, BrokerError, CALL_LIMIT, FieldPage, Health, IdempotencyKey, LogSlice, Peek, ReadLimit, ReadRange,
     read_with_deadline, write_with_deadline,
 };
 use crate::log::{EpochHistory, LogView, Next};
-use crate::names::{Event, EventId, Topic};
+use crate::names::{Event, EventId, HashName, Topic};
 use crate::rate_limit::RateKey;
 use crate::trace;
 
@@ -217,6 +217,39 @@ impl LogClient {
             events.reverse();
         }
         Ok(LogPage { events, first, next, bytes })
+    }
+
+    /// The end of a hash's log, which is made if there is none.
+    pub(super) async fn end(&self, hash: &HashName) -> Result<EventId, BrokerError> {
+        let slice = self.read(&hash.clone().into(), ReadRange::Newest, LogView::All, ReadLimit::HISTORY).await?;
+        Ok(slice.history.end())
+    }
+
+    /// Whether others than gateways can change hashes.
+    pub(super) fn has_other_clients(&self) -> bool {
+        self.broker.has_other_clients()
+    }
+
+    /// Reads a page of a hash.
+    pub(super) async fn hash_page(
+        &self,
+        hash: &HashName,
+        from: Option<&str>,
+        limit: usize,
+    ) -> Result<FieldPage, BrokerError> {
+        self.as_reader(async || self.broker.page(hash, from, limit).await).await
+    }
+
+    /// Appends what other clients have changed in a hash; see [`crate::broker::HashStore::append_external`].
+    pub(super) async fn append_external(
+        &self,
+        hash: &HashName,
+        end: Option<EventId>,
+        fields: &[Box<str>],
+    ) -> Result<Option<usize>, BrokerError> {
+        let watermarks = self.watermarks.take_for_call(&hash.clone().into());
+        let append = self.broker.append_external(hash, &watermarks, end, fields);
+        write_with_deadline("a change of a hash by another client", append).await
     }
 
     /// Reads the epoch histories of some logs, and keeps their heads alive. `None` if the broker does not answer.

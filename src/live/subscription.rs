@@ -2,21 +2,24 @@
 //! catching up are all this one question. The cache answers it if it can, otherwise the log.
 
 use std::borrow::Borrow;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::select_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::snapshot::Snapshot;
 use super::topic::{BATCH_BYTES, Following, LiveTopic, TopicGuard};
+use super::watched_hash::WatchedHash;
 use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
 use crate::broker::{BrokerError, LogSlice, ReadLimit, ReadRange};
 use crate::cache::Lookup;
 use crate::log::{Gap, GapReason, LogView, ReportedLoss};
-use crate::names::{EventId, Topic};
+use crate::names::{Base, EventId, Place, Topic};
 use crate::rate_limit::{ChargedRead, Payer};
 
 /// Longest time between an append and the arrival of its announcement.
@@ -27,6 +30,9 @@ const ROOMS_AT_ONCE: usize = 16;
 
 /// Most entries of the log that [`Start::Recent`] looks at.
 const RECENT_EVENTS: usize = 1000;
+
+/// Snapshots of a hash that a stream may take too slowly, one after the other, before it has to come back later.
+const SLOW_SNAPSHOTS: u8 = 2;
 
 /// The position at which a subscription to a topic starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +45,8 @@ pub enum Start {
     Earliest,
     /// Before the newest events, this many.
     Recent(u64),
+    /// Of a hash: the place at which an earlier stream ended, or a snapshot.
+    Watch(Option<Place>),
 }
 
 /// Whether a subscription continues an earlier stream, and how.
@@ -50,6 +58,9 @@ pub enum Resume {
     Complete,
     /// It continues an earlier stream, and events between may be missing; a gap follows.
     Gap,
+    /// It continues an earlier stream of a hash. No change between is missing, and a snapshot follows all the same: only
+    /// the replica that made the last one knows that its client has what is stored.
+    Snapshot,
 }
 
 impl Resume {
@@ -59,6 +70,7 @@ impl Resume {
             Self::Fresh => "fresh",
             Self::Complete => "complete",
             Self::Gap => "gap",
+            Self::Snapshot => "snapshot",
         }
     }
 }
@@ -80,6 +92,24 @@ pub enum Update {
         /// The gap.
         gap: Gap,
     },
+    /// A part of a snapshot of a hash.
+    Snapshot {
+        /// The index of the topic, in the order in which the topics were requested.
+        index: usize,
+        /// The part, as JSON.
+        part: Bytes,
+    },
+    /// The stream can't go on.
+    End(WatchEnd),
+}
+
+/// Why a stream of a hash can't go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchEnd {
+    /// It has taken the parts of several snapshots too slowly.
+    TooSlow,
+    /// The hash has become too large to be watched.
+    TooLarge,
 }
 
 /// A subscription to some topics. It holds a cursor for each.
@@ -109,6 +139,29 @@ struct TopicCursor {
     retry_at: Option<Instant>,
     /// The log has events after the position but no longer retains them. Their announcements may still arrive.
     awaits_announcement: bool,
+    /// Of a hash.
+    watch: Option<WatchPhase>,
+}
+
+/// Where a subscription to a hash is.
+enum WatchPhase {
+    /// It needs a snapshot. So many were taken too slowly.
+    NeedsSnapshot(u8),
+    /// It has these many parts of a snapshot.
+    Snapshot {
+        snapshot: Weak<Snapshot>,
+        parts: usize,
+        too_slow: u8,
+    },
+    /// It has the state of the mirror with this number.
+    Following(u64),
+}
+
+/// What a cursor yields next.
+enum Polled {
+    Following(Following),
+    Part(Bytes),
+    End(WatchEnd),
 }
 
 impl Subscription {
@@ -130,13 +183,13 @@ impl Subscription {
     }
 
     /// The topics in the order in which they were requested, with the position of each and how it resumes.
-    pub fn opening(&self) -> impl Iterator<Item = (&Topic, EventId, Resume)> {
-        self.cursors.iter().map(|cursor| (cursor.guard.live_topic().topic(), cursor.position, cursor.resume))
+    pub fn opening(&self) -> impl Iterator<Item = (&Topic, Place, Resume)> {
+        self.cursors.iter().map(|cursor| (cursor.guard.live_topic().topic(), cursor.place(), cursor.resume))
     }
 
     /// The topics in the order in which they were requested, with the position of each after all that was yielded.
-    pub fn positions(&self) -> impl Iterator<Item = (&Topic, EventId)> {
-        self.cursors.iter().map(|cursor| (cursor.guard.live_topic().topic(), cursor.position))
+    pub fn places(&self) -> impl Iterator<Item = (&Topic, Place)> {
+        self.cursors.iter().map(|cursor| (cursor.guard.live_topic().topic(), cursor.place()))
     }
 
     /// The topic of an index.
@@ -164,7 +217,8 @@ impl Subscription {
     pub fn caught_up(&self) -> Option<CaughtUp> {
         let [cursor] = &*self.cursors else { return None };
         let topic = cursor.guard.live_topic();
-        let is_caught_up = cursor.opening_reply.is_none()
+        let is_caught_up = cursor.watch.is_none()
+            && cursor.opening_reply.is_none()
             && cursor.retractions == topic.retractions()
             && matches!(topic.after(cursor.position, cursor.reported), Lookup::Nothing);
         is_caught_up.then_some(CaughtUp { position: cursor.position, retractions: cursor.retractions })
@@ -187,9 +241,11 @@ impl Subscription {
         for step in 0..count {
             let index = (self.first + step) % count;
             let update = match self.cursors[index].poll().await {
-                Following::Events(events) => Update::Events { index, events },
-                Following::Gap(gap) => Update::Gap { index, gap },
-                Following::NothingUpTo(_) => continue,
+                Polled::Following(Following::Events(events)) => Update::Events { index, events },
+                Polled::Following(Following::Gap(gap)) => Update::Gap { index, gap },
+                Polled::Following(Following::NothingUpTo(_)) => continue,
+                Polled::Part(part) => Update::Snapshot { index, part },
+                Polled::End(end) => Update::End(end),
             };
             self.first = index + 1;
             return Some(update);
@@ -235,7 +291,7 @@ async fn before_recent(
     let slice = log.read(topic.topic(), ReadRange::Before(below), view, limit).await;
     charged.inspect(|charged| charged.has_read(slice.as_ref().map_or(0, LogSlice::bytes)));
     let slice = slice?;
-    let logged = slice.entries.iter().rev().map(|entry| (entry.id, LiveEvent::new(entry).ok()));
+    let logged = slice.entries.iter().rev().map(|entry| (entry.id, LiveEvent::new(topic.topic(), entry).ok()));
     let (position, left) = go_back((position, left), logged, &wanted);
     if left == 0 || slice.is_end {
         return Ok(position);
@@ -269,8 +325,8 @@ impl TopicCursor {
         let retractions = guard.live_topic().retractions();
         let end = guard.live_topic().end().unwrap_or(EventId::start_of(0));
         let position = match start {
-            Start::Now | Start::Recent(0) => end,
-            Start::After(position) => match guard.live_topic().history() {
+            Start::Now | Start::Recent(0) | Start::Watch(None) => end,
+            Start::After(position) | Start::Watch(Some(Place { id: position, .. })) => match guard.live_topic().history() {
                 // Read before the data set.
                 Some(history) => log.resume_from(topic, &history, position).await?,
                 None => position,
@@ -297,9 +353,24 @@ impl TopicCursor {
             opening_reply: None,
             retry_at: None,
             awaits_announcement: false,
+            watch: None,
         };
-        if matches!(start, Start::After(_)) {
-            cursor.resume = Resume::Complete;
+        if let Start::Watch(place) = start {
+            cursor.watch = Some(match place.and_then(|place| place.base) {
+                Some(Base::Mirror(mirror)) => WatchPhase::Following(mirror),
+                Some(Base::Unfinished) | None => WatchPhase::NeedsSnapshot(0),
+            });
+            cursor.resume = if place.is_some() { Resume::Snapshot } else { Resume::Fresh };
+            if let Some(watched) = cursor.guard.live_topic().watched()
+                && !cursor.has_base_of(watched)
+            {
+                // A hash that can't be watched is refused now. All streams that open share this snapshot.
+                watched.snapshot(cursor.guard.live_topic(), EventId::start_of(0)).await?;
+            }
+        }
+        if matches!(start, Start::After(_)) || matches!(cursor.watch, Some(WatchPhase::Following(_))) {
+            let has_base = cursor.guard.live_topic().watched().is_none_or(|watched| cursor.has_base_of(watched));
+            cursor.resume = if has_base { Resume::Complete } else { Resume::Snapshot };
             cursor.reported = None;
             if matches!(cursor.guard.live_topic().after(position, None), Lookup::Unknown) {
                 let reply = cursor.read_log().await?;
@@ -312,8 +383,91 @@ impl TopicCursor {
         Ok(cursor)
     }
 
+    fn place(&self) -> Place {
+        let base = self.watch.as_ref().map(|phase| match phase {
+            WatchPhase::Following(mirror) => Base::Mirror(*mirror),
+            WatchPhase::NeedsSnapshot(_) | WatchPhase::Snapshot { .. } => Base::Unfinished,
+        });
+        Place { id: self.position, base }
+    }
+
+    /// Whether it has the state of a hash's present mirror.
+    fn has_base_of(&self, watched: &WatchedHash) -> bool {
+        matches!(self.watch, Some(WatchPhase::Following(mirror)) if mirror == watched.mirror())
+    }
+
     /// What follows now. The position moves on accordingly.
-    async fn poll(&mut self) -> Following {
+    async fn poll(&mut self) -> Polled {
+        loop {
+            let topic = self.guard.live_topic().clone();
+            let (Some(phase), Some(watched)) = (&mut self.watch, topic.watched()) else {
+                return Polled::Following(self.poll_log().await);
+            };
+            match phase {
+                WatchPhase::NeedsSnapshot(_) if self.retry_at.is_some_and(|at| at > Instant::now()) => {
+                    return Polled::Following(Following::NothingUpTo(self.position));
+                }
+                WatchPhase::NeedsSnapshot(too_slow) => {
+                    let too_slow = *too_slow;
+                    self.changes.mark_unchanged();
+                    let retractions = topic.retractions();
+                    let charged = self.payer.clone().map(ChargedRead::new);
+                    let snapshot = watched.snapshot(&topic, self.position).await;
+                    charged.inspect(|charged| charged.has_read(snapshot.as_ref().map_or(0, |read| read.bytes())));
+                    match snapshot {
+                        Ok(snapshot) => {
+                            (self.start, self.position) = (snapshot.position, snapshot.position);
+                            self.reported =
+                                Some(ReportedLoss { from: EventId::start_of(0), to: snapshot.position });
+                            (self.retractions, self.retry_at) = (retractions, None);
+                            self.opening_reply = None;
+                            let snapshot = Arc::downgrade(&snapshot);
+                            self.watch = Some(WatchPhase::Snapshot { snapshot, parts: 0, too_slow });
+                        }
+                        Err(BrokerError::TooLargeToWatch) => return Polled::End(WatchEnd::TooLarge),
+                        Err(error) => {
+                            self.retry_at = Some(topic.retry_at(&error));
+                            return Polled::Following(Following::NothingUpTo(self.position));
+                        }
+                    }
+                }
+                WatchPhase::Snapshot { snapshot, parts, too_slow } => {
+                    let Some(snapshot) = snapshot.upgrade() else {
+                        if *too_slow + 1 >= SLOW_SNAPSHOTS {
+                            return Polled::End(WatchEnd::TooSlow);
+                        }
+                        *phase = WatchPhase::NeedsSnapshot(*too_slow + 1);
+                        continue;
+                    };
+                    let part = snapshot.parts[*parts].clone();
+                    *parts += 1;
+                    if *parts == snapshot.parts.len() {
+                        *phase = WatchPhase::Following(snapshot.mirror);
+                    }
+                    return Polled::Part(part);
+                }
+                WatchPhase::Following(mirror) => {
+                    let mirror = *mirror;
+                    let following = self.poll_log().await;
+                    let needs_snapshot = match following {
+                        Following::Events(_) => false,
+                        Following::Gap(_) => true,
+                        // After all changes that the log has: they are what has happened.
+                        Following::NothingUpTo(_) => self.retry_at.is_none() && mirror != watched.mirror(),
+                    };
+                    if needs_snapshot {
+                        self.watch = Some(WatchPhase::NeedsSnapshot(0));
+                    }
+                    if !needs_snapshot || matches!(following, Following::Gap(_)) {
+                        return Polled::Following(following);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What follows in the log. The position moves on accordingly.
+    async fn poll_log(&mut self) -> Following {
         self.changes.mark_unchanged();
         let reply = match self.opening_reply.take().map(|reply| *reply).or_else(|| self.retraction()) {
             Some(reply) => reply,

@@ -1,5 +1,6 @@
 //! A live topic: this replica's cache of its log, and the task that keeps the cache correct.
 
+use std::future::pending;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -9,6 +10,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use super::ring_budget::{RingBudget, RingShare};
+use super::snapshot::Snapshots;
+use super::watched_hash::WatchedHash;
 use super::{Live, LiveEvent, LiveSettings, LogClient};
 use crate::broker::{BrokerError, ReadLimit, ReadRange};
 use crate::cache::{AnnouncementOutcome, LogCache, Lookup, Ring, RingLimits};
@@ -40,6 +43,8 @@ pub(super) enum Following {
 
 pub(super) struct LiveTopic {
     topic: Topic,
+    /// Of a hash.
+    watched: Option<WatchedHash>,
     log: Arc<LogClient>,
     idle_ttl: Duration,
     /// The limit of a read of the topic's task.
@@ -79,11 +84,14 @@ impl LiveTopic {
         log: Arc<LogClient>,
         settings: &LiveSettings,
         budget: Arc<RingBudget>,
+        snapshots: &Arc<Snapshots>,
     ) -> Arc<Self> {
         let limits = RingLimits { events: settings.ring_events.max(1), bytes: settings.ring_bytes };
         let cache = CountedCache { cache: LogCache::new(limits), share: RingShare::default() };
+        let watched = topic.hash().map(|hash| WatchedHash::new(hash.clone(), log.clone(), snapshots.clone()));
         Arc::new_cyclic(|this| Self {
             topic,
+            watched,
             log,
             idle_ttl: settings.idle_ttl,
             read_limit: ReadLimit { entries: limits.events.min(PAGE_EVENTS), bytes: PAGE_BYTES },
@@ -101,6 +109,11 @@ impl LiveTopic {
 
     pub(super) fn topic(&self) -> &Topic {
         &self.topic
+    }
+
+    /// The mirror and the snapshots of a hash.
+    pub(super) fn watched(&self) -> Option<&WatchedHash> {
+        self.watched.as_ref()
     }
 
     pub(super) fn subscriber_count(&self) -> u64 {
@@ -171,7 +184,7 @@ impl LiveTopic {
         if !self.has_history(&slice.history) {
             self.invalidate();
         }
-        let read = Ring::from_events(LiveEvent::decode_all(&slice.entries), view, slice.last_message);
+        let read = Ring::from_events(LiveEvent::decode_all(&self.topic, &slice.entries), view, slice.last_message);
         // All that was read: the rest of a larger page would be read again.
         let following = match read.after(&slice.history, position, reported, usize::MAX) {
             Ok(events) => Following::Events(events),
@@ -218,22 +231,35 @@ impl LiveTopic {
     /// The topic's task: it subscribes to the topic's announcements, and reads the log whenever the cache may be
     /// incomplete. It ends, and drops the topic from `live`, when the topic has had no subscribers for the idle TTL.
     pub(super) async fn run(topic: Arc<Self>, live: Arc<Live>) {
+        let keep_mirror = async {
+            match topic.watched() {
+                Some(watched) => watched.run(&topic).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = Self::keep_cache(&topic, &live) => {}
+            () = keep_mirror => {}
+        }
+    }
+
+    async fn keep_cache(topic: &Arc<Self>, live: &Arc<Live>) {
         loop {
             tokio::select! {
                 () = topic.log.subscribe(&topic.topic) => break,
-                () = topic.idle() => if live.close(&topic) { return },
+                () = topic.idle() => if live.close(topic) { return },
             }
         }
         loop {
             tokio::select! {
                 () = topic.read_until_done() => {}
-                () = topic.idle() => if live.close(&topic) { return } else { continue },
+                () = topic.idle() => if live.close(topic) { return } else { continue },
             }
             let unverified = topic.log.watermarks().unverified_wait(&topic.topic);
             tokio::select! {
                 () = topic.invalidated.notified() => {}
                 () = sleep(unverified.unwrap_or_default()), if unverified.is_some() => {}
-                () = topic.idle() => if live.close(&topic) { return },
+                () = topic.idle() => if live.close(topic) { return },
             }
         }
     }
@@ -289,11 +315,11 @@ impl LiveTopic {
         let guard = ReadGuard(self);
         let range = from.map_or(ReadRange::Newest, ReadRange::After);
         let mut slice = self.log.read(&self.topic, range, LogView::All, self.read_limit).await?;
-        let mut events = LiveEvent::decode_all(&slice.entries);
+        let mut events = LiveEvent::decode_all(&self.topic, &slice.entries);
         self.compare(&slice.history, &events);
         if from.is_some() && events.last().is_some_and(|event| event.id() != slice.history.end()) {
             slice = self.log.read(&self.topic, ReadRange::Newest, LogView::All, self.read_limit).await?;
-            events = LiveEvent::decode_all(&slice.entries);
+            events = LiveEvent::decode_all(&self.topic, &slice.entries);
         }
         if self.change_cache(|cache| cache.end_read(&slice.history, events)) {
             self.invalidate();
@@ -313,7 +339,8 @@ impl LiveTopic {
         });
     }
 
-    fn wake(&self) {
+    /// Wakes all who wait for a change.
+    pub(super) fn wake(&self) {
         self.changes.send_modify(|count| *count += 1);
     }
 

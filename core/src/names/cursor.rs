@@ -1,26 +1,33 @@
-//! The position of a stream that reads several rooms: one opaque text, short enough for a header.
+//! The position of a stream that reads several rooms and hashes: one opaque text, short enough for a header.
 //!
-//! Each position is bound to its room. A client that reconnects with another list of rooms resumes the rooms that it
-//! had before and starts the others at their end.
+//! Each place is bound to its topic. A client that reconnects with another list of topics resumes those that it had
+//! before and starts the others at their end.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha1::{Digest, Sha1};
 
-use super::{EventId, MAX_NUMBER, RoomName};
+use super::{Base, EventId, MAX_NUMBER, Place, Topic};
 
 /// Most bytes of a cursor that is accepted: far more than a stream with the most rooms needs.
 pub const MAX_CURSOR_BYTES: usize = 8192;
 
-/// The prefix that names the format and its version.
-const FORMAT: &str = "c1.";
-/// Bytes of a room's digest. With eight, two rooms of one stream do not share a digest by chance.
+/// The prefix that names the format and its version: for rooms alone.
+const ROOMS_FORMAT: &str = "c1.";
+/// The prefix of a cursor that has hashes: each position is followed by a number for what the client has of the topic.
+const FORMAT: &str = "c2.";
+/// The number for a room; a hash of which the client has nothing; and, before the number of the mirror, one whose state it
+/// has.
+const ROOM: u64 = 0;
+const UNFINISHED: u64 = 1;
+const MIRROR: u64 = 2;
+/// Bytes of a topic's digest. With eight, two topics of one stream do not share a digest by chance.
 const DIGEST_BYTES: usize = 8;
 
-/// The positions of a multi-room stream, by room. It holds digests of the rooms' names, not the names.
+/// The places of a stream, by topic. It holds digests of the topics' names, not the names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
-    positions: Vec<([u8; DIGEST_BYTES], EventId)>,
+    places: Vec<([u8; DIGEST_BYTES], Place)>,
 }
 
 /// The text is not a cursor of a multi-room stream.
@@ -29,49 +36,70 @@ pub struct Cursor {
 pub struct CursorError;
 
 impl Cursor {
-    /// A cursor of these positions.
-    pub fn from_positions<'a>(positions: impl IntoIterator<Item = (&'a RoomName, EventId)>) -> Self {
-        Self { positions: positions.into_iter().map(|(room, id)| (digest(room), id)).collect() }
+    /// A cursor of these places.
+    pub fn from_places<'a>(places: impl IntoIterator<Item = (&'a Topic, Place)>) -> Self {
+        Self { places: places.into_iter().map(|(topic, place)| (digest(topic), place)).collect() }
     }
 
-    /// The stream's position in a room; `None` if it did not read that room.
-    pub fn position(&self, room: &RoomName) -> Option<EventId> {
-        let wanted = digest(room);
-        self.positions.iter().find(|(room, _)| *room == wanted).map(|(_, id)| *id)
+    /// The stream's place in a topic; `None` if it did not read that topic.
+    pub fn place(&self, topic: &Topic) -> Option<Place> {
+        let wanted = digest(topic);
+        self.places.iter().find(|(topic, _)| *topic == wanted).map(|(_, place)| *place)
     }
 
     /// The text for an SSE `id:`. It has no colon, no space, and no character that a URL would escape.
     pub fn encode(&self) -> String {
-        let mut bytes = Vec::with_capacity(self.positions.len() * (DIGEST_BYTES + 12));
-        for (room, id) in &self.positions {
-            bytes.extend_from_slice(room);
+        let has_hashes = self.places.iter().any(|(_, place)| place.base.is_some());
+        let mut bytes = Vec::with_capacity(self.places.len() * (DIGEST_BYTES + 20));
+        for (topic, Place { id, base }) in &self.places {
+            bytes.extend_from_slice(topic);
             push_number(&mut bytes, id.epoch);
             push_number(&mut bytes, id.offset);
+            match base {
+                None if !has_hashes => {}
+                None => push_number(&mut bytes, ROOM),
+                Some(Base::Unfinished) => push_number(&mut bytes, UNFINISHED),
+                Some(Base::Mirror(mirror)) => {
+                    push_number(&mut bytes, MIRROR);
+                    push_number(&mut bytes, *mirror);
+                }
+            }
         }
-        let mut text = String::from(FORMAT);
+        let mut text = String::from(if has_hashes { FORMAT } else { ROOMS_FORMAT });
         URL_SAFE_NO_PAD.encode_string(bytes, &mut text);
         text
     }
 
     /// Parses the text that [`Cursor::encode`] writes.
     pub fn decode(text: &str) -> Result<Self, CursorError> {
-        let body = text.strip_prefix(FORMAT).filter(|_| text.len() <= MAX_CURSOR_BYTES);
+        let has_hashes = text.starts_with(FORMAT);
+        let body = text.strip_prefix(if has_hashes { FORMAT } else { ROOMS_FORMAT });
+        let body = body.filter(|_| text.len() <= MAX_CURSOR_BYTES);
         let bytes = URL_SAFE_NO_PAD.decode(body.ok_or(CursorError)?).map_err(|_| CursorError)?;
         let mut rest = bytes.as_slice();
-        let mut positions = Vec::new();
+        let mut places = Vec::new();
         while !rest.is_empty() {
-            let (room, tail) = rest.split_first_chunk().ok_or(CursorError)?;
+            let (topic, tail) = rest.split_first_chunk().ok_or(CursorError)?;
             rest = tail;
-            let epoch = take_number(&mut rest)?;
-            let offset = take_number(&mut rest)?;
-            positions.push((*room, EventId::new(epoch, offset)));
+            let id = EventId::new(take_number(&mut rest)?, take_number(&mut rest)?);
+            let base = match if has_hashes { take_number(&mut rest)? } else { ROOM } {
+                ROOM => None,
+                UNFINISHED => Some(Base::Unfinished),
+                MIRROR => Some(Base::Mirror(take_number(&mut rest)?)),
+                _ => return Err(CursorError),
+            };
+            places.push((*topic, Place { id, base }));
         }
-        Ok(Self { positions })
+        Ok(Self { places })
     }
 }
 
-fn digest(room: &RoomName) -> [u8; DIGEST_BYTES] {
-    let hash = Sha1::digest(room.as_str());
+/// A room's digest is that of its name. No room's name begins like the text of a hash.
+fn digest(topic: &Topic) -> [u8; DIGEST_BYTES] {
+    let hash = match topic {
+        Topic::Room(room) => Sha1::digest(room.as_str()),
+        Topic::Hash(hash) => Sha1::digest(format!("hash {hash}")),
+    };
     let mut short = [0; DIGEST_BYTES];
     short.copy_from_slice(&hash[..DIGEST_BYTES]);
     short
@@ -106,33 +134,57 @@ fn take_number(bytes: &mut &[u8]) -> Result<u64, CursorError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::{HashName, RoomName};
     use proptest::prelude::*;
 
-    fn room(name: &str) -> RoomName {
-        RoomName::new(name).unwrap()
+    fn topic(name: &str, is_hash: bool) -> Topic {
+        if is_hash { HashName::new(name).unwrap().into() } else { RoomName::new(name).unwrap().into() }
     }
 
     #[test]
-    fn a_cursor_of_twenty_rooms_stays_under_one_kibibyte() {
-        let rooms: Vec<_> = (0..20).map(|n| room(&format!("{n:x<128}"))).collect();
-        let cursor = Cursor::from_positions(rooms.iter().map(|room| (room, EventId::new(MAX_NUMBER, MAX_NUMBER))));
-        let text = cursor.encode();
-        assert!(text.len() < 1024, "{} bytes", text.len());
-        assert_eq!(Cursor::decode(&text), Ok(cursor));
+    fn a_cursor_of_twenty_topics_stays_under_one_kibibyte() {
+        for base in [None, Some(Base::Mirror(MAX_NUMBER))] {
+            let topics: Vec<_> = (0..20).map(|n| topic(&format!("{n:x<128}"), base.is_some())).collect();
+            let place = Place { id: EventId::new(MAX_NUMBER, MAX_NUMBER), base };
+            let cursor = Cursor::from_places(topics.iter().map(|topic| (topic, place)));
+            let text = cursor.encode();
+            assert!(text.len() < 1024, "{} bytes", text.len());
+            assert_eq!(Cursor::decode(&text), Ok(cursor));
+        }
+    }
+
+    #[test]
+    fn a_room_and_a_hash_of_one_name_have_places_of_their_own() {
+        let (room, hash) = (topic("a", false), topic("a", true));
+        let place = Place { id: EventId::new(1, 2), base: Some(Base::Unfinished) };
+        let cursor = Cursor::from_places([(&room, EventId::new(3, 4).into()), (&hash, place)]);
+        let cursor = Cursor::decode(&cursor.encode()).unwrap();
+        assert_eq!((cursor.place(&room), cursor.place(&hash)), (Some(EventId::new(3, 4).into()), Some(place)));
+    }
+
+    fn bases() -> impl Strategy<Value = Option<Base>> {
+        prop_oneof![
+            Just(None),
+            Just(Some(Base::Unfinished)),
+            (0..=MAX_NUMBER).prop_map(|number| Some(Base::Mirror(number)))
+        ]
     }
 
     proptest! {
         #[test]
         fn an_encoded_cursor_decodes_to_the_same_cursor(
-            positions in proptest::collection::vec(("[a-z]{1,20}", 0..=MAX_NUMBER, 0..=MAX_NUMBER), 0..30)
+            places in proptest::collection::vec(("[a-z]{1,20}", 0..=MAX_NUMBER, 0..=MAX_NUMBER, bases()), 0..30)
         ) {
-            let positions: Vec<_> = positions.into_iter().map(|(n, e, o)| (room(&n), EventId::new(e, o))).collect();
-            let cursor = Cursor::from_positions(positions.iter().map(|(room, id)| (room, *id)));
+            let place = |(name, epoch, offset, base): &(String, u64, u64, Option<Base>)| {
+                (topic(name, base.is_some()), Place { id: EventId::new(*epoch, *offset), base: *base })
+            };
+            let places: Vec<_> = places.iter().map(place).collect();
+            let cursor = Cursor::from_places(places.iter().map(|(topic, place)| (topic, *place)));
             let text = cursor.encode();
             prop_assert!(!text.contains([':', ' ', '\n', '\r']));
             prop_assert_eq!(Cursor::decode(&text), Ok(cursor.clone()));
-            for (name, _) in &positions {
-                prop_assert!(cursor.position(name).is_some());
+            for (topic, _) in &places {
+                prop_assert!(cursor.place(topic).is_some());
             }
         }
 
@@ -140,6 +192,7 @@ mod tests {
         fn decoding_any_text_never_panics(text in ".{0,200}") {
             let _ = Cursor::decode(&text);
             let _ = Cursor::decode(&format!("c1.{text}"));
+            let _ = Cursor::decode(&format!("c2.{text}"));
         }
     }
 }

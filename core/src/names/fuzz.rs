@@ -3,7 +3,8 @@
 use super::cursor::{Cursor, MAX_CURSOR_BYTES};
 use super::event::Event;
 use super::{
-    EventId, EventName, FieldName, HashName, MAX_FIELD_BYTES, MAX_NAME_BYTES, MAX_NUMBER, RoomName, SubscriberId,
+    Base, EventId, EventName, FieldName, HashName, MAX_FIELD_BYTES, MAX_NAME_BYTES, MAX_NUMBER, Place, RoomName,
+    SubscriberId, Topic,
 };
 use crate::fuzz::{shaped, shaped_text};
 
@@ -62,10 +63,11 @@ fn fuzz_event_ids() {
 
 #[test]
 fn fuzz_cursors() {
-    let rooms = ["a", "b"].map(|name| RoomName::new(name).unwrap());
-    let complete =
-        Cursor::from_positions(rooms.iter().map(|room| (room, EventId::new(1_790_000_000_000_000, 300)))).encode();
-    let samples = [complete.as_str(), "c1.", "c1.AAAA"];
+    let rooms = ["a", "b"].map(|name| Topic::from(RoomName::new(name).unwrap()));
+    let place = |base| Place { id: EventId::new(1_790_000_000_000_000, 300), base };
+    let encode = |base| Cursor::from_places(rooms.iter().map(|room| (room, place(base)))).encode();
+    let (of_rooms, of_hashes) = (encode(None), encode(Some(Base::Mirror(12345))));
+    let samples = [of_rooms.as_str(), of_hashes.as_str(), "c1.", "c1.AAAA"];
     bolero::check!().for_each(|bytes: &[u8]| {
         let text = shaped_text(&samples, bytes);
         match Cursor::decode(&text) {

@@ -165,6 +165,19 @@ impl EventName {
     pub const JOIN: &str = "presence.join";
     /// The name of the event for a member that left a room.
     pub const LEAVE: &str = "presence.leave";
+    /// The name of the event for fields of a watched hash that were set.
+    pub const HASH_SET: &str = "hash.set";
+    /// The name of the event for fields of a watched hash that were removed.
+    pub const HASH_DELETE: &str = "hash.delete";
+    /// The name of the event for a watched hash that has no fields any more.
+    pub const HASH_CLEAR: &str = "hash.clear";
+    /// The name of a change of a hash's expiry, which is not told to watchers.
+    pub const HASH_EXPIRY: &str = "hash.expiry";
+
+    /// One of the names above.
+    pub(super) fn of_gateway(name: &'static str) -> Self {
+        Self(name.into())
+    }
 
     /// The name of an event in a log: a publisher's, or one that the gateway writes to logs.
     pub fn from_log(text: &str) -> Result<Self, NameError> {

@@ -9,7 +9,7 @@ use super::{HashName, RoomName};
 pub enum Topic {
     /// A room. Its log holds the events that were published to it.
     Room(RoomName),
-    /// A shared hash. It has idempotency keys, but no log yet.
+    /// A shared hash. Its log holds the changes that were made while somebody watched it.
     Hash(HashName),
 }
 
@@ -27,6 +27,14 @@ impl Topic {
         match self {
             Self::Room(room) => Some(room),
             Self::Hash(_) => None,
+        }
+    }
+
+    /// The hash, unless the topic is a room.
+    pub fn hash(&self) -> Option<&HashName> {
+        match self {
+            Self::Room(_) => None,
+            Self::Hash(hash) => Some(hash),
         }
     }
 }

@@ -9,9 +9,9 @@ use super::MemoryBroker;
 use super::journal::DurableAt;
 use super::state::{HashStep, MemoryState};
 use crate::broker::{
-    BrokerError, FieldPage, HashStore, HashWrite, IdempotencyKey, REPLY_BYTES, WriteOutcome, encoded_bytes,
+    BrokerError, FieldPage, HashStore, HashWrite, REPLY_BYTES, WriteContext, WriteOutcome, encoded_bytes,
 };
-use crate::names::{FieldName, HashName};
+use crate::names::{EventId, FieldName, HashName};
 
 impl MemoryState {
     fn value(&self, hash: &HashName, field: &FieldName) -> Option<&Bytes> {
@@ -92,16 +92,33 @@ impl HashStore for MemoryBroker {
         &self,
         hash: &HashName,
         write: &HashWrite,
-        key: Option<&IdempotencyKey>,
+        context: WriteContext<'_>,
     ) -> Result<WriteOutcome, BrokerError> {
         let (step, durable_at) = {
             let mut state = self.state();
             self.check_journal()?;
-            let (step, own) = self.run(&mut state, |transaction| transaction.write_hash(hash, write, key));
+            let (step, own) = self.run(&mut state, |transaction| transaction.write_hash(hash, write, context));
+            if let Some(log) = state.log_lsn_mut(&hash.clone().into()) {
+                DurableAt::new(own, log);
+            }
             (step, DurableAt::new(own, state.hashes_lsn_mut()))
         };
         let HashStep { outcome, .. } = step?;
         self.wait_write(durable_at).await?;
         Ok(outcome)
+    }
+
+    fn has_other_clients(&self) -> bool {
+        false
+    }
+
+    async fn append_external(
+        &self,
+        _: &HashName,
+        _: &[EventId],
+        _: Option<EventId>,
+        fields: &[Box<str>],
+    ) -> Result<Option<usize>, BrokerError> {
+        Ok(Some(fields.len()))
     }
 }

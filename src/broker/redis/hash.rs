@@ -1,18 +1,20 @@
 //! Shared hashes as plain Redis hashes.
 
+use std::borrow::Cow;
+
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::{RedisError, RedisResult, Value};
+use redis::{RedisError, RedisResult, Script, ScriptInvocation, Value};
 
-use super::RedisBroker;
 use super::connections::RedisConn;
 use super::error::{read_error, write_error};
+use super::{RedisBroker, id_texts, random};
 use crate::broker::{
-    BrokerError, Fault, FaultKind, FieldPage, HashStore, HashWrite, IdempotencyKey, REPLY_BYTES, WriteEffect,
+    BrokerError, Fault, FaultKind, FieldPage, HashStore, HashWrite, REPLY_BYTES, WriteContext, WriteEffect,
     WriteOutcome, encoded_bytes,
 };
-use crate::names::{FieldName, HashName, Topic};
-use crate::timestamp::milliseconds;
+use crate::names::{EventId, FieldName, HashName, Topic, change_header};
+use crate::timestamp::{self, milliseconds};
 
 /// Bytes of values after which a command that reads several stops. Redis does nothing else meanwhile.
 const COMMAND_BYTES: usize = 256 * 1024;
@@ -32,22 +34,23 @@ fn parse_effect(text: &str) -> Option<WriteEffect> {
     Some(WriteEffect { created, replaced, removed, copied, sum: words.next().map(Box::from) })
 }
 
-/// Parses the script's answer. None if it is another one.
-fn parse_answer(answer: Value) -> Option<Result<WriteOutcome, BrokerError>> {
+/// Parses the script's answer: some outcome, or none if the hash is watched. None if it is another answer.
+fn parse_answer(answer: Value) -> Option<Option<Result<WriteOutcome, BrokerError>>> {
     let words = match answer {
         Value::BulkString(done) => {
-            return Some(Ok(WriteOutcome::Done(parse_effect(str::from_utf8(&done).ok()?)?, false)));
+            return Some(Some(Ok(WriteOutcome::Done(parse_effect(str::from_utf8(&done).ok()?)?, false))));
         }
         words => redis::from_redis_value::<Vec<String>>(words).ok()?,
     };
-    Some(match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    Some(Some(match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["replayed", done] => Ok(WriteOutcome::Done(parse_effect(done)?, true)),
+        ["watched"] => return Some(None),
         ["reused"] => Err(BrokerError::KeyReused),
         ["refused"] => Ok(WriteOutcome::Refused),
         ["absent"] => Ok(WriteOutcome::Absent(None)),
         ["absent", field] => Ok(WriteOutcome::Absent(Some(FieldName::new(field).ok()?))),
         _ => return None,
-    })
+    }))
 }
 
 fn hash_write_error(error: &RedisError) -> BrokerError {
@@ -108,6 +111,50 @@ impl RedisBroker {
     }
 }
 
+impl RedisBroker {
+    /// A call of a script behind `hash_log.lua`, without the arguments about the log.
+    fn watched_call<'a>(
+        &self,
+        script: &'a Script,
+        hash: &HashName,
+        once: Option<String>,
+        words: &[Cow<'_, [u8]>],
+    ) -> ScriptInvocation<'a> {
+        let topic = Topic::from(hash.clone());
+        let mut call = script.key(self.keys.hash(hash));
+        call.key(self.keys.head(&topic)).key(self.keys.log(&topic));
+        once.iter().for_each(|once| {
+            call.key(once);
+        });
+        call.arg(words.len()).arg(words);
+        call
+    }
+
+    fn add_log_arguments(&self, call: &mut ScriptInvocation<'_>, topic: &Topic, context: WriteContext<'_>) {
+        let retention = self.retention.for_topic(topic);
+        call.arg(change_header(&timestamp::now(), context.by)).arg(self.keys.live(topic));
+        call.arg(retention.events).arg(retention.bytes).arg(timestamp::ago(retention.age));
+        call.arg(milliseconds(retention.age)).arg(self.head_lifetime(topic)).arg(random());
+        call.arg(id_texts(context.watermarks));
+    }
+
+    /// Calls a script that changes a hash. `parse` returns none for an answer that is another command's.
+    async fn call_hash_script<T>(
+        &self,
+        call: &ScriptInvocation<'_>,
+        parse: impl FnOnce(Value) -> Option<T>,
+    ) -> Result<T, BrokerError> {
+        let mut conn = self.connections.for_hashes().await?;
+        let result: RedisResult<Value> = call.invoke_async(conn.connection()).await;
+        let answer = conn.check(result, hash_write_error)?;
+        parse(answer).ok_or_else(|| {
+            conn.mark_broken();
+            let detail = "Redis's answer belongs to another command";
+            BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, detail))
+        })
+    }
+}
+
 #[async_trait]
 impl HashStore for RedisBroker {
     async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError> {
@@ -152,24 +199,53 @@ impl HashStore for RedisBroker {
         &self,
         hash: &HashName,
         write: &HashWrite,
-        key: Option<&IdempotencyKey>,
+        context: WriteContext<'_>,
     ) -> Result<WriteOutcome, BrokerError> {
-        let mut conn = self.connections.for_hashes().await?;
-        let mut call = self.scripts.hash_write.key(self.keys.hash(hash));
-        if let Some(key) = key {
-            let topic = Topic::from(hash.clone());
-            let window = self.retention.for_topic(&topic).idempotency_window;
-            call.key(self.keys.idempotency(&topic, &key.key));
-            call.arg(&key.content).arg(milliseconds(window));
-        } else {
-            call.arg("").arg("");
+        let topic = Topic::from(hash.clone());
+        let window = milliseconds(self.retention.for_topic(&topic).idempotency_window).to_string();
+        let once = context.key.map(|key| self.keys.idempotency(&topic, &key.key));
+        let mut words: Vec<Cow<'_, [u8]>> = match context.key {
+            Some(key) => vec![key.content.as_bytes().into(), window.into_bytes().into()],
+            None => vec![Cow::default(), Cow::default()],
+        };
+        words.extend(write.words());
+        // A replica that knows ids of the log knows that the hash has one, or had one.
+        if context.watermarks.is_empty() {
+            let mut call = self.scripts.hash_write.key(self.keys.hash(hash));
+            call.key(self.keys.head(&topic));
+            once.iter().for_each(|once| {
+                call.key(once);
+            });
+            call.arg(&words[..]);
+            let answer = self.call_hash_script(&call, parse_answer).await?;
+            if let Some(outcome) = answer {
+                return outcome;
+            }
         }
-        let result: RedisResult<Value> = call.arg(&write.words()[..]).invoke_async(conn.connection()).await;
-        let answer = conn.check(result, hash_write_error)?;
-        parse_answer(answer).unwrap_or_else(|| {
-            conn.mark_broken();
-            let detail = "Redis's answer belongs to another command";
-            Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, detail)))
-        })
+        let mut call = self.watched_call(&self.scripts.watched_hash_write, hash, once, &words);
+        self.add_log_arguments(&mut call, &topic, context);
+        let answer = self.call_hash_script(&call, |answer| parse_answer(answer)?).await?;
+        answer
+    }
+
+    fn has_other_clients(&self) -> bool {
+        true
+    }
+
+    async fn append_external(
+        &self,
+        hash: &HashName,
+        watermarks: &[EventId],
+        end: Option<EventId>,
+        fields: &[Box<str>],
+    ) -> Result<Option<usize>, BrokerError> {
+        let (has_any_end, end) = (if end.is_some() { "0" } else { "1" }, end.map_or(String::new(), |end| end.to_string()));
+        let words = [&*end, has_any_end].into_iter().chain(fields.iter().map(|field| &**field));
+        let words: Vec<Cow<'_, [u8]>> = words.map(|word| word.as_bytes().into()).collect();
+        let mut call = self.watched_call(&self.scripts.hash_external, hash, None, &words);
+        let context = WriteContext { watermarks, ..WriteContext::default() };
+        self.add_log_arguments(&mut call, &Topic::from(hash.clone()), context);
+        let parse = |answer| redis::from_redis_value::<i64>(answer).ok();
+        Ok(self.call_hash_script(&call, parse).await?.try_into().ok())
     }
 }

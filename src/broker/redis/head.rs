@@ -21,6 +21,9 @@ pub(super) fn parse(text: &str) -> Option<Head> {
             cleared = position.parse().ok()?;
         } else if let Some(position) = token.strip_prefix('&') {
             last_message = Some(position.parse().ok()?);
+        } else if let Some(time) = token.strip_prefix('#') {
+            // Only scripts need it.
+            time.parse::<u64>().ok()?;
         } else if let Some(epoch) = token.strip_prefix('^') {
             dropped = epoch.parse().ok()?;
         } else {
@@ -43,7 +46,7 @@ mod tests {
 
     #[test]
     fn a_head_is_parsed_into_its_history() {
-        let head = parse("30-2 abc ~20-7 ?9-1/10 20-7 10-0 ~9-1 ^9 =20-5 &20-6").unwrap();
+        let head = parse("30-2 abc ~20-7 ?9-1/10 20-7 10-0 ~9-1 ^9 =20-5 &20-6 #0").unwrap();
         assert_eq!(head.replication_id, "abc");
         let late = LateLoss { since: EventId::new(9, 1), entered: 10 };
         let expected = [

@@ -162,6 +162,9 @@ impl RedisBroker {
         let mut conn = self.connections.for_write().await?;
         let mut call = self.scripts.ensure_epoch.key(self.keys.head(topic));
         call.key(self.keys.log(topic)).key(self.keys.presence_log(topic));
+        if let Topic::Hash(hash) = topic {
+            call.key(self.keys.hash(hash));
+        }
         let lifetime = self.head_lifetime(topic);
         call.arg(lifetime).arg(random()).arg(malformed.unwrap_or_default());
         call.arg(if self.unwritten_heads.may_live() { lifetime } else { lifetime.min(CROWDED_LIFETIME) });

@@ -1,4 +1,4 @@
-//! Streams: rooms as Server-Sent Events.
+//! Streams: rooms and hashes as Server-Sent Events.
 //!
 //! `EventSource` never reconnects after a status other than 200. So a refusal that a client should retry is a 200
 //! with a `retry:` and a `stream.end`, and a refusal that it must not retry is a problem document.
@@ -19,10 +19,10 @@ use crate::auth::Permission;
 use crate::delivery::{Ending, StreamFormat};
 use crate::http::App;
 use crate::http::caller::Caller;
-use crate::http::extract::{QueryParams, RoomPath, parse_name};
+use crate::http::extract::{HashPath, QueryParams, RoomPath, parse_name};
 use crate::http::problem::{Code, Problem};
 use crate::live::Start;
-use crate::names::{Cursor, RoomName};
+use crate::names::{Cursor, HashName, Place, RoomName, Topic};
 
 /// Most events that `recent` can ask for.
 const MAX_RECENT: u64 = 1000;
@@ -94,10 +94,16 @@ impl EndOption {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct StreamRoomsQuery {
-    /// The name of a room. Repeated for each room.
+    /// The name of a room. Repeated for each room. A stream has at least one room or hash.
     #[serde(default)]
-    #[param(required = true, min_items = 1, example = json!(["lobby", "news"]))]
+    #[param(example = json!(["lobby", "news"]))]
     room: Vec<String>,
+    /// The name of a hash to watch. Repeated for each hash.
+    #[serde(default)]
+    hash: Vec<String>,
+    /// Only changes of fields with this name, in all hashes. Can be repeated.
+    #[serde(default)]
+    field: Vec<String>,
     /// The cursor to continue after: the last `id:` of an earlier stream. `Last-Event-ID` and `lastEventId`, which
     /// clients add when they reconnect, are newer and win over this parameter.
     after: Option<String>,
@@ -171,19 +177,21 @@ pub async fn stream_room(
         format: StreamFormat::Single,
         ending,
         event: &query.event,
+        field: &[],
         subscriber: query.subscriber,
         presence: query.presence,
         info: query.info,
         is_head: method == Method::HEAD,
         last_id: resume.map(|id| id.to_string()),
     };
-    open(&app, caller, vec![(room, start)], options).await
+    open(&app, caller, vec![(room.into(), start)], options).await
 }
 
-/// Stream several rooms
+/// Stream several rooms and hashes
 ///
-/// One connection carries the events of several rooms. Each event is in an envelope, `{"room", "id", "event", "data",
-/// "published_at", "publish_id"?}`, and the `id:` of its block is an opaque cursor for all rooms. The list of rooms
+/// One connection carries the events of several rooms and the changes of several hashes, which are told as on a stream of
+/// one hash. Each event of a room is in an envelope, `{"room", "id", "event", "data",
+/// "published_at", "publish_id"?}`, and the `id:` of its block is an opaque cursor for all. The lists of rooms and hashes
 /// may change between connections.
 #[utoipa::path(
     get, path = "/v1/stream", operation_id = "streamRooms", tag = "Streams",
@@ -209,45 +217,128 @@ pub async fn stream_rooms(
         Ok(caller) => caller,
         Err(problem) => return refuse_caller(&app, problem, last_id, ending),
     };
-    caller.require_some(Permission::Subscribe)?;
+    if query.hash.is_empty() {
+        caller.require_some(Permission::Subscribe)?;
+    }
     let limit = usize::from(app.settings.streams.max_rooms_per_stream);
-    if query.room.len() > limit {
-        let detail = format!("the query names more than {limit} rooms (--max-rooms-per-stream)");
+    if query.room.len() + query.hash.len() > limit {
+        let detail = format!("the query names more than {limit} rooms and hashes (--max-rooms-per-stream)");
         return Err(Problem::new(Code::TooManyRooms, detail));
     }
     let cursor = last_id.map(Cursor::decode).transpose();
     let cursor = cursor.map_err(|why| Problem::new(Code::InvalidPosition, why.to_string()))?;
     let fresh = fresh_start(query.from, query.recent)?;
-    let mut rooms: Vec<(RoomName, Start)> = Vec::with_capacity(query.room.len());
+    let mut topics: Vec<(Topic, Start)> = Vec::with_capacity(query.room.len() + query.hash.len());
+    let mut add = |topic: Topic, fresh| {
+        if topics.iter().any(|(other, _)| *other == topic) {
+            return Err(Problem::new(Code::InvalidQuery, format!("the query names the {topic} twice")));
+        }
+        let place = cursor.as_ref().map(|cursor| cursor.place(&topic));
+        let start = match (&topic, place) {
+            (Topic::Room(_), None) => fresh,
+            (Topic::Room(_), Some(place)) => place.map_or(Start::Now, |place| Start::After(place.id)),
+            (Topic::Hash(_), place) => Start::Watch(place.flatten()),
+        };
+        topics.push((topic, start));
+        Ok(())
+    };
     for text in &query.room {
         let room = parse_name("the room", text, RoomName::new)?;
         caller.require(Permission::Subscribe, room.as_str())?;
-        if rooms.iter().any(|(other, _)| *other == room) {
-            return Err(Problem::new(Code::InvalidQuery, format!("the query names the room {text:?} twice")));
-        }
-        let start = match &cursor {
-            Some(cursor) => cursor.position(&room).map_or(Start::Now, Start::After),
-            None => fresh,
-        };
-        rooms.push((room, start));
+        add(room.into(), fresh)?;
     }
-    if rooms.is_empty() {
-        return Err(Problem::new(Code::InvalidQuery, "the query must name a room, as in ?room=lobby"));
+    for text in &query.hash {
+        let hash = parse_name("the hash", text, HashName::new)?;
+        caller.require(Permission::Read, hash.as_str())?;
+        add(hash.into(), fresh)?;
     }
-    if let Err(problem) = caller.spend(&app, rooms.len(), 0).await {
+    if topics.is_empty() {
+        let detail = "the query must name a room or a hash, as in ?room=lobby&hash=lamp";
+        return Err(Problem::new(Code::InvalidQuery, detail));
+    }
+    if let Err(problem) = caller.spend(&app, topics.len(), 0).await {
         return refuse_caller(&app, problem, last_id, ending);
     }
     let options = StreamOptions {
         format: StreamFormat::Enveloped,
         ending,
         event: &query.event,
+        field: &query.field,
         subscriber: query.subscriber,
         presence: query.presence,
         info: query.info,
         is_head: method == Method::HEAD,
         last_id: last_id.map(str::to_owned),
     };
-    open(&app, caller, rooms, options).await
+    open(&app, caller, topics, options).await
+}
+
+/// The query of a stream of a hash.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct WatchQuery {
+    /// Only this field. Can be repeated.
+    #[serde(default)]
+    field: Vec<String>,
+    /// The position to continue after: the last `id:` of an earlier stream, or `position` of a list of the hash's fields.
+    /// `Last-Event-ID` and `lastEventId`, which clients add when they reconnect, are newer and win over this parameter.
+    after: Option<String>,
+    /// Where clients that can't set headers put the last `id:` when they reconnect. It wins over `after`, and the header
+    /// `Last-Event-ID` over both. `lastEventID` and `Last-Event-ID` are the same parameter; the last one counts.
+    #[serde(default, rename = "lastEventId")]
+    // Generated clients would give it the header's name.
+    #[param(ignore)]
+    last_event_id: Vec<String>,
+    /// `cut`: after a `stream.end` that asks the client to reconnect, the connection is cut instead of ended properly.
+    /// For clients that reconnect only after an error.
+    #[param(inline)]
+    end: Option<EndOption>,
+}
+
+/// Watch a hash
+///
+/// The response is a stream of Server-Sent Events: `stream.open`; then the present fields as `hash.snapshot`, in one or
+/// more parts, of which the last one has `"last":true`; then each change as `hash.set`, `hash.delete` or `hash.clear`.
+/// Values come with their entity tags, so that a client can write with `If-Match` what it has seen. A client that
+/// reconnects with the last `id:` that it got gets the changes since, or a new snapshot. `stream.gap` reports that
+/// changes may be missing; a snapshot follows.
+#[utoipa::path(
+    get, path = "/v1/hashes/{hash}/stream", operation_id = "watchHash", tag = "Streams",
+    params(("hash" = String, Path, description = "The hash's name", example = "lamp"), WatchQuery,
+        ("Last-Event-ID" = Option<String>, Header, description = "The position to continue after; browsers send it. Of several, separated by commas, the last one counts")),
+    responses(
+        (status = 204, description = "The caller was removed for a time; an `EventSource` gives up"),
+        (status = 200, description = "The stream; or, if it is refused for now, one `stream.end`",
+            body = String, content_type = "text/event-stream"),
+        (status = 409, description = "The key in Redis has another type; or the hash is too large to be watched"),
+    ),
+)]
+pub async fn watch_hash(
+    caller: Result<Caller, Problem>,
+    HashPath(hash): HashPath,
+    QueryParams(query): QueryParams<WatchQuery>,
+    State(app): State<App>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let last_id = resume_point(&headers, &query.last_event_id, query.after.as_deref())?;
+    let ending = EndOption::ending(query.end);
+    let caller = match caller {
+        Ok(caller) => caller,
+        Err(problem) => return refuse_caller(&app, problem, last_id, ending),
+    };
+    caller.require(Permission::Read, hash.as_str())?;
+    let place = last_id.map(str::parse::<Place>).transpose();
+    let place = place.map_err(|why| Problem::new(Code::InvalidPosition, why.to_string()))?;
+    let options = StreamOptions {
+        ending,
+        field: &query.field,
+        is_head: method == Method::HEAD,
+        last_id: last_id.map(str::to_owned),
+        ..StreamOptions::default()
+    };
+    open(&app, caller, vec![(hash.into(), Start::Watch(place))], options).await
 }
 
 /// The start of a stream without a position.

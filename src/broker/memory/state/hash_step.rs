@@ -2,21 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::budget::{IDEMPOTENCY_KEY_BYTES, field_bytes, hash_bytes};
+use super::budget::{IDEMPOTENCY_KEY_BYTES, entry_bytes, field_bytes, hash_bytes};
 use super::idempotency::RecordedAnswer;
+use super::log_step::{Purpose, drop_log};
 use super::transaction::Transaction;
 use super::{HashFields, MemoryState};
 use crate::broker::memory::journal::RemovedHash;
 use crate::broker::memory::micros;
 use crate::broker::memory::record::RecordChange;
 use crate::broker::{
-    BrokerError, Condition, HashWrite, IdempotencyKey, MAX_COPIED_BYTES, MAX_FIELDS, PatchStep, WriteEffect,
-    WriteOutcome, entity_tag,
+    BrokerError, Condition, HashWrite, MAX_COPIED_BYTES, MAX_FIELDS, PatchStep, WriteContext, WriteEffect, WriteOutcome,
+    entity_tag,
 };
-use crate::names::{FieldName, HashName, Topic};
+use crate::names::{ChangeKind, ClearReason, FieldName, HashChange, HashName, Topic};
+use crate::timestamp;
 
 impl Condition {
     fn holds(&self, present: Option<&Bytes>) -> bool {
@@ -40,6 +43,23 @@ struct Changes<'a> {
 impl<'a> Changes<'a> {
     fn new(field: &'a FieldName, value: Option<Bytes>) -> Self {
         Self { fields: BTreeMap::from([(field, value)]), ..Self::default() }
+    }
+
+    /// The changes as a log has them.
+    fn kinds(&self, stored: Option<&HashFields>) -> Vec<ChangeKind> {
+        let (mut set, mut removed) = (Vec::new(), Vec::new());
+        for (field, value) in &self.fields {
+            match value {
+                Some(value) => set.push((field.to_string(), value.clone())),
+                None if stored.is_some_and(|stored| stored.contains_key(field.as_str())) => {
+                    removed.push(field.to_string());
+                }
+                None => {}
+            }
+        }
+        let set = (!set.is_empty()).then_some(ChangeKind::Set(set));
+        let removed = (!removed.is_empty()).then_some(ChangeKind::Remove(removed));
+        set.into_iter().chain(removed).collect()
     }
 
     /// A field's value after the changes so far.
@@ -136,7 +156,7 @@ impl Transaction<'_> {
         &mut self,
         hash: &HashName,
         write: &HashWrite,
-        key: Option<&IdempotencyKey>,
+        WriteContext { key, by, watermarks }: WriteContext<'_>,
     ) -> Result<HashStep, BrokerError> {
         let topic = Topic::from(hash.clone());
         let recorded = key.map(|key| self.state.idempotency.recorded(&topic, key, self.now)).transpose()?;
@@ -144,21 +164,52 @@ impl Transaction<'_> {
             return Ok(WriteOutcome::Done(effect.clone(), true).into());
         }
         let key_bytes = key.map_or(0, |_| IDEMPOTENCY_KEY_BYTES);
-        let (effect, removed) = match Plan::new(self.state.fields(hash), write)? {
+        let plan = Plan::new(self.state.fields(hash), write)?;
+        let entries = match &plan {
+            Plan::Nothing(_) => Vec::new(),
+            // A hash that nobody watches has no log.
+            _ if self.state.log(&topic, self.now).is_none() && watermarks.is_empty() => Vec::new(),
+            Plan::Change(changes) => changes.kinds(self.state.fields(hash)),
+            Plan::Clear => vec![ChangeKind::Clear(ClearReason::Removed)],
+        };
+        let published_at = timestamp::format(SystemTime::UNIX_EPOCH + Duration::from_micros(self.now));
+        let entry = |kind| {
+            let (published_at, by) = (published_at.clone(), by.map(str::to_owned));
+            HashChange { published_at, by, expires_at: 0, kind }.encode()
+        };
+        let entries: Vec<_> = entries.into_iter().map(entry).collect();
+        let log_bytes = entries.iter().map(|stored| entry_bytes(stored)).sum::<usize>();
+        let (effect, removed) = match plan {
             Plan::Nothing(outcome) => return Ok(outcome.into()),
             Plan::Change(changes) => {
-                self.require_changes(hash, &changes, key_bytes)?;
+                self.require_changes(hash, &changes, key_bytes + log_bytes)?;
                 (self.change_fields(hash, changes), None)
             }
-            // A hash takes more memory than a key.
+            // A hash takes more memory than a key and an entry.
             Plan::Clear => (WriteEffect { removed: 1, ..WriteEffect::default() }, self.remove_hash(hash)),
         };
+        if !entries.is_empty() {
+            // Without its entries, the log would be wrong. Without a log, watchers read the hash again.
+            match self.open_log(&topic, watermarks, Purpose::Append) {
+                Ok(mut log) => entries.into_iter().for_each(|stored| {
+                    log.append(stored);
+                }),
+                Err(_) => self.drop_log_of(&topic),
+            }
+        }
         if let Some(key) = key {
             let MemoryState { idempotency, ledger, retention, .. } = &mut *self.state;
             let until = self.now.saturating_add(micros(retention.for_topic(&topic).idempotency_window));
             idempotency.record(&topic, key, RecordedAnswer::Written(effect.clone()), until, ledger);
         }
         Ok(HashStep { outcome: WriteOutcome::Done(effect, false), _removed: removed })
+    }
+
+    fn drop_log_of(&mut self, topic: &Topic) {
+        let MemoryState { logs, unused_logs, ledger, .. } = &mut *self.state;
+        if let Some(mut log) = logs.remove(topic) {
+            drop_log(topic, &mut log, unused_logs, ledger);
+        }
     }
 
     /// Fails if a hash would have too many fields, or if there is no room for the new values and a key.

@@ -114,7 +114,9 @@ impl Transaction<'_> {
         let MemoryState { logs, ledger, retention, .. } = &mut *self.state;
         let log = logs.get_mut(topic)?;
         let renew_after = RENEW_EVERY.min(retention.for_topic(topic).head / 4);
-        if log.entries.len() == 0 && log.is_untouched(self.now, renew_after) {
+        // Changes do not renew the log of a hash.
+        let needs_renewal = log.entries.len() == 0 || topic.hash().is_some();
+        if needs_renewal && log.is_untouched(self.now, renew_after) {
             log.touched = self.now;
             ledger.changed(|| RecordChange::head(topic, log.head(), log.touched));
         }
@@ -161,7 +163,10 @@ impl LogStep<'_> {
         **unused_logs -= usize::from(log.is_unused());
         let (id, last_message) = log.head_mut().extend(kind);
         **unused_logs += usize::from(log.is_unused());
-        log.touched = *now;
+        // The log of a hash lives as long as somebody watches the hash.
+        if topic.hash().is_none() {
+            log.touched = *now;
+        }
         let entry = LogEntry { id, stored: Event::with_last_message(stored, last_message) };
         ledger.changed(|| RecordChange::head(topic, log.head(), log.touched));
         ledger.added(entry_bytes(&entry.stored), || RecordChange::entry(topic, &entry, *now));

@@ -1,6 +1,6 @@
 -- Writes to a hash in one step, all or nothing.
--- KEYS: hash, and optionally an idempotency key.
--- ARGV: digest of the content, idempotency key's lifetime (ms), kind of write, and what belongs to the kind:
+-- KEYS and ARGV are those of hash_unwatched.lua or hash_log.lua, one of which stands before the script. WORDS are:
+-- digest of the content, idempotency key's lifetime (ms), kind of write, and what belongs to the kind:
 --   set        field, value, condition (always, absent, present, matches), entity tags…
 --   remove     field, '', condition, entity tags…
 --   increment  field, number, condition, entity tags…
@@ -15,13 +15,13 @@
 -- No answer has a value but a sum: values can be large, and not every caller may read them.
 -- MAX_FIELDS and MAX_COPIED_BYTES are set before the script.
 
-local hash, once, kind = KEYS[1], KEYS[2], ARGV[3]
+local hash, once, kind = KEYS[1], ONCE, WORDS[3]
 
 if once then
   local stored = redis.call('GET', once)
   if stored then
     local content, done = string.match(stored, '^(%S+) (.+)$')
-    return content == ARGV[1] and { 'replayed', done } or { 'reused' }
+    return content == WORDS[1] and { 'replayed', done } or { 'reused' }
   end
   -- Checked here, since nothing may fail once something is written.
   if not redis.acl_check_cmd('SET', once, '') then
@@ -29,18 +29,23 @@ if once then
   end
 end
 
+local failure = begin_changes()
+if failure then
+  return failure
+end
+
 if kind == 'set' or kind == 'remove' or kind == 'increment' then
-  local condition = ARGV[6]
+  local condition = WORDS[6]
   if condition ~= 'always' then
-    local present, holds = redis.call('HGET', hash, ARGV[4]), false
+    local present, holds = redis.call('HGET', hash, WORDS[4]), false
     if condition == 'absent' then
       holds = not present
     elseif condition == 'present' then
       holds = present
     elseif present then
       local tag = redis.sha1hex(present)
-      for index = 7, #ARGV do
-        holds = holds or ARGV[index] == tag
+      for index = 7, #WORDS do
+        holds = holds or WORDS[index] == tag
       end
     end
     if not holds then
@@ -48,18 +53,20 @@ if kind == 'set' or kind == 'remove' or kind == 'increment' then
     end
   end
   -- The condition may be true of a full hash.
-  if kind ~= 'remove' and redis.call('HLEN', hash) >= MAX_FIELDS and redis.call('HEXISTS', hash, ARGV[4]) == 0 then
+  if kind ~= 'remove' and redis.call('HLEN', hash) >= MAX_FIELDS and redis.call('HEXISTS', hash, WORDS[4]) == 0 then
     return redis.error_reply('TOOMANYFIELDS the hash would have too many fields')
   end
 end
 
 local done
 if kind == 'set' then
-  done = redis.call('HSET', hash, ARGV[4], ARGV[5]) == 1 and '1 0 0 0' or '0 1 0 0'
+  done = redis.call('HSET', hash, WORDS[4], WORDS[5]) == 1 and '1 0 0 0' or '0 1 0 0'
+  append_set({ WORDS[4], WORDS[5] })
 elseif kind == 'remove' then
-  if redis.call('HDEL', hash, ARGV[4]) == 0 then
-    return { 'absent', ARGV[4] }
+  if redis.call('HDEL', hash, WORDS[4]) == 0 then
+    return { 'absent', WORDS[4] }
   end
+  append_remove({ WORDS[4] })
   done = '0 0 1 0'
 elseif kind == 'clear' then
   if redis.call('HLEN', hash) == 0 then
@@ -67,9 +74,10 @@ elseif kind == 'clear' then
   end
   -- UNLINK frees the memory in the background. DEL of a hash that other programs made large would take seconds.
   redis.call('UNLINK', hash)
+  append_clear('removed')
   done = '0 0 1 0'
 elseif kind == 'increment' then
-  local field, by = ARGV[4], ARGV[5]
+  local field, by = WORDS[4], WORDS[5]
   local present = redis.call('HGET', hash, field)
   local value = present or '0'
   local sum
@@ -116,6 +124,7 @@ elseif kind == 'increment' then
     redis.call('HINCRBY', hash, field, by)
     sum = redis.call('HGET', hash, field)
   end
+  append_set({ field, sum })
   done = (present and '0 1 0 0 ' or '1 0 0 0 ') .. sum
 else
   -- The values of fields as the steps so far have left them: false for a field that is removed. Other fields are as they
@@ -141,8 +150,8 @@ else
   local function read(field)
     return values[field] or redis.call('HGET', hash, field)
   end
-  for index = 4, #ARGV, 3 do
-    local step, field, value = ARGV[index], ARGV[index + 1], ARGV[index + 2]
+  for index = 4, #WORDS, 3 do
+    local step, field, value = WORDS[index], WORDS[index + 1], WORDS[index + 2]
     if step == 'set' then
       change(field, value)
     elseif step == 'remove' then
@@ -179,6 +188,7 @@ else
     return redis.error_reply('NOPERM the user has no permission to run HDEL')
   end
   local created, replaced, removed = 0, 0, 0
+  local set, gone = {}, {}
   -- The first write is an HSET if there is one, so that nothing is half done if Redis refuses it for lack of memory.
   for _, field in ipairs(changed) do
     if values[field] then
@@ -187,17 +197,21 @@ else
       else
         replaced = replaced + 1
       end
+      set[#set + 1], set[#set + 2] = field, values[field]
     end
   end
   for _, field in ipairs(changed) do
-    if not values[field] then
-      removed = removed + redis.call('HDEL', hash, field)
+    if not values[field] and redis.call('HDEL', hash, field) == 1 then
+      removed = removed + 1
+      gone[removed] = field
     end
   end
+  append_set(set)
+  append_remove(gone)
   done = created .. ' ' .. replaced .. ' ' .. removed .. ' ' .. copied
 end
 
 if once then
-  redis.call('SET', once, ARGV[1] .. ' ' .. done, 'PX', ARGV[2])
+  redis.call('SET', once, WORDS[1] .. ' ' .. done, 'PX', WORDS[2])
 end
 return done

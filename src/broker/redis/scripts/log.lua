@@ -9,6 +9,8 @@
 --   ^<epoch>                   the newest epoch that was dropped from the history
 --   =<epoch>-<offset>          the log was emptied on purpose up to this position
 --   &<epoch>-<offset>          the last message, if presence events follow it; always the last token
+--   #<time>                    of a hash's log: the hash has fields, and expires at this time (ms), or never (0); always
+--                              the last token
 -- A malformed head counts as none. Epochs are microseconds since 1970: Lua's numbers are exact below 2^53.
 
 local HEAD_PATTERN = '^(%d+)%-(%d+) (%x+)(.*)$'
@@ -65,7 +67,7 @@ local function parse(text)
   end
   local epochs = { { number = tonumber(epoch), last = tonumber(last) } }
   local head = { replication_id = replication_id, epochs = epochs, dropped = 0 }
-  for tag, first, second, third in string.gmatch(rest, ' ([~?^=&]?)(%d+)%-?(%d*)/?(%d*)') do
+  for tag, first, second, third in string.gmatch(rest, ' ([~?^=&#]?)(%d+)%-?(%d*)/?(%d*)') do
     first, second = tonumber(first), tonumber(second)
     if tag == '' then
       table.insert(epochs, { number = first, last = second })
@@ -77,6 +79,8 @@ local function parse(text)
       head.cleared = { first, second }
     elseif tag == '&' then
       head.last_message = { first, second }
+    elseif tag == '#' then
+      head.expires_at = first
     else
       head.dropped = first
     end
@@ -107,7 +111,19 @@ local function render(head)
   if head.last_message then
     table.insert(tokens, '&' .. id_text(head.last_message))
   end
+  if head.expires_at then
+    table.insert(tokens, '#' .. whole(head.expires_at))
+  end
   return table.concat(tokens, ' ')
+end
+
+-- When a hash expires, in ms since 1970, or 0 if it does not; nil if it has no fields, or is no hash.
+local function hash_expiry(key)
+  local fields = redis.pcall('HLEN', key)
+  if type(fields) ~= 'number' or fields == 0 then
+    return nil
+  end
+  return math.max(redis.call('PEXPIRETIME', key), 0)
 end
 
 -- Whether a topic with this stored head may ever have had a message.
@@ -340,6 +356,8 @@ end
 --   oldest_time                  events that were published before this time are dropped
 --   ttl, head_ttl                lifetimes of log and head, in milliseconds
 --   quiet_ttl                    lifetime of presence events in a room without messages
+--   hash                         the key of the hash whose log it is. Its appends do not renew the head
+--   expires_at                   when that hash expires now: see hash_expiry
 --   random                       added to a new epoch that can't be the time
 --   first_watermark              the index of the first watermark in ARGV
 local function append(log, event)
@@ -393,6 +411,9 @@ local function append(log, event)
   elseif last_message and not log.is_presence then
     rest = string.gsub(rest, ' &.*$', '')
   end
+  if log.hash then
+    rest = string.gsub(rest, ' #%d+$', '') .. (log.expires_at and ' #' .. whole(log.expires_at) or '')
+  end
   local new_text = id .. ' ' .. replication_id .. rest
   if log.is_presence and not has_messages(new_text) then
     -- What readers alone have made lives as long as readers alone have made it live.
@@ -404,7 +425,11 @@ local function append(log, event)
     end
   else
     redis.pcall('PEXPIRE', log.key, log.ttl)
-    redis.call('SET', log.head_key, new_text, 'PX', log.head_ttl)
+    if log.hash and text then
+      redis.call('SET', log.head_key, new_text, 'KEEPTTL')
+    else
+      redis.call('SET', log.head_key, new_text, 'PX', log.head_ttl)
+    end
   end
   announce(log.channel, id, event)
   return id

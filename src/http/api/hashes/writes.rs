@@ -3,7 +3,7 @@
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::broker::{BrokerError, Fault, FaultKind, HashWrite, MemoryUse, WriteEffect, WriteOutcome};
+use crate::broker::{BrokerError, Fault, FaultKind, HashWrite, MemoryUse, WriteContext, WriteEffect, WriteOutcome};
 use crate::http::caller::Caller;
 use crate::http::prefer::{PREFERENCE_APPLIED, Return};
 use crate::http::problem::Problem;
@@ -45,7 +45,10 @@ impl WriteHeaders {
         refused: impl AsyncFnOnce(WriteOutcome) -> Problem,
     ) -> Result<DoneWrite, Problem> {
         let key = self.key.map(|key| idempotency::write_key(&caller.owner(), &key, write));
-        match app.hashes.write(hash, write, key.as_ref()).await? {
+        let watermarks = app.log.watermarks().take_for_call(&hash.clone().into());
+        let by = caller.identity().subject.as_deref();
+        let context = WriteContext { key: key.as_ref(), by, watermarks: &watermarks };
+        match app.hashes.write(hash, write, context).await? {
             WriteOutcome::Done(effect, is_replayed) => {
                 Ok(DoneWrite { effect, is_replayed, preferred: self.preferred })
             }

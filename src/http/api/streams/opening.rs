@@ -21,20 +21,25 @@ use crate::http::caller::Caller;
 use crate::http::extract::{json_error, parse_event_name, parse_name};
 use crate::http::problem::{Code, Problem};
 use crate::live::{Start, Subscription};
-use crate::names::{EventName, RoomName, SubscriberId, nesting, without_white_space};
+use crate::names::{EventName, FieldName, RoomName, SubscriberId, Topic, nesting, without_white_space};
 use crate::presence::{JoinError, JoinPlan};
 
 /// Event names that one stream can select.
 const MAX_SELECTED: usize = 50;
+/// Fields of hashes that one stream can select.
+const MAX_SELECTED_FIELDS: usize = 100;
 /// Longest time from a request's arrival until its stream joins the rooms or is refused.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// What a request says about its stream, apart from the rooms.
+/// What a request says about its stream, apart from its topics.
+#[derive(Default)]
 pub(super) struct StreamOptions<'a> {
     pub(super) format: StreamFormat,
     pub(super) ending: Ending,
     /// Names of events to select. Empty: all events.
     pub(super) event: &'a [String],
+    /// Names of the fields of hashes to select. Empty: all fields.
+    pub(super) field: &'a [String],
     /// The subscriber id that the client has chosen.
     pub(super) subscriber: Option<String>,
     /// Whether the stream gets `presence.join` and `presence.leave`.
@@ -79,14 +84,14 @@ impl From<JoinError> for OpenError {
 pub(super) async fn open(
     app: &App,
     caller: Caller,
-    rooms: Vec<(RoomName, Start)>,
+    topics: Vec<(Topic, Start)>,
     options: StreamOptions<'_>,
 ) -> Result<Response, Problem> {
     // A stream with a name changes the members of its rooms, and each stream takes one of its subject's streams.
     caller.require_allowed_page(options.subscriber.is_some() || options.presence)?;
     let (format, ending) = (options.format, options.ending);
     let (last_id, is_head) = (options.last_id.clone(), options.is_head);
-    let names: Vec<_> = rooms.iter().map(|(room, _)| room.clone()).collect();
+    let names: Vec<_> = topics.iter().filter_map(|(topic, _)| topic.room().cloned()).collect();
     // Counted first, so that the stream checks every termination that comes while it opens.
     let terminations = app.moderation.terminations();
     let mut subscriber = subscriber(app, &caller, &names, options)?;
@@ -98,7 +103,7 @@ pub(super) async fn open(
         return Ok(stream_headers().into_response());
     }
     let deadline = caller.slot().began() + OPEN_TIMEOUT;
-    let began = timeout_at(deadline, begin(app, &caller, &mut subscriber, &names, rooms)).await;
+    let began = timeout_at(deadline, begin(app, &caller, &mut subscriber, &names, topics)).await;
     let too_late = || {
         let detail = "opening the stream took too long";
         Err(OpenError::Broker(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, detail))))
@@ -157,15 +162,14 @@ async fn begin(
     caller: &Caller,
     subscriber: &mut Subscriber,
     names: &[RoomName],
-    rooms: Vec<(RoomName, Start)>,
+    topics: Vec<(Topic, Start)>,
 ) -> Result<(Subscription, Option<JoinPlan>), OpenError> {
     if let Some(limits) = &app.limits {
         let permit = limits.open_stream(subscriber.identity.subject.as_ref(), subscriber.address);
         subscriber.hold(permit.map_err(OpenError::TooManyStreams)?);
     }
     check_removals(app, caller, subscriber, names).await?;
-    let _turn = caller.turn_to_open(app, names.len()).await;
-    let topics = rooms.into_iter().map(|(room, start)| (room.into(), start)).collect();
+    let _turn = caller.turn_to_open(app, topics.len()).await;
     let payer = app.limits.as_ref().and_then(|limits| limits.payer_for_streams(caller.key()));
     let wanted = |event: &_| subscriber.wants(event);
     let subscription = app.live.subscribe(topics, subscriber.view(), payer, wanted).await?;
@@ -202,6 +206,15 @@ fn subscriber(
     }
     let selected: Box<[EventName]> =
         options.event.iter().map(|name| parse_event_name(name)).collect::<Result<_, _>>()?;
+    if options.field.len() > MAX_SELECTED_FIELDS {
+        let detail = format!("the query selects more than {MAX_SELECTED_FIELDS} fields");
+        return Err(Problem::new(Code::InvalidQuery, detail));
+    }
+    let fields: Box<[FieldName]> = options
+        .field
+        .iter()
+        .map(|name| parse_name("the field", name, FieldName::new))
+        .collect::<Result<_, _>>()?;
     if options.presence {
         for room in rooms {
             caller.require(Permission::Presence, room.as_str())?;
@@ -226,6 +239,7 @@ fn subscriber(
     });
     Ok(Subscriber::new(id, identity.clone(), caller.address())
         .with_selected(selected)
+        .with_fields(fields)
         .with_member(member)
         .with_presence(options.presence))
 }

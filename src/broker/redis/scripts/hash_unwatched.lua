@@ -1,0 +1,13 @@
+-- Prelude of hash_write.lua for a hash that nobody watches: it has no log. Returns {watched}, and changes nothing, if it
+-- has one.
+-- KEYS: hash, head, and optionally an idempotency key. ARGV: the words of the write.
+
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  return { 'watched' }
+end
+
+local WORDS, ONCE = ARGV, KEYS[3]
+
+local function begin_changes() end
+local append_set, append_remove, append_clear = begin_changes, begin_changes, begin_changes
+

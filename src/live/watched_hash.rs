@@ -1,0 +1,382 @@
+//! A watched hash on this replica: its mirror, and the snapshots that its watchers begin with.
+//!
+//! The mirror follows the hash's log like a subscriber. Where it can't go on without a gap it is dropped, and the hash is
+//! read again. A read is at the same time a comparison with the mirror, which finds what other clients of the server have
+//! changed; that becomes an entry of the log, so that all watchers on all replicas are told alike.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until};
+
+use super::LogClient;
+use super::snapshot::{Snapshot, Snapshots};
+use super::topic::{Following, LiveTopic};
+use crate::broker::{BrokerError, Fault, FaultKind, ReadLimit, ReadRange};
+use crate::cache::Lookup;
+use crate::log::{LogView, Next};
+use crate::mirror::Mirror;
+use crate::names::{ChangeKind, EventId, HashChange, HashName, MAX_NUMBER, digest};
+use crate::timestamp;
+
+/// Fields of one page of a read.
+const PAGE_FIELDS: usize = 2000;
+/// Bytes of names and values of the largest hash that can be watched.
+const MAX_WATCHED_BYTES: usize = 16 * 1024 * 1024;
+/// Fields of the largest hash that can be watched.
+const MAX_WATCHED_FIELDS: usize = 100_000;
+/// A hash that changes while it is read is read again, at most so many times in all, if it has one page. The state is
+/// correct all the same, but for what other clients change meanwhile, which a later comparison finds.
+const SMALL_READS: usize = 3;
+/// Reads of a hash, each of which may find that the log no longer reaches back to its beginning.
+const READ_ATTEMPTS: usize = 3;
+/// Attempts to append what others have changed before the log gets other entries.
+const APPEND_ATTEMPTS: usize = 5;
+/// Fields whose values are appended in one step.
+const APPENDED_FIELDS: usize = 500;
+/// A snapshot that is not older serves those who ask for one.
+const SNAPSHOT_AGE: Duration = Duration::from_secs(1);
+/// Shortest time between two comparisons of a hash that nobody asks for.
+const COMPARE_EVERY: Duration = Duration::from_secs(5);
+/// The time between two comparisons is at least this many times as long as the last one took.
+const COMPARE_SHARE: u32 = 100;
+/// How long after a hash's expiry it is looked at.
+const EXPIRY_DELAY: Duration = Duration::from_millis(50);
+/// Bytes of values that are digested before other tasks of the thread get a turn.
+const BYTES_BETWEEN_YIELDS: usize = 256 * 1024;
+
+/// A watched hash.
+pub(super) struct WatchedHash {
+    hash: HashName,
+    log: Arc<LogClient>,
+    snapshots: Arc<Snapshots>,
+    state: Mutex<State>,
+    /// The number of the mirror; 0 if there is none.
+    mirror: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    mirror: Option<Mirror>,
+    /// How many of the log's retractions the mirror has handled.
+    retractions: u64,
+    /// The position at which the mirror began.
+    start: Option<EventId>,
+    snapshot: Weak<Snapshot>,
+    /// When the hash is compared next.
+    due: Option<Instant>,
+}
+
+/// A state of the hash that was read.
+struct StoredState {
+    /// The position up to which it has the changes.
+    position: EventId,
+    fields: BTreeMap<Box<str>, Bytes>,
+    digests: BTreeMap<Box<str>, u64>,
+    /// The changes since the mirror's position.
+    changes: Vec<(EventId, HashChange)>,
+    /// Whether the log has all changes since the mirror's position.
+    follows_mirror: bool,
+}
+
+impl WatchedHash {
+    pub(super) fn new(hash: HashName, log: Arc<LogClient>, snapshots: Arc<Snapshots>) -> Self {
+        Self { hash, log, snapshots, state: Mutex::default(), mirror: AtomicU64::new(0) }
+    }
+
+    /// The number of the mirror; 0 if there is none now.
+    pub(super) fn mirror(&self) -> u64 {
+        self.mirror.load(Ordering::SeqCst)
+    }
+
+    /// Keeps the mirror true. Never ends.
+    pub(super) async fn run(&self, topic: &LiveTopic) {
+        let mut changes = topic.changes();
+        loop {
+            let due = self.state.lock().await.due;
+            tokio::select! {
+                // The topic owns the sender, so the channel can't close.
+                _ = changes.changed() => self.follow(topic, &mut self.state.lock().await).await,
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.compare(topic).await,
+            }
+        }
+    }
+
+    /// A snapshot at this position or a later one. Those who ask at the same time share one read.
+    pub(super) async fn snapshot(
+        &self,
+        topic: &LiveTopic,
+        at_least: EventId,
+    ) -> Result<Arc<Snapshot>, BrokerError> {
+        let mut state = self.state.lock().await;
+        self.follow(topic, &mut state).await;
+        let is_usable = |snapshot: &Arc<Snapshot>| {
+            snapshot.mirror == self.mirror() && snapshot.position >= at_least && snapshot.age() < SNAPSHOT_AGE
+        };
+        if let Some(snapshot) = state.snapshot.upgrade().filter(is_usable) {
+            return Ok(snapshot);
+        }
+        let began = Instant::now();
+        let stored = self.read(topic, &mut state).await?;
+        let snapshot = Snapshot::new(&self.hash, self.mirror(), stored.position, &stored.fields).await;
+        let snapshot = self.snapshots.keep(snapshot);
+        state.snapshot = Arc::downgrade(&snapshot);
+        self.schedule(&mut state, began);
+        Ok(snapshot)
+    }
+
+    async fn compare(&self, topic: &LiveTopic) {
+        let mut state = self.state.lock().await;
+        let began = Instant::now();
+        self.follow(topic, &mut state).await;
+        if state.mirror.is_some()
+            && let Err(error) = self.read(topic, &mut state).await
+        {
+            tracing::debug!(hash = %self.hash, %error, "a watched hash could not be compared; it will be tried again");
+        }
+        self.schedule(&mut state, began);
+    }
+
+    /// Sets the time of the next comparison, after one that began at this time.
+    fn schedule(&self, state: &mut State, began: Instant) {
+        let now = Instant::now();
+        let pause = COMPARE_EVERY.max((now - began) * COMPARE_SHARE).mul_f64(fastrand::f64().mul_add(0.2, 1.0));
+        let next = self.log.has_other_clients().then(|| now + pause);
+        let expires_at = state.mirror.as_ref().map_or(0, Mirror::expires_at);
+        let left = (expires_at > 0).then(|| {
+            let left = Duration::from_millis(expires_at).saturating_sub(timestamp::since_1970());
+            now + left.max(EXPIRY_DELAY) + EXPIRY_DELAY
+        });
+        state.due = next.into_iter().chain(left).min();
+    }
+
+    /// Brings the mirror to the end of the log, as far as this replica has the log. Drops it if that leaves a gap.
+    async fn follow(&self, topic: &LiveTopic, state: &mut MutexGuard<'_, State>) {
+        let State { mirror: Some(mirror), retractions, start, .. } = &mut **state else { return };
+        let start = start.unwrap_or(mirror.position());
+        let expires_at = mirror.expires_at();
+        let retracted = topic.retracted_since(retractions, start).filter(|id| *id <= mirror.position());
+        let mut is_lost = retracted.is_some();
+        while !is_lost {
+            let events = match topic.after(mirror.position(), None) {
+                Lookup::Events(events) => events,
+                Lookup::Nothing => break,
+                Lookup::Unknown => match topic.read_log(mirror.position(), None, LogView::All).await {
+                    Ok((Following::Events(events), _)) => events,
+                    Ok((Following::NothingUpTo(position), _)) => {
+                        mirror.advance_to(position);
+                        break;
+                    }
+                    Ok((Following::Gap(_), _)) => {
+                        is_lost = true;
+                        break;
+                    }
+                    // The next change or comparison tries again.
+                    Err(_) => break,
+                },
+            };
+            for event in events {
+                match event.effect() {
+                    Some(effect) => mirror.apply(event.id(), effect),
+                    None => mirror.advance_to(event.id()),
+                }
+            }
+        }
+        let has_new_expiry = mirror.expires_at() != expires_at;
+        if is_lost {
+            self.drop_mirror(topic, state);
+        } else if has_new_expiry {
+            self.schedule(state, Instant::now());
+        }
+    }
+
+    fn drop_mirror(&self, topic: &LiveTopic, state: &mut State) {
+        state.mirror = None;
+        state.snapshot = Weak::new();
+        self.mirror.store(0, Ordering::SeqCst);
+        topic.wake();
+    }
+
+    /// Reads the hash, and appends to its log what others have changed. Makes a mirror if there is none.
+    async fn read(&self, topic: &LiveTopic, state: &mut MutexGuard<'_, State>) -> Result<StoredState, BrokerError> {
+        let mut stored = self.read_stored(state.mirror.as_ref().map(Mirror::position)).await?;
+        if !stored.follows_mirror {
+            self.drop_mirror(topic, state);
+        }
+        let Some(mirror) = &mut state.mirror else {
+            state.mirror = Some(Mirror::new(stored.position, &stored.digests, 0));
+            state.start = Some(stored.position);
+            state.retractions = topic.retractions();
+            // Other mirrors have other numbers, and 0 is none.
+            self.mirror.store(fastrand::u64(1..MAX_NUMBER), Ordering::SeqCst);
+            topic.wake();
+            return Ok(stored);
+        };
+        for (id, change) in std::mem::take(&mut stored.changes) {
+            if id > mirror.position() {
+                mirror.apply(id, &change.effect());
+            }
+        }
+        mirror.advance_to(stored.position);
+        let mut differing = mirror.differing(&stored.digests);
+        let mut end = Some(stored.position);
+        for attempt in 1..=APPEND_ATTEMPTS {
+            while !differing.is_empty() {
+                let fields = &differing[..differing.len().min(APPENDED_FIELDS)];
+                let Some(count) = self.log.append_external(&self.hash, end, fields).await? else { break };
+                differing.drain(..count);
+                // The entries of this very step are the only ones that the log has got.
+                end = None;
+            }
+            if differing.is_empty() {
+                return Ok(stored);
+            }
+            // The log has other entries. They may tell what was taken for a change of another client.
+            let Some((changes, position)) = self.changes_after(stored.position).await? else { break };
+            for (id, change) in &changes {
+                mirror.apply(*id, &change.effect());
+                stored.apply(change);
+                differing.retain(|field| !touches(change, field));
+            }
+            mirror.advance_to(position);
+            stored.position = position;
+            end = (attempt + 1 < APPEND_ATTEMPTS).then_some(position);
+        }
+        if differing.is_empty() { Ok(stored) } else { Err(changes_too_fast()) }
+    }
+
+    /// Reads the whole hash as it is stored, and its log from this position on, if one is given.
+    async fn read_stored(&self, mirror_position: Option<EventId>) -> Result<StoredState, BrokerError> {
+        for _ in 0..READ_ATTEMPTS {
+            for small_read in 1..=SMALL_READS {
+                // The position first and then the state. So no change is missing that is not in the log.
+                let start = self.log.end(&self.hash).await?;
+                let (fields, pages) = self.read_pages().await?;
+                let from = mirror_position.filter(|position| *position < start);
+                let (changes, follows_mirror) = match self.changes_after(from.unwrap_or(start)).await? {
+                    Some(changes) => (Some(changes), true),
+                    None if from.is_some() => (self.changes_after(start).await?, false),
+                    None => (None, true),
+                };
+                let Some((changes, position)) = changes else { break };
+                let is_settled = changes.iter().all(|(id, _)| *id <= start);
+                if pages == 1 && !is_settled && small_read < SMALL_READS {
+                    continue;
+                }
+                let digests = BTreeMap::new();
+                let mut stored = StoredState { position, fields, digests, changes: Vec::new(), follows_mirror };
+                for (_, change) in changes.iter().filter(|(id, _)| *id > start) {
+                    stored.apply(change);
+                }
+                stored.changes = changes;
+                stored.follows_mirror &= mirror_position.is_none_or(|mirror| mirror <= position);
+                stored.digest().await;
+                return Ok(stored);
+            }
+        }
+        Err(changes_too_fast())
+    }
+
+    async fn read_pages(&self) -> Result<(BTreeMap<Box<str>, Bytes>, usize), BrokerError> {
+        let (mut fields, mut bytes, mut pages, mut next) = (BTreeMap::new(), 0, 0, None);
+        loop {
+            let page = match self.log.hash_page(&self.hash, next.as_deref(), PAGE_FIELDS).await {
+                // To watchers, a key of another type is a hash without fields. Who begins to watch one is refused.
+                Err(BrokerError::WrongType) if self.mirror() != 0 => return Ok((BTreeMap::new(), 1)),
+                page => page?,
+            };
+            pages += 1;
+            bytes += page.bytes();
+            fields.extend(page.fields.into_iter().map(|(field, value)| (field.into_boxed_str(), value)));
+            if bytes > MAX_WATCHED_BYTES || fields.len() > MAX_WATCHED_FIELDS {
+                return Err(BrokerError::TooLargeToWatch);
+            }
+            next = page.next;
+            if next.is_none() {
+                return Ok((fields, pages));
+            }
+        }
+    }
+
+    /// The changes after a position, and the end of the log. None if there is a gap between.
+    async fn changes_after(
+        &self,
+        mut position: EventId,
+    ) -> Result<Option<(Vec<(EventId, HashChange)>, EventId)>, BrokerError> {
+        let mut changes = Vec::new();
+        let topic = self.hash.clone().into();
+        loop {
+            let limit = ReadLimit { entries: 100, bytes: BYTES_BETWEEN_YIELDS };
+            let slice = self.log.read(&topic, ReadRange::After(position), LogView::All, limit).await?;
+            for entry in &slice.entries {
+                if slice.history.next_after(position, &slice, None) != Next::Event(entry.id) {
+                    return Ok(None);
+                }
+                position = entry.id;
+                // An entry that can't be read may have changed any field.
+                let Ok(change) = HashChange::decode(&entry.stored) else { return Ok(None) };
+                changes.push((entry.id, change));
+            }
+            if slice.is_end {
+                let has_all = matches!(slice.history.next_after(position, &slice, None), Next::Nothing);
+                return Ok(has_all.then(|| (changes, slice.history.end())));
+            }
+        }
+    }
+}
+
+impl StoredState {
+    fn apply(&mut self, change: &HashChange) {
+        match &change.kind {
+            ChangeKind::Set(fields) => {
+                for (field, value) in fields {
+                    self.fields.insert(field.as_str().into(), value.clone());
+                    self.digests.insert(field.as_str().into(), digest(value));
+                }
+            }
+            ChangeKind::Remove(fields) => {
+                for field in fields {
+                    self.fields.remove(field.as_str());
+                    self.digests.remove(field.as_str());
+                }
+            }
+            ChangeKind::Clear(_) => {
+                self.fields.clear();
+                self.digests.clear();
+            }
+            ChangeKind::Expiry => {}
+        }
+    }
+
+    async fn digest(&mut self) {
+        let mut bytes = 0;
+        for (field, value) in &self.fields {
+            self.digests.insert(field.clone(), digest(value));
+            bytes += value.len();
+            if bytes >= BYTES_BETWEEN_YIELDS {
+                bytes = 0;
+                yield_now().await;
+            }
+        }
+    }
+}
+
+/// Whether a change says what a field has.
+fn touches(change: &HashChange, field: &str) -> bool {
+    match &change.kind {
+        ChangeKind::Set(fields) => fields.iter().any(|(name, _)| name == field),
+        ChangeKind::Remove(fields) => fields.iter().any(|name| name == field),
+        ChangeKind::Clear(_) => true,
+        ChangeKind::Expiry => false,
+    }
+}
+
+fn changes_too_fast() -> BrokerError {
+    let detail = "a watched hash changes faster than it can be read";
+    BrokerError::Unavailable(Fault::new(FaultKind::Failed, detail))
+}
