@@ -80,11 +80,9 @@ impl EndReason {
             | Self::TooManyConnections
             | Self::TooSlow
             | Self::Unavailable => "later",
-            Self::TokenExpired
-            | Self::TokenRevoked
-            | Self::Banned
-            | Self::Superseded
-            | Self::HashTooLarge => "never",
+            Self::TokenExpired | Self::TokenRevoked | Self::Banned | Self::Superseded | Self::HashTooLarge => {
+                "never"
+            }
         }
     }
 }

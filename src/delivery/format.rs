@@ -12,9 +12,9 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+pub(super) use self::hash::snapshot_block;
 use super::EndReason;
 use super::http1::{chunk, chunk_data};
-pub(super) use self::hash::snapshot_block;
 use super::sse::{Block, HEARTBEAT};
 use crate::live::{ENCODINGS, LiveEvent, Resume};
 use crate::log::Gap;
@@ -111,10 +111,8 @@ impl<'a> StreamOpen<'a> {
     ) -> Self {
         let (rooms, hashes): (Vec<_>, Vec<_>) = topics.partition(|(topic, ..)| topic.room().is_some());
         let opened = |topics: Vec<(&'a Topic, Place, Resume)>| {
-            let opened = |place: Place, resume: Resume| OpenedTopic {
-                position: place.to_string(),
-                resume: resume.name(),
-            };
+            let opened =
+                |place: Place, resume: Resume| OpenedTopic { position: place.to_string(), resume: resume.name() };
             topics.into_iter().map(|(topic, place, resume)| (topic.name(), opened(place, resume))).collect()
         };
         let expires_at = expires_at.map(timestamp::format);
@@ -131,9 +129,7 @@ impl StreamFormat {
     /// The `id:` for these places. The client sends it back when it reconnects.
     pub(super) fn id<'a>(self, mut places: impl Iterator<Item = (&'a Topic, Place)>) -> String {
         match self {
-            Self::Single => {
-                places.next().map_or(EventId::start_of(0).into(), |(_, place)| place).to_string()
-            }
+            Self::Single => places.next().map_or(EventId::start_of(0).into(), |(_, place)| place).to_string(),
             Self::Enveloped => Cursor::from_places(places).encode(),
         }
     }

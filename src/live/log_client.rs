@@ -10,8 +10,8 @@ use tracing::{Instrument, Span, info_span};
 
 use super::watermarks::Watermarks;
 use crate::broker::{
-    Appended, Broker, BrokerError, CALL_LIMIT, FieldPage, Health, IdempotencyKey, LogSlice, Peek, ReadLimit, ReadRange,
-    read_with_deadline, write_with_deadline,
+    Appended, Broker, BrokerError, CALL_LIMIT, FieldPage, Health, IdempotencyKey, LogSlice, Peek, ReadLimit,
+    ReadRange, read_with_deadline, write_with_deadline,
 };
 use crate::log::{EpochHistory, LogView, Next};
 use crate::names::{Event, EventId, HashName, Topic};

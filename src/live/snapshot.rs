@@ -148,14 +148,12 @@ mod tests {
         assert!(parts.len() * PART_BYTES / 2 < snapshot.bytes() && snapshot.bytes() < parts.len() * 2 * PART_BYTES);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn snapshots_are_dropped_by_age_and_size() {
-        let snapshots = Arc::new(Snapshots::default());
-        let first = Arc::downgrade(&snapshots.keep(snapshot(1).await));
-        assert!(first.upgrade().is_some());
-        tokio::time::advance(MAX_AGE + Duration::from_secs(1)).await;
-        snapshots.0.lock().unwrap().drop_old();
-        assert!(first.upgrade().is_none());
+        let snapshots = Snapshots::default();
+        let made = Instant::now().checked_sub(MAX_AGE + Duration::from_secs(1)).unwrap();
+        let old = Arc::downgrade(&snapshots.keep(Snapshot { made, ..snapshot(1).await }));
+        assert!(old.upgrade().is_none());
         let large = Arc::downgrade(&snapshots.keep(Snapshot { bytes: MAX_BYTES, ..snapshot(1).await }));
         assert!(large.upgrade().is_some());
         let next = Arc::downgrade(&snapshots.keep(snapshot(1).await));

@@ -2,8 +2,8 @@
 //! catching up are all this one question. The cache answers it if it can, otherwise the log.
 
 use std::borrow::Borrow;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -148,11 +148,7 @@ enum WatchPhase {
     /// It needs a snapshot. So many were taken too slowly.
     NeedsSnapshot(u8),
     /// It has these many parts of a snapshot.
-    Snapshot {
-        snapshot: Weak<Snapshot>,
-        parts: usize,
-        too_slow: u8,
-    },
+    Snapshot { snapshot: Weak<Snapshot>, parts: usize, too_slow: u8 },
     /// It has the state of the mirror with this number.
     Following(u64),
 }
@@ -326,11 +322,13 @@ impl TopicCursor {
         let end = guard.live_topic().end().unwrap_or(EventId::start_of(0));
         let position = match start {
             Start::Now | Start::Recent(0) | Start::Watch(None) => end,
-            Start::After(position) | Start::Watch(Some(Place { id: position, .. })) => match guard.live_topic().history() {
-                // Read before the data set.
-                Some(history) => log.resume_from(topic, &history, position).await?,
-                None => position,
-            },
+            Start::After(position) | Start::Watch(Some(Place { id: position, .. })) => {
+                match guard.live_topic().history() {
+                    // Read before the data set.
+                    Some(history) => log.resume_from(topic, &history, position).await?,
+                    None => position,
+                }
+            }
             Start::Earliest => {
                 let slice = log.read(topic, ReadRange::Oldest, view, ReadLimit::HISTORY).await?;
                 slice.oldest.map_or(slice.history.end(), EventId::before)

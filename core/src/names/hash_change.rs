@@ -300,12 +300,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn change(kind: ChangeKind) -> HashChange {
-        HashChange {
-            published_at: "2026-01-02T03:04:05.678Z".into(),
-            by: Some("ann".into()),
-            expires_at: 7,
-            kind,
-        }
+        HashChange { published_at: "2026-01-02T03:04:05.678Z".into(), by: Some("ann".into()), expires_at: 7, kind }
     }
 
     #[test]

@@ -239,7 +239,8 @@ impl HashStore for RedisBroker {
         end: Option<EventId>,
         fields: &[Box<str>],
     ) -> Result<Option<usize>, BrokerError> {
-        let (has_any_end, end) = (if end.is_some() { "0" } else { "1" }, end.map_or(String::new(), |end| end.to_string()));
+        let (has_any_end, end) =
+            (if end.is_some() { "0" } else { "1" }, end.map_or(String::new(), |end| end.to_string()));
         let words = [&*end, has_any_end].into_iter().chain(fields.iter().map(|field| &**field));
         let words: Vec<Cow<'_, [u8]>> = words.map(|word| word.as_bytes().into()).collect();
         let mut call = self.watched_call(&self.scripts.hash_external, hash, None, &words);

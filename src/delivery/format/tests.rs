@@ -56,7 +56,8 @@ proptest! {
             traceparent: None,
             last_message: None,
         };
-        let encoded = LiveEvent::new(&LogEntry { id, stored: event.encode() }).unwrap();
+        let topic = Topic::from(room.clone());
+        let encoded = LiveEvent::new(&topic, &LogEntry { id, stored: event.encode() }).unwrap();
         prop_assert_eq!(encoded.event(), &event);
         let kind = name.as_deref().unwrap_or("message");
 

@@ -15,8 +15,8 @@ use crate::broker::memory::journal::RemovedHash;
 use crate::broker::memory::micros;
 use crate::broker::memory::record::RecordChange;
 use crate::broker::{
-    BrokerError, Condition, HashWrite, MAX_COPIED_BYTES, MAX_FIELDS, PatchStep, WriteContext, WriteEffect, WriteOutcome,
-    entity_tag,
+    BrokerError, Condition, HashWrite, MAX_COPIED_BYTES, MAX_FIELDS, PatchStep, WriteContext, WriteEffect,
+    WriteOutcome, entity_tag,
 };
 use crate::names::{ChangeKind, ClearReason, FieldName, HashChange, HashName, Topic};
 use crate::timestamp;

@@ -13,6 +13,7 @@ use crate::broker::memory::record::tests::Samples;
 use crate::broker::memory::store::ChangeSet;
 use crate::broker::{
     BrokerError, Condition, HashWrite, IdempotencyKey, Member, MemberChange, ReadLimit, ReadRange, Retention,
+    WriteContext,
 };
 use crate::log::LogView;
 use crate::names::{Data, EventId, EventName, FieldName, SubscriberId};
@@ -176,7 +177,8 @@ impl Machine {
 
     fn write(&mut self, hash: &HashName, write: &HashWrite, key: Option<(u8, bool)>) {
         let key = key.map(idempotency_key);
-        let _ = self.run(|transaction| transaction.write_hash(hash, write, key.as_ref()).map(|_| ()));
+        let context = WriteContext { key: key.as_ref(), ..WriteContext::default() };
+        let _ = self.run(|transaction| transaction.write_hash(hash, write, context).map(|_| ()));
     }
 
     fn watermarks(&self, topic: &Topic, watermark: Watermark) -> Vec<EventId> {

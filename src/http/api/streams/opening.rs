@@ -210,11 +210,8 @@ fn subscriber(
         let detail = format!("the query selects more than {MAX_SELECTED_FIELDS} fields");
         return Err(Problem::new(Code::InvalidQuery, detail));
     }
-    let fields: Box<[FieldName]> = options
-        .field
-        .iter()
-        .map(|name| parse_name("the field", name, FieldName::new))
-        .collect::<Result<_, _>>()?;
+    let fields: Box<[FieldName]> =
+        options.field.iter().map(|name| parse_name("the field", name, FieldName::new)).collect::<Result<_, _>>()?;
     if options.presence {
         for room in rooms {
             caller.require(Permission::Presence, room.as_str())?;
