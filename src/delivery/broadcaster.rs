@@ -232,7 +232,7 @@ impl Broadcaster {
 
     /// Writes events to all streams.
     async fn write(&mut self, events: &[Arc<LiveEvent>]) {
-        let batch = EncodedBatch::new(events);
+        let batch = EncodedBatch::new(events, self.cursor.base());
         let next_heartbeat = Instant::now() + self.broadcasters.heartbeat();
         let (mut turns, mut delivered) = (Turns::default(), 0);
         for slot in 0..self.streams.capacity() {
@@ -322,7 +322,8 @@ impl Broadcaster {
             Some([]) => {}
             Some(missed) => {
                 let next_heartbeat = Instant::now() + self.broadcasters.heartbeat();
-                let count = self.write_selected(slot, &EncodedBatch::new(missed), next_heartbeat);
+                let batch = EncodedBatch::new(missed, self.cursor.base());
+                let count = self.write_selected(slot, &batch, next_heartbeat);
                 self.broadcasters.delivery.metrics.delivered(count as u64);
             }
         }

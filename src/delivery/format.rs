@@ -18,7 +18,7 @@ use super::http1::{chunk, chunk_data};
 use super::sse::{Block, HEARTBEAT};
 use crate::live::{ENCODINGS, LiveEvent, Resume};
 use crate::log::Gap;
-use crate::names::{Cursor, EventId, EventName, FieldName, HashName, Place, RoomName, SubscriberId, Topic};
+use crate::names::{Base, Cursor, EventId, EventName, FieldName, HashName, Place, RoomName, SubscriberId, Topic};
 use crate::timestamp;
 
 /// The `retry:` of a stream whose client should never reconnect. Clients that multiply it stay below the 2^31 ms of
@@ -221,7 +221,17 @@ pub fn event_chunk(event: &LiveEvent) -> &Bytes {
     })
 }
 
-/// The same block without the chunk. It shares the chunk's memory.
+/// The block of an event on a stream of one room or hash, as one chunk of an HTTP/1.1 body, for clients that have this of
+/// the hash.
+pub(super) fn shared_chunk(event: &LiveEvent, base: Option<Base>) -> Bytes {
+    if base.is_none() {
+        return event_chunk(event).clone();
+    }
+    let id = Block::new().id(Place { id: event.id(), base }).into_lines();
+    chunk(&[id.as_bytes(), hash::change(event)].concat()).into()
+}
+
+/// The block of an event on a stream of one room without the chunk. It shares the chunk's memory.
 fn event_block(event: &LiveEvent) -> Bytes {
     let chunk = event_chunk(event);
     chunk.slice_ref(chunk_data(chunk))

@@ -176,7 +176,8 @@ impl StreamSession {
     /// The stream's place, if a broadcaster can serve it: nothing is due now, and the room's shared blocks fit its
     /// format.
     pub(super) fn caught_up(&self, heartbeat: &Heartbeat) -> Option<CaughtUp> {
-        let is_shared = matches!(self.phase, Phase::Open) && self.format.is_shared();
+        let is_shared =
+            matches!(self.phase, Phase::Open) && self.format.is_shared() && self.subscriber.fields().is_none();
         let is_due = || {
             heartbeat.due().min(self.ends_at) <= Instant::now()
                 || self.delivery.drain.is_ending_streams()

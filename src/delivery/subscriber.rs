@@ -177,11 +177,10 @@ impl Subscriber {
 
     /// Whether it gets an event.
     pub fn wants(&self, event: &LiveEvent) -> bool {
-        let is_change = event.effect().is_some();
-        let event = event.event();
-        if is_change {
-            return event.name.as_ref().is_none_or(|name| name.as_str() != EventName::HASH_EXPIRY);
+        if event.effect().is_some() {
+            return event.is_told();
         }
+        let event = event.event();
         if event.is_presence() {
             return self.wants_presence;
         }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::broker::LogEntry;
 use crate::cache::CachedEvent;
-use crate::names::{ChangeEffect, Event, EventId, HashChange, LINE_BYTES, MalformedEvent, Topic};
+use crate::names::{ChangeEffect, Event, EventId, EventName, HashChange, LINE_BYTES, MalformedEvent, Topic};
 
 /// How many encodings an event can keep.
 pub const ENCODINGS: usize = 2;
@@ -51,6 +51,11 @@ impl LiveEvent {
     /// What it does to a mirror, if it is a change of a hash.
     pub fn effect(&self) -> Option<&ChangeEffect> {
         self.effect.as_deref()
+    }
+
+    /// Whether anybody gets it: all events but changes of a hash's expiry.
+    pub fn is_told(&self) -> bool {
+        self.effect.is_none() || self.event.name.as_ref().is_none_or(|name| name.as_str() != EventName::HASH_EXPIRY)
     }
 
     /// The encoding with this index, which is below [`ENCODINGS`]. The first call encodes it.

@@ -10,7 +10,7 @@ use super::LiveEvent;
 use super::topic::{Following, LiveTopic};
 use crate::cache::Lookup;
 use crate::log::LogView;
-use crate::names::EventId;
+use crate::names::{Base, EventId};
 
 /// The cursor of a group of subscribers that have all caught up to one position of a topic.
 ///
@@ -21,6 +21,8 @@ pub struct GroupCursor {
     changes: watch::Receiver<u64>,
     position: EventId,
     retractions: u64,
+    /// The number of the mirror whose state the members have; 0 in a room.
+    mirror: u64,
 }
 
 /// What follows the position of a group.
@@ -40,11 +42,12 @@ pub enum GroupPoll {
 }
 
 impl GroupCursor {
-    pub(super) fn new(topic: Arc<LiveTopic>, position: EventId, retractions: u64) -> Self {
+    pub(super) fn new(topic: Arc<LiveTopic>, state: CaughtUp) -> Self {
         let mut changes = topic.changes();
         // The topic may have changed after the position was determined.
         changes.mark_changed();
-        Self { topic, changes, position, retractions }
+        let CaughtUp { position, retractions, mirror } = state;
+        Self { topic, changes, position, retractions, mirror }
     }
 
     /// The position of the group.
@@ -52,9 +55,15 @@ impl GroupCursor {
         self.position
     }
 
+    /// What the members have of a hash. None in a room.
+    pub fn base(&self) -> Option<Base> {
+        self.topic.watched().map(|_| Base::Mirror(self.mirror))
+    }
+
     /// Whether a subscriber has received more than the group.
     pub fn is_behind(&self, subscriber: &CaughtUp) -> bool {
-        self.position < subscriber.position || self.retractions < subscriber.retractions
+        let has_newer_state = self.mirror != subscriber.mirror && subscriber.mirror == self.topic.mirror();
+        self.position < subscriber.position || self.retractions < subscriber.retractions || has_newer_state
     }
 
     /// Returns when the topic may have changed.
@@ -66,7 +75,7 @@ impl GroupCursor {
     /// What follows, as far as the cache can tell.
     pub fn poll(&mut self) -> GroupPoll {
         self.changes.mark_unchanged();
-        if self.topic.retractions() != self.retractions {
+        if self.topic.retractions() != self.retractions || self.topic.mirror() != self.mirror {
             return GroupPoll::PollEach;
         }
         // Whether an event or nothing follows does not depend on what was reported to a subscriber.
@@ -93,6 +102,9 @@ impl GroupCursor {
     /// The events between a subscriber's position and the group's. `None` if the cache lacks some of them, if the
     /// subscriber is ahead of the group, or if the two have handled different retractions.
     pub fn catch_up(&self, subscriber: &CaughtUp) -> Option<Vec<Arc<LiveEvent>>> {
+        if subscriber.mirror != self.mirror {
+            return None;
+        }
         let mut position = subscriber.position;
         let mut missed = Vec::new();
         while subscriber.retractions == self.retractions && position < self.position {
@@ -121,4 +133,6 @@ impl GroupPoll {
 pub struct CaughtUp {
     pub(super) position: EventId,
     pub(super) retractions: u64,
+    /// The number of the mirror whose state it has; 0 in a room.
+    pub(super) mirror: u64,
 }

@@ -213,16 +213,20 @@ impl Subscription {
     pub fn caught_up(&self) -> Option<CaughtUp> {
         let [cursor] = &*self.cursors else { return None };
         let topic = cursor.guard.live_topic();
-        let is_caught_up = cursor.watch.is_none()
-            && cursor.opening_reply.is_none()
+        let mirror = match &cursor.watch {
+            None => 0,
+            Some(WatchPhase::Following(mirror)) if *mirror == topic.mirror() => *mirror,
+            Some(_) => return None,
+        };
+        let is_caught_up = cursor.opening_reply.is_none()
             && cursor.retractions == topic.retractions()
             && matches!(topic.after(cursor.position, cursor.reported), Lookup::Nothing);
-        is_caught_up.then_some(CaughtUp { position: cursor.position, retractions: cursor.retractions })
+        is_caught_up.then_some(CaughtUp { position: cursor.position, retractions: cursor.retractions, mirror })
     }
 
     /// A cursor for all subscribers in this state. The subscription has to be one to a single topic.
     pub fn group_cursor(&self, state: CaughtUp) -> GroupCursor {
-        GroupCursor::new(self.cursors[0].guard.live_topic().clone(), state.position, state.retractions)
+        GroupCursor::new(self.cursors[0].guard.live_topic().clone(), state)
     }
 
     /// Sets the position, after a group cursor has advanced for this subscription.

@@ -116,6 +116,11 @@ impl LiveTopic {
         self.watched.as_ref()
     }
 
+    /// The number of a hash's mirror; 0 in a room, and if there is no mirror now.
+    pub(super) fn mirror(&self) -> u64 {
+        self.watched.as_ref().map_or(0, WatchedHash::mirror)
+    }
+
     pub(super) fn subscriber_count(&self) -> u64 {
         self.subscriber_count.load(Ordering::SeqCst)
     }

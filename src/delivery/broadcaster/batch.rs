@@ -4,30 +4,35 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::delivery::format::event_chunk;
+use crate::delivery::format::shared_chunk;
 use crate::delivery::session::StreamSession;
 use crate::live::LiveEvent;
+use crate::names::Base;
 
 /// Events that are written together.
 pub(super) struct EncodedBatch<'a> {
     events: &'a [Arc<LiveEvent>],
+    /// What the streams' clients have of a hash.
+    base: Option<Base>,
     /// All the events, as chunks of an HTTP/1.1 body.
     pub(super) bytes: Bytes,
-    /// Whether a stream may get only some of the events although it selects none: one of them excludes subscribers,
-    /// or is about presence.
+    /// Whether a stream may get only some of the events although it selects none: one of them excludes subscribers, is
+    /// about presence, or is not told.
     pub(super) is_selective: bool,
 }
 
 impl<'a> EncodedBatch<'a> {
-    pub(super) fn new(events: &'a [Arc<LiveEvent>]) -> Self {
+    pub(super) fn new(events: &'a [Arc<LiveEvent>], base: Option<Base>) -> Self {
         let bytes = match events {
             // The common case copies nothing.
-            [one] => event_chunk(one).clone(),
-            _ => concat(events.iter()),
+            [one] => shared_chunk(one, base),
+            _ => concat(events.iter(), base),
         };
-        let is_selective =
-            events.iter().any(|event| !event.event().except.is_empty() || event.event().is_presence());
-        Self { events, bytes, is_selective }
+        let is_selective = events.iter().any(|event| {
+            let is_for_some = !event.event().except.is_empty() || event.event().is_presence();
+            is_for_some || !event.is_told()
+        });
+        Self { events, base, bytes, is_selective }
     }
 
     /// The bytes for one stream, and the number of events in them.
@@ -36,10 +41,10 @@ impl<'a> EncodedBatch<'a> {
             return (self.bytes.clone(), self.events.len());
         }
         let events: Vec<_> = self.events.iter().filter(|event| session.wants(event)).collect();
-        (concat(events.iter().copied()), events.len())
+        (concat(events.iter().copied(), self.base), events.len())
     }
 }
 
-fn concat<'a>(events: impl Iterator<Item = &'a Arc<LiveEvent>>) -> Bytes {
-    events.map(|event| &event_chunk(event)[..]).collect::<Vec<_>>().concat().into()
+fn concat<'a>(events: impl Iterator<Item = &'a Arc<LiveEvent>>, base: Option<Base>) -> Bytes {
+    events.map(|event| shared_chunk(event, base)).collect::<Vec<_>>().concat().into()
 }

@@ -9,7 +9,7 @@ use super::super::sse::tests::{Dispatched, hostile_text, parse, with_line_feeds}
 use super::{event_block, event_envelope};
 use crate::broker::LogEntry;
 use crate::live::LiveEvent;
-use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId};
+use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId, Topic};
 
 /// JSON with every kind of white space between its tokens, and with hostile text in its strings.
 fn json_text() -> impl Strategy<Value = String> {
