@@ -50,7 +50,7 @@ fn public_routes() -> OpenApiRouter<App> {
         .routes(routes!(batch::publish_events))
         .routes(routes!(streams::stream_room))
         .routes(routes!(streams::stream_rooms))
-        .routes(routes!(streams::watch_hash))
+        .routes(routes!(streams::stream_hash))
         .routes(routes!(rooms::list_rooms))
         .routes(routes!(rooms::describe_room))
         .routes(routes!(subscribers::list_subscribers))

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -38,7 +39,7 @@ use crate::broker::{
 };
 use crate::cache::AnnouncementOutcome;
 use crate::log::LogView;
-use crate::names::{EventId, RoomName, Topic};
+use crate::names::{EventId, HashName, Place, RoomName, Topic};
 use crate::rate_limit::Payer;
 use crate::shutdown::Tasks;
 use crate::timestamp;
@@ -179,6 +180,12 @@ impl Live {
             live.clear_to(position);
         }
         Ok(())
+    }
+
+    /// The place of a client that has these fields of a hash and no others, if they are the state of a mirror.
+    pub async fn place_of(&self, hash: &HashName, fields: &[(String, Bytes)]) -> Option<Place> {
+        let topic = self.get(&hash.clone().into())?;
+        topic.watched()?.place_of(&topic, fields).await
     }
 
     fn enter(self: &Arc<Self>, topic: &Topic) -> TopicGuard {

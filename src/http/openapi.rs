@@ -18,8 +18,8 @@ use utoipa::OpenApi;
 
 pub(in crate::http) use self::streams::GapReasonSchema;
 use self::streams::{
-    PresenceChange, RoomEvent, ServerEvent, StreamEndSchema, StreamGapSchema, StreamOpenSchema,
-    StreamPositionSchema,
+    HashClear, HashDelete, HashSet, HashSnapshot, PresenceChange, RoomEvent, ServerEvent, StreamEndSchema,
+    StreamGapSchema, StreamOpenSchema, StreamPositionSchema,
 };
 use super::problem::{MEDIA_TYPE, Problem, ProblemDocument};
 use super::{App, caller};
@@ -37,11 +37,12 @@ Events.",
     ),
     servers((url = "/", description = "This gateway")),
     components(schemas(
-        ProblemDocument, ServerEvent, StreamOpenSchema, StreamGapSchema, StreamPositionSchema, StreamEndSchema, PresenceChange, RoomEvent
+        ProblemDocument, ServerEvent, StreamOpenSchema, StreamGapSchema, StreamPositionSchema, StreamEndSchema, PresenceChange, RoomEvent,
+        HashSnapshot, HashSet, HashDelete, HashClear
     )),
     tags(
         (name = "Rooms", description = "Publish events to rooms, and read the logs of rooms"),
-        (name = "Streams", description = "Receive the events of rooms as Server-Sent Events"),
+        (name = "Streams", description = "Receive the events of rooms and the changes of hashes as Server-Sent Events"),
         (name = "Hashes", description = "Read and write shared values, by hash and field"),
         (name = "Presence", description = "List members and replicas; remove subscribers, users and tokens"),
         (name = "Health", description = "For monitors, load balancers and containers"),

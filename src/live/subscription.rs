@@ -45,8 +45,9 @@ pub enum Start {
     Earliest,
     /// Before the newest events, this many.
     Recent(u64),
-    /// Of a hash: the place at which an earlier stream ended, or a snapshot.
-    Watch(Option<Place>),
+    /// Of a hash: the place at which an earlier stream ended, or a snapshot. A number stands for the fields that are
+    /// selected, since the client of another selection has nothing of the other fields; 0 for all fields.
+    Watch(Option<Place>, u64),
 }
 
 /// Whether a subscription continues an earlier stream, and how.
@@ -141,6 +142,8 @@ struct TopicCursor {
     awaits_announcement: bool,
     /// Of a hash.
     watch: Option<WatchPhase>,
+    /// The number of the fields of a hash that are selected.
+    selection: u64,
 }
 
 /// Where a subscription to a hash is.
@@ -149,7 +152,7 @@ enum WatchPhase {
     NeedsSnapshot(u8),
     /// It has these many parts of a snapshot.
     Snapshot { snapshot: Weak<Snapshot>, parts: usize, too_slow: u8 },
-    /// It has the state of the mirror with this number.
+    /// It has the selected fields of the state of a mirror: the number of the two together.
     Following(u64),
 }
 
@@ -215,7 +218,7 @@ impl Subscription {
         let topic = cursor.guard.live_topic();
         let mirror = match &cursor.watch {
             None => 0,
-            Some(WatchPhase::Following(mirror)) if *mirror == topic.mirror() => *mirror,
+            Some(WatchPhase::Following(mirror)) if cursor.selection == 0 && *mirror == topic.mirror() => *mirror,
             Some(_) => return None,
         };
         let is_caught_up = cursor.opening_reply.is_none()
@@ -325,8 +328,8 @@ impl TopicCursor {
         let retractions = guard.live_topic().retractions();
         let end = guard.live_topic().end().unwrap_or(EventId::start_of(0));
         let position = match start {
-            Start::Now | Start::Recent(0) | Start::Watch(None) => end,
-            Start::After(position) | Start::Watch(Some(Place { id: position, .. })) => {
+            Start::Now | Start::Recent(0) | Start::Watch(None, _) => end,
+            Start::After(position) | Start::Watch(Some(Place { id: position, .. }), _) => {
                 match guard.live_topic().history() {
                     // Read before the data set.
                     Some(history) => log.resume_from(topic, &history, position).await?,
@@ -356,8 +359,10 @@ impl TopicCursor {
             retry_at: None,
             awaits_announcement: false,
             watch: None,
+            selection: 0,
         };
-        if let Start::Watch(place) = start {
+        if let Start::Watch(place, selection) = start {
+            cursor.selection = selection;
             cursor.watch = Some(match place.and_then(|place| place.base) {
                 Some(Base::Mirror(mirror)) => WatchPhase::Following(mirror),
                 Some(Base::Unfinished) | None => WatchPhase::NeedsSnapshot(0),
@@ -395,7 +400,7 @@ impl TopicCursor {
 
     /// Whether it has the state of a hash's present mirror.
     fn has_base_of(&self, watched: &WatchedHash) -> bool {
-        matches!(self.watch, Some(WatchPhase::Following(mirror)) if mirror == watched.mirror())
+        matches!(self.watch, Some(WatchPhase::Following(number)) if watched.has_number(number, self.selection))
     }
 
     /// What follows now. The position moves on accordingly.
@@ -444,18 +449,20 @@ impl TopicCursor {
                     let part = snapshot.parts[*parts].clone();
                     *parts += 1;
                     if *parts == snapshot.parts.len() {
-                        *phase = WatchPhase::Following(snapshot.mirror);
+                        *phase = WatchPhase::Following(snapshot.mirror ^ self.selection);
                     }
                     return Polled::Part(part);
                 }
-                WatchPhase::Following(mirror) => {
-                    let mirror = *mirror;
+                WatchPhase::Following(number) => {
+                    let number = *number;
                     let following = self.poll_log().await;
                     let needs_snapshot = match following {
                         Following::Events(_) => false,
                         Following::Gap(_) => true,
                         // After all changes that the log has: they are what has happened.
-                        Following::NothingUpTo(_) => self.retry_at.is_none() && mirror != watched.mirror(),
+                        Following::NothingUpTo(_) => {
+                            self.retry_at.is_none() && !watched.has_number(number, self.selection)
+                        }
                     };
                     if needs_snapshot {
                         self.watch = Some(WatchPhase::NeedsSnapshot(0));

@@ -21,7 +21,7 @@ use crate::broker::{BrokerError, Fault, FaultKind, ReadLimit, ReadRange};
 use crate::cache::Lookup;
 use crate::log::{LogView, Next};
 use crate::mirror::Mirror;
-use crate::names::{ChangeKind, EventId, HashChange, HashName, MAX_NUMBER, digest};
+use crate::names::{Base, ChangeKind, EventId, HashChange, HashName, MAX_NUMBER, Place, digest};
 use crate::timestamp;
 
 /// Fields of one page of a read.
@@ -94,6 +94,12 @@ impl WatchedHash {
         self.mirror.load(Ordering::SeqCst)
     }
 
+    /// Whether a number stands for this mirror and a selection of fields.
+    pub(super) fn has_number(&self, number: u64, selection: u64) -> bool {
+        let mirror = self.mirror();
+        mirror != 0 && number == mirror ^ selection
+    }
+
     /// Keeps the mirror true. Never ends.
     pub(super) async fn run(&self, topic: &LiveTopic) {
         let mut changes = topic.changes();
@@ -128,6 +134,17 @@ impl WatchedHash {
         state.snapshot = Arc::downgrade(&snapshot);
         self.schedule(&mut state, began);
         Ok(snapshot)
+    }
+
+    /// The place of a client that has these fields and no others, if that is the mirror's state.
+    pub(super) async fn place_of(&self, topic: &LiveTopic, fields: &[(String, Bytes)]) -> Option<Place> {
+        // Whoever reads the hash now takes a while.
+        let mut state = self.state.try_lock().ok()?;
+        self.follow(topic, &mut state).await;
+        let mirror = state.mirror.as_ref()?;
+        let digests = fields.iter().map(|(field, value)| (field.as_str().into(), digest(value))).collect();
+        let base = Some(Base::Mirror(self.mirror()));
+        mirror.differing(&digests).is_empty().then(|| Place { id: mirror.position(), base })
     }
 
     async fn compare(&self, topic: &LiveTopic) {

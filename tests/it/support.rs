@@ -75,6 +75,16 @@ pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) 
     tokio::spawn(task)
 }
 
+/// The fields of a list of a hash without their entity tags.
+pub fn values_of(list: &serde_json::Value) -> serde_json::Value {
+    let mut fields = list["fields"].clone();
+    for value in fields.as_object_mut().into_iter().flat_map(|fields| fields.values_mut()) {
+        let tag = value.as_object_mut().and_then(|value| value.remove("etag"));
+        assert!(tag.is_some_and(|tag| tag.as_str().is_some_and(|tag| tag.len() == 42)), "{list}");
+    }
+    fields
+}
+
 /// A port on which nothing listens at the moment.
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

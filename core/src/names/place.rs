@@ -25,6 +25,9 @@ pub enum Base {
 }
 
 impl Place {
+    /// The place of a client that has nothing of a hash.
+    pub const WITHOUT_BASE: Self = Self { id: EventId::start_of(0), base: Some(Base::Unfinished) };
+
     /// The same base at another position.
     #[must_use]
     pub fn at(self, id: EventId) -> Self {

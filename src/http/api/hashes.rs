@@ -20,7 +20,8 @@ use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
 use self::patches::{JSON_PATCH, Patch, tested_fields};
-use self::values::{HashValue, check_value, current_value};
+pub use self::values::TaggedValue;
+use self::values::{check_value, current_value};
 use self::writes::{WriteHeaders, require_memory};
 use crate::auth::Permission;
 use crate::broker::{FieldPage, HashWrite, WriteEffect, WriteOutcome};
@@ -30,7 +31,7 @@ use crate::http::caller::Caller;
 use crate::http::extract::{HashPath, QueryParams, has_media_type, parse_name};
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
-use crate::names::{FieldName, HashName};
+use crate::names::{FieldName, HashName, Place, WatchedValue};
 
 const DEFAULT_LIMIT: usize = 1000;
 const MAX_LIMIT: usize = 10_000;
@@ -56,12 +57,14 @@ pub struct FieldsQuery {
 
 /// Fields of a hash.
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"hash": "lamp", "fields": {"colour": {"value": "green"}}, "next": null}))]
+#[schema(example = json!({"hash": "lamp",
+    "fields": {"colour": {"value": "green", "etag": "\"bc74f4f071a5a33f00ab88a6d6385b5e6638b86c\""}},
+    "next": null, "position": "1790000000000000-42~1f3a"}))]
 pub struct FieldList {
     /// The hash's name.
     hash: String,
     /// The values, by the names of their fields.
-    #[schema(value_type = BTreeMap<String, HashValue>)]
+    #[schema(value_type = BTreeMap<String, TaggedValue>)]
     fields: BTreeMap<String, Box<RawValue>>,
     /// The start of the next page. Null on the last page.
     #[schema(required = true)]
@@ -71,6 +74,10 @@ pub struct FieldList {
     #[serde(skip_serializing_if = "is_zero")]
     #[schema(required = false)]
     skipped: usize,
+    /// The position for `after` of a stream of the hash. The stream may begin with a snapshot all the same: with all pages of
+    /// a list, with selected fields, and on a replica that nobody watches the hash on.
+    #[schema(example = "1790000000000000-42~1f3a")]
+    position: String,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -109,8 +116,16 @@ pub async fn list_fields(
         }
     };
     let page = caller.read(&app, page, FieldPage::bytes).await?;
+    let is_whole = query.field.is_empty() && query.after.is_none() && page.next.is_none();
+    let place = if is_whole { app.live.place_of(&hash, &page.fields).await } else { None };
     let fields = encode(page.fields).await;
-    let list = FieldList { hash: hash.to_string(), fields, next: page.next, skipped: page.skipped };
+    let list = FieldList {
+        hash: hash.to_string(),
+        fields,
+        next: page.next,
+        skipped: page.skipped,
+        position: place.unwrap_or(Place::WITHOUT_BASE).to_string(),
+    };
     // A selection may be too long for a header.
     let link = list
         .next
@@ -128,7 +143,7 @@ pub async fn list_fields(
 async fn encode(page: Vec<(String, Bytes)>) -> BTreeMap<String, Box<RawValue>> {
     let (mut fields, mut bytes) = (BTreeMap::new(), 0);
     for (field, value) in page {
-        let encoded = to_raw_value(&HashValue::from_bytes(&value)).expect("a text is always JSON");
+        let encoded = to_raw_value(&WatchedValue::new(&value)).expect("a text is always JSON");
         bytes += encoded.get().len();
         fields.insert(field, encoded);
         if bytes >= BYTES_BETWEEN_YIELDS {

@@ -6,6 +6,8 @@
 mod opening;
 pub mod refusal;
 
+use std::collections::BTreeSet;
+
 use axum::extract::State;
 use axum::http::{HeaderMap, Method};
 use axum::response::Response;
@@ -22,7 +24,7 @@ use crate::http::caller::Caller;
 use crate::http::extract::{HashPath, QueryParams, RoomPath, parse_name};
 use crate::http::problem::{Code, Problem};
 use crate::live::Start;
-use crate::names::{Cursor, HashName, Place, RoomName, Topic};
+use crate::names::{Cursor, HashName, MAX_NUMBER, Place, RoomName, Topic, digest};
 
 /// Most events that `recent` can ask for.
 const MAX_RECENT: u64 = 1000;
@@ -237,7 +239,7 @@ pub async fn stream_rooms(
         let start = match (&topic, place) {
             (Topic::Room(_), None) => fresh,
             (Topic::Room(_), Some(place)) => place.map_or(Start::Now, |place| Start::After(place.id)),
-            (Topic::Hash(_), place) => Start::Watch(place.flatten()),
+            (Topic::Hash(_), place) => Start::Watch(place.flatten(), selection(&query.field)),
         };
         topics.push((topic, start));
         Ok(())
@@ -296,7 +298,7 @@ pub struct WatchQuery {
     end: Option<EndOption>,
 }
 
-/// Watch a hash
+/// Stream a hash
 ///
 /// The response is a stream of Server-Sent Events: `stream.open`; then the present fields as `hash.snapshot`, in one or
 /// more parts, of which the last one has `"last":true`; then each change as `hash.set`, `hash.delete` or `hash.clear`.
@@ -304,7 +306,7 @@ pub struct WatchQuery {
 /// reconnects with the last `id:` that it got gets the changes since, or a new snapshot. `stream.gap` reports that
 /// changes may be missing; a snapshot follows.
 #[utoipa::path(
-    get, path = "/v1/hashes/{hash}/stream", operation_id = "watchHash", tag = "Streams",
+    get, path = "/v1/hashes/{hash}/stream", operation_id = "streamHash", tag = "Streams",
     params(("hash" = String, Path, description = "The hash's name", example = "lamp"), WatchQuery,
         ("Last-Event-ID" = Option<String>, Header, description = "The position to continue after; browsers send it. Of several, separated by commas, the last one counts")),
     responses(
@@ -314,7 +316,7 @@ pub struct WatchQuery {
         (status = 409, description = "The key in Redis has another type; or the hash is too large to be watched"),
     ),
 )]
-pub async fn watch_hash(
+pub async fn stream_hash(
     caller: Result<Caller, Problem>,
     HashPath(hash): HashPath,
     QueryParams(query): QueryParams<WatchQuery>,
@@ -338,7 +340,17 @@ pub async fn watch_hash(
         last_id: last_id.map(str::to_owned),
         ..StreamOptions::default()
     };
-    open(&app, caller, vec![(hash.into(), Start::Watch(place))], options).await
+    open(&app, caller, vec![(hash.into(), Start::Watch(place, selection(&query.field)))], options).await
+}
+
+/// A number for the fields that a stream selects; 0 for all.
+fn selection(fields: &[String]) -> u64 {
+    let names: BTreeSet<_> = fields.iter().map(String::as_str).collect();
+    if names.is_empty() {
+        return 0;
+    }
+    // No name has a control character.
+    digest(names.into_iter().collect::<Vec<_>>().join("\n").as_bytes()) & MAX_NUMBER
 }
 
 /// The start of a stream without a position.

@@ -1,11 +1,13 @@
-//! The items of streams in the document: schemas of the data of each control event, of presence events, and of the
-//! envelope on a stream of several rooms. The types only describe: `delivery` writes the blocks. Enums are inline, since
+//! The items of streams in the document: schemas of the data of each control event, of presence events, of changes of
+//! hashes, and of the envelope on a stream of several rooms. The types only describe: `delivery` writes the blocks. Enums are inline, since
 //! generated Go has one namespace for the values of all that have a name.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use utoipa::ToSchema;
+
+use crate::http::api::hashes::TaggedValue;
 
 use crate::config::OpenApiVersion;
 
@@ -38,9 +40,12 @@ pub(super) struct StreamOpenSchema {
     expires_at: Option<String>,
     /// The stream's rooms, by name.
     rooms: BTreeMap<String, OpenedRoomSchema>,
+    /// The stream's hashes, by name. Missing if there are none.
+    #[schema(nullable = false)]
+    hashes: Option<BTreeMap<String, OpenedRoomSchema>>,
 }
 
-/// A room of a stream that opens.
+/// A room or a hash of a stream that opens.
 #[derive(ToSchema)]
 #[schema(as = OpenedRoom)]
 pub(super) struct OpenedRoomSchema {
@@ -51,21 +56,27 @@ pub(super) struct OpenedRoomSchema {
 }
 
 /// How a stream begins: `fresh`, not after an earlier one; `complete`, after an earlier one, and no event is missing;
-/// `gap`, after an earlier one, and events may be missing.
+/// `gap`, after an earlier one, and events may be missing; `snapshot`, of a hash, after an earlier one: no change is
+/// missing, and a snapshot follows all the same.
 #[derive(ToSchema)]
 #[schema(as = Resume, rename_all = "snake_case")]
 pub(super) enum ResumeSchema {
     Fresh,
     Complete,
     Gap,
+    Snapshot,
 }
 
 /// The data of `stream.gap`: events after `from`, up to and including `to`, may be missing.
 #[derive(ToSchema)]
 #[schema(as = StreamGap)]
 pub(super) struct StreamGapSchema {
-    /// The room's name.
-    room: String,
+    /// The room's name, if events of a room may be missing.
+    #[schema(nullable = false)]
+    room: Option<String>,
+    /// The hash's name, if changes of a hash may be missing. A snapshot follows.
+    #[schema(nullable = false)]
+    hash: Option<String>,
     /// The last position up to which no event is missing.
     from: String,
     /// The position after which the stream continues.
@@ -117,6 +128,8 @@ pub(super) enum StreamEndReason {
     TooManyRequests,
     TooManyStreams,
     TooManyConnections,
+    TooSlow,
+    HashTooLarge,
     Unavailable,
     NoReplica,
 }
@@ -156,6 +169,73 @@ pub(super) struct PresenceMember {
     since: String,
 }
 
+/// The data of `hash.snapshot`: a part of the present fields of a hash.
+#[derive(ToSchema)]
+pub(super) struct HashSnapshot {
+    /// The hash's name.
+    hash: String,
+    /// The values, by the names of their fields.
+    fields: BTreeMap<String, TaggedValue>,
+    /// The number of the part, from 0.
+    part: u64,
+    /// Whether this is the last part. What the client had of the hash before is then to be replaced by the parts.
+    last: bool,
+}
+
+/// The data of `hash.set`: fields that have other values now.
+#[derive(ToSchema)]
+pub(super) struct HashSet {
+    /// The hash's name.
+    hash: String,
+    /// The new values, by the names of their fields.
+    fields: BTreeMap<String, TaggedValue>,
+    /// The subject of the token with which it was written. Null if that had none, and if another client of Redis wrote.
+    #[schema(required = true)]
+    by: Option<String>,
+    /// The time of the write, or at which it was noticed, RFC 3339 in UTC.
+    #[schema(format = DateTime)]
+    changed_at: String,
+}
+
+/// The data of `hash.delete`: fields that have no value any more.
+#[derive(ToSchema)]
+pub(super) struct HashDelete {
+    /// The hash's name.
+    hash: String,
+    /// The names of the fields.
+    fields: Vec<String>,
+    /// As in `HashSet`.
+    #[schema(required = true)]
+    by: Option<String>,
+    /// As in `HashSet`.
+    #[schema(format = DateTime)]
+    changed_at: String,
+}
+
+/// The data of `hash.clear`: the hash has no fields any more.
+#[derive(ToSchema)]
+pub(super) struct HashClear {
+    /// The hash's name.
+    hash: String,
+    #[schema(inline)]
+    reason: HashClearReason,
+    /// As in `HashSet`.
+    #[schema(required = true)]
+    by: Option<String>,
+    /// As in `HashSet`.
+    #[schema(format = DateTime)]
+    changed_at: String,
+}
+
+/// Why: a caller has deleted it, it has expired, or another client of Redis has deleted or replaced it.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum HashClearReason {
+    Removed,
+    Expired,
+    External,
+}
+
 /// The data of an event on a stream of several rooms.
 #[derive(ToSchema)]
 pub(super) struct RoomEvent {
@@ -187,21 +267,45 @@ const CONTROL: [(&str, &str); 4] = [
 ];
 /// Names of presence events.
 const PRESENCE: [&str; 2] = ["presence.join", "presence.leave"];
+/// Names and schemas of what streams tell of hashes.
+const HASHES: [(&str, &str); 4] = [
+    ("hash.snapshot", "HashSnapshot"),
+    ("hash.set", "HashSet"),
+    ("hash.delete", "HashDelete"),
+    ("hash.clear", "HashClear"),
+];
+
+/// What a stream carries beside the control events.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carries {
+    /// The events of one room, as they were published.
+    Room,
+    /// The changes of one hash.
+    Hash,
+    /// The events of rooms in envelopes, and the changes of hashes.
+    Both,
+}
+
+const STREAMS: [(&str, Carries); 3] = [
+    ("/v1/rooms/{room}/stream", Carries::Room),
+    ("/v1/hashes/{hash}/stream", Carries::Hash),
+    ("/v1/stream", Carries::Both),
+];
 
 fn reference(schema: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{schema}") })
 }
 
-/// Describes what both streams carry. In 3.2 an item is a block. Older versions can't tell items from the whole, and
+/// Describes what streams carry. In 3.2 an item is a block. Older versions can't tell items from the whole, and
 /// generators that know streams take the schema for that of one block's data.
 pub(super) fn describe(document: &mut Value, version: OpenApiVersion) {
-    for (path, room_event) in [("/v1/rooms/{room}/stream", None), ("/v1/stream", Some("RoomEvent"))] {
+    for (path, carries) in STREAMS {
         let content = &mut document["paths"][path]["get"]["responses"]["200"]["content"]["text/event-stream"];
         if version == OpenApiVersion::V32 {
-            content["itemSchema"] = item(room_event);
+            content["itemSchema"] = item(carries);
             content.as_object_mut().expect("a media type is an object").remove("schema");
         } else {
-            content["schema"] = data(room_event);
+            content["schema"] = data(carries);
         }
     }
     if version != OpenApiVersion::V32 {
@@ -209,38 +313,47 @@ pub(super) fn describe(document: &mut Value, version: OpenApiVersion) {
     }
 }
 
+/// Names and schemas of the blocks whose data does not depend on a publisher.
+fn named(carries: Carries) -> Vec<(&'static str, &'static str)> {
+    let presence = match carries {
+        Carries::Room => Some("PresenceChange"),
+        Carries::Hash => None,
+        Carries::Both => Some("RoomEvent"),
+    };
+    let presence = presence.into_iter().flat_map(|schema| PRESENCE.map(|name| (name, schema)));
+    let hashes = HASHES.into_iter().filter(|_| carries != Carries::Room);
+    CONTROL.into_iter().chain(presence).chain(hashes).collect()
+}
+
 /// One block: its data is JSON that depends on the event's name.
-fn item(room_event: Option<&str>) -> Value {
+fn item(carries: Carries) -> Value {
     let block = |name: &str, schema: Value| {
         let data = json!({ "contentMediaType": "application/json", "contentSchema": schema });
         json!({ "properties": { "event": { "const": name }, "data": data }, "required": ["event"] })
     };
-    let mut blocks: Vec<_> = CONTROL.into_iter().map(|(name, schema)| block(name, reference(schema))).collect();
-    let reserved: Vec<_> = CONTROL.into_iter().map(|(name, _)| name).chain(PRESENCE).collect();
-    let others = json!({ "event": { "not": { "enum": reserved } } });
-    match room_event {
-        None => {
-            blocks.extend(PRESENCE.into_iter().map(|name| block(name, reference("PresenceChange"))));
-            blocks.push(json!({ "properties": others }));
-        }
-        Some(schema) => {
-            blocks.extend(PRESENCE.into_iter().map(|name| block(name, reference(schema))));
-            let data = json!({ "contentMediaType": "application/json", "contentSchema": reference(schema) });
-            blocks.push(json!({ "properties": { "event": others["event"], "data": data } }));
+    let mut blocks: Vec<_> =
+        named(carries).into_iter().map(|(name, schema)| block(name, reference(schema))).collect();
+    let reserved: Vec<_> = named(carries).into_iter().map(|(name, _)| name).collect();
+    let others = json!({ "not": { "enum": reserved } });
+    match carries {
+        Carries::Room => blocks.push(json!({ "properties": { "event": others } })),
+        Carries::Hash => {}
+        Carries::Both => {
+            let data = json!({ "contentMediaType": "application/json", "contentSchema": reference("RoomEvent") });
+            blocks.push(json!({ "properties": { "event": others, "data": data } }));
         }
     }
     json!({ "allOf": [reference("ServerEvent")], "anyOf": blocks })
 }
 
 /// The data of one block, decoded.
-fn data(room_event: Option<&str>) -> Value {
-    let mut choices: Vec<_> = CONTROL.into_iter().map(|(_, schema)| reference(schema)).collect();
-    match room_event {
-        None => {
-            choices.push(reference("PresenceChange"));
-            choices.push(json!({ "description": "The data of an event, as it was published" }));
-        }
-        Some(schema) => choices.push(reference(schema)),
+fn data(carries: Carries) -> Value {
+    let mut schemas: Vec<_> = named(carries).into_iter().map(|(_, schema)| schema).collect();
+    schemas.dedup();
+    let mut choices: Vec<_> = schemas.into_iter().map(reference).collect();
+    match carries {
+        Carries::Room => choices.push(json!({ "description": "The data of an event, as it was published" })),
+        Carries::Hash | Carries::Both => {}
     }
     json!({ "anyOf": choices })
 }

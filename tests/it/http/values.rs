@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::refused;
-use crate::support::World;
+use crate::support::{World, values_of};
 
 const FIELD: &str = "/v1/hashes/lamp/fields/colour";
 
@@ -57,7 +57,7 @@ on_both_brokers! {
         let put = gateway.request(Method::PUT, FIELD).header("content-type", "application/octet-stream");
         gateway.send(put.body(&bytes[..])).await;
         let list = gateway.get("/v1/hashes/lamp").await.1;
-        let shown = &list["fields"]["colour"];
+        let shown = &values_of(&list)["colour"];
         assert!(shown["value_base64"].is_string(), "{list}");
         let copy = "/v1/hashes/copy/fields/colour";
         assert_eq!(gateway.send(gateway.request(Method::PUT, copy).json(shown)).await.0, 201);
@@ -77,8 +77,7 @@ async fn fields_whose_names_no_request_can_have_are_counted_and_not_listed() {
                  redis.call('HSET', KEYS[1], name, 'v') end";
     world.redis.as_ref().unwrap().eval(write, &["roomcast:hash:{lamp}"], &[]);
     let list = gateway.get("/v1/hashes/lamp").await.1;
-    let expected = json!({"hash": "lamp", "fields": {"good": {"value": "v"}}, "next": null, "skipped": 7});
-    assert_eq!(list, expected);
+    assert_eq!((values_of(&list), &list["skipped"]), (json!({"good": {"value": "v"}}), &json!(7)));
     let selected = gateway.get("/v1/hashes/lamp?field=good").await.1;
-    assert_eq!(selected, json!({"hash": "lamp", "fields": {"good": {"value": "v"}}, "next": null}));
+    assert_eq!((values_of(&selected), &selected["skipped"]), (json!({"good": {"value": "v"}}), &json!(null)));
 }

@@ -6,7 +6,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::auth::{all, claims, close, token};
-use crate::support::{Gateway, RedisServer, World, eventually};
+use crate::support::{Gateway, RedisServer, World, eventually, values_of};
 
 const PAGE: &str = include_str!("../../../docs/redis.md");
 /// Commands that the gateway does not use: other programs publish with EVAL.
@@ -177,7 +177,7 @@ async fn hashes(client: &TokenClient, server: &RedisServer) {
     client.send(200, patch.header("idempotency-key", "patch").body(operations.to_string())).await;
     client.send(204, field(Method::DELETE, "other").header("idempotency-key", "delete")).await;
     let fields = client.send(200, client.request(Method::GET, "/v1/hashes/lamp?field=level&field=count")).await;
-    assert_eq!(fields["fields"], json!({"count": {"value": "2"}, "level": {"value": "3"}}));
+    assert_eq!(values_of(&fields), json!({"count": {"value": "2"}, "level": {"value": "3"}}));
     client.send(200, client.request(Method::GET, "/v1/hashes/lamp")).await;
     client.send(204, client.request(Method::DELETE, "/v1/hashes/lamp")).await;
     // A hash that is full.

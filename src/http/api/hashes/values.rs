@@ -32,6 +32,21 @@ impl HashValue {
     }
 }
 
+/// A value with its entity tag.
+#[derive(ToSchema)]
+#[schema(example = json!({"value": "green", "etag": "\"bc74f4f071a5a33f00ab88a6d6385b5e6638b86c\""}))]
+#[allow(dead_code, reason = "it only describes a `WatchedValue`")]
+pub struct TaggedValue {
+    /// The value, if it is UTF-8.
+    #[schema(nullable = false)]
+    value: Option<String>,
+    /// The value in Base64, if it is not UTF-8.
+    #[schema(nullable = false)]
+    value_base64: Option<String>,
+    /// The value's entity tag, as `If-Match` takes it.
+    etag: String,
+}
+
 /// The present value of a field, for a problem document.
 pub(super) fn current_value(bytes: Option<&Bytes>) -> CurrentValue {
     match bytes {
