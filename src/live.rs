@@ -39,7 +39,7 @@ use crate::broker::{
 };
 use crate::cache::AnnouncementOutcome;
 use crate::log::LogView;
-use crate::names::{EventId, HashName, Place, RoomName, Topic};
+use crate::names::{Bookmark, EventId, HashName, RoomName, Topic};
 use crate::rate_limit::Payer;
 use crate::shutdown::Tasks;
 use crate::timestamp;
@@ -182,10 +182,10 @@ impl Live {
         Ok(())
     }
 
-    /// The place of a client that has these fields of a hash and no others, if they are the state of a mirror.
-    pub async fn place_of(&self, hash: &HashName, fields: &[(String, Bytes)]) -> Option<Place> {
+    /// The bookmark of a client that has these fields of a hash and no others, if they are the state of a mirror.
+    pub async fn bookmark_of(&self, hash: &HashName, fields: &[(String, Bytes)]) -> Option<Bookmark> {
         let topic = self.get(&hash.clone().into())?;
-        topic.watched()?.place_of(&topic, fields).await
+        topic.watched()?.bookmark_of(&topic, fields).await
     }
 
     fn enter(self: &Arc<Self>, topic: &Topic) -> TopicGuard {

@@ -1,20 +1,20 @@
 //! Names, topics, event ids, cursors and events, with their parsing and their limits. No I/O, no clock.
 
+mod bookmark;
 mod cursor;
 mod event;
 mod hash_change;
 mod letters;
 mod name;
-mod place;
 mod topic;
 
+pub use bookmark::{Bookmark, BookmarkError, WatchBase};
 pub use cursor::{Cursor, CursorError, MAX_CURSOR_BYTES};
 pub use event::{Data, DataError, Event, LINE_BYTES, MAX_JSON_DEPTH, MalformedEvent, nesting, without_white_space};
 pub use hash_change::{ChangeEffect, ChangeKind, ClearReason, HashChange, WatchedValue, change_header, digest};
 pub use name::{
     EventName, FieldName, HashName, MAX_FIELD_BYTES, MAX_NAME_BYTES, NameError, RoomName, SubscriberId,
 };
-pub use place::{Base, Place, PlaceError};
 pub use topic::Topic;
 
 use std::fmt;

@@ -18,7 +18,9 @@ use super::http1::{chunk, chunk_data};
 use super::sse::{Block, HEARTBEAT};
 use crate::live::{ENCODINGS, LiveEvent, Resume};
 use crate::log::Gap;
-use crate::names::{Base, Cursor, EventId, EventName, FieldName, HashName, Place, RoomName, SubscriberId, Topic};
+use crate::names::{
+    Bookmark, Cursor, EventId, EventName, FieldName, HashName, RoomName, SubscriberId, Topic, WatchBase,
+};
 use crate::timestamp;
 
 /// The `retry:` of a stream whose client should never reconnect. Clients that multiply it stay below the 2^31 ms of
@@ -28,7 +30,7 @@ const NEVER_RETRY: Duration = Duration::from_hours(24);
 /// The format of a stream's blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StreamFormat {
-    /// A stream of one room or hash. It carries events as published; the `id:` is the stream's place.
+    /// A stream of one room or hash. It carries events as published; the `id:` is the stream's bookmark.
     #[default]
     Single,
     /// A stream of several rooms and hashes. It carries events of rooms in envelopes; the `id:` is a cursor for all.
@@ -101,19 +103,21 @@ enum Encoding {
 const _: () = assert!(Encoding::Envelope as usize + 1 == ENCODINGS, "an event keeps each of the encodings");
 
 impl<'a> StreamOpen<'a> {
-    /// `expires_at`: when the stream ends because its token expires. `topics`: each with the place at which the stream
+    /// `expires_at`: when the stream ends because its token expires. `topics`: each with the bookmark at which the stream
     /// starts.
     pub(super) fn new(
         subscriber: &'a SubscriberId,
         replica: &'a str,
         expires_at: Option<SystemTime>,
-        topics: impl Iterator<Item = (&'a Topic, Place, Resume)>,
+        topics: impl Iterator<Item = (&'a Topic, Bookmark, Resume)>,
     ) -> Self {
         let (rooms, hashes): (Vec<_>, Vec<_>) = topics.partition(|(topic, ..)| topic.room().is_some());
-        let opened = |topics: Vec<(&'a Topic, Place, Resume)>| {
-            let opened =
-                |place: Place, resume: Resume| OpenedTopic { position: place.to_string(), resume: resume.name() };
-            topics.into_iter().map(|(topic, place, resume)| (topic.name(), opened(place, resume))).collect()
+        let opened = |topics: Vec<(&'a Topic, Bookmark, Resume)>| {
+            let opened = |bookmark: Bookmark, resume: Resume| OpenedTopic {
+                position: bookmark.to_string(),
+                resume: resume.name(),
+            };
+            topics.into_iter().map(|(topic, bookmark, resume)| (topic.name(), opened(bookmark, resume))).collect()
         };
         let expires_at = expires_at.map(timestamp::format);
         Self { subscriber, replica, expires_at, rooms: opened(rooms), hashes: opened(hashes) }
@@ -126,11 +130,13 @@ impl StreamFormat {
         self == Self::Single
     }
 
-    /// The `id:` for these places. The client sends it back when it reconnects.
-    pub(super) fn id<'a>(self, mut places: impl Iterator<Item = (&'a Topic, Place)>) -> String {
+    /// The `id:` for these bookmarks. The client sends it back when it reconnects.
+    pub(super) fn id<'a>(self, mut bookmarks: impl Iterator<Item = (&'a Topic, Bookmark)>) -> String {
         match self {
-            Self::Single => places.next().map_or(EventId::start_of(0).into(), |(_, place)| place).to_string(),
-            Self::Enveloped => Cursor::from_places(places).encode(),
+            Self::Single => {
+                bookmarks.next().map_or(EventId::start_of(0).into(), |(_, bookmark)| bookmark).to_string()
+            }
+            Self::Enveloped => Cursor::from_bookmarks(bookmarks).encode(),
         }
     }
 
@@ -223,11 +229,11 @@ pub fn event_chunk(event: &LiveEvent) -> &Bytes {
 
 /// The block of an event on a stream of one room or hash, as one chunk of an HTTP/1.1 body, for clients that have this of
 /// the hash.
-pub(super) fn shared_chunk(event: &LiveEvent, base: Option<Base>) -> Bytes {
+pub(super) fn shared_chunk(event: &LiveEvent, base: Option<WatchBase>) -> Bytes {
     if base.is_none() {
         return event_chunk(event).clone();
     }
-    let id = Block::new().id(Place { id: event.id(), base }).into_lines();
+    let id = Block::new().id(Bookmark { id: event.id(), base }).into_lines();
     chunk(&[id.as_bytes(), hash::change(event)].concat()).into()
 }
 

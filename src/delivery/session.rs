@@ -13,7 +13,7 @@ use super::{Delivery, EndReason, Ending, StreamFormat, Subscriber};
 use crate::live::{CaughtUp, GroupCursor, LiveEvent, Subscription, Update, WatchEnd};
 use crate::log::LogView;
 use crate::moderation::Termination;
-use crate::names::{EventId, Place, RoomName, Topic};
+use crate::names::{Bookmark, EventId, RoomName, Topic};
 
 /// A stream as text. Blocks that are ready at the same time are sent together.
 pub struct StreamSession {
@@ -215,7 +215,7 @@ impl StreamSession {
     }
 
     fn termination(&self, checked: &mut u64) -> Option<Termination> {
-        let is_in = |room: &RoomName| self.subscription.places().any(|(topic, _)| topic.room() == Some(room));
+        let is_in = |room: &RoomName| self.subscription.bookmarks().any(|(topic, _)| topic.room() == Some(room));
         self.delivery.moderation.termination(checked, is_in, &self.subscriber.stream_identity())
     }
 
@@ -271,7 +271,7 @@ impl StreamSession {
 
     /// The `id:` for the stream's position, which the client sends back if the connection breaks now.
     fn last_id(&self) -> String {
-        self.format.id(self.subscription.places())
+        self.format.id(self.subscription.bookmarks())
     }
 
     /// The blocks for an update. `None` if the subscriber gets none of its events.
@@ -295,13 +295,13 @@ impl StreamSession {
         let mut blocks: Vec<Bytes> = Vec::with_capacity(events.len());
         let mut count = 0;
         for event in events.iter().filter(|event| self.wants(event)) {
-            let is_told = self.format.event(&mut blocks, topic, event, self.subscriber.fields(), || {
+            let is_reported = self.format.event(&mut blocks, topic, event, self.subscriber.fields(), || {
                 // The position after this event. The subscription is already at the last one.
-                let places = self.subscription.places().enumerate();
-                let at_event = |n, place: Place| if n == index { place.at(event.id()) } else { place };
-                self.format.id(places.map(|(n, (topic, place))| (topic, at_event(n, place))))
+                let bookmarks = self.subscription.bookmarks().enumerate();
+                let at_event = |n, bookmark: Bookmark| if n == index { bookmark.at(event.id()) } else { bookmark };
+                self.format.id(bookmarks.map(|(n, (topic, bookmark))| (topic, at_event(n, bookmark))))
             });
-            count += u64::from(is_told);
+            count += u64::from(is_reported);
         }
         self.delivery.metrics.delivered(count);
         match blocks.as_slice() {

@@ -178,7 +178,7 @@ impl Subscriber {
     /// Whether it gets an event.
     pub fn wants(&self, event: &LiveEvent) -> bool {
         if event.effect().is_some() {
-            return event.is_told();
+            return event.is_reported();
         }
         let event = event.event();
         if event.is_presence() {

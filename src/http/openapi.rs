@@ -18,8 +18,8 @@ use utoipa::OpenApi;
 
 pub(in crate::http) use self::streams::GapReasonSchema;
 use self::streams::{
-    HashClear, HashDelete, HashSet, HashSnapshot, PresenceChange, RoomEvent, ServerEvent, StreamEndSchema,
-    StreamGapSchema, StreamOpenSchema, StreamPositionSchema,
+    HashCleared, HashFieldsDeleted, HashFieldsSet, HashSnapshot, PresenceChange, RoomEvent, ServerEvent,
+    StreamEndSchema, StreamGapSchema, StreamOpenSchema, StreamPositionSchema,
 };
 use super::problem::{MEDIA_TYPE, Problem, ProblemDocument};
 use super::{App, caller};
@@ -38,7 +38,7 @@ Events.",
     servers((url = "/", description = "This gateway")),
     components(schemas(
         ProblemDocument, ServerEvent, StreamOpenSchema, StreamGapSchema, StreamPositionSchema, StreamEndSchema, PresenceChange, RoomEvent,
-        HashSnapshot, HashSet, HashDelete, HashClear
+        HashSnapshot, HashFieldsSet, HashFieldsDeleted, HashCleared
     )),
     tags(
         (name = "Rooms", description = "Publish events to rooms, and read the logs of rooms"),

@@ -54,7 +54,7 @@ impl LiveEvent {
     }
 
     /// Whether anybody gets it: all events but changes of a hash's expiry.
-    pub fn is_told(&self) -> bool {
+    pub fn is_reported(&self) -> bool {
         self.effect.is_none() || self.event.name.as_ref().is_none_or(|name| name.as_str() != EventName::HASH_EXPIRY)
     }
 

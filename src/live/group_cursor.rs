@@ -10,7 +10,7 @@ use super::LiveEvent;
 use super::topic::{Following, LiveTopic};
 use crate::cache::Lookup;
 use crate::log::LogView;
-use crate::names::{Base, EventId};
+use crate::names::{EventId, WatchBase};
 
 /// The cursor of a group of subscribers that have all caught up to one position of a topic.
 ///
@@ -56,8 +56,8 @@ impl GroupCursor {
     }
 
     /// What the members have of a hash. None in a room.
-    pub fn base(&self) -> Option<Base> {
-        self.topic.watched().map(|_| Base::Mirror(self.mirror))
+    pub fn base(&self) -> Option<WatchBase> {
+        self.topic.watched().map(|_| WatchBase::Mirror(self.mirror))
     }
 
     /// Whether a subscriber has received more than the group.

@@ -19,7 +19,7 @@ use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
 use crate::broker::{BrokerError, LogSlice, ReadLimit, ReadRange};
 use crate::cache::Lookup;
 use crate::log::{Gap, GapReason, LogView, ReportedLoss};
-use crate::names::{Base, EventId, Place, Topic};
+use crate::names::{Bookmark, EventId, Topic, WatchBase};
 use crate::rate_limit::{ChargedRead, Payer};
 
 /// Longest time between an append and the arrival of its announcement.
@@ -45,9 +45,9 @@ pub enum Start {
     Earliest,
     /// Before the newest events, this many.
     Recent(u64),
-    /// Of a hash: the place at which an earlier stream ended, or a snapshot. A number stands for the fields that are
+    /// Of a hash: the bookmark at which an earlier stream ended, or a snapshot. A number stands for the fields that are
     /// selected, since the client of another selection has nothing of the other fields; 0 for all fields.
-    Watch(Option<Place>, u64),
+    Watch(Option<Bookmark>, u64),
 }
 
 /// Whether a subscription continues an earlier stream, and how.
@@ -182,13 +182,13 @@ impl Subscription {
     }
 
     /// The topics in the order in which they were requested, with the position of each and how it resumes.
-    pub fn opening(&self) -> impl Iterator<Item = (&Topic, Place, Resume)> {
-        self.cursors.iter().map(|cursor| (cursor.guard.live_topic().topic(), cursor.place(), cursor.resume))
+    pub fn opening(&self) -> impl Iterator<Item = (&Topic, Bookmark, Resume)> {
+        self.cursors.iter().map(|cursor| (cursor.guard.live_topic().topic(), cursor.bookmark(), cursor.resume))
     }
 
     /// The topics in the order in which they were requested, with the position of each after all that was yielded.
-    pub fn places(&self) -> impl Iterator<Item = (&Topic, Place)> {
-        self.cursors.iter().map(|cursor| (cursor.guard.live_topic().topic(), cursor.place()))
+    pub fn bookmarks(&self) -> impl Iterator<Item = (&Topic, Bookmark)> {
+        self.cursors.iter().map(|cursor| (cursor.guard.live_topic().topic(), cursor.bookmark()))
     }
 
     /// The topic of an index.
@@ -329,7 +329,7 @@ impl TopicCursor {
         let end = guard.live_topic().end().unwrap_or(EventId::start_of(0));
         let position = match start {
             Start::Now | Start::Recent(0) | Start::Watch(None, _) => end,
-            Start::After(position) | Start::Watch(Some(Place { id: position, .. }), _) => {
+            Start::After(position) | Start::Watch(Some(Bookmark { id: position, .. }), _) => {
                 match guard.live_topic().history() {
                     // Read before the data set.
                     Some(history) => log.resume_from(topic, &history, position).await?,
@@ -361,13 +361,13 @@ impl TopicCursor {
             watch: None,
             selection: 0,
         };
-        if let Start::Watch(place, selection) = start {
+        if let Start::Watch(bookmark, selection) = start {
             cursor.selection = selection;
-            cursor.watch = Some(match place.and_then(|place| place.base) {
-                Some(Base::Mirror(mirror)) => WatchPhase::Following(mirror),
-                Some(Base::Unfinished) | None => WatchPhase::NeedsSnapshot(0),
+            cursor.watch = Some(match bookmark.and_then(|bookmark| bookmark.base) {
+                Some(WatchBase::Mirror(mirror)) => WatchPhase::Following(mirror),
+                Some(WatchBase::Unfinished) | None => WatchPhase::NeedsSnapshot(0),
             });
-            cursor.resume = if place.is_some() { Resume::Snapshot } else { Resume::Fresh };
+            cursor.resume = if bookmark.is_some() { Resume::Snapshot } else { Resume::Fresh };
             if let Some(watched) = cursor.guard.live_topic().watched()
                 && !cursor.has_base_of(watched)
             {
@@ -390,12 +390,12 @@ impl TopicCursor {
         Ok(cursor)
     }
 
-    fn place(&self) -> Place {
+    fn bookmark(&self) -> Bookmark {
         let base = self.watch.as_ref().map(|phase| match phase {
-            WatchPhase::Following(mirror) => Base::Mirror(*mirror),
-            WatchPhase::NeedsSnapshot(_) | WatchPhase::Snapshot { .. } => Base::Unfinished,
+            WatchPhase::Following(mirror) => WatchBase::Mirror(*mirror),
+            WatchPhase::NeedsSnapshot(_) | WatchPhase::Snapshot { .. } => WatchBase::Unfinished,
         });
-        Place { id: self.position, base }
+        Bookmark { id: self.position, base }
     }
 
     /// Whether it has the state of a hash's present mirror.

@@ -21,7 +21,7 @@ use crate::broker::{BrokerError, Fault, FaultKind, ReadLimit, ReadRange};
 use crate::cache::Lookup;
 use crate::log::{LogView, Next};
 use crate::mirror::Mirror;
-use crate::names::{Base, ChangeKind, EventId, HashChange, HashName, MAX_NUMBER, Place, digest};
+use crate::names::{Bookmark, ChangeKind, EventId, HashChange, HashName, MAX_NUMBER, WatchBase, digest};
 use crate::timestamp;
 
 /// Fields of one page of a read.
@@ -55,13 +55,13 @@ pub(super) struct WatchedHash {
     hash: HashName,
     log: Arc<LogClient>,
     snapshots: Arc<Snapshots>,
-    state: Mutex<State>,
+    state: Mutex<MirrorState>,
     /// The number of the mirror; 0 if there is none.
     mirror: AtomicU64,
 }
 
 #[derive(Default)]
-struct State {
+struct MirrorState {
     mirror: Option<Mirror>,
     /// How many of the log's retractions the mirror has handled.
     retractions: u64,
@@ -81,7 +81,7 @@ struct StoredState {
     /// The changes since the mirror's position.
     changes: Vec<(EventId, HashChange)>,
     /// Whether the log has all changes since the mirror's position.
-    follows_mirror: bool,
+    reaches_mirror: bool,
 }
 
 impl WatchedHash {
@@ -107,7 +107,7 @@ impl WatchedHash {
             let due = self.state.lock().await.due;
             tokio::select! {
                 // The topic owns the sender, so the channel can't close.
-                _ = changes.changed() => self.follow(topic, &mut self.state.lock().await).await,
+                _ = changes.changed() => self.catch_up(topic, &mut self.state.lock().await).await,
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.compare(topic).await,
             }
         }
@@ -120,7 +120,7 @@ impl WatchedHash {
         at_least: EventId,
     ) -> Result<Arc<Snapshot>, BrokerError> {
         let mut state = self.state.lock().await;
-        self.follow(topic, &mut state).await;
+        self.catch_up(topic, &mut state).await;
         let is_usable = |snapshot: &Arc<Snapshot>| {
             snapshot.mirror == self.mirror() && snapshot.position >= at_least && snapshot.age() < SNAPSHOT_AGE
         };
@@ -136,21 +136,21 @@ impl WatchedHash {
         Ok(snapshot)
     }
 
-    /// The place of a client that has these fields and no others, if that is the mirror's state.
-    pub(super) async fn place_of(&self, topic: &LiveTopic, fields: &[(String, Bytes)]) -> Option<Place> {
-        // Whoever reads the hash now takes a while.
+    /// The bookmark of a client that has these fields and no others, if that is the mirror's state.
+    pub(super) async fn bookmark_of(&self, topic: &LiveTopic, fields: &[(String, Bytes)]) -> Option<Bookmark> {
+        // A read of the hash would take a while.
         let mut state = self.state.try_lock().ok()?;
-        self.follow(topic, &mut state).await;
+        self.catch_up(topic, &mut state).await;
         let mirror = state.mirror.as_ref()?;
         let digests = fields.iter().map(|(field, value)| (field.as_str().into(), digest(value))).collect();
-        let base = Some(Base::Mirror(self.mirror()));
-        mirror.differing(&digests).is_empty().then(|| Place { id: mirror.position(), base })
+        let base = Some(WatchBase::Mirror(self.mirror()));
+        mirror.differing(&digests).is_empty().then(|| Bookmark { id: mirror.position(), base })
     }
 
     async fn compare(&self, topic: &LiveTopic) {
         let mut state = self.state.lock().await;
         let began = Instant::now();
-        self.follow(topic, &mut state).await;
+        self.catch_up(topic, &mut state).await;
         if state.mirror.is_some()
             && let Err(error) = self.read(topic, &mut state).await
         {
@@ -160,7 +160,7 @@ impl WatchedHash {
     }
 
     /// Sets the time of the next comparison, after one that began at this time.
-    fn schedule(&self, state: &mut State, began: Instant) {
+    fn schedule(&self, state: &mut MirrorState, began: Instant) {
         let now = Instant::now();
         let pause = COMPARE_EVERY.max((now - began) * COMPARE_SHARE).mul_f64(fastrand::f64().mul_add(0.2, 1.0));
         let next = self.log.has_other_clients().then(|| now + pause);
@@ -173,8 +173,8 @@ impl WatchedHash {
     }
 
     /// Brings the mirror to the end of the log, as far as this replica has the log. Drops it if that leaves a gap.
-    async fn follow(&self, topic: &LiveTopic, state: &mut MutexGuard<'_, State>) {
-        let State { mirror: Some(mirror), retractions, start, .. } = &mut **state else { return };
+    async fn catch_up(&self, topic: &LiveTopic, state: &mut MutexGuard<'_, MirrorState>) {
+        let MirrorState { mirror: Some(mirror), retractions, start, .. } = &mut **state else { return };
         let start = start.unwrap_or(mirror.position());
         let expires_at = mirror.expires_at();
         let retracted = topic.retracted_since(retractions, start).filter(|id| *id <= mirror.position());
@@ -212,7 +212,7 @@ impl WatchedHash {
         }
     }
 
-    fn drop_mirror(&self, topic: &LiveTopic, state: &mut State) {
+    fn drop_mirror(&self, topic: &LiveTopic, state: &mut MirrorState) {
         state.mirror = None;
         state.snapshot = Weak::new();
         self.mirror.store(0, Ordering::SeqCst);
@@ -220,9 +220,13 @@ impl WatchedHash {
     }
 
     /// Reads the hash, and appends to its log what others have changed. Makes a mirror if there is none.
-    async fn read(&self, topic: &LiveTopic, state: &mut MutexGuard<'_, State>) -> Result<StoredState, BrokerError> {
+    async fn read(
+        &self,
+        topic: &LiveTopic,
+        state: &mut MutexGuard<'_, MirrorState>,
+    ) -> Result<StoredState, BrokerError> {
         let mut stored = self.read_stored(state.mirror.as_ref().map(Mirror::position)).await?;
-        if !stored.follows_mirror {
+        if !stored.reaches_mirror {
             self.drop_mirror(topic, state);
         }
         let Some(mirror) = &mut state.mirror else {
@@ -275,23 +279,23 @@ impl WatchedHash {
                 let start = self.log.end(&self.hash).await?;
                 let (fields, pages) = self.read_pages().await?;
                 let from = mirror_position.filter(|position| *position < start);
-                let (changes, follows_mirror) = match self.changes_after(from.unwrap_or(start)).await? {
+                let (changes, reaches_mirror) = match self.changes_after(from.unwrap_or(start)).await? {
                     Some(changes) => (Some(changes), true),
                     None if from.is_some() => (self.changes_after(start).await?, false),
                     None => (None, true),
                 };
                 let Some((changes, position)) = changes else { break };
-                let is_settled = changes.iter().all(|(id, _)| *id <= start);
-                if pages == 1 && !is_settled && small_read < SMALL_READS {
+                let is_unchanged = changes.iter().all(|(id, _)| *id <= start);
+                if pages == 1 && !is_unchanged && small_read < SMALL_READS {
                     continue;
                 }
                 let digests = BTreeMap::new();
-                let mut stored = StoredState { position, fields, digests, changes: Vec::new(), follows_mirror };
+                let mut stored = StoredState { position, fields, digests, changes: Vec::new(), reaches_mirror };
                 for (_, change) in changes.iter().filter(|(id, _)| *id > start) {
                     stored.apply(change);
                 }
                 stored.changes = changes;
-                stored.follows_mirror &= mirror_position.is_none_or(|mirror| mirror <= position);
+                stored.reaches_mirror &= mirror_position.is_none_or(|mirror| mirror <= position);
                 stored.digest().await;
                 return Ok(stored);
             }

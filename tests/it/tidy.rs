@@ -9,17 +9,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use source::{SourceFile, TokenKind, all_files, code_tokens, paths, root, shipped_files};
 
 /// Each folder or file of `src` and `core/src`, lowest first, with the paths that it may use. A folder may use itself.
-const LAYERS: [(&str, &[&str]); 21] = [
+const LAYERS: [(&str, &[&str]); 22] = [
     ("names", &[]),
     ("log", &["names"]),
     ("cache", &["names", "log"]),
+    ("mirror", &["names"]),
     ("shutdown", &[]),
     ("digest", &[]),
     ("timestamp", &[]),
     ("trace", &[]),
     ("broker", &["digest", "names", "log", "shutdown", "timestamp"]),
     ("rate_limit", &["broker"]),
-    ("live", &["names", "log", "cache", "broker", "rate_limit", "shutdown", "timestamp", "trace"]),
+    ("live", &["names", "log", "cache", "mirror", "broker", "rate_limit", "shutdown", "timestamp", "trace"]),
     ("presence", &["names", "broker", "live::LogClient", "shutdown"]),
     ("moderation", &["names", "broker", "live::LogClient", "presence::Presence", "shutdown", "timestamp"]),
     ("auth", &["names", "shutdown"]),

@@ -1,13 +1,13 @@
 //! The position of a stream that reads several rooms and hashes: one opaque text, short enough for a header.
 //!
-//! Each place is bound to its topic. A client that reconnects with another list of topics resumes those that it had
+//! Each bookmark is bound to its topic. A client that reconnects with another list of topics resumes those that it had
 //! before and starts the others at their end.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha1::{Digest, Sha1};
 
-use super::{Base, EventId, MAX_NUMBER, Place, Topic};
+use super::{Bookmark, EventId, MAX_NUMBER, Topic, WatchBase};
 
 /// Most bytes of a cursor that is accepted: far more than a stream with the most rooms needs.
 pub const MAX_CURSOR_BYTES: usize = 8192;
@@ -24,10 +24,10 @@ const MIRROR: u64 = 2;
 /// Bytes of a topic's digest. With eight, two topics of one stream do not share a digest by chance.
 const DIGEST_BYTES: usize = 8;
 
-/// The places of a stream, by topic. It holds digests of the topics' names, not the names.
+/// The bookmarks of a stream, by topic. It holds digests of the topics' names, not the names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
-    places: Vec<([u8; DIGEST_BYTES], Place)>,
+    bookmarks: Vec<([u8; DIGEST_BYTES], Bookmark)>,
 }
 
 /// The text is not a cursor of a multi-room stream.
@@ -36,30 +36,30 @@ pub struct Cursor {
 pub struct CursorError;
 
 impl Cursor {
-    /// A cursor of these places.
-    pub fn from_places<'a>(places: impl IntoIterator<Item = (&'a Topic, Place)>) -> Self {
-        Self { places: places.into_iter().map(|(topic, place)| (digest(topic), place)).collect() }
+    /// A cursor of these bookmarks.
+    pub fn from_bookmarks<'a>(bookmarks: impl IntoIterator<Item = (&'a Topic, Bookmark)>) -> Self {
+        Self { bookmarks: bookmarks.into_iter().map(|(topic, bookmark)| (digest(topic), bookmark)).collect() }
     }
 
-    /// The stream's place in a topic; `None` if it did not read that topic.
-    pub fn place(&self, topic: &Topic) -> Option<Place> {
+    /// The stream's bookmark in a topic; `None` if it did not read that topic.
+    pub fn bookmark(&self, topic: &Topic) -> Option<Bookmark> {
         let wanted = digest(topic);
-        self.places.iter().find(|(topic, _)| *topic == wanted).map(|(_, place)| *place)
+        self.bookmarks.iter().find(|(topic, _)| *topic == wanted).map(|(_, bookmark)| *bookmark)
     }
 
     /// The text for an SSE `id:`. It has no colon, no space, and no character that a URL would escape.
     pub fn encode(&self) -> String {
-        let has_hashes = self.places.iter().any(|(_, place)| place.base.is_some());
-        let mut bytes = Vec::with_capacity(self.places.len() * (DIGEST_BYTES + 20));
-        for (topic, Place { id, base }) in &self.places {
+        let has_hashes = self.bookmarks.iter().any(|(_, bookmark)| bookmark.base.is_some());
+        let mut bytes = Vec::with_capacity(self.bookmarks.len() * (DIGEST_BYTES + 20));
+        for (topic, Bookmark { id, base }) in &self.bookmarks {
             bytes.extend_from_slice(topic);
             push_number(&mut bytes, id.epoch);
             push_number(&mut bytes, id.offset);
             match base {
                 None if !has_hashes => {}
                 None => push_number(&mut bytes, ROOM),
-                Some(Base::Unfinished) => push_number(&mut bytes, UNFINISHED),
-                Some(Base::Mirror(mirror)) => {
+                Some(WatchBase::Unfinished) => push_number(&mut bytes, UNFINISHED),
+                Some(WatchBase::Mirror(mirror)) => {
                     push_number(&mut bytes, MIRROR);
                     push_number(&mut bytes, *mirror);
                 }
@@ -77,20 +77,20 @@ impl Cursor {
         let body = body.filter(|_| text.len() <= MAX_CURSOR_BYTES);
         let bytes = URL_SAFE_NO_PAD.decode(body.ok_or(CursorError)?).map_err(|_| CursorError)?;
         let mut rest = bytes.as_slice();
-        let mut places = Vec::new();
+        let mut bookmarks = Vec::new();
         while !rest.is_empty() {
             let (topic, tail) = rest.split_first_chunk().ok_or(CursorError)?;
             rest = tail;
             let id = EventId::new(take_number(&mut rest)?, take_number(&mut rest)?);
             let base = match if has_hashes { take_number(&mut rest)? } else { ROOM } {
                 ROOM => None,
-                UNFINISHED => Some(Base::Unfinished),
-                MIRROR => Some(Base::Mirror(take_number(&mut rest)?)),
+                UNFINISHED => Some(WatchBase::Unfinished),
+                MIRROR => Some(WatchBase::Mirror(take_number(&mut rest)?)),
                 _ => return Err(CursorError),
             };
-            places.push((*topic, Place { id, base }));
+            bookmarks.push((*topic, Bookmark { id, base }));
         }
-        Ok(Self { places })
+        Ok(Self { bookmarks })
     }
 }
 
@@ -143,10 +143,10 @@ mod tests {
 
     #[test]
     fn a_cursor_of_twenty_topics_stays_under_one_kibibyte() {
-        for base in [None, Some(Base::Mirror(MAX_NUMBER))] {
+        for base in [None, Some(WatchBase::Mirror(MAX_NUMBER))] {
             let topics: Vec<_> = (0..20).map(|n| topic(&format!("{n:x<128}"), base.is_some())).collect();
-            let place = Place { id: EventId::new(MAX_NUMBER, MAX_NUMBER), base };
-            let cursor = Cursor::from_places(topics.iter().map(|topic| (topic, place)));
+            let bookmark = Bookmark { id: EventId::new(MAX_NUMBER, MAX_NUMBER), base };
+            let cursor = Cursor::from_bookmarks(topics.iter().map(|topic| (topic, bookmark)));
             let text = cursor.encode();
             assert!(text.len() < 1024, "{} bytes", text.len());
             assert_eq!(Cursor::decode(&text), Ok(cursor));
@@ -156,35 +156,38 @@ mod tests {
     #[test]
     fn a_room_and_a_hash_of_one_name_have_places_of_their_own() {
         let (room, hash) = (topic("a", false), topic("a", true));
-        let place = Place { id: EventId::new(1, 2), base: Some(Base::Unfinished) };
-        let cursor = Cursor::from_places([(&room, EventId::new(3, 4).into()), (&hash, place)]);
+        let bookmark = Bookmark { id: EventId::new(1, 2), base: Some(WatchBase::Unfinished) };
+        let cursor = Cursor::from_bookmarks([(&room, EventId::new(3, 4).into()), (&hash, bookmark)]);
         let cursor = Cursor::decode(&cursor.encode()).unwrap();
-        assert_eq!((cursor.place(&room), cursor.place(&hash)), (Some(EventId::new(3, 4).into()), Some(place)));
+        assert_eq!(
+            (cursor.bookmark(&room), cursor.bookmark(&hash)),
+            (Some(EventId::new(3, 4).into()), Some(bookmark))
+        );
     }
 
-    fn bases() -> impl Strategy<Value = Option<Base>> {
+    fn bases() -> impl Strategy<Value = Option<WatchBase>> {
         prop_oneof![
             Just(None),
-            Just(Some(Base::Unfinished)),
-            (0..=MAX_NUMBER).prop_map(|number| Some(Base::Mirror(number)))
+            Just(Some(WatchBase::Unfinished)),
+            (0..=MAX_NUMBER).prop_map(|number| Some(WatchBase::Mirror(number)))
         ]
     }
 
     proptest! {
         #[test]
         fn an_encoded_cursor_decodes_to_the_same_cursor(
-            places in proptest::collection::vec(("[a-z]{1,20}", 0..=MAX_NUMBER, 0..=MAX_NUMBER, bases()), 0..30)
+            bookmarks in proptest::collection::vec(("[a-z]{1,20}", 0..=MAX_NUMBER, 0..=MAX_NUMBER, bases()), 0..30)
         ) {
-            let place = |(name, epoch, offset, base): &(String, u64, u64, Option<Base>)| {
-                (topic(name, base.is_some()), Place { id: EventId::new(*epoch, *offset), base: *base })
+            let bookmark = |(name, epoch, offset, base): &(String, u64, u64, Option<WatchBase>)| {
+                (topic(name, base.is_some()), Bookmark { id: EventId::new(*epoch, *offset), base: *base })
             };
-            let places: Vec<_> = places.iter().map(place).collect();
-            let cursor = Cursor::from_places(places.iter().map(|(topic, place)| (topic, *place)));
+            let bookmarks: Vec<_> = bookmarks.iter().map(bookmark).collect();
+            let cursor = Cursor::from_bookmarks(bookmarks.iter().map(|(topic, bookmark)| (topic, *bookmark)));
             let text = cursor.encode();
             prop_assert!(!text.contains([':', ' ', '\n', '\r']));
             prop_assert_eq!(Cursor::decode(&text), Ok(cursor.clone()));
-            for (topic, _) in &places {
-                prop_assert!(cursor.place(topic).is_some());
+            for (topic, _) in &bookmarks {
+                prop_assert!(cursor.bookmark(topic).is_some());
             }
         }
 

@@ -3,8 +3,8 @@
 use super::cursor::{Cursor, MAX_CURSOR_BYTES};
 use super::event::Event;
 use super::{
-    Base, EventId, EventName, FieldName, HashName, MAX_FIELD_BYTES, MAX_NAME_BYTES, MAX_NUMBER, Place, RoomName,
-    SubscriberId, Topic,
+    Bookmark, EventId, EventName, FieldName, HashName, MAX_FIELD_BYTES, MAX_NAME_BYTES, MAX_NUMBER, RoomName,
+    SubscriberId, Topic, WatchBase,
 };
 use crate::fuzz::{shaped, shaped_text};
 
@@ -64,9 +64,9 @@ fn fuzz_event_ids() {
 #[test]
 fn fuzz_cursors() {
     let rooms = ["a", "b"].map(|name| Topic::from(RoomName::new(name).unwrap()));
-    let place = |base| Place { id: EventId::new(1_790_000_000_000_000, 300), base };
-    let encode = |base| Cursor::from_places(rooms.iter().map(|room| (room, place(base)))).encode();
-    let (of_rooms, of_hashes) = (encode(None), encode(Some(Base::Mirror(12345))));
+    let bookmark = |base| Bookmark { id: EventId::new(1_790_000_000_000_000, 300), base };
+    let encode = |base| Cursor::from_bookmarks(rooms.iter().map(|room| (room, bookmark(base)))).encode();
+    let (of_rooms, of_hashes) = (encode(None), encode(Some(WatchBase::Mirror(12345))));
     let samples = [of_rooms.as_str(), of_hashes.as_str(), "c1.", "c1.AAAA"];
     bolero::check!().for_each(|bytes: &[u8]| {
         let text = shaped_text(&samples, bytes);

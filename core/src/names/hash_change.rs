@@ -75,7 +75,7 @@ impl ClearReason {
 
 /// The first line of a stored change.
 #[derive(Serialize, Deserialize)]
-struct Header {
+struct ChangeHeader {
     // First, so that a script finds it without parsing the rest.
     published_at: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,7 +84,7 @@ struct Header {
 
 /// The first line of a stored change, without its end.
 pub fn change_header(published_at: &str, by: Option<&str>) -> String {
-    let header = Header { published_at: published_at.into(), by: by.map(str::to_owned) };
+    let header = ChangeHeader { published_at: published_at.into(), by: by.map(str::to_owned) };
     serde_json::to_string(&header).expect("texts are JSON")
 }
 
@@ -125,7 +125,7 @@ impl HashChange {
 
     fn parse(stored: &Bytes) -> Option<Self> {
         let mut rest = Rest(stored.clone());
-        let Header { published_at, by } = serde_json::from_slice(&rest.line()?).ok()?;
+        let ChangeHeader { published_at, by } = serde_json::from_slice(&rest.line()?).ok()?;
         let line = rest.line()?;
         let mut words = std::str::from_utf8(&line).ok()?.split(' ');
         let (kind, expires_at, count) = (words.next()?, number(words.next()?)?, number(words.next()?)?);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_not_utf_8_is_told_in_base64_and_every_value_has_its_tag() {
+    fn a_value_that_is_not_utf_8_is_sent_in_base64_and_every_value_has_its_tag() {
         let hash = HashName::new("lamp").unwrap();
         let fields = vec![("a".into(), "on".into()), ("b".into(), Bytes::from_static(&[255, 0]))];
         let event = change(ChangeKind::Set(fields)).to_event(&hash);

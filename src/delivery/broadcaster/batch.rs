@@ -7,22 +7,22 @@ use bytes::Bytes;
 use crate::delivery::format::shared_chunk;
 use crate::delivery::session::StreamSession;
 use crate::live::LiveEvent;
-use crate::names::Base;
+use crate::names::WatchBase;
 
 /// Events that are written together.
 pub(super) struct EncodedBatch<'a> {
     events: &'a [Arc<LiveEvent>],
     /// What the streams' clients have of a hash.
-    base: Option<Base>,
+    base: Option<WatchBase>,
     /// All the events, as chunks of an HTTP/1.1 body.
     pub(super) bytes: Bytes,
     /// Whether a stream may get only some of the events although it selects none: one of them excludes subscribers, is
-    /// about presence, or is not told.
+    /// about presence, or is for no subscriber.
     pub(super) is_selective: bool,
 }
 
 impl<'a> EncodedBatch<'a> {
-    pub(super) fn new(events: &'a [Arc<LiveEvent>], base: Option<Base>) -> Self {
+    pub(super) fn new(events: &'a [Arc<LiveEvent>], base: Option<WatchBase>) -> Self {
         let bytes = match events {
             // The common case copies nothing.
             [one] => shared_chunk(one, base),
@@ -30,7 +30,7 @@ impl<'a> EncodedBatch<'a> {
         };
         let is_selective = events.iter().any(|event| {
             let is_for_some = !event.event().except.is_empty() || event.event().is_presence();
-            is_for_some || !event.is_told()
+            is_for_some || !event.is_reported()
         });
         Self { events, base, bytes, is_selective }
     }
@@ -45,6 +45,6 @@ impl<'a> EncodedBatch<'a> {
     }
 }
 
-fn concat<'a>(events: impl Iterator<Item = &'a Arc<LiveEvent>>, base: Option<Base>) -> Bytes {
+fn concat<'a>(events: impl Iterator<Item = &'a Arc<LiveEvent>>, base: Option<WatchBase>) -> Bytes {
     events.map(|event| shared_chunk(event, base)).collect::<Vec<_>>().concat().into()
 }

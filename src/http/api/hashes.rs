@@ -31,7 +31,7 @@ use crate::http::caller::Caller;
 use crate::http::extract::{HashPath, QueryParams, has_media_type, parse_name};
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
-use crate::names::{FieldName, HashName, Place, WatchedValue};
+use crate::names::{Bookmark, FieldName, HashName, WatchedValue};
 
 const DEFAULT_LIMIT: usize = 1000;
 const MAX_LIMIT: usize = 10_000;
@@ -117,14 +117,14 @@ pub async fn list_fields(
     };
     let page = caller.read(&app, page, FieldPage::bytes).await?;
     let is_whole = query.field.is_empty() && query.after.is_none() && page.next.is_none();
-    let place = if is_whole { app.live.place_of(&hash, &page.fields).await } else { None };
+    let bookmark = if is_whole { app.live.bookmark_of(&hash, &page.fields).await } else { None };
     let fields = encode(page.fields).await;
     let list = FieldList {
         hash: hash.to_string(),
         fields,
         next: page.next,
         skipped: page.skipped,
-        position: place.unwrap_or(Place::WITHOUT_BASE).to_string(),
+        position: bookmark.unwrap_or(Bookmark::WITHOUT_BASE).to_string(),
     };
     // A selection may be too long for a header.
     let link = list

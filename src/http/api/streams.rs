@@ -24,7 +24,7 @@ use crate::http::caller::Caller;
 use crate::http::extract::{HashPath, QueryParams, RoomPath, parse_name};
 use crate::http::problem::{Code, Problem};
 use crate::live::Start;
-use crate::names::{Cursor, HashName, MAX_NUMBER, Place, RoomName, Topic, digest};
+use crate::names::{Bookmark, Cursor, HashName, MAX_NUMBER, RoomName, Topic, digest};
 
 /// Most events that `recent` can ask for.
 const MAX_RECENT: u64 = 1000;
@@ -235,11 +235,11 @@ pub async fn stream_rooms(
         if topics.iter().any(|(other, _)| *other == topic) {
             return Err(Problem::new(Code::InvalidQuery, format!("the query names the {topic} twice")));
         }
-        let place = cursor.as_ref().map(|cursor| cursor.place(&topic));
-        let start = match (&topic, place) {
+        let bookmark = cursor.as_ref().map(|cursor| cursor.bookmark(&topic));
+        let start = match (&topic, bookmark) {
             (Topic::Room(_), None) => fresh,
-            (Topic::Room(_), Some(place)) => place.map_or(Start::Now, |place| Start::After(place.id)),
-            (Topic::Hash(_), place) => Start::Watch(place.flatten(), selection(&query.field)),
+            (Topic::Room(_), Some(bookmark)) => bookmark.map_or(Start::Now, |bookmark| Start::After(bookmark.id)),
+            (Topic::Hash(_), bookmark) => Start::Watch(bookmark.flatten(), selection(&query.field)),
         };
         topics.push((topic, start));
         Ok(())
@@ -331,8 +331,8 @@ pub async fn stream_hash(
         Err(problem) => return refuse_caller(&app, problem, last_id, ending),
     };
     caller.require(Permission::Read, hash.as_str())?;
-    let place = last_id.map(str::parse::<Place>).transpose();
-    let place = place.map_err(|why| Problem::new(Code::InvalidPosition, why.to_string()))?;
+    let bookmark = last_id.map(str::parse::<Bookmark>).transpose();
+    let bookmark = bookmark.map_err(|why| Problem::new(Code::InvalidPosition, why.to_string()))?;
     let options = StreamOptions {
         ending,
         field: &query.field,
@@ -340,7 +340,7 @@ pub async fn stream_hash(
         last_id: last_id.map(str::to_owned),
         ..StreamOptions::default()
     };
-    open(&app, caller, vec![(hash.into(), Start::Watch(place, selection(&query.field)))], options).await
+    open(&app, caller, vec![(hash.into(), Start::Watch(bookmark, selection(&query.field)))], options).await
 }
 
 /// A number for the fields that a stream selects; 0 for all.

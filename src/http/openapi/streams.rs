@@ -184,7 +184,7 @@ pub(super) struct HashSnapshot {
 
 /// The data of `hash.set`: fields that have other values now.
 #[derive(ToSchema)]
-pub(super) struct HashSet {
+pub(super) struct HashFieldsSet {
     /// The hash's name.
     hash: String,
     /// The new values, by the names of their fields.
@@ -199,30 +199,30 @@ pub(super) struct HashSet {
 
 /// The data of `hash.delete`: fields that have no value any more.
 #[derive(ToSchema)]
-pub(super) struct HashDelete {
+pub(super) struct HashFieldsDeleted {
     /// The hash's name.
     hash: String,
     /// The names of the fields.
     fields: Vec<String>,
-    /// As in `HashSet`.
+    /// As in `HashFieldsSet`.
     #[schema(required = true)]
     by: Option<String>,
-    /// As in `HashSet`.
+    /// As in `HashFieldsSet`.
     #[schema(format = DateTime)]
     changed_at: String,
 }
 
 /// The data of `hash.clear`: the hash has no fields any more.
 #[derive(ToSchema)]
-pub(super) struct HashClear {
+pub(super) struct HashCleared {
     /// The hash's name.
     hash: String,
     #[schema(inline)]
     reason: HashClearReason,
-    /// As in `HashSet`.
+    /// As in `HashFieldsSet`.
     #[schema(required = true)]
     by: Option<String>,
-    /// As in `HashSet`.
+    /// As in `HashFieldsSet`.
     #[schema(format = DateTime)]
     changed_at: String,
 }
@@ -270,9 +270,9 @@ const PRESENCE: [&str; 2] = ["presence.join", "presence.leave"];
 /// Names and schemas of what streams tell of hashes.
 const HASHES: [(&str, &str); 4] = [
     ("hash.snapshot", "HashSnapshot"),
-    ("hash.set", "HashSet"),
-    ("hash.delete", "HashDelete"),
-    ("hash.clear", "HashClear"),
+    ("hash.set", "HashFieldsSet"),
+    ("hash.delete", "HashFieldsDeleted"),
+    ("hash.clear", "HashCleared"),
 ];
 
 /// What a stream carries beside the control events.

@@ -180,6 +180,17 @@ async fn hashes(client: &TokenClient, server: &RedisServer) {
     assert_eq!(values_of(&fields), json!({"count": {"value": "2"}, "level": {"value": "3"}}));
     client.send(200, client.request(Method::GET, "/v1/hashes/lamp")).await;
     client.send(204, client.request(Method::DELETE, "/v1/hashes/lamp")).await;
+    // A hash that is watched, in which another client writes.
+    let path = format!("/v1/hashes/watched/stream?access_token={}", client.token);
+    let mut watcher = client.gateway.stream(&path).await;
+    assert_eq!(watcher.event().await.event, "hash.snapshot");
+    let colour = |method: Method| client.request(method, "/v1/hashes/watched/fields/colour");
+    client.send(201, colour(Method::PUT).body("green")).await;
+    client.send(204, colour(Method::DELETE)).await;
+    server.cli(&["HSET", "roomcast:hash:{watched}", "colour", "red"]);
+    for event in ["hash.set", "hash.delete", "hash.set"] {
+        assert_eq!(watcher.event().await.event, event);
+    }
     // A hash that is full.
     let fill = "for n = 1, 100000 do redis.call('HSET', KEYS[1], n, '') end";
     server.cli(&["EVAL", fill, "1", "roomcast:hash:{lamp}"]);
@@ -216,14 +227,24 @@ async fn a_write_that_is_refused_for_a_missing_right_has_changed_nothing() {
     let (post, put, patch, delete) = (Method::POST, Method::PUT, Method::PATCH, Method::DELETE);
     let request = |method: &Method, path: &str| client.request(method.clone(), path);
     let mut refusals = 0;
+    let path = format!("/v1/hashes/watched/stream?access_token={}", client.token);
+    let _watcher = client.gateway.stream(&path).await;
     for right in granted(&command).filter(|right| !right.contains('|')) {
         add_removal(server, &format!("{}-1", refusals + 1), 1);
         client.publish("before").await;
-        client.send(200, request(&patch, "/v1/hashes/lamp").json(&json!({"colour": "green", "old": "x"}))).await;
+        for hash in ["lamp", "watched"] {
+            let path = format!("/v1/hashes/{hash}");
+            client.send(200, request(&patch, &path).json(&json!({"colour": "green", "old": "x"}))).await;
+        }
         for (n, write) in [
             request(&post, "/v1/rooms/lobby/events").header("idempotency-key", right).body("hello"),
             request(&delete, "/v1/rooms/lobby/events"),
             request(&patch, "/v1/hashes/lamp").json(&json!({"colour": "red", "old": null})),
+            request(&patch, "/v1/hashes/watched").json(&json!({"colour": "red", "old": null})),
+            request(&put, "/v1/hashes/watched/fields/colour").header("if-match", "*").body("blue"),
+            request(&post, "/v1/hashes/watched/fields/count/increment").json(&json!({"by": 1})),
+            request(&delete, "/v1/hashes/watched/fields/colour"),
+            request(&delete, "/v1/hashes/watched"),
             request(&put, "/v1/hashes/lamp/fields/colour").header("if-match", "*").body("blue"),
             request(&post, "/v1/hashes/lamp/fields/count/increment").json(&json!({"by": 1})),
             request(&post, "/v1/hashes/lamp/fields/count/increment")

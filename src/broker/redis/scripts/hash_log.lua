@@ -29,6 +29,12 @@ if not hash_log.random then
   return redis.error_reply('ERR arguments about the log are missing')
 end
 require_permission('SET', KEYS[2], '')
+require_permission('XADD', KEYS[3], '*', 'e', '')
+require_permission('HLEN', KEYS[1])
+require_permission('PEXPIRETIME', KEYS[1])
+
+-- Read before the first write, since it may fail.
+hash_log.replication_id = server_replication_id()
 
 -- Returns nil, or Redis's error if nothing was stored. Without the entry, watchers would take what they have for the state
 -- of the hash; without a head, they read it again.
@@ -37,7 +43,7 @@ local function append_change(header, kind, count, parts)
   local line = '\n' .. kind .. ' ' .. whole(hash_log.expires_at or 0) .. ' ' .. count .. '\n'
   local id, failure = append(hash_log, header .. line .. table.concat(parts))
   if not id then
-    redis.pcall('DEL', KEYS[2])
+    redis.pcall('UNLINK', KEYS[2])
     return failure
   end
 end

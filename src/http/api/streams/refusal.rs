@@ -13,7 +13,7 @@ use crate::http::App;
 use crate::http::extract::canonical_query;
 use crate::http::middleware::{IsCut, close_after};
 use crate::http::problem::{Code, Problem};
-use crate::names::{Cursor, Place};
+use crate::names::{Bookmark, Cursor};
 
 /// Answers every request on a connection above the limit of connections.
 pub async fn refuse_overload(State(app): State<App>, request: Request) -> Response {
@@ -55,7 +55,7 @@ pub(super) fn refuse_caller(
 
 /// Whether a text from a request is a position, so that a block may repeat it as its `id:`.
 fn is_position(id: &&str) -> bool {
-    id.parse::<Place>().is_ok() || Cursor::decode(id).is_ok()
+    id.parse::<Bookmark>().is_ok() || Cursor::decode(id).is_ok()
 }
 
 /// A stream of one block, which says that there is no stream now, why, and when to reconnect.
