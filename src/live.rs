@@ -334,6 +334,18 @@ impl LogListener for Live {
         }
     }
 
+    fn hash_touched(&self, hash: &HashName) {
+        if let Some(topic) = self.get(&hash.clone().into()) {
+            topic.watched().inspect(|watched| watched.touched());
+        }
+    }
+
+    fn hash_accounted(&self, hash: &HashName, count: u32) {
+        if let Some(topic) = self.get(&hash.clone().into()) {
+            topic.watched().inspect(|watched| watched.accounted(count));
+        }
+    }
+
     fn cleared(&self, topic: &Topic, position: EventId) {
         match self.get(topic) {
             Some(live) if is_plausible(position) => live.clear_to(position),

@@ -212,6 +212,17 @@ impl FieldPage {
     }
 }
 
+/// How a broker learns of changes that other clients of its server make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherClients {
+    /// There are none.
+    None,
+    /// The server tells of each; but not of those that it makes to all keys together.
+    Notified,
+    /// Only by a comparison.
+    Unnoticed,
+}
+
 /// Keeps shared hashes. Every write is atomic. A hash without fields does not exist.
 ///
 /// While a hash has a log, that is a head made by [`super::LogStore::read`], each change is appended to it in the same
@@ -240,8 +251,8 @@ pub trait HashStore: Send + Sync {
         context: WriteContext<'_>,
     ) -> Result<WriteOutcome, BrokerError>;
 
-    /// Whether others than gateways can change the hashes.
-    fn has_other_clients(&self) -> bool;
+    /// How the broker learns of changes that others than gateways make.
+    fn other_clients(&self) -> OtherClients;
 
     /// Appends to the log the present values of some fields, which other clients have changed; that the hash was cleared,
     /// if it is gone. Returns how many of the fields were appended: at least one, and as many as fit into a step.

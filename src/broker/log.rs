@@ -8,7 +8,7 @@ use wildmatch::WildMatch;
 
 use super::BrokerError;
 use crate::log::{DataSet, EpochHistory, LogView, Retained};
-use crate::names::{Event, EventId, Topic};
+use crate::names::{Event, EventId, HashName, Topic};
 
 /// An entry of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +220,12 @@ pub trait LogListener: Send + Sync {
 
     /// The server's history has changed: every log may have lost entries.
     fn history_changed(&self);
+
+    /// Some client has changed a hash. The client may be a gateway, of whose step an announcement follows.
+    fn hash_touched(&self, hash: &HashName);
+
+    /// So many calls of [`Self::hash_touched`] belong to the step whose announcement comes next.
+    fn hash_accounted(&self, hash: &HashName, count: u32);
 
     /// A message on the topic's channel was not an announcement.
     fn malformed(&self, topic: &Topic);

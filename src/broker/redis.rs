@@ -121,11 +121,12 @@ impl RedisBroker {
         // The library would send CLIENT SETINFO with each connection. A user with few rights may not, and Redis would
         // log each refusal.
         let settings = settings.set_skip_set_lib_name();
+        let settings_database = settings.db();
         let client = Client::open(address.set_redis_settings(settings))?;
         let keys = Keys::new(prefix, replica);
         Ok(Self {
             connections: RedisConnections::new(&client),
-            pubsub: PubSub::new(keys.clone()),
+            pubsub: PubSub::new(keys.clone(), settings_database),
             client,
             keys,
             scripts: Scripts::new(),

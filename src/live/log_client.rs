@@ -10,8 +10,8 @@ use tracing::{Instrument, Span, info_span};
 
 use super::watermarks::Watermarks;
 use crate::broker::{
-    Appended, Broker, BrokerError, CALL_LIMIT, FieldPage, Health, IdempotencyKey, LogSlice, Peek, ReadLimit,
-    ReadRange, read_with_deadline, write_with_deadline,
+    Appended, Broker, BrokerError, CALL_LIMIT, FieldPage, Health, IdempotencyKey, LogSlice, OtherClients, Peek,
+    ReadLimit, ReadRange, read_with_deadline, write_with_deadline,
 };
 use crate::log::{EpochHistory, LogView, Next};
 use crate::names::{Event, EventId, HashName, Topic};
@@ -225,9 +225,9 @@ impl LogClient {
         Ok(slice.history.end())
     }
 
-    /// Whether others than gateways can change hashes.
-    pub(super) fn has_other_clients(&self) -> bool {
-        self.broker.has_other_clients()
+    /// How the broker learns of changes of hashes that others than gateways make.
+    pub(super) fn other_clients(&self) -> OtherClients {
+        self.broker.other_clients()
     }
 
     /// Reads a page of a hash.

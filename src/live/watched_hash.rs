@@ -5,19 +5,19 @@
 //! changed; that becomes an entry of the log, so that all watchers on all replicas are told alike.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::LogClient;
 use super::snapshot::{Snapshot, Snapshots};
 use super::topic::{Following, LiveTopic};
-use crate::broker::{BrokerError, Fault, FaultKind, ReadLimit, ReadRange};
+use crate::broker::{BrokerError, Fault, FaultKind, OtherClients, ReadLimit, ReadRange};
 use crate::cache::Lookup;
 use crate::log::{LogView, Next};
 use crate::mirror::Mirror;
@@ -43,6 +43,10 @@ const APPENDED_FIELDS: usize = 500;
 const SNAPSHOT_AGE: Duration = Duration::from_secs(1);
 /// Shortest time between two comparisons of a hash that nobody asks for.
 const COMPARE_EVERY: Duration = Duration::from_secs(5);
+/// The same if the server tells of changes. It does not tell of those of all keys together.
+const COMPARE_NOTIFIED_EVERY: Duration = Duration::from_mins(1);
+/// How long the announcement of a gateway's step comes after the notifications of its changes, at most.
+const HINT_DELAY: Duration = Duration::from_millis(100);
 /// The time between two comparisons is at least this many times as long as the last one took.
 const COMPARE_SHARE: u32 = 100;
 /// How long after a hash's expiry it is looked at.
@@ -58,9 +62,11 @@ pub(super) struct WatchedHash {
     state: Mutex<MirrorState>,
     /// The number of the mirror; 0 if there is none.
     mirror: AtomicU64,
+    /// Notifications of changes that belong to no announcement that has come so far.
+    unaccounted: AtomicU32,
+    hinted: Notify,
 }
 
-#[derive(Default)]
 struct MirrorState {
     mirror: Option<Mirror>,
     /// How many of the log's retractions the mirror has handled.
@@ -68,8 +74,26 @@ struct MirrorState {
     /// The position at which the mirror began.
     start: Option<EventId>,
     snapshot: Weak<Snapshot>,
-    /// When the hash is compared next.
+    /// When the hash is compared next, or looked at for a reason to compare it.
     due: Option<Instant>,
+    /// When the next comparison is due that nothing hints at.
+    compare_at: Option<Instant>,
+    /// Hints cause no comparison before this time.
+    hint_at: Instant,
+}
+
+impl MirrorState {
+    fn new() -> Self {
+        Self {
+            mirror: None,
+            retractions: 0,
+            start: None,
+            snapshot: Weak::new(),
+            due: None,
+            compare_at: None,
+            hint_at: Instant::now(),
+        }
+    }
 }
 
 /// A state of the hash that was read.
@@ -86,7 +110,15 @@ struct StoredState {
 
 impl WatchedHash {
     pub(super) fn new(hash: HashName, log: Arc<LogClient>, snapshots: Arc<Snapshots>) -> Self {
-        Self { hash, log, snapshots, state: Mutex::default(), mirror: AtomicU64::new(0) }
+        Self {
+            hash,
+            log,
+            snapshots,
+            state: Mutex::new(MirrorState::new()),
+            mirror: AtomicU64::new(0),
+            unaccounted: AtomicU32::new(0),
+            hinted: Notify::new(),
+        }
     }
 
     /// The number of the mirror; 0 if there is none now.
@@ -100,6 +132,20 @@ impl WatchedHash {
         mirror != 0 && number == mirror ^ selection
     }
 
+    /// Some client has changed the hash.
+    pub(super) fn touched(&self) {
+        if self.unaccounted.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.hinted.notify_one();
+        }
+    }
+
+    /// So many of the changes belong to a gateway's step, whose announcement comes next.
+    pub(super) fn accounted(&self, count: u32) {
+        let _ = self.unaccounted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |unaccounted| {
+            Some(unaccounted.saturating_sub(count))
+        });
+    }
+
     /// Keeps the mirror true. Never ends.
     pub(super) async fn run(&self, topic: &LiveTopic) {
         let mut changes = topic.changes();
@@ -108,6 +154,11 @@ impl WatchedHash {
             tokio::select! {
                 // The topic owns the sender, so the channel can't close.
                 _ = changes.changed() => self.catch_up(topic, &mut self.state.lock().await).await,
+                () = self.hinted.notified() => {
+                    let mut state = self.state.lock().await;
+                    let at = state.hint_at.max(Instant::now() + HINT_DELAY);
+                    state.due = state.due.into_iter().chain([at]).min();
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.compare(topic).await,
             }
         }
@@ -150,6 +201,12 @@ impl WatchedHash {
     async fn compare(&self, topic: &LiveTopic) {
         let mut state = self.state.lock().await;
         let began = Instant::now();
+        let is_due = state.compare_at.is_none_or(|at| at <= began);
+        if self.unaccounted.swap(0, Ordering::SeqCst) == 0 && !is_due {
+            // The changes were those of gateways.
+            state.due = state.compare_at;
+            return;
+        }
         self.catch_up(topic, &mut state).await;
         if state.mirror.is_some()
             && let Err(error) = self.read(topic, &mut state).await
@@ -162,14 +219,22 @@ impl WatchedHash {
     /// Sets the time of the next comparison, after one that began at this time.
     fn schedule(&self, state: &mut MirrorState, began: Instant) {
         let now = Instant::now();
-        let pause = COMPARE_EVERY.max((now - began) * COMPARE_SHARE).mul_f64(fastrand::f64().mul_add(0.2, 1.0));
-        let next = self.log.has_other_clients().then(|| now + pause);
+        let took = now - began;
+        let every = match self.log.other_clients() {
+            OtherClients::None => None,
+            OtherClients::Notified => Some(COMPARE_NOTIFIED_EVERY),
+            OtherClients::Unnoticed => Some(COMPARE_EVERY),
+        };
+        let jitter = fastrand::f64().mul_add(0.2, 1.0);
+        let next = every.map(|every| now + every.max(took * COMPARE_SHARE).mul_f64(jitter));
+        state.hint_at = now + took * COMPARE_SHARE;
         let expires_at = state.mirror.as_ref().map_or(0, Mirror::expires_at);
         let left = (expires_at > 0).then(|| {
             let left = Duration::from_millis(expires_at).saturating_sub(timestamp::since_1970());
             now + left.max(EXPIRY_DELAY) + EXPIRY_DELAY
         });
-        state.due = next.into_iter().chain(left).min();
+        state.compare_at = next.into_iter().chain(left).min();
+        state.due = state.compare_at;
     }
 
     /// Brings the mirror to the end of the log, as far as this replica has the log. Drops it if that leaves a gap.

@@ -9,7 +9,8 @@ use super::MemoryBroker;
 use super::journal::DurableAt;
 use super::state::{HashStep, MemoryState};
 use crate::broker::{
-    BrokerError, FieldPage, HashStore, HashWrite, REPLY_BYTES, WriteContext, WriteOutcome, encoded_bytes,
+    BrokerError, FieldPage, HashStore, HashWrite, OtherClients, REPLY_BYTES, WriteContext, WriteOutcome,
+    encoded_bytes,
 };
 use crate::names::{EventId, FieldName, HashName};
 
@@ -108,8 +109,8 @@ impl HashStore for MemoryBroker {
         Ok(outcome)
     }
 
-    fn has_other_clients(&self) -> bool {
-        false
+    fn other_clients(&self) -> OtherClients {
+        OtherClients::None
     }
 
     async fn append_external(

@@ -10,8 +10,8 @@ use super::connections::RedisConn;
 use super::error::{read_error, write_error};
 use super::{RedisBroker, id_texts, random};
 use crate::broker::{
-    BrokerError, Fault, FaultKind, FieldPage, HashStore, HashWrite, REPLY_BYTES, WriteContext, WriteEffect,
-    WriteOutcome, encoded_bytes,
+    BrokerError, Fault, FaultKind, FieldPage, HashStore, HashWrite, OtherClients, REPLY_BYTES, WriteContext,
+    WriteEffect, WriteOutcome, encoded_bytes,
 };
 use crate::names::{EventId, FieldName, HashName, Topic, change_header};
 use crate::timestamp::{self, milliseconds};
@@ -228,8 +228,8 @@ impl HashStore for RedisBroker {
         answer
     }
 
-    fn has_other_clients(&self) -> bool {
-        true
+    fn other_clients(&self) -> OtherClients {
+        if self.pubsub.has_notifications() { OtherClients::Notified } else { OtherClients::Unnoticed }
     }
 
     async fn append_external(

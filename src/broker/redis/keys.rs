@@ -91,6 +91,12 @@ impl Keys {
         }
     }
 
+    /// The hash that is stored under a key.
+    pub(super) fn hash_of_key(&self, key: &str) -> Option<HashName> {
+        let name = key.strip_prefix(&self.prefix)?.strip_prefix(":hash:{")?.strip_suffix('}')?;
+        HashName::new(name).ok()
+    }
+
     pub(super) fn hash(&self, hash: &HashName) -> String {
         format!("{}:hash:{{{hash}}}", self.prefix)
     }

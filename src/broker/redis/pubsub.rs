@@ -5,10 +5,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use redis::aio::MultiplexedConnection;
 use redis::{Client, PushInfo, PushKind, RedisResult, Value};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -42,6 +44,10 @@ pub(super) struct PubSub {
     conn: watch::Sender<Option<RedisConn>>,
     /// Why Redis has refused the last subscription, if it has.
     refusal: Mutex<Option<Fault>>,
+    /// What the channels of keyspace notifications begin with.
+    notification_prefix: Arc<str>,
+    /// Whether keyspace notifications of hashes come over the present connection.
+    has_notifications: AtomicBool,
 }
 
 #[derive(Default)]
@@ -53,7 +59,7 @@ struct Interests {
 }
 
 impl PubSub {
-    pub(super) fn new(keys: Keys) -> Self {
+    pub(super) fn new(keys: Keys, database: i64) -> Self {
         Self {
             keys,
             interests: Mutex::default(),
@@ -62,6 +68,8 @@ impl PubSub {
             probe: watch::channel(Vec::new()).0,
             conn: watch::channel(None).0,
             refusal: Mutex::default(),
+            notification_prefix: format!("__keyspace@{database}__:").into(),
+            has_notifications: AtomicBool::new(false),
         }
     }
 
@@ -104,6 +112,35 @@ impl PubSub {
         self.refusal.lock().expect("no holder of the lock panics").clone()
     }
 
+    /// Whether keyspace notifications of hashes come over the present connection.
+    pub(super) fn has_notifications(&self) -> bool {
+        self.has_notifications.load(Ordering::Relaxed)
+    }
+
+    /// Asks whether the server sends keyspace notifications of hashes, and whether this user gets them.
+    async fn find_notifications(&self, connection: &mut MultiplexedConnection) -> bool {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("GET").arg("notify-keyspace-events");
+        let query = command.query_async::<HashMap<String, String>>(connection);
+        let Ok(Ok(settings)) = timeout(ANSWER_LIMIT, query).await else { return false };
+        let flags = settings.get("notify-keyspace-events").map_or("", String::as_str);
+        let has = |flag| flags.contains(flag);
+        // `A` stands for all classes of events.
+        if !has('K') || !(has('A') || has('g') && has('h')) {
+            return false;
+        }
+        // No hash has this name, and it begins as those of hashes do.
+        let channel = format!("{}{}", self.notification_prefix, self.keys.probe("hash"));
+        let is_allowed = matches!(timeout(ANSWER_LIMIT, connection.subscribe(channel)).await, Ok(Ok(())));
+        if !is_allowed {
+            tracing::warn!(
+                "Redis sends keyspace notifications, and its user may not receive them: add the channels \
+                 __keyspace@*__:<prefix>:* to its rights"
+            );
+        }
+        is_allowed
+    }
+
     /// Replaces the connection.
     pub(super) fn reset(&self) {
         self.reset.notify_one();
@@ -119,7 +156,7 @@ impl PubSub {
             .with_jitter();
         let mut pauses = schedule.build();
         loop {
-            let handler = PushHandler::new(&self.keys, self.probe.clone(), listeners.clone());
+            let handler = PushHandler::new(self, listeners.clone());
             let panicked = CancellationToken::new();
             let on_panic = panicked.clone();
             let handle = move |push: &PushInfo| {
@@ -170,6 +207,8 @@ impl PubSub {
         if !is_confirmed {
             return "the first subscription was not confirmed";
         }
+        let has_notifications = self.find_notifications(connection).await;
+        self.has_notifications.store(has_notifications, Ordering::Relaxed);
         // Removals may have been missed since the last connection.
         listeners.moderation.removals_changed();
         self.conn.send_replace(Some(conn.clone()));
@@ -230,7 +269,9 @@ impl PubSub {
     }
 
     fn channels(&self, topics: &[Topic]) -> Vec<String> {
-        topics.iter().map(|topic| self.keys.live(topic)).collect()
+        let hashes = topics.iter().filter_map(Topic::hash).filter(|_| self.has_notifications());
+        let notifications = hashes.map(|hash| format!("{}{}", self.notification_prefix, self.keys.hash(hash)));
+        topics.iter().map(|topic| self.keys.live(topic)).chain(notifications).collect()
     }
 
     fn mark_all_dirty(&self) {
@@ -252,6 +293,8 @@ impl PubSub {
 /// Handles what Redis pushes over one connection. It must not wait: the connection reads nothing until it returns.
 struct PushHandler {
     keys: Keys,
+    /// What the channels of keyspace notifications begin with.
+    notification_prefix: Arc<str>,
     probe_channel: String,
     control_channel: String,
     assembler: Mutex<Assembler>,
@@ -260,9 +303,17 @@ struct PushHandler {
 }
 
 impl PushHandler {
-    fn new(keys: &Keys, probe: watch::Sender<Vec<u8>>, listeners: Listeners) -> Self {
-        let (probe_channel, control_channel) = (keys.probe("live"), keys.control());
-        Self { keys: keys.clone(), probe_channel, control_channel, assembler: Mutex::default(), probe, listeners }
+    fn new(pubsub: &PubSub, listeners: Listeners) -> Self {
+        let PubSub { keys, notification_prefix, probe, .. } = pubsub;
+        Self {
+            keys: keys.clone(),
+            notification_prefix: notification_prefix.clone(),
+            probe_channel: keys.probe("live"),
+            control_channel: keys.control(),
+            assembler: Mutex::default(),
+            probe: probe.clone(),
+            listeners,
+        }
     }
 
     fn handle(&self, push: &PushInfo) {
@@ -275,16 +326,27 @@ impl PushHandler {
         if channel == self.control_channel {
             return handle_control_message(payload, &self.listeners);
         }
+        if let Some(key) = channel.strip_prefix(&*self.notification_prefix) {
+            if let Some(hash) = self.keys.hash_of_key(key) {
+                self.listeners.log.hash_touched(&hash);
+            }
+            return;
+        }
         let message = self.assembler.lock().expect("no holder of the lock panics").push(channel, payload);
         if channel == self.probe_channel {
-            if let ChannelMessage::LogEntry(entry) = message {
+            if let ChannelMessage::LogEntry(entry, _) = message {
                 self.probe.send_replace(entry.stored.to_vec());
             }
             return;
         }
         let Some(topic) = self.keys.topic_of_channel(channel) else { return };
         match message {
-            ChannelMessage::LogEntry(entry) => self.listeners.log.announced(&topic, entry),
+            ChannelMessage::LogEntry(entry, notifications) => {
+                if let Topic::Hash(hash) = &topic {
+                    self.listeners.log.hash_accounted(hash, notifications);
+                }
+                self.listeners.log.announced(&topic, entry);
+            }
             ChannelMessage::Header => {}
             ChannelMessage::Cleared(position) => self.listeners.log.cleared(&topic, position),
             ChannelMessage::Malformed => self.listeners.log.malformed(&topic),

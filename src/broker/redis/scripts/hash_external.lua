@@ -21,7 +21,7 @@ end
 local is_hash = hash_expiry(KEYS[1])
 local set, gone, bytes, entry_bytes = {}, {}, 0, 0
 local function flush()
-  failure = failure or append_set(set) or append_remove(gone)
+  failure = failure or append_set(set, true) or append_remove(gone, true)
   set, gone, entry_bytes = {}, {}, 0
 end
 for index = 3, #WORDS do

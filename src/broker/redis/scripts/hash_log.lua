@@ -38,7 +38,8 @@ hash_log.replication_id = server_replication_id()
 
 -- Returns nil, or Redis's error if nothing was stored. Without the entry, watchers would take what they have for the state
 -- of the hash; without a head, they read it again.
-local function append_change(header, kind, count, parts)
+local function append_change(header, kind, count, parts, notifications)
+  hash_log.notifications = notifications
   hash_log.expires_at = hash_expiry(KEYS[1])
   local line = '\n' .. kind .. ' ' .. whole(hash_log.expires_at or 0) .. ' ' .. count .. '\n'
   local id, failure = append(hash_log, header .. line .. table.concat(parts))
@@ -48,26 +49,28 @@ local function append_change(header, kind, count, parts)
   end
 end
 
--- `fields` has names and values by turns.
-local function append_set(fields)
+-- `fields` has names and values by turns. The step has set each by a command of its own, unless it `is_external`.
+local function append_set(fields, is_external)
   local parts = {}
   for index = 1, #fields, 2 do
     local field, value = fields[index], fields[index + 1]
     parts[#parts + 1] = #field .. ' ' .. #value .. '\n' .. field .. value
   end
-  return #parts > 0 and append_change(HEADER, 'set', #parts, parts) or nil
+  return #parts > 0 and append_change(HEADER, 'set', #parts, parts, is_external and 0 or #parts) or nil
 end
 
-local function append_remove(fields)
+local function append_remove(fields, is_external)
   local parts = {}
   for index, field in ipairs(fields) do
     parts[index] = #field .. '\n' .. field
   end
-  return #parts > 0 and append_change(HEADER, 'remove', #parts, parts) or nil
+  -- The last field is told twice: as removed, and as the end of the key.
+  local notifications = #parts + (hash_expiry(KEYS[1]) and 0 or 1)
+  return #parts > 0 and append_change(HEADER, 'remove', #parts, parts, is_external and 0 or notifications) or nil
 end
 
 local function append_clear(reason)
-  return append_change(HEADER, 'clear', 1, { reason })
+  return append_change(HEADER, 'clear', 1, { reason }, 1)
 end
 
 -- Notices that the hash had fields after the last step and has none now.
@@ -82,6 +85,6 @@ local function begin_changes()
   local has_expired = expiry ~= '0' and tonumber(expiry) <= now
   -- Nobody is known to have done it.
   local header = string.match(HEADER, '^[^,}]*') .. '}'
-  return append_change(header, 'clear', 1, { has_expired and 'expired' or 'external' })
+  return append_change(header, 'clear', 1, { has_expired and 'expired' or 'external' }, 0)
 end
 

@@ -50,8 +50,9 @@ local function server_replication_id()
 end
 
 -- Announcements are hints and the log is the truth, so a PUBLISH that fails does not fail the script.
-local function announce(channel, id, event)
-  local header = id .. ' ' .. #event .. '\n'
+-- `notifications` is how many keyspace notifications of a hash the step has caused before.
+local function announce(channel, id, event, notifications)
+  local header = id .. ' ' .. #event .. (notifications and ' ' .. notifications or '') .. '\n'
   if #event > LARGE_BYTES then
     redis.pcall('PUBLISH', channel, header)
     redis.pcall('PUBLISH', channel, event)
@@ -358,6 +359,7 @@ end
 --   quiet_ttl                    lifetime of presence events in a room without messages
 --   hash                         the key of the hash whose log it is. Its appends do not renew the head
 --   expires_at                   when that hash expires now: see hash_expiry
+--   notifications                how many keyspace notifications of that hash the step has caused since its last event
 --   random                       added to a new epoch that can't be the time
 --   first_watermark              the index of the first watermark in ARGV
 local function append(log, event)
@@ -431,6 +433,6 @@ local function append(log, event)
       redis.call('SET', log.head_key, new_text, 'PX', log.head_ttl)
     end
   end
-  announce(log.channel, id, event)
+  announce(log.channel, id, event, log.notifications)
   return id
 end
