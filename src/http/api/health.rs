@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::broker::Fault;
+use crate::broker::{Fault, OtherClients};
 use crate::http::App;
 
 /// The state of this replica.
@@ -64,6 +64,10 @@ pub struct HealthReport {
     delivery: &'static str,
     /// The number of messages on the rooms' channels that were not announcements, since the replica has started.
     malformed_announcements: u64,
+    /// Whether Redis notifies this replica of what other clients change in watched hashes. If not, hashes are compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    keyspace_notifications: Option<bool>,
 }
 
 /// Check that a publish would be delivered now
@@ -89,6 +93,11 @@ pub async fn get_health(State(app): State<App>) -> (StatusCode, Json<HealthRepor
         commands: part(&health.commands),
         delivery: part(&health.delivery),
         malformed_announcements: app.live.malformed_announcements(),
+        keyspace_notifications: match app.hashes.other_clients() {
+            OtherClients::None => None,
+            OtherClients::Notified => Some(true),
+            OtherClients::Unnoticed => Some(false),
+        },
     };
     (code, Json(report))
 }
