@@ -7,34 +7,37 @@ local MAX_ENTRY_BYTES, MAX_BYTES = 65536, 1048576
 
 local text = redis.call('GET', KEYS[2])
 local epoch, last, owner = string.match(text or '', HEAD_PATTERN)
-if not epoch or owner ~= server_replication_id() or (epoch .. '-' .. last ~= WORDS[1] and WORDS[2] ~= '1') then
+if not epoch or owner ~= hash_log.replication_id or (epoch .. '-' .. last ~= WORDS[1] and WORDS[2] ~= '1') then
   return -1
 end
-local failure = begin_changes()
+local failure = LOG.begin()
 if failure then
   return failure
 end
-if not hash_expiry(KEYS[1]) and string.find(text, ' #%d+$') then
+local is_gone, had_fields = not hash_expiry(KEYS[1]), string.find(text, ' #%d+$')
+if is_gone and had_fields then
   return #WORDS - 2
 end
 
-local is_hash = hash_expiry(KEYS[1])
+-- A key of another type is a hash without fields.
+local is_hash = redis.call('TYPE', KEYS[1]).ok == 'hash'
 local set, gone, bytes, entry_bytes = {}, {}, 0, 0
 local function flush()
-  failure = failure or append_set(set, true) or append_remove(gone, true)
-  set, gone, entry_bytes = {}, {}, 0
+  failure = LOG.set(set, true) or LOG.remove(gone, true)
+  set, gone, bytes, entry_bytes = {}, {}, bytes + entry_bytes, 0
+  return failure
 end
 for index = 3, #WORDS do
-  local value = is_hash and redis.call('HGET', KEYS[1], WORDS[index])
+  local field = WORDS[index]
+  local value = is_hash and redis.call('HGET', KEYS[1], field)
   if value then
-    set[#set + 1], set[#set + 2] = WORDS[index], value
+    set[#set + 1], set[#set + 2] = field, value
   else
-    gone[#gone + 1] = WORDS[index]
+    gone[#gone + 1] = field
   end
-  entry_bytes = entry_bytes + #WORDS[index] + (value and #value or 0)
+  entry_bytes = entry_bytes + #field + (value and #value or 0)
   if entry_bytes > MAX_ENTRY_BYTES then
-    bytes = bytes + entry_bytes
-    flush()
+    failure = flush()
     if failure then
       return failure
     end
@@ -43,5 +46,4 @@ for index = 3, #WORDS do
     end
   end
 end
-flush()
-return failure or #WORDS - 2
+return flush() or #WORDS - 2

@@ -30,18 +30,18 @@ if not hash_log.random then
 end
 require_permission('SET', KEYS[2], '')
 require_permission('XADD', KEYS[3], '*', 'e', '')
-require_permission('HLEN', KEYS[1])
-require_permission('PEXPIRETIME', KEYS[1])
 
 -- Read before the first write, since it may fail.
 hash_log.replication_id = server_replication_id()
 
+local LOG = {}
+
 -- Returns nil, or Redis's error if nothing was stored. Without the entry, watchers would take what they have for the state
--- of the hash; without a head, they read it again.
-local function append_change(header, kind, count, parts, notifications)
-  hash_log.notifications = notifications
-  hash_log.expires_at = hash_expiry(KEYS[1])
-  local line = '\n' .. kind .. ' ' .. whole(hash_log.expires_at or 0) .. ' ' .. count .. '\n'
+-- of the hash; without a head, they read it again. `expiry` is that of the hash now, and `notifications` how many keyspace
+-- notifications the change has caused.
+function LOG.append(header, kind, parts, expiry, notifications)
+  hash_log.expires_at, hash_log.notifications = expiry, notifications
+  local line = '\n' .. kind .. ' ' .. whole(expiry or 0) .. ' ' .. #parts .. '\n'
   local id, failure = append(hash_log, header .. line .. table.concat(parts))
   if not id then
     redis.pcall('UNLINK', KEYS[2])
@@ -50,41 +50,46 @@ local function append_change(header, kind, count, parts, notifications)
 end
 
 -- `fields` has names and values by turns. The step has set each by a command of its own, unless it `is_external`.
-local function append_set(fields, is_external)
+function LOG.set(fields, is_external)
+  if #fields == 0 then
+    return nil
+  end
   local parts = {}
   for index = 1, #fields, 2 do
     local field, value = fields[index], fields[index + 1]
     parts[#parts + 1] = #field .. ' ' .. #value .. '\n' .. field .. value
   end
-  return #parts > 0 and append_change(HEADER, 'set', #parts, parts, is_external and 0 or #parts) or nil
+  return LOG.append(HEADER, 'set', parts, hash_expiry(KEYS[1]), is_external and 0 or #parts)
 end
 
-local function append_remove(fields, is_external)
+function LOG.remove(fields, is_external)
+  if #fields == 0 then
+    return nil
+  end
   local parts = {}
   for index, field in ipairs(fields) do
     parts[index] = #field .. '\n' .. field
   end
-  -- The last field is told twice: as removed, and as the end of the key.
-  local notifications = #parts + (hash_expiry(KEYS[1]) and 0 or 1)
-  return #parts > 0 and append_change(HEADER, 'remove', #parts, parts, is_external and 0 or notifications) or nil
+  local expiry = hash_expiry(KEYS[1])
+  -- The last field causes two: it is removed, and then the key.
+  return LOG.append(HEADER, 'remove', parts, expiry, is_external and 0 or #parts + (expiry and 0 or 1))
 end
 
-local function append_clear(reason)
-  return append_change(HEADER, 'clear', 1, { reason }, 1)
+function LOG.clear(reason)
+  return LOG.append(HEADER, 'clear', { reason }, nil, 1)
 end
 
--- Notices that the hash had fields after the last step and has none now.
-local function begin_changes()
-  local text = redis.call('GET', KEYS[2])
-  local expiry = text and string.match(text, ' #(%d+)$')
-  if not expiry or hash_expiry(KEYS[1]) then
+-- Notices that the hash had fields after the last step and has none now. Called before the first write.
+function LOG.begin()
+  local text, now = redis.call('GET', KEYS[2]), hash_expiry(KEYS[1])
+  local expiry = text and not now and string.match(text, ' #(%d+)$')
+  if not expiry then
     return nil
   end
   local time = redis.call('TIME')
-  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-  local has_expired = expiry ~= '0' and tonumber(expiry) <= now
+  local has_expired = expiry ~= '0' and tonumber(expiry) <= tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
   -- Nobody is known to have done it.
   local header = string.match(HEADER, '^[^,}]*') .. '}'
-  return append_change(header, 'clear', 1, { has_expired and 'expired' or 'external' }, 0)
+  return LOG.append(header, 'clear', { has_expired and 'expired' or 'external' }, nil, 0)
 end
 

@@ -6,8 +6,5 @@ if redis.call('EXISTS', KEYS[2]) == 1 then
   return { 'watched' }
 end
 
-local WORDS, ONCE = ARGV, KEYS[3]
-
-local function begin_changes() end
-local append_set, append_remove, append_clear = begin_changes, begin_changes, begin_changes
+local WORDS, ONCE, LOG = ARGV, KEYS[3], nil
 

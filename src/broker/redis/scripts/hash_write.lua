@@ -29,7 +29,7 @@ if once then
   end
 end
 
-local failure = begin_changes()
+local failure = LOG and LOG.begin()
 if failure then
   return failure
 end
@@ -61,12 +61,16 @@ end
 local done
 if kind == 'set' then
   done = redis.call('HSET', hash, WORDS[4], WORDS[5]) == 1 and '1 0 0 0' or '0 1 0 0'
-  append_set({ WORDS[4], WORDS[5] })
+  if LOG then
+    LOG.set({ WORDS[4], WORDS[5] })
+  end
 elseif kind == 'remove' then
   if redis.call('HDEL', hash, WORDS[4]) == 0 then
     return { 'absent', WORDS[4] }
   end
-  append_remove({ WORDS[4] })
+  if LOG then
+    LOG.remove({ WORDS[4] })
+  end
   done = '0 0 1 0'
 elseif kind == 'clear' then
   if redis.call('HLEN', hash) == 0 then
@@ -74,7 +78,9 @@ elseif kind == 'clear' then
   end
   -- UNLINK frees the memory in the background. DEL of a hash that other programs made large would take seconds.
   redis.call('UNLINK', hash)
-  append_clear('removed')
+  if LOG then
+    LOG.clear('removed')
+  end
   done = '0 0 1 0'
 elseif kind == 'increment' then
   local field, by = WORDS[4], WORDS[5]
@@ -124,7 +130,9 @@ elseif kind == 'increment' then
     redis.call('HINCRBY', hash, field, by)
     sum = redis.call('HGET', hash, field)
   end
-  append_set({ field, sum })
+  if LOG then
+    LOG.set({ field, sum })
+  end
   done = (present and '0 1 0 0 ' or '1 0 0 0 ') .. sum
 else
   -- The values of fields as the steps so far have left them: false for a field that is removed. Other fields are as they
@@ -206,8 +214,10 @@ else
       gone[removed] = field
     end
   end
-  append_set(set)
-  append_remove(gone)
+  if LOG then
+    LOG.set(set)
+    LOG.remove(gone)
+  end
   done = created .. ' ' .. replaced .. ' ' .. removed .. ' ' .. copied
 end
 

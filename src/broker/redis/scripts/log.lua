@@ -118,13 +118,10 @@ local function render(head)
   return table.concat(tokens, ' ')
 end
 
--- When a hash expires, in ms since 1970, or 0 if it does not; nil if it has no fields, or is no hash.
+-- When a hash expires, in ms since 1970, or 0 if it does not; nil if it has no fields.
 local function hash_expiry(key)
-  local fields = redis.pcall('HLEN', key)
-  if type(fields) ~= 'number' or fields == 0 then
-    return nil
-  end
-  return math.max(redis.call('PEXPIRETIME', key), 0)
+  local time = redis.call('PEXPIRETIME', key)
+  return time > -2 and math.max(time, 0) or nil
 end
 
 -- Whether a topic with this stored head may ever have had a message.
