@@ -7,6 +7,7 @@ mod app;
 mod audit;
 mod body;
 mod caller;
+mod entity_tags;
 mod extract;
 mod idempotency;
 mod middleware;

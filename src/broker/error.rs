@@ -29,6 +29,9 @@ pub enum BrokerError {
     /// The idempotency key was used with other content.
     #[error("the idempotency key was used with other content")]
     KeyReused,
+    /// Messages came after every position of the append's condition, or may be missing there.
+    #[error("messages came after the positions of the condition")]
+    HeadMoved,
     /// No page starts at the given position.
     #[error("after: must be the `next` of an earlier page")]
     UnknownPage,

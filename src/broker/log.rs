@@ -101,6 +101,11 @@ impl LogSlice {
         }
     }
 
+    /// The position after the last message: presence events do not change it.
+    pub fn message_end(&self) -> EventId {
+        self.last_message.unwrap_or(self.history.end())
+    }
+
     /// The size of the entries.
     pub fn bytes(&self) -> usize {
         self.entries.iter().map(|entry| entry.stored.len()).sum()
@@ -238,13 +243,17 @@ pub trait LogListener: Send + Sync {
 pub trait LogStore: Send + Sync {
     /// Appends an entry in its stored form, and announces it.
     ///
-    /// With a `key`, the key is looked up and remembered in the same step. The broker never repeats an append: if the
-    /// answer is lost, the error is [`BrokerError::OutcomeUnknown`].
+    /// With `after`, the entry is appended only if no message came after one of these positions, and none can be missing
+    /// there; see [`crate::log::Head::is_at_end`]. Else the error is [`BrokerError::HeadMoved`].
+    ///
+    /// With a `key`, the key is looked up, before that condition, and remembered in the same step. The broker never
+    /// repeats an append: if the answer is lost, the error is [`BrokerError::OutcomeUnknown`].
     async fn append(
         &self,
         topic: &Topic,
         watermarks: &[EventId],
         stored: Bytes,
+        after: Option<&[EventId]>,
         key: Option<&IdempotencyKey>,
     ) -> Result<Appended, BrokerError>;
 

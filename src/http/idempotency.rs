@@ -7,7 +7,7 @@ use super::extract::header_text;
 use super::problem::{Code, Problem};
 use crate::broker::{HashWrite, IdempotencyKey};
 use crate::digest::sha1_hex;
-use crate::names::{Data, Event, EventName, SubscriberId};
+use crate::names::{Data, Event, EventId, EventName, SubscriberId};
 
 /// The request header with the key.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -29,9 +29,9 @@ pub fn check(key: &str) -> Result<&str, &'static str> {
     if is_valid { Ok(key) } else { Err("must be 1 to 255 visible ASCII characters without spaces") }
 }
 
-/// The digests that the broker stores of a key and of the event that is published with it. Keys of different callers
-/// are different keys.
-pub fn idempotency_key(caller: &str, key: &str, event: &Event) -> IdempotencyKey {
+/// The digests that the broker stores of a key and of the event that is published with it, `after` one of these positions.
+/// Keys of different callers are different keys.
+pub fn idempotency_key(caller: &str, key: &str, event: &Event, after: Option<&[EventId]>) -> IdempotencyKey {
     let kind = match event.data {
         Data::Json(_) => "json",
         Data::Text(_) => "text",
@@ -39,6 +39,9 @@ pub fn idempotency_key(caller: &str, key: &str, event: &Event) -> IdempotencyKey
     let name = event.name.as_ref().map_or("", EventName::as_str);
     let mut content = vec![name, kind, event.data.as_text()];
     content.extend(event.except.iter().map(SubscriberId::as_str));
+    // No subscriber's id has a quotation mark.
+    let condition = after.map(|after| format!("\"{after:?}\""));
+    content.extend(condition.as_deref());
     IdempotencyKey { key: digest(&[caller, key]), content: digest(&content) }
 }
 

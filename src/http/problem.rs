@@ -10,9 +10,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::entity_tags::quoted;
 use super::middleware::request_context;
 use crate::broker::{BrokerError, Fault, FaultKind, MAX_COPIED_BYTES, MAX_DIGITS, MAX_FIELDS};
 use crate::live::AppendError;
+use crate::names::EventId;
 use crate::rate_limit::RateStatus;
 
 /// The media type of problem documents.
@@ -113,7 +115,7 @@ impl Code {
             Self::TooManyFields => ("too_many_fields", StatusCode::CONFLICT, "The hash would have too many fields"),
             Self::HashTooLarge => ("hash_too_large", StatusCode::CONFLICT, "The hash is too large to be watched"),
             Self::PreconditionFailed => {
-                ("precondition_failed", StatusCode::PRECONDITION_FAILED, "The value does not match the condition")
+                ("precondition_failed", StatusCode::PRECONDITION_FAILED, "The condition does not hold")
             }
             Self::IdempotencyKeyReused => (
                 "idempotency_key_reused",
@@ -203,6 +205,8 @@ enum Present {
     Value(CurrentValue),
     /// The values of the fields that a patch tests.
     Fields(BTreeMap<String, CurrentValue>),
+    /// The position of a room's last message.
+    Head(EventId),
 }
 
 /// The present value of a field whose condition failed.
@@ -248,6 +252,10 @@ pub struct ProblemDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     present_fields: Option<BTreeMap<String, CurrentValue>>,
+    /// With status 412 to a publish only: the position of the room's last message, as in the header `ETag`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "1790000000000000-42")]
+    head: Option<String>,
 }
 
 impl Problem {
@@ -277,6 +285,11 @@ impl Problem {
     /// The failed test of a patch, with the present values of the fields that it tests.
     pub fn failed_test(detail: impl Into<String>, present: BTreeMap<String, CurrentValue>) -> Self {
         Self { present: Some(Box::new(Present::Fields(present))), ..Self::new(Code::PreconditionFailed, detail) }
+    }
+
+    /// The failed condition of a publish, with the present position of the room's last message.
+    pub fn head_moved(detail: impl Into<String>, head: EventId) -> Self {
+        Self { present: Some(Box::new(Present::Head(head))), ..Self::new(Code::PreconditionFailed, detail) }
     }
 
     /// The kind of failure.
@@ -334,6 +347,7 @@ impl From<BrokerError> for Problem {
                 Code::IdempotencyKeyReused,
                 "this Idempotency-Key was used for other content in this room or hash; use a new key",
             ),
+            BrokerError::HeadMoved => Self::new(Code::PreconditionFailed, error.to_string()),
             BrokerError::UnknownPage => Self::new(
                 Code::InvalidQuery,
                 "after: no page starts here; follow the Link header of the page before",
@@ -413,11 +427,14 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
             tracing::error!(detail = problem.detail, omitted, "the gateway failed");
         });
     }
-    let (present, present_fields) = match problem.present.map(|present| *present) {
-        None => (None, None),
-        Some(Present::Value(value)) => (Some(value), None),
-        Some(Present::Fields(fields)) => (None, Some(fields)),
-    };
+    let (mut present, mut present_fields, mut head) = (None, None, None);
+    match problem.present.map(|present| *present) {
+        None => {}
+        Some(Present::Value(value)) => present = Some(value),
+        Some(Present::Fields(fields)) => present_fields = Some(fields),
+        Some(Present::Head(position)) => head = Some(position.to_string()),
+    }
+    let tag = head.as_deref().map(quoted);
     let document = ProblemDocument {
         kind: format!("urn:roomcast:problem:{code}"),
         title: title.into(),
@@ -427,6 +444,7 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
         request_id: request_id.into(),
         present,
         present_fields,
+        head,
     };
     let mut answer = (status, Json(document)).into_response();
     // Keep headers such as `Allow` and `ETag`. Drop those that describe the replaced body.
@@ -450,6 +468,7 @@ pub fn finish(mut response: Response, request_id: &str, count: impl FnOnce(Code)
     if problem.code == Code::UnsupportedEncoding {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
     }
+    headers.extend(tag.map(|tag| (header::ETAG, tag)));
     if let Some(challenge) = challenge {
         headers.insert(header::WWW_AUTHENTICATE, challenge);
     }

@@ -87,10 +87,23 @@ impl LogClient {
         key: Option<&IdempotencyKey>,
         caller: &RateKey,
     ) -> Result<Appended, AppendError> {
+        self.append_after(topic, event, None, key, caller).await
+    }
+
+    /// Appends like [`Self::append`], with `after` only if no message came after one of these positions; see
+    /// [`crate::broker::LogStore::append`].
+    pub async fn append_after(
+        &self,
+        topic: &Topic,
+        event: &Event,
+        after: Option<&[EventId]>,
+        key: Option<&IdempotencyKey>,
+        caller: &RateKey,
+    ) -> Result<Appended, AppendError> {
         let watermarks = self.watermarks.take_for_append(topic, caller);
         let watermarks = watermarks.map_err(|retry_after| AppendError::TooManyTopics { retry_after })?;
         let span = if trace::is_enabled() { info_span!("append", room = topic.name()) } else { Span::none() };
-        let append = self.broker.append(topic, &watermarks, event.encode(), key).instrument(span);
+        let append = self.broker.append(topic, &watermarks, event.encode(), after, key).instrument(span);
         let appended = write_with_deadline("an append", append).await?;
         // An event that an earlier call appended may be lost by now. Only an event of this call surely existed just
         // now.

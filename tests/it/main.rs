@@ -9,6 +9,7 @@ mod support;
 mod auth;
 mod cli;
 mod clients;
+mod conditional_publish;
 mod connections;
 mod contract;
 mod documents;

@@ -179,6 +179,46 @@ impl Pair {
         self.note_epoch();
     }
 
+    /// A random condition: up to two positions that were given out or may be, for the scripts and for the model.
+    fn condition(&self, rng: &mut fastrand::Rng) -> (String, Vec<EventId>) {
+        let positions: Vec<_> = (0..rng.usize(..3))
+            .filter_map(|_| {
+                let newest = self.epochs.len().checked_sub(1)?;
+                let (index, offset) = match rng.u8(..3) {
+                    0 => (rng.usize(..=newest), rng.u64(..4)),
+                    1 => *self.given.last()?,
+                    _ => (newest, 0),
+                };
+                Some((self.epochs[index], offset))
+            })
+            .collect();
+        let text = positions
+            .iter()
+            .fold("after ".to_owned(), |text, ((ours, _), offset)| format!("{text}{ours}-{offset} "));
+        (text, positions.iter().map(|((_, modelled), offset)| EventId::new(*modelled, *offset)).collect())
+    }
+
+    /// Appends if a condition holds. Returns whether it does.
+    fn append_after(&mut self, rng: &mut fastrand::Rng) -> bool {
+        let (texts, watermarks) = self.watermarks(rng);
+        let (condition, positions) = self.condition(rng);
+        let mut call = self.append.key(HEAD);
+        call.key(LOG).key(PRESENCE_LOG).key("data-set").arg("{}").arg("channel").arg(1000);
+        call.arg(3_600_000).arg(7_200_000).arg(3).arg(300_000).arg("").arg(1_000_000).arg("0");
+        let (id, is_refused, _): (String, bool, u64) =
+            call.arg(condition).arg(texts).invoke(&mut self.connection).unwrap();
+        let before = self.model.head.clone();
+        let head = self.ensure_model_epoch(&watermarks);
+        let holds = positions.iter().any(|position| head.is_at_end(*position));
+        assert_eq!(is_refused, !holds, "{positions:?} {head:?}");
+        if holds {
+            self.note_append(&id, EntryKind::Message);
+        } else {
+            self.model.head = before;
+        }
+        holds
+    }
+
     fn append(&mut self, writer: Writer, rng: &mut fastrand::Rng) {
         let (texts, watermarks) = self.watermarks(rng);
         let id = match writer {
@@ -208,12 +248,18 @@ impl Pair {
                 head.split(' ').next().unwrap().to_owned()
             }
         };
-        let id: EventId = id.parse().unwrap();
         let kind = match writer {
             Writer::Append => EntryKind::Message,
             Writer::UpdatePresence => EntryKind::Presence,
         };
-        let (modelled, _) = self.ensure_model_epoch(&watermarks).extend(kind);
+        self.ensure_model_epoch(&watermarks);
+        self.note_append(&id, kind);
+    }
+
+    /// Appends an entry to the model as the script has appended it to the log.
+    fn note_append(&mut self, id: &str, kind: EntryKind) {
+        let id: EventId = id.parse().unwrap();
+        let (modelled, _) = self.model.head.as_mut().unwrap().extend(kind);
         match kind {
             EntryKind::Message => self.model.log.push(modelled),
             EntryKind::Presence => self.model.presence.push(modelled),
@@ -278,9 +324,13 @@ async fn the_scripts_and_the_rules_agree_on_random_steps() {
         let info = server.cli(&["INFO", "replication"]);
         let replication_id =
             info.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap().trim().to_owned();
+        // Conditions that failed, and that held.
+        let mut conditions = [0, 0];
         for seed in 0..SEQUENCES {
             let mut rng = fastrand::Rng::with_seed(seed);
             server.cli(&["FLUSHALL"]);
+            // Names no data set of the epochs here, so that only the head decides.
+            server.cli(&["SET", "data-set", "0"]);
             let mut pair = Pair {
                 connection: redis::Client::open(server.url()).unwrap().get_connection().unwrap(),
                 append: append_script(),
@@ -297,10 +347,11 @@ async fn the_scripts_and_the_rules_agree_on_random_steps() {
             let mut saved = (None, [Vec::new(), Vec::new()], Model::default());
             let mut trail = format!("seed {seed}:");
             for _ in 0..STEPS {
-                let step = rng.u8(..14);
+                let step = rng.u8(..16);
                 let _ = write!(trail, " {step}");
                 match step {
                     0..=3 => pair.append(Writer::Append, &mut rng),
+                    14 | 15 => conditions[usize::from(pair.append_after(&mut rng))] += 1,
                     4 | 5 => pair.ensure_epoch(&mut rng),
                     6 => {
                         let keep = rng.usize(..4);
@@ -331,6 +382,7 @@ async fn the_scripts_and_the_rules_agree_on_random_steps() {
                 pair.compare(&trail);
             }
         }
+        assert!(conditions.iter().all(|count| *count > 100), "{conditions:?}");
     })
     .await
     .unwrap();

@@ -1,6 +1,6 @@
 //! The head of a log: its epoch history, and the replication id of the server to which that history belongs.
 
-use super::EpochHistory;
+use super::{EpochHistory, Next, Retained};
 use crate::names::EventId;
 
 /// The fewest epochs that a history keeps. With two, quiet rooms would get false gaps, and some losses no gap.
@@ -15,6 +15,21 @@ pub struct Head {
     pub history: EpochHistory,
     /// The position of the last message, if presence events follow it.
     pub last_message: Option<EventId>,
+}
+
+/// The end of a log as a reader of messages sees it from the head alone.
+struct NoEntries {
+    last_message: Option<EventId>,
+}
+
+impl Retained for NoEntries {
+    fn first_after(&self, _: EventId) -> Option<EventId> {
+        None
+    }
+
+    fn complete_to_end(&self) -> Option<EventId> {
+        self.last_message
+    }
 }
 
 /// What an entry is. Each kind is retained by itself.
@@ -54,6 +69,11 @@ impl Head {
     /// Whether the log may ever have had a message.
     pub fn has_messages(&self) -> bool {
         !self.history.is_unwritten() && self.last_message.is_none_or(|last| last.offset > 0)
+    }
+
+    /// Whether no message came after a position, and none can be missing there.
+    pub fn is_at_end(&self, position: EventId) -> bool {
+        self.history.next_after(position, &NoEntries { last_message: self.last_message }, None) == Next::Nothing
     }
 
     /// Begins every step that reads or writes a head: checks that the head belongs to this server's history and agrees

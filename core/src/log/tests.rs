@@ -332,6 +332,35 @@ fn a_position_of_a_log_without_a_head_goes_on_at_its_start_only_if_nothing_can_b
 }
 
 #[test]
+fn a_position_is_at_the_end_unless_a_message_came_after_it_or_may_be_missing_there() {
+    let (mut server, mut watermarks) = (TestServer::new(), Vec::new());
+    let start = server.join(&watermarks);
+    let at_end = |server: &mut TestServer, watermarks: &[EventId], position| {
+        server.ensure_epoch(watermarks).is_at_end(position)
+    };
+    assert!(at_end(&mut server, &watermarks, start));
+    let first = server.append(&mut watermarks);
+    assert!(!at_end(&mut server, &watermarks, start));
+    // Neither presence events nor epochs that begin without a loss count.
+    let joined = server.append_kind(&mut watermarks, EntryKind::Presence);
+    server.replication_id = "b".into();
+    let left = server.append_kind(&mut watermarks, EntryKind::Presence);
+    for position in [first, joined, left] {
+        assert!(at_end(&mut server, &watermarks, position), "{position}");
+    }
+    assert!(!at_end(&mut server, &watermarks, EventId::new(left.epoch, left.offset + 1)));
+    // An event of which only a watermark tells.
+    let before = server.clone();
+    let lost = server.append(&mut watermarks);
+    server.restart_as(&before, "c");
+    for position in [first, joined, left, lost] {
+        assert!(!at_end(&mut server, &watermarks, position), "{position}");
+    }
+    let end = server.join(&watermarks);
+    assert!(at_end(&mut server, &watermarks, end));
+}
+
+#[test]
 fn a_history_keeps_its_newest_epochs_and_those_with_retained_entries() {
     let (mut server, mut watermarks) = (TestServer::new(), Vec::new());
     let id = server.append(&mut watermarks);

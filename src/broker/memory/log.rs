@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::journal::DurableAt;
-use super::state::{MemoryLog, Purpose, entry_bytes};
+use super::state::{MemoryLog, Purpose};
 use super::{MemoryBroker, now_micros};
 use crate::broker::{Appended, BrokerError, IdempotencyKey, LogSlice, LogStore, Peek, ReadLimit, ReadRange};
 use crate::log::{DataSet, EpochHistory, Head, LogView};
@@ -24,15 +24,18 @@ impl LogStore for MemoryBroker {
         topic: &Topic,
         watermarks: &[EventId],
         stored: Bytes,
+        after: Option<&[EventId]>,
         key: Option<&IdempotencyKey>,
     ) -> Result<Appended, BrokerError> {
         let (appended, durable_at) = self.step_on_log(topic, |transaction| {
-            let mut log = transaction.open_log(topic, watermarks, Purpose::Append)?;
-            if let Some(key) = key {
-                return log.append_once(stored, key);
+            if let Some(id) = transaction.recorded_append(topic, key)? {
+                return Ok(Appended { id, replayed: true });
             }
-            log.require(entry_bytes(&stored))?;
-            Ok(Appended { id: log.append(stored), replayed: false })
+            if after.is_some_and(|after| !transaction.is_at_end(topic, watermarks, after)) {
+                return Err(BrokerError::HeadMoved);
+            }
+            let mut log = transaction.open_log(topic, watermarks, Purpose::Append)?;
+            Ok(Appended { id: log.append_once(stored, key)?, replayed: false })
         })?;
         self.wait_write(durable_at).await?;
         Ok(appended)

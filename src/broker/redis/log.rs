@@ -26,6 +26,18 @@ const MAX_UNWRITTEN_HEADS: u32 = 10_000;
 /// That lifetime in milliseconds. Replicas with subscribers renew it several times as often. A client that comes back
 /// later gets a gap.
 const CROWDED_LIFETIME: u64 = 60_000;
+/// What an append depends on and brings, beside the log.
+struct AppendCall<'a> {
+    /// The keys of head, log and log of presence events, and the channel.
+    keys: [String; 4],
+    watermarks: &'a [EventId],
+    stored: &'a [u8],
+    retention: Retention,
+    after: Option<&'a [EventId]>,
+    /// The key under which the append is remembered, and the digest of its content.
+    idempotency: Option<(String, &'a str)>,
+}
+
 /// Lifetime of the probe's keys after the replica has stopped.
 const PROBE_LIFETIME: Duration = Duration::from_mins(1);
 /// Heads that are read in one command.
@@ -43,22 +55,20 @@ impl RedisBroker {
             idempotency_window: PROBE_LIFETIME,
         };
         let conn = self.connections.for_probe().await?;
-        let appended = self.run_append(conn.clone(), keys, &[], nonce, retention, None).await?;
+        let call = AppendCall { keys, watermarks: &[], stored: nonce, retention, after: None, idempotency: None };
+        let appended = self.run_append(conn.clone(), call).await?;
         Ok((appended.id, conn))
     }
 
-    async fn run_append(
-        &self,
-        mut conn: RedisConn,
-        [head, log, presence_log, live]: [String; 4],
-        watermarks: &[EventId],
-        stored: &[u8],
-        retention: Retention,
-        idempotency: Option<(String, &str)>,
-    ) -> Result<Appended, BrokerError> {
+    async fn run_append(&self, mut conn: RedisConn, append: AppendCall<'_>) -> Result<Appended, BrokerError> {
+        let AppendCall { keys: [head, log, presence_log, live], watermarks, stored, retention, after, idempotency } =
+            append;
         let random = random();
         let mut call = self.scripts.append.key(head);
         call.key(log).key(presence_log);
+        if after.is_some() {
+            call.key(self.keys.data_set());
+        }
         let (key, content) = idempotency.unzip();
         if let Some(key) = key {
             call.key(key);
@@ -66,18 +76,22 @@ impl RedisBroker {
         call.arg(stored).arg(live).arg(retention.events);
         call.arg(milliseconds(retention.age)).arg(milliseconds(retention.age + retention.head)).arg(random);
         call.arg(milliseconds(retention.idempotency_window)).arg(content.unwrap_or_default());
-        call.arg(retention.bytes).arg(timestamp::ago(retention.age)).arg(id_texts(watermarks));
+        call.arg(retention.bytes).arg(timestamp::ago(retention.age));
+        if let Some(after) = after {
+            call.arg(format!("after {}", id_texts(after).join(" ")));
+        }
+        call.arg(id_texts(watermarks));
         let result: RedisResult<(String, bool, u64)> = call.invoke_async(conn.connection()).await;
-        let (id, replayed, answered) = conn.check(result, write_error)?;
+        let (id, flag, answered) = conn.check(result, write_error)?;
         if answered != random {
             conn.mark_broken();
             let detail = "Redis's answer belongs to another command";
             return Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, detail)));
         }
         if id.is_empty() {
-            return Err(BrokerError::KeyReused);
+            return Err(if flag { BrokerError::HeadMoved } else { BrokerError::KeyReused });
         }
-        Ok(Appended { id: parse_id(&id)?, replayed })
+        Ok(Appended { id: parse_id(&id)?, replayed: flag })
     }
 
     /// Head, replication id and entries as of one moment, whatever state the head is in.
@@ -267,13 +281,15 @@ impl LogStore for RedisBroker {
         topic: &Topic,
         watermarks: &[EventId],
         stored: Bytes,
+        after: Option<&[EventId]>,
         key: Option<&IdempotencyKey>,
     ) -> Result<Appended, BrokerError> {
         let keys =
             [self.keys.head(topic), self.keys.log(topic), self.keys.presence_log(topic), self.keys.live(topic)];
         let idempotency = key.map(|key| (self.keys.idempotency(topic, &key.key), key.content.as_str()));
         let conn = self.connections.for_write().await?;
-        self.run_append(conn, keys, watermarks, &stored, self.retention.for_topic(topic), idempotency).await
+        let retention = self.retention.for_topic(topic);
+        self.run_append(conn, AppendCall { keys, watermarks, stored: &stored, retention, after, idempotency }).await
     }
 
     async fn read(

@@ -209,7 +209,7 @@ fn parse(
                 format!("the batch's events have more than {max_bytes} bytes in all rooms (--max-body-bytes)");
             return Err(Problem::new(Code::BodyTooLarge, detail));
         }
-        let idempotency_key = key.map(|key| idempotency::idempotency_key(&caller.owner(), &key, &event));
+        let idempotency_key = key.map(|key| idempotency::idempotency_key(&caller.owner(), &key, &event, None));
         items.push(ParsedItem { rooms, event, idempotency_key });
     }
     Ok((items, copies, bytes))
@@ -293,7 +293,7 @@ async fn publish_to_room(
         let result = if let Some(code) = failed.or_else(|| unavailable.get().copied()) {
             Err(Problem::new(code, "not tried, because an earlier event of the batch was not stored"))
         } else {
-            store(app, caller, &room, event, idempotency_key.as_ref()).await
+            store(app, caller, &room, event, None, idempotency_key.as_ref()).await
         };
         if let Err(problem) = &result {
             // A copy that is not tried is certainly not stored, even if the outcome of the copy before it is unknown.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -12,9 +12,10 @@ use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Permission;
-use crate::broker::{Appended, IdempotencyKey, ReadRange};
+use crate::broker::{Appended, BrokerError, IdempotencyKey, ReadLimit, ReadRange};
 use crate::http::body::read_typed_body;
 use crate::http::caller::Caller;
+use crate::http::entity_tags::{Tags, quoted};
 use crate::http::extract::{BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json};
 use crate::http::openapi::GapReasonSchema;
 use crate::http::page::{add_link, escape, page_limit};
@@ -102,19 +103,55 @@ pub(super) async fn store(
     caller: &Caller,
     room: &RoomName,
     event: &Event,
+    after: Option<&[EventId]>,
     idempotency_key: Option<&IdempotencyKey>,
 ) -> Result<Appended, Problem> {
     let began = Instant::now();
-    let appended = app.log.append(&room.clone().into(), event, idempotency_key, &caller.key()).await;
-    let appended = appended.inspect_err(|error| {
-        if matches!(error, AppendError::TooManyTopics { .. }) {
-            app.metrics.rejected("written_rooms", "event");
+    let topic = room.clone().into();
+    let appended = app.log.append_after(&topic, event, after, idempotency_key, &caller.key()).await;
+    let appended = match appended {
+        Ok(appended) => appended,
+        Err(AppendError::Broker(BrokerError::HeadMoved)) => return Err(head_moved(app, &topic).await),
+        Err(error) => {
+            if matches!(error, AppendError::TooManyTopics { .. }) {
+                app.metrics.rejected("written_rooms", "event");
+            }
+            return Err(error.into());
         }
-    })?;
+    };
     if !appended.replayed {
         app.metrics.published(began.elapsed());
     }
     Ok(appended)
+}
+
+/// The problem of a publish whose condition failed, with the room's present head.
+async fn head_moved(app: &App, topic: &Topic) -> Problem {
+    let detail = "events came after the positions in If-Match, or are lost there; read what came, then publish with \
+                  If-Match of the present head";
+    match app.log.peek(topic, ReadRange::Newest, LogView::Messages, ReadLimit::HISTORY).await {
+        Ok(slice) => Problem::head_moved(detail, slice.message_end()),
+        // The refusal is certain all the same.
+        Err(_) => Problem::new(Code::PreconditionFailed, detail),
+    }
+}
+
+/// The `ETag` of a room's log: the position of its last message. Presence events do not change it.
+pub(super) fn position_tag(position: EventId) -> HeaderValue {
+    quoted(&position.to_string())
+}
+
+/// The positions in `If-Match` of a publish. A tag that is no position is another server's.
+fn positions_to_match(headers: &HeaderMap) -> Result<Option<Vec<EventId>>, Problem> {
+    let refuse = |detail| Err(Problem::new(Code::InvalidHeader, detail));
+    if headers.contains_key(header::IF_NONE_MATCH) {
+        return refuse("a publish does not support If-None-Match; use If-Match with the room's ETag");
+    }
+    match Tags::from_header(headers, &header::IF_MATCH)? {
+        None => Ok(None),
+        Some(Tags::These(tags)) => Ok(Some(tags.iter().filter_map(|tag| tag.parse().ok()).collect())),
+        Some(Tags::Any) => refuse("If-Match of a publish must be the room's ETag; every room matches *"),
+    }
 }
 
 /// Checks the data of an event in a JSON body.
@@ -126,18 +163,25 @@ pub(super) fn json_data(raw: &RawValue) -> Result<Data, Problem> {
 ///
 /// A JSON body is `{"event"?, "data", "except"?}`. A text body (`text/*`, or what `curl -d` sends) is the event's
 /// data, and `event` in the query is its name. A JSON object without its `Content-Type` is refused with 415. 201 means that the event is stored, and that every subscriber of the
-/// room on every replica gets it. After `outcome_unknown`, the event may or may not be stored.
+/// room on every replica gets it. After `outcome_unknown`, the event may or may not be stored. With `If-Match`, the event
+/// is stored only if no other one came after one of these positions; presence events do not count.
 #[utoipa::path(
     post, path = "/v1/rooms/{room}/events", operation_id = "publishEvent", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", example = "lobby"), PublishQuery,
+        ("If-Match" = Option<String>, Header, description = "Publish only if no event came after one of these positions: \
+the `ETag` of the room, of its log or of an earlier publish"),
         ("Idempotency-Key" = Option<String>, Header, max_length = 255,
             description = "Makes the request safe to repeat: the same key with the same content stores nothing twice")),
     request_body(content = Publish, content_type = "application/json", description = "The event. Text, as \
 `text/plain`, is possible too.", example = json!({"event": "chat", "data": {"text": "hello"}})),
     responses(
         (status = 201, description = "The event is stored", body = Published,
-            headers(("Idempotency-Replayed" = String,
-                description = "`true` if an earlier request with this key has stored the event"))),
+            headers(("ETag" = String, description = "The event's id, for `If-Match` of the next publish"),
+                ("Idempotency-Replayed" = String,
+                    description = "`true` if an earlier request with this key has stored the event"))),
+        (status = 412, description = "Events came after the positions in `If-Match`, or are lost there; `head` and `ETag` \
+are the present position of the last event",
+            headers(("ETag" = String, description = "The position of the room's last event"))),
         (status = 413, description = "The body or the event's data is too large"),
         (status = 415, description = "The body is neither JSON nor text"),
         (status = 422, description = "The idempotency key was used for other content"),
@@ -152,6 +196,7 @@ pub async fn publish_event(
 ) -> Result<Response, Problem> {
     caller.require(Permission::Publish, room.as_str())?;
     let key = idempotency::key_from_headers(request.headers())?.map(str::to_owned);
+    let after = positions_to_match(request.headers())?;
     let body_type = BodyType::from_headers(request.headers())?;
     let body = read_typed_body(body_type, request, &app, &caller).await?;
     let event = match body_type {
@@ -173,12 +218,14 @@ pub async fn publish_event(
         }
     };
     caller.spend(&app, 1, event.sent_bytes()).await?;
-    let idempotency_key = key.map(|key| idempotency::idempotency_key(&caller.owner(), &key, &event));
-    let appended = store(&app, &caller, &room, &event, idempotency_key.as_ref()).await?;
+    let after = after.as_deref();
+    let idempotency_key = key.map(|key| idempotency::idempotency_key(&caller.owner(), &key, &event, after));
+    let appended = store(&app, &caller, &room, &event, after, idempotency_key.as_ref()).await?;
     // Subscribers first: tasks that the event has woken on this thread write before the publisher is answered.
     yield_now().await;
     let published = Published { room: room.to_string(), id: appended.id.to_string() };
-    let mut response = (StatusCode::CREATED, Json(published)).into_response();
+    let tag = [(header::ETAG, position_tag(appended.id))];
+    let mut response = (StatusCode::CREATED, tag, Json(published)).into_response();
     if appended.replayed {
         response.headers_mut().insert(idempotency::REPLAYED, HeaderValue::from_static("true"));
     }
@@ -277,7 +324,8 @@ pub(super) fn log_view(caller: &Caller, room: &RoomName) -> LogView {
     get, path = "/v1/rooms/{room}/events", operation_id = "listEvents", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", example = "lobby"), ListQuery),
     responses((status = 200, description = "A part of the log", body = EventList,
-        headers(("Link" = String, description = "The next page, if there is one")))),
+        headers(("ETag" = String, description = "The position of the log's last message, for `If-Match` of a publish"),
+            ("Link" = String, description = "The next page, if there is one")))),
 )]
 pub async fn list_events(
     caller: Caller,
@@ -327,7 +375,8 @@ pub async fn list_events(
         head: first.history.end().to_string(),
         gap: gap.as_ref().map(GapDescription::from),
     };
-    let mut response = Json(list).into_response();
+    let tag = [(header::ETAG, position_tag(first.message_end()))];
+    let mut response = (tag, Json(list)).into_response();
     if let Some(page) = next_page {
         add_link(&mut response, &format!("/v1/rooms/{}/events?limit={limit}&{page}", escape(room.as_str())));
     }

@@ -4,12 +4,13 @@ use std::ops::Bound;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
-use super::events::log_view;
+use super::events::{log_view, position_tag};
 use crate::auth::Permission;
 use crate::broker::{ReadLimit, ReadRange, SubscriberCounts};
 use crate::http::App;
@@ -157,22 +158,24 @@ pub struct RoomDescription {
 #[utoipa::path(
     get, path = "/v1/rooms/{room}", operation_id = "getRoom", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", example = "lobby")),
-    responses((status = 200, description = "The present state of the room", body = RoomDescription)),
+    responses((status = 200, description = "The present state of the room", body = RoomDescription,
+        headers(("ETag" = String, description = "The position of the room's last message, for `If-Match` of a publish")))),
 )]
 pub async fn describe_room(
     caller: Caller,
     RoomPath(room): RoomPath,
     State(app): State<App>,
-) -> Result<Json<RoomDescription>, Problem> {
+) -> Result<Response, Problem> {
     caller.require(Permission::Subscribe, room.as_str())?;
     let view = log_view(&caller, &room);
     let slice = app.log.peek(&room.clone().into(), ReadRange::Newest, view, ReadLimit::HISTORY).await?;
     let subscribers = app.registry.subscriber_count(&room).await?;
-    Ok(Json(RoomDescription {
+    let description = RoomDescription {
         room: room.to_string(),
         subscribers,
         head: slice.history.end().to_string(),
         oldest: slice.oldest.map(|id| id.to_string()),
         retained: slice.retained,
-    }))
+    };
+    Ok(([(header::ETAG, position_tag(slice.message_end()))], Json(description)).into_response())
 }

@@ -3,14 +3,18 @@
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Version, header};
+use axum::http::{HeaderMap, Method, Version, header};
 
 use crate::http::extract::{NoParameters, list_members, parse_query};
 use crate::http::openapi::has_no_query;
 use crate::http::problem::{Code, Problem};
 
-/// The routes whose writes have conditions.
-const FIELD_ROUTES: [&str; 2] = ["/v1/hashes/{hash}/fields/{field}", "/v1/hashes/{hash}/fields/{field}/increment"];
+/// Routes of writes that have conditions, with their methods if not all of them do.
+const CONDITIONAL_ROUTES: [(&str, Option<Method>); 3] = [
+    ("/v1/hashes/{hash}/fields/{field}", None),
+    ("/v1/hashes/{hash}/fields/{field}/increment", None),
+    ("/v1/rooms/{room}/events", Some(Method::POST)),
+];
 
 /// Checks the head of a request.
 pub fn check_head(request: &Request) -> Result<(), Problem> {
@@ -33,14 +37,18 @@ pub fn check_head(request: &Request) -> Result<(), Problem> {
     if request.uri().query().is_some() && route.is_some_and(|route| has_no_query(request.method(), route)) {
         parse_query::<NoParameters>(request.uri())?;
     }
-    let is_field = route.is_none_or(|route| FIELD_ROUTES.contains(&route));
+    let has_conditions = route.is_none_or(|route| {
+        CONDITIONAL_ROUTES
+            .iter()
+            .any(|(path, method)| *path == route && method.as_ref().is_none_or(|method| method == request.method()))
+    });
     if !is_read
-        && !is_field
+        && !has_conditions
         && [header::IF_MATCH, header::IF_NONE_MATCH].iter().any(|name| headers.contains_key(name))
     {
         return refuse(
-            "this route does not support If-Match and If-None-Match; PUT, DELETE and increment of a field do, and a \
-             JSON patch has tests",
+            "this route does not support If-Match and If-None-Match; PUT, DELETE and increment of a field do, a JSON \
+             patch has tests, and a publish to one room takes If-Match",
         );
     }
     Ok(())

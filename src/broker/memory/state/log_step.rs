@@ -16,8 +16,8 @@ use super::transaction::Transaction;
 use crate::broker::memory::announcement::Announcement;
 use crate::broker::memory::micros;
 use crate::broker::memory::record::RecordChange;
-use crate::broker::{Appended, BrokerError, Fault, FaultKind, IdempotencyKey, LogEntry, Retention};
-use crate::log::{EntryKind, Head};
+use crate::broker::{BrokerError, Fault, FaultKind, IdempotencyKey, LogEntry, Retention};
+use crate::log::{EntryKind, EpochHistory, Head};
 use crate::names::{Event, EventId, RoomName, Topic};
 
 /// A log without entries that has subscribers is renewed about this often.
@@ -60,6 +60,36 @@ pub struct LogStep<'a> {
 }
 
 impl Transaction<'_> {
+    /// The message that was appended with a key. Fails if the key was used with other content.
+    pub fn recorded_append(
+        &self,
+        topic: &Topic,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Option<EventId>, BrokerError> {
+        let Some(key) = key else { return Ok(None) };
+        Ok(self.state.idempotency.recorded(topic, key, self.now)?.and_then(|answer| match answer {
+            RecordedAnswer::Appended(id) => Some(*id),
+            RecordedAnswer::Written(_) => None,
+        }))
+    }
+
+    /// Whether no message came after one of these positions, as [`Head::is_at_end`] says. Opens no log: a refused append
+    /// makes none.
+    pub fn is_at_end(&self, topic: &Topic, watermarks: &[EventId], positions: &[EventId]) -> bool {
+        let data_set = self.state.data_set(topic);
+        match self.state.log(topic, self.now) {
+            Some(log) => {
+                let at_end = |position| log.head().is_at_end(log.head().history.resume_from(position, data_set));
+                !log.conflicts_with(watermarks) && positions.iter().copied().any(at_end)
+            }
+            None => {
+                let new = EpochHistory::new(self.now);
+                watermarks.is_empty()
+                    && positions.iter().any(|position| new.resume_from(*position, data_set) == new.end())
+            }
+        }
+    }
+
     /// Opens a log: drops what has expired, and ensures the head's epoch. Makes the log if there is none.
     pub fn open_log<'a>(
         &'a mut self,
@@ -176,16 +206,15 @@ impl LogStep<'_> {
         id
     }
 
-    /// Appends an entry, unless an earlier append with the same key did so. Remembers the key.
-    pub fn append_once(&mut self, stored: Bytes, key: &IdempotencyKey) -> Result<Appended, BrokerError> {
-        if let Some(RecordedAnswer::Appended(id)) = self.idempotency.recorded(self.topic, key, self.now)? {
-            return Ok(Appended { id: *id, replayed: true });
-        }
-        self.require(entry_bytes(&stored) + IDEMPOTENCY_KEY_BYTES)?;
+    /// Appends a message, and records its key if it has one.
+    pub fn append_once(&mut self, stored: Bytes, key: Option<&IdempotencyKey>) -> Result<EventId, BrokerError> {
+        self.require(entry_bytes(&stored) + key.map_or(0, |_| IDEMPOTENCY_KEY_BYTES))?;
         let id = self.append(stored);
-        let until = self.now.saturating_add(micros(self.retention.idempotency_window));
-        self.idempotency.record(self.topic, key, RecordedAnswer::Appended(id), until, self.ledger);
-        Ok(Appended { id, replayed: false })
+        if let Some(key) = key {
+            let until = self.now.saturating_add(micros(self.retention.idempotency_window));
+            self.idempotency.record(self.topic, key, RecordedAnswer::Appended(id), until, self.ledger);
+        }
+        Ok(id)
     }
 
     /// Empties the log, keeps its head, and announces it. Returns the position up to which the log was emptied.

@@ -218,13 +218,11 @@ impl Machine {
                 let stored = Bytes::from(vec![b'x'; bytes]);
                 let key = key.map(idempotency_key);
                 let _ = self.run(|transaction| {
-                    let mut log = transaction.open_log(&topic, &watermarks, Purpose::Append)?;
-                    if let Some(key) = key {
-                        return log.append_once(stored, &key).map(|_| ());
+                    if transaction.recorded_append(&topic, key.as_ref())?.is_some() {
+                        return Ok(());
                     }
-                    log.require(entry_bytes(&stored))?;
-                    log.append(stored);
-                    Ok(())
+                    let mut log = transaction.open_log(&topic, &watermarks, Purpose::Append)?;
+                    log.append_once(stored, key.as_ref()).map(|_| ())
                 });
             }
             RandomStep::Read { topic, is_above_end, watermark } => {

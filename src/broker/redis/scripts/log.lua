@@ -343,8 +343,8 @@ local function add_entry(log, id, event)
   return redis.pcall('XADD', log.key, 'MAXLEN', exactness, log.max_entries, id, 'e', event)
 end
 
--- Appends an event to a topic's log, and announces it. Returns the event's id, or nil and Redis's error if nothing was
--- stored. `log` has these fields:
+-- Appends an event to a topic's log, and announces it. Returns the event's id, or nil if nothing was stored, and then
+-- Redis's error unless a condition does not hold. `log` has these fields:
 --   head_key, channel            the topic's head and channel
 --   logs                         the streams of messages and of presence events. Each has its own limits, so that no
 --                                kind displaces the other
@@ -359,6 +359,7 @@ end
 --   notifications                how many keyspace notifications of that hash the step has caused since its last event
 --   random                       added to a new epoch that can't be the time
 --   first_watermark              the index of the first watermark in ARGV
+--   holds                        whether the event may be appended to a log with this head; nil without a condition
 local function append(log, event)
   -- Asked once for all events of a step: INFO takes longer than the rest of an append.
   log.replication_id = log.replication_id or server_replication_id()
@@ -376,6 +377,12 @@ local function append(log, event)
     head = ensure_epoch(text, log.logs, replication_id, watermarks_from(log.first_watermark), log.random)
     epoch, last, owner, rest = string.match(render(head), HEAD_PATTERN)
   end
+  if log.holds then
+    head = head or parse(text)
+    if not log.holds(head) then
+      return nil
+    end
+  end
 
   -- An event names the last message if presence events lie between: only that tells a reader without presence that it
   -- misses nothing where they were dropped.
@@ -391,6 +398,11 @@ local function append(log, event)
   if type(added) == 'table' and added.err and string.find(added.err, 'equal or smaller', 1, true) then
     head = head or parse(text)
     begin_above_entries(head, log.logs, log.key, replication_id, log.random)
+    if log.holds then
+      -- The entries count as lost, so no condition holds. The next one has to meet the new epoch.
+      redis.call('SET', log.head_key, render(head), 'PX', log.head_ttl)
+      return nil
+    end
     epoch, last, owner, rest = string.match(render(head), HEAD_PATTERN)
     offset = tonumber(last) + 1
     id = epoch .. '-' .. whole(offset)
