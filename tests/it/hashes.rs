@@ -1,6 +1,7 @@
 //! Shared hashes.
 
 mod json_patch;
+mod linearizability;
 mod numbers;
 mod preferences;
 mod repeats;
