@@ -8,39 +8,53 @@ use futures_util::future::join_all;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 
-use crate::support::{Balancer, DEADLINE, Link, Proxy, Replica, Way, World, eventually, random, spawn};
+use crate::support::{
+    Balancer, DEADLINE, Link, Proxy, Replica, Way, World, eventually, number_from, random, spawn,
+};
 
 const WRITERS: usize = 8;
-/// Writes of each writer.
+/// Writes of each writer: enough for each fault to meet some. `ROOMCAST_WRITES` sets another number.
 const WRITES: usize = 250;
 /// Parts of the writes on the embedded broker. Answers are lost after each.
 const STEPS: usize = 25;
 
 /// Writers that count in one value. It holds a number for each of them.
 struct Writers {
+    /// Writes of each writer.
+    writes: usize,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     done: Arc<AtomicUsize>,
 }
 
 impl Writers {
     fn start(balancer: &Balancer, random: &mut fastrand::Rng) -> Self {
+        let writes = number_from("ROOMCAST_WRITES").map_or(WRITES, |writes| usize::try_from(writes).unwrap());
         let done = Arc::<AtomicUsize>::default();
         let tasks = (0..WRITERS).map(|number| {
             let writer =
                 Writer { number, client: Client::new(), balancer: balancer.clone(), random: random.fork() };
-            spawn(writer.run(done.clone()))
+            spawn(writer.run(writes, done.clone()))
         });
-        Self { tasks: tasks.collect(), done }
+        Self { writes, tasks: tasks.collect(), done }
     }
 
-    async fn until(&self, done: usize) {
-        eventually("the writers write", async || (self.done.load(Ordering::SeqCst) >= done).then_some(())).await;
+    /// Waits until this part of all writes is done.
+    async fn until(&self, part: usize, parts: usize) {
+        let done = WRITERS * self.writes * part / parts;
+        let progress = || self.done.load(Ordering::SeqCst);
+        while progress() < done {
+            let before = progress();
+            eventually("the writers write", async || (progress() > before).then_some(())).await;
+        }
     }
 
-    async fn finish(self) {
+    /// Waits for the end. Then each writer's count, and the sum, is exactly what was written.
+    async fn finish(self, url: &str) {
         for finished in join_all(self.tasks).await {
             finished.unwrap();
         }
+        assert_eq!(value(url, "counts").await, [&*self.writes.to_string(); WRITERS].join(" "));
+        assert_eq!(value(url, "sum").await, (WRITERS * self.writes / 2).to_string());
     }
 }
 
@@ -52,8 +66,8 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(mut self, done: Arc<AtomicUsize>) {
-        for _ in 0..WRITES {
+    async fn run(mut self, writes: usize, done: Arc<AtomicUsize>) {
+        for _ in 0..writes {
             while !self.increase_own_count().await {}
             let key = format!("{:032x}", self.random.u128(..));
             let path = "/v1/hashes/shared/fields/sum/increment";
@@ -118,12 +132,6 @@ async fn value(url: &str, field: &str) -> String {
     answer.json::<Value>().await.unwrap()["value"].as_str().unwrap().to_owned()
 }
 
-/// Checks that each writer's count, and the sum, is exactly what it has written.
-async fn check(url: &str) {
-    assert_eq!(value(url, "counts").await, [&*WRITES.to_string(); WRITERS].join(" "));
-    assert_eq!(value(url, "sum").await, (WRITERS * WRITES / 2).to_string());
-}
-
 #[tokio::test]
 async fn p9_every_write_of_many_writers_counts_once_while_replicas_and_links_fail() {
     let world = World::redis().await;
@@ -142,19 +150,18 @@ async fn p9_every_write_of_many_writers_counts_once_while_replicas_and_links_fai
     let writers = Writers::start(&balancer, &mut random);
     let links = [Link::Cut, Link::Drop(Way::ToClient), Link::Reset, Link::Drop(Way::ToServer)];
     for (step, link) in links.into_iter().enumerate() {
-        writers.until((2 * step + 1) * WRITERS * WRITES / 9).await;
+        writers.until(2 * step + 1, 9).await;
         let failing = random.usize(..replicas.len());
         proxies[failing].set(link);
         replicas[failing].until(503).await;
         proxies[failing].set(Link::Pass);
-        writers.until((2 * step + 2) * WRITERS * WRITES / 9).await;
+        writers.until(2 * step + 2, 9).await;
         let killed = random.usize(..replicas.len());
         replicas[killed].kill();
         replicas[killed] = Replica::start(&proxies[killed].url(), &[]);
         balance(&replicas);
     }
-    writers.finish().await;
-    check(replicas[0].url()).await;
+    writers.finish(replicas[0].url()).await;
 }
 
 #[tokio::test]
@@ -170,7 +177,7 @@ async fn p9_every_write_of_many_writers_counts_once_while_the_process_is_killed_
     balancer.set([proxy.url().replace("redis:", "http:")]);
     let writers = Writers::start(&balancer, &mut random);
     for step in 1..STEPS {
-        writers.until(step * WRITERS * WRITES / STEPS).await;
+        writers.until(step, STEPS).await;
         proxy.set(Link::Drop(Way::ToClient));
         value(replica.url(), "counts").await;
         if step % 4 == 0 {
@@ -180,6 +187,5 @@ async fn p9_every_write_of_many_writers_counts_once_while_the_process_is_killed_
         proxy.set(Link::Pass);
         proxy.redirect(port(&replica));
     }
-    writers.finish().await;
-    check(replica.url()).await;
+    writers.finish(replica.url()).await;
 }
