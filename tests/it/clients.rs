@@ -142,6 +142,13 @@ on_both_brokers! {
 }
 
 #[tokio::test]
+async fn node_redis_redis_cli_and_the_gateway_share_a_hash() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    run(&gateway, "node", &["redis.mjs", &world.server().url()]).await;
+}
+
+#[tokio::test]
 async fn typescript_clients_that_orval_and_openapi_typescript_generate_work() {
     let gateway = Gateway::start(|_| {}).await;
     for generator in ["orval", "openapi_typescript"] {
