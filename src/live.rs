@@ -163,9 +163,7 @@ impl Live {
         wanted: impl Fn(&LiveEvent) -> bool + Sync,
     ) -> Result<Subscription, BrokerError> {
         let open = || async {
-            let health = self.log.health();
-            let commands = health.commands.filter(|fault| !fault.kind.affects_only_writes());
-            match commands.or(health.delivery) {
+            match self.log.health().follow_fault() {
                 Some(fault) => Err(BrokerError::Unavailable(fault)),
                 None => Subscription::open(self, topics.clone(), view, payer.as_ref(), &wanted).await,
             }

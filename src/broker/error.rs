@@ -153,4 +153,9 @@ impl Health {
     pub fn fault(&self) -> Option<&Fault> {
         self.commands.as_ref().or(self.delivery.as_ref())
     }
+
+    /// Why logs can't be followed, if they can't: they can't be read, or announcements do not arrive.
+    pub fn follow_fault(self) -> Option<Fault> {
+        self.commands.filter(|fault| !fault.kind.affects_only_writes()).or(self.delivery)
+    }
 }

@@ -1,11 +1,14 @@
 //! What all callers share: nobody can take all of it.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::as_user;
 use crate::auth::{all, at, claims, close, token};
-use crate::support::{Gateway, World, eventually};
+use crate::support::{Gateway, Link, Proxy, World, eventually};
 
 fn admin() -> String {
     token(&claims(&json!({"admin": true})))
@@ -122,4 +125,28 @@ on_both_brokers! {
         assert_eq!((end.event.as_str(), end.json()["reason"].as_str()), ("stream.end", Some("removed")));
         eventually("the token is revoked", async || (read().await.0 == StatusCode::UNAUTHORIZED).then_some(())).await;
     }
+}
+
+/// On one broker: the embedded one is not far away.
+#[tokio::test]
+async fn p7_streams_of_one_caller_that_wait_for_each_other_all_open() {
+    let world = World::redis().await;
+    let proxy = Proxy::to(world.redis.as_ref().unwrap().port()).await;
+    let gateway = world
+        .gateway_with(|settings| {
+            close(settings);
+            settings.redis.url = Some(proxy.url().parse().unwrap());
+        })
+        .await;
+    proxy.set(Link::Delay(Duration::from_millis(60)));
+    // Together they take longer than one stream may take.
+    let gateway = &gateway;
+    let opening = (0..100).map(async |n| {
+        let path = format!("/v1/rooms/r{n}/stream?recent=5&access_token={}", as_user("ann"));
+        gateway.stream(&path).await
+    });
+    let streams = join_all(opening).await;
+    let refused: Vec<_> =
+        streams.iter().map(|stream| &stream.opened["reason"]).filter(|it| !it.is_null()).collect();
+    assert!(refused.is_empty(), "{refused:?}");
 }

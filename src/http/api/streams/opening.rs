@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use super::refusal::{refuse, refuse_caller, stream_headers};
 use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
@@ -28,8 +28,10 @@ use crate::presence::{JoinError, JoinPlan};
 const MAX_SELECTED: usize = 50;
 /// Fields of hashes that one stream can select.
 const MAX_SELECTED_FIELDS: usize = 100;
-/// Longest time from a request's arrival until its stream joins the rooms or is refused.
+/// Longest time from a request's arrival until its stream joins the rooms or is refused, without the wait for its turn.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
+/// Longest time that a stream waits for its turn, while others of its caller open.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a request says about its stream, apart from its topics.
 #[derive(Default)]
@@ -102,14 +104,8 @@ pub(super) async fn open(
     if is_head {
         return Ok(stream_headers().into_response());
     }
-    let deadline = caller.slot().began() + OPEN_TIMEOUT;
-    let began = timeout_at(deadline, begin(app, &caller, &mut subscriber, &names, topics)).await;
-    let too_late = || {
-        let detail = "opening the stream took too long";
-        Err(OpenError::Broker(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, detail))))
-    };
-    // Not within the deadline: a join that was cut off would have ended the caller's other streams for a refused one.
-    let opened = match began.unwrap_or_else(|_| too_late()) {
+    // The join has no deadline: one that was cut off would have ended the caller's other streams for a refused one.
+    let opened = match begin(app, &caller, &mut subscriber, &names, topics).await {
         Ok((subscription, plan)) => {
             subscriber.join(&app.presence, &names, plan).await.map(|()| subscription).map_err(OpenError::from)
         }
@@ -155,8 +151,8 @@ pub(super) async fn open(
     }
 }
 
-/// Takes a stream permit, checks removals, subscribes to the rooms, and plans to join them. In this order, so that a
-/// member gets the event of its own join.
+/// Takes a stream permit, checks removals, waits for the stream's turn, subscribes to the rooms, and plans to join them. In
+/// this order, so that a member gets the event of its own join.
 async fn begin(
     app: &App,
     caller: &Caller,
@@ -168,15 +164,33 @@ async fn begin(
         let permit = limits.open_stream(subscriber.identity.subject.as_ref(), subscriber.address);
         subscriber.hold(permit.map_err(OpenError::TooManyStreams)?);
     }
-    check_removals(app, caller, subscriber, names).await?;
-    let _turn = caller.turn_to_open(app, topics.len()).await;
-    let payer = app.limits.as_ref().and_then(|limits| limits.payer_for_streams(caller.key()));
-    let wanted = |event: &_| subscriber.wants(event);
-    let subscription = app.live.subscribe(topics, subscriber.view(), payer, wanted).await?;
-    // That took a while. A caller that was removed meanwhile must not end the owner's other streams.
-    check_removals(app, caller, subscriber, names).await?;
-    let plan = subscriber.plan_join(&app.presence, names).await?;
-    Ok((subscription, plan))
+    let mut deadline = caller.slot().began() + OPEN_TIMEOUT;
+    in_time(deadline, check_removals(app, caller, subscriber, names)).await?;
+    let waiting_since = Instant::now();
+    let turn = async { Ok(caller.turn_to_open(app, topics.len()).await) };
+    let _turn = in_time(waiting_since + TURN_TIMEOUT, turn).await?;
+    // While the broker fails, those before it in the queue were refused after this time, and so is this one.
+    if app.log.health().follow_fault().is_none() {
+        deadline += waiting_since.elapsed();
+    }
+    let opening = async {
+        let payer = app.limits.as_ref().and_then(|limits| limits.payer_for_streams(caller.key()));
+        let wanted = |event: &_| subscriber.wants(event);
+        let subscription = app.live.subscribe(topics, subscriber.view(), payer, wanted).await?;
+        // That took a while. A caller that was removed meanwhile must not end the owner's other streams.
+        check_removals(app, caller, subscriber, names).await?;
+        let plan = subscriber.plan_join(&app.presence, names).await?;
+        Ok((subscription, plan))
+    };
+    in_time(deadline, opening).await
+}
+
+/// Waits for a step of opening a stream until a deadline.
+async fn in_time<T>(deadline: Instant, step: impl Future<Output = Result<T, OpenError>>) -> Result<T, OpenError> {
+    timeout_at(deadline, step).await.unwrap_or_else(|_| {
+        let detail = "opening the stream took too long";
+        Err(OpenError::Broker(BrokerError::Unavailable(Fault::new(FaultKind::TimedOut, detail))))
+    })
 }
 
 /// Checks the caller's token and bans. Terminations are counted already, so those that come later end the stream.
