@@ -18,7 +18,7 @@ use super::watched_hash::WatchedHash;
 use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
 use crate::broker::{BrokerError, LogSlice, ReadLimit, ReadRange};
 use crate::cache::Lookup;
-use crate::log::{Gap, GapReason, LogView, ReportedLoss};
+use crate::log::{EpochHistory, Gap, GapReason, LogView, ReportedLoss};
 use crate::names::{Bookmark, EventId, Topic, WatchBase};
 use crate::rate_limit::{ChargedRead, Payer};
 
@@ -285,13 +285,14 @@ async fn before_recent(
 
     let cached = topic.newest().into_iter().map(|event| (event.id(), Some(event)));
     let (position, left) = go_back((end, count), cached, &wanted);
-    if left == 0 {
+    let is_start = |history: EpochHistory| history.back(position, left) == position;
+    if left == 0 || topic.history().is_some_and(is_start) {
         return Ok(position);
     }
     let below = EventId::new(position.epoch, position.offset + 1);
     let limit = ReadLimit { entries: RECENT_EVENTS, bytes: BATCH_BYTES };
     let charged = payer.cloned().map(ChargedRead::new);
-    let slice = log.read(topic.topic(), ReadRange::Before(below), view, limit).await;
+    let slice = log.read_for_stream(topic.topic(), ReadRange::Before(below), view, limit).await;
     charged.inspect(|charged| charged.has_read(slice.as_ref().map_or(0, LogSlice::bytes)));
     let slice = slice?;
     let logged = slice.entries.iter().rev().map(|entry| (entry.id, LiveEvent::new(topic.topic(), entry).ok()));

@@ -185,7 +185,7 @@ impl LiveTopic {
         view: LogView,
     ) -> Result<(Following, usize), BrokerError> {
         let limit = ReadLimit { entries: PAGE_EVENTS, bytes: BATCH_BYTES };
-        let slice = self.log.read(&self.topic, ReadRange::After(position), view, limit).await?;
+        let slice = self.log.read_for_stream(&self.topic, ReadRange::After(position), view, limit).await?;
         if !self.has_history(&slice.history) {
             self.invalidate();
         }

@@ -406,3 +406,28 @@ async fn p11_rooms_that_are_only_read_leave_no_keys_in_redis() {
     let stream = other.resume("/v1/rooms/lost/stream", Some(&head)).await;
     assert_eq!(stream.opened["rooms"]["lost"]["resume"], "gap");
 }
+
+/// How often Redis has read a log backward since its start.
+fn backward_reads(world: &World) -> usize {
+    let info = world.redis.as_ref().unwrap().cli(&["INFO", "commandstats"]);
+    let line = info.lines().find_map(|line| line.strip_prefix("cmdstat_xrevrange:calls="));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+/// On one broker: the embedded one counts no commands.
+#[tokio::test]
+async fn p11_recent_events_that_a_replica_has_are_not_read_again() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    publish_many(&gateway, "lobby", 1, 3, 10).await;
+    let _first = gateway.room("lobby").await;
+    let before = backward_reads(&world);
+    for _ in 0..20 {
+        let mut stream = gateway.stream("/v1/rooms/lobby/stream?recent=5").await;
+        for _ in 0..3 {
+            stream.event().await;
+        }
+    }
+    let reads = backward_reads(&world) - before;
+    assert!(reads < 10, "{reads} reads for 20 streams");
+}
