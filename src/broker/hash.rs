@@ -79,6 +79,29 @@ pub enum HashWrite {
     Patch(Vec<PatchStep>),
     /// Removes the hash.
     Clear,
+    /// Sets how long the hash exists from now on. None: until it is removed.
+    Expire(Option<HashLifetime>),
+}
+
+/// The lifetime that a write gives to a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashLifetime {
+    /// The lifetime in seconds, 1 to [`MAX_LIFETIME_SECONDS`].
+    pub seconds: u32,
+    /// Whether each later write to the hash begins the lifetime anew.
+    pub is_refreshed: bool,
+}
+
+/// Ten years of 365 days.
+pub const MAX_LIFETIME_SECONDS: u32 = 10 * 365 * 24 * 60 * 60;
+
+/// When a hash expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HashExpiry {
+    /// The time at which the hash is removed, in milliseconds since 1970.
+    pub at: u64,
+    /// The lifetime in milliseconds that each write begins anew. None if writes leave the expiry as it is.
+    pub refresh: Option<u64>,
 }
 
 impl Condition {
@@ -109,6 +132,11 @@ impl HashWrite {
                 return [b"patch".into()].into_iter().chain(steps.iter().flat_map(PatchStep::words)).collect();
             }
             Self::Clear => return vec![b"clear".into()],
+            Self::Expire(lifetime) => {
+                let milliseconds = lifetime.map_or(String::new(), |lifetime| format!("{}000", lifetime.seconds));
+                let refresh = if lifetime.is_some_and(|lifetime| lifetime.is_refreshed) { "refresh" } else { "" };
+                return vec![b"expire".into(), milliseconds.into_bytes().into(), refresh.as_bytes().into()];
+            }
         };
         let mut words = vec![kind.as_bytes().into(), field.as_str().as_bytes().into(), value];
         words.extend(
@@ -223,7 +251,8 @@ pub enum OtherClients {
     Unnoticed,
 }
 
-/// Keeps shared hashes. Every write is atomic. A hash without fields does not exist.
+/// Keeps shared hashes. Every write is atomic. A hash without fields does not exist, nor does
+/// one that has expired.
 ///
 /// While a hash has a log, that is a head made by [`super::LogStore::read`], each change is appended to it in the same
 /// step, as a [`crate::names::HashChange`].
@@ -239,7 +268,11 @@ pub trait HashStore: Send + Sync {
     /// the whole listing is on some page. If a large hash changes meanwhile, a field may be on two pages.
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError>;
 
-    /// Makes a write, all of it or nothing.
+    /// When the hash expires. None if it does not expire, or does not exist.
+    async fn expiry(&self, hash: &HashName) -> Result<Option<HashExpiry>, BrokerError>;
+
+    /// Makes a write, all of it or nothing. Each write that is done begins the lifetime of the hash anew, if it was set to
+    /// be refreshed.
     ///
     /// With a key, the key is looked up in the same step, before the condition: the outcome of a repeated write is that
     /// of the first one. Only writes that are done are remembered. The broker never repeats a write: if the answer is

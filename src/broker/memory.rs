@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use tokio::task::yield_now;
 use tokio::time::{MissedTickBehavior, interval};
 
 use self::announcement::ListenerSlot;
@@ -37,6 +38,9 @@ use crate::timestamp;
 
 /// The time between two sweeps, which drop what has expired.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// The time between two looks for hashes that have expired. Watchers of a hash are told of its end within 2 s.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 
 /// The broker of a gateway without Redis.
 pub struct MemoryBroker {
@@ -219,6 +223,17 @@ impl Broker for MemoryBroker {
 
     fn start(self: Arc<Self>, listeners: Listeners, tasks: &Tasks) {
         assert!(self.listeners.set(listeners).is_ok(), "a broker is started once");
+        let broker = self.clone();
+        tasks.supervise("expiry of hashes", async move {
+            let mut ticks = interval(EXPIRE_EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                while broker.expire_next() {
+                    yield_now().await;
+                }
+            }
+        });
         tasks.supervise("sweep", async move {
             let mut ticks = interval(SWEEP_EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -277,6 +277,12 @@ impl LogClient {
         self.as_reader(async || self.broker.page(hash, from, limit).await).await
     }
 
+    /// When a hash expires, in milliseconds since 1970; 0 if it does not.
+    pub(super) async fn hash_expiry(&self, hash: &HashName) -> Result<u64, BrokerError> {
+        let expiry = self.as_reader(async || self.broker.expiry(hash).await).await?;
+        Ok(expiry.map_or(0, |expiry| expiry.at))
+    }
+
     /// Appends what other clients have changed in a hash; see [`crate::broker::HashStore::append_external`].
     pub(super) async fn append_external(
         &self,

@@ -102,6 +102,8 @@ struct StoredState {
     position: EventId,
     fields: BTreeMap<Box<str>, Bytes>,
     digests: BTreeMap<Box<str>, u64>,
+    /// When the hash expires, in milliseconds since 1970; 0 if it does not.
+    expires_at: u64,
     /// The changes since the mirror's position.
     changes: Vec<(EventId, HashChange)>,
     /// Whether the log has all changes since the mirror's position.
@@ -295,7 +297,7 @@ impl WatchedHash {
             self.drop_mirror(topic, state);
         }
         let Some(mirror) = &mut state.mirror else {
-            state.mirror = Some(Mirror::new(stored.position, &stored.digests, 0));
+            state.mirror = Some(Mirror::new(stored.position, &stored.digests, stored.expires_at));
             state.start = Some(stored.position);
             state.retractions = topic.retractions();
             // Other mirrors have other numbers, and 0 is none.
@@ -303,6 +305,9 @@ impl WatchedHash {
             topic.wake();
             return Ok(stored);
         };
+        if stored.changes.is_empty() {
+            mirror.set_expiry(stored.expires_at);
+        }
         for (id, change) in std::mem::take(&mut stored.changes) {
             if id > mirror.position() {
                 mirror.apply(id, &change.effect());
@@ -343,6 +348,7 @@ impl WatchedHash {
                 // The position first and then the state. So no change is missing that is not in the log.
                 let start = self.log.end(&self.hash).await?;
                 let (fields, pages) = self.read_pages().await?;
+                let expires_at = self.log.hash_expiry(&self.hash).await?;
                 let from = mirror_position.filter(|position| *position < start);
                 let (changes, reaches_mirror) = match self.changes_after(from.unwrap_or(start)).await? {
                     Some(changes) => (Some(changes), true),
@@ -355,7 +361,8 @@ impl WatchedHash {
                     continue;
                 }
                 let digests = BTreeMap::new();
-                let mut stored = StoredState { position, fields, digests, changes: Vec::new(), reaches_mirror };
+                let mut stored =
+                    StoredState { position, fields, digests, expires_at, changes: Vec::new(), reaches_mirror };
                 for (_, change) in changes.iter().filter(|(id, _)| *id > start) {
                     stored.apply(change);
                 }

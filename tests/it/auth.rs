@@ -99,6 +99,7 @@ fn routes(document: &Value) -> Vec<Route> {
                 "listFields" | "getField" => (&["read"], None),
                 "setField" => (&["write"], Some(json!({"value": "1"}))),
                 "patchFields" => (&["write"], Some(json!({"field": "1"}))),
+                "setExpiry" => (&["write"], Some(json!({"seconds": 1000}))),
                 "deleteField" | "deleteHash" => (&["write"], None),
                 "incrementField" => (&["write", "read"], Some(json!({"by": 1}))),
                 "listSubscribers" => (&["presence"], None),

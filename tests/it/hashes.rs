@@ -1,5 +1,6 @@
 //! Shared hashes.
 
+mod expiry;
 mod json_patch;
 mod linearizability;
 mod numbers;
@@ -93,7 +94,8 @@ on_both_brokers! {
     async fn all_fields_or_only_the_named_ones_are_listed(world) {
         let gateway = world.gateway().await;
         let (status, list) = gateway.get("/v1/hashes/empty").await;
-        let expected = json!({"hash": "empty", "fields": {}, "next": null, "position": "0-0!"});
+        let expected = json!({"hash": "empty", "fields": {}, "expires_at": null, "refresh_seconds": null, "next": null,
+            "position": "0-0!"});
         assert_eq!((status.as_u16(), list), (200, expected));
         for field in ["a", "b", "c"] {
             put(&gateway, &format!("/v1/hashes/h/fields/{field}"), field).await;

@@ -88,6 +88,19 @@ pub fn change_header(published_at: &str, by: Option<&str>) -> String {
     serde_json::to_string(&header).expect("texts are JSON")
 }
 
+impl ChangeKind {
+    /// The size of the stored form, about.
+    pub fn bytes(&self) -> usize {
+        const HEADER: usize = 256;
+        HEADER
+            + match self {
+                Self::Set(fields) => fields.iter().map(|(field, value)| field.len() + value.len() + 16).sum(),
+                Self::Remove(fields) => fields.iter().map(|field| field.len() + 8).sum(),
+                Self::Clear(_) | Self::Expiry => 0,
+            }
+    }
+}
+
 impl HashChange {
     /// The stored form.
     pub fn encode(&self) -> Bytes {

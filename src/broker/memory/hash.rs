@@ -1,26 +1,53 @@
 //! The contract for shared hashes, in memory.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::MemoryBroker;
-use super::journal::DurableAt;
-use super::state::{HashStep, MemoryState};
+use super::journal::{DurableAt, Lsn};
+use super::state::{HashFields, HashStep, MemoryState};
+use super::{MemoryBroker, now_micros};
 use crate::broker::{
-    BrokerError, FieldPage, HashStore, HashWrite, OtherClients, REPLY_BYTES, WriteContext, WriteOutcome,
-    encoded_bytes,
+    BrokerError, FieldPage, HashExpiry, HashStore, HashWrite, OtherClients, REPLY_BYTES, WriteContext,
+    WriteOutcome, encoded_bytes,
 };
 use crate::names::{EventId, FieldName, HashName};
 
 impl MemoryState {
+    /// When a step on a hash and its log is durable, which has changed something as `own` if it has.
+    fn hash_durable_at(&mut self, hash: &HashName, own: Option<Lsn>) -> DurableAt {
+        if let Some(log) = self.log_lsn_mut(&hash.clone().into()) {
+            DurableAt::new(own, log);
+        }
+        DurableAt::new(own, self.hashes_lsn_mut())
+    }
+
     fn value(&self, hash: &HashName, field: &FieldName) -> Option<&Bytes> {
-        self.fields(hash)?.get(field.as_str())
+        self.fields(hash, now_micros())?.get(field.as_str())
     }
 }
 
 impl MemoryBroker {
+    /// Removes a hash if it has expired. Returns what takes time to drop.
+    fn expire(&self, state: &mut MemoryState, hash: &HashName) -> Option<Arc<HashFields>> {
+        let (removed, own) = self.run(state, |transaction| transaction.expire_hash(hash));
+        state.hash_durable_at(hash, own);
+        removed
+    }
+
+    /// Removes one of the hashes that have expired. Returns whether there was one.
+    pub(super) fn expire_next(&self) -> bool {
+        let _removed = {
+            let mut state = self.state();
+            let due = state.due_hash(now_micros()).filter(|_| self.check_journal().is_ok());
+            let Some(hash) = due else { return false };
+            self.expire(&mut state, &hash)
+        };
+        true
+    }
+
     fn read_hashes<T>(&self, read: impl FnOnce(&MemoryState) -> T) -> (T, DurableAt) {
         let state = self.state();
         (read(&state), DurableAt::Earlier(state.hashes_lsn()))
@@ -57,7 +84,8 @@ impl HashStore for MemoryBroker {
     async fn values(&self, hash: &HashName, fields: &[FieldName]) -> Result<Vec<Option<Bytes>>, BrokerError> {
         let (mut values, durable_at) = self.read_hashes(|state| {
             let mut room = ReplyRoom::default();
-            let values = fields.iter().map(|field| state.value(hash, field).cloned());
+            let stored = state.fields(hash, now_micros());
+            let values = fields.iter().map(|field| stored?.get(field.as_str()).cloned());
             values.take_while(|value| room.take(value.as_ref().map_or(0, Bytes::len))).collect::<Vec<_>>()
         });
         values.truncate(fitting(values.iter().map(|value| ("", value.as_deref().unwrap_or_default()))));
@@ -67,7 +95,7 @@ impl HashStore for MemoryBroker {
 
     async fn page(&self, hash: &HashName, from: Option<&str>, limit: usize) -> Result<FieldPage, BrokerError> {
         let (mut page, durable_at) = self.read_hashes(|state| {
-            let Some(all) = state.fields(hash) else { return FieldPage::default() };
+            let Some(all) = state.fields(hash, now_micros()) else { return FieldPage::default() };
             let start = from.map_or(Bound::Unbounded, Bound::Excluded);
             let mut rest = all.range::<str, _>((start, Bound::Unbounded)).peekable();
             let (mut fields, mut room) = (Vec::new(), ReplyRoom::default());
@@ -89,20 +117,24 @@ impl HashStore for MemoryBroker {
         Ok(page)
     }
 
+    async fn expiry(&self, hash: &HashName) -> Result<Option<HashExpiry>, BrokerError> {
+        let (expiry, durable_at) = self.read_hashes(|state| state.expiry(hash, now_micros()));
+        self.wait_read(durable_at).await?;
+        Ok(expiry)
+    }
+
     async fn write(
         &self,
         hash: &HashName,
         write: &HashWrite,
         context: WriteContext<'_>,
     ) -> Result<WriteOutcome, BrokerError> {
-        let (step, durable_at) = {
+        let (step, durable_at, _expired) = {
             let mut state = self.state();
             self.check_journal()?;
+            let expired = self.expire(&mut state, hash);
             let (step, own) = self.run(&mut state, |transaction| transaction.write_hash(hash, write, context));
-            if let Some(log) = state.log_lsn_mut(&hash.clone().into()) {
-                DurableAt::new(own, log);
-            }
-            (step, DurableAt::new(own, state.hashes_lsn_mut()))
+            (step, state.hash_durable_at(hash, own), expired)
         };
         let HashStep { outcome, .. } = step?;
         self.wait_write(durable_at).await?;

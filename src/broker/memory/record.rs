@@ -6,6 +6,7 @@
 //! | `h`, room, or `H`, hash | a head, as JSON |
 //! | `l`, room, or `L`, hash; epoch, offset | when the entry was appended; the event in its stored form |
 //! | `f`, hash, field | the value |
+//! | `e`, hash | when the hash expires, as JSON |
 //! | `m`, room, subscriber | a member, as JSON |
 //! | `o`, room, or `O`, hash; digest of a key | what was done with the idempotency key, as JSON |
 //! | `r`, time in microseconds | a removal, as JSON |
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::state::{IdempotencyRecord, OVERHEAD_BYTES, RecordedAnswer, StoredMember};
-use crate::broker::{LogEntry, Removal, WriteEffect};
+use crate::broker::{HashExpiry, LogEntry, Removal, WriteEffect};
 use crate::log::{Epoch, EpochHistory, Head, LateLoss};
 use crate::names::{EventId, FieldName, HashName, RoomName, SubscriberId, Topic};
 
@@ -27,6 +28,7 @@ const HEAD: LogPrefix = LogPrefix { room: b'h', hash: b'H' };
 const ENTRY: LogPrefix = LogPrefix { room: b'l', hash: b'L' };
 const IDEMPOTENCY_KEY: LogPrefix = LogPrefix { room: b'o', hash: b'O' };
 const FIELD: u8 = b'f';
+const EXPIRY: u8 = b'e';
 const MEMBER: u8 = b'm';
 const REMOVAL: u8 = b'r';
 const WATCHED: u8 = b'w';
@@ -64,6 +66,7 @@ pub(super) enum Record {
     Entry { topic: Topic, entry: LogEntry, appended_at: u64 },
     IdempotencyKey { topic: Topic, digest: String, record: IdempotencyRecord },
     Field { hash: HashName, field: FieldName, value: Bytes },
+    Expiry { hash: HashName, expiry: HashExpiry },
     Member { room: RoomName, subscriber: SubscriberId, member: StoredMember },
     PresenceWatch { room: RoomName },
     Removal { id: u64, removal: Removal },
@@ -174,6 +177,10 @@ impl RecordChange {
         Self { key: key(FIELD, &[hash.as_str()], field), value }
     }
 
+    pub(super) fn expiry(hash: &HashName, expiry: Option<&HashExpiry>) -> Self {
+        Self { key: key(EXPIRY, &[], hash.as_str()), value: expiry.map(json) }
+    }
+
     pub(super) fn member(room: &RoomName, subscriber: &SubscriberId, member: Option<&StoredMember>) -> Self {
         Self { key: key(MEMBER, &[room.as_str()], subscriber.as_str()), value: member.map(json) }
     }
@@ -244,6 +251,10 @@ impl Record {
                 let (hash, field) = split_name(rest)?;
                 let field = FieldName::new(std::str::from_utf8(field).ok()?).ok()?;
                 Self::Field { hash: HashName::new(hash).ok()?, field, value: Bytes::copy_from_slice(value) }
+            }
+            EXPIRY => {
+                let hash = HashName::new(std::str::from_utf8(rest).ok()?).ok()?;
+                Self::Expiry { hash, expiry: serde_json::from_slice(value).ok()? }
             }
             MEMBER => {
                 let (room, subscriber) = split_name(rest)?;

@@ -2,6 +2,7 @@
 //! counted, journalled and announced.
 
 mod budget;
+mod expiry;
 mod hash_step;
 mod idempotency;
 mod ledger;
@@ -15,8 +16,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use self::budget::{IDEMPOTENCY_KEY_BYTES, LOG_BYTES, hash_bytes, log_bytes, removal_bytes};
+use self::budget::{IDEMPOTENCY_KEY_BYTES, LOG_BYTES, expiry_bytes, hash_bytes, log_bytes, removal_bytes};
 pub use self::budget::{OVERHEAD_BYTES, entry_bytes, field_bytes};
+use self::expiry::HashExpiries;
 pub use self::hash_step::HashStep;
 use self::idempotency::IdempotencyRecords;
 pub use self::idempotency::{IdempotencyRecord, RecordedAnswer};
@@ -28,7 +30,7 @@ pub use self::transaction::Transaction;
 use super::journal::Lsn;
 use super::micros;
 use super::record::Record;
-use crate::broker::{Fault, MemoryUse, Removal, RetentionPolicy, SubscriberCounts};
+use crate::broker::{Fault, HashExpiry, MemoryUse, Removal, RetentionPolicy, SubscriberCounts};
 use crate::log::{DataSet, EntryKind};
 use crate::names::{Event, HashName, RoomName, Topic};
 
@@ -43,6 +45,7 @@ pub struct MemoryState {
     unused_logs: usize,
     idempotency: IdempotencyRecords,
     hashes: HashMap<HashName, HashFields>,
+    expiries: HashExpiries,
     /// The last change of any hash.
     hashes_lsn: Lsn,
     members: HashMap<RoomName, RoomMembers>,
@@ -70,6 +73,7 @@ impl MemoryState {
             unused_logs: 0,
             idempotency: IdempotencyRecords::default(),
             hashes: HashMap::new(),
+            expiries: HashExpiries::default(),
             hashes_lsn: 0,
             members: HashMap::new(),
             removals: BTreeMap::new(),
@@ -112,9 +116,19 @@ impl MemoryState {
         self.logs.len()
     }
 
-    /// A hash's fields and values.
-    pub fn fields(&self, hash: &HashName) -> Option<&HashFields> {
-        self.hashes.get(hash)
+    /// A hash's fields and values, unless it has expired.
+    pub fn fields(&self, hash: &HashName, now: u64) -> Option<&HashFields> {
+        self.hashes.get(hash).filter(|_| !self.expiries.is_due(hash, now))
+    }
+
+    /// When a hash expires, if it does and has not yet.
+    pub fn expiry(&self, hash: &HashName, now: u64) -> Option<HashExpiry> {
+        self.expiries.get(hash).filter(|_| !self.expiries.is_due(hash, now))
+    }
+
+    /// A hash that has expired and is still in the memory.
+    pub fn due_hash(&self, now: u64) -> Option<HashName> {
+        self.expiries.first_due(now)
     }
 
     pub fn hash_count(&self) -> usize {
@@ -184,6 +198,11 @@ impl MemoryState {
                 let new_hash = if self.hashes.contains_key(&hash) { 0 } else { hash_bytes(&hash) };
                 self.hashes.entry(hash).or_default().insert(field.as_str().into(), value);
                 bytes + new_hash
+            }
+            Record::Expiry { hash, expiry } => {
+                let bytes = expiry_bytes(&hash);
+                self.expiries.set(hash, Some(expiry));
+                bytes
             }
             Record::Member { room, subscriber, member } => {
                 let member = StoredMember { is_stale: true, ..member };

@@ -16,7 +16,7 @@ fn fuzz_announcements() {
         let mut before: Option<(&str, Vec<u8>)> = None;
         for (channel, bytes) in messages {
             let (channel, message) = (if *channel { "a" } else { "b" }, shaped(&samples, bytes));
-            if let ChannelMessage::LogEntry(entry) = assembler.push(channel, &message) {
+            if let ChannelMessage::LogEntry(entry, _) = assembler.push(channel, &message) {
                 let parts = match message.strip_suffix(&entry.stored[..]) {
                     Some([]) | None => {
                         let (other, header) = before.take().expect("a header came before");

@@ -10,8 +10,8 @@ use super::connections::RedisConn;
 use super::error::{read_error, write_error};
 use super::{RedisBroker, id_texts, random};
 use crate::broker::{
-    BrokerError, Fault, FaultKind, FieldPage, HashStore, HashWrite, OtherClients, REPLY_BYTES, WriteContext,
-    WriteEffect, WriteOutcome, encoded_bytes,
+    BrokerError, Fault, FaultKind, FieldPage, HashExpiry, HashStore, HashWrite, OtherClients, REPLY_BYTES,
+    WriteContext, WriteEffect, WriteOutcome, encoded_bytes,
 };
 use crate::names::{EventId, FieldName, HashName, Topic, change_header};
 use crate::timestamp::{self, milliseconds};
@@ -122,7 +122,7 @@ impl RedisBroker {
     ) -> ScriptInvocation<'a> {
         let topic = Topic::from(hash.clone());
         let mut call = script.key(self.keys.hash(hash));
-        call.key(self.keys.head(&topic)).key(self.keys.log(&topic));
+        call.key(self.keys.head(&topic)).key(self.keys.log(&topic)).key(self.keys.refresh(hash));
         once.iter().for_each(|once| {
             call.key(once);
         });
@@ -195,6 +195,19 @@ impl HashStore for RedisBroker {
         Ok(FieldPage { skipped: total - fields.len(), fields, next })
     }
 
+    async fn expiry(&self, hash: &HashName) -> Result<Option<HashExpiry>, BrokerError> {
+        let refresh = self.keys.refresh(hash);
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("PEXPIRETIME").arg(self.keys.hash(hash));
+        pipeline.cmd("PEXPIRETIME").arg(&refresh).cmd("GET").arg(&refresh);
+        let mut conn = self.connections.for_hashes().await?;
+        let result = pipeline.query_async(conn.connection()).await;
+        let (at, refresh_at, refresh): (i64, i64, Option<u64>) = conn.check(result, read_error)?;
+        // See hash_write.lua. The time is below 0 if there is no expiry, or no hash.
+        let refresh = refresh.filter(|_| refresh_at == at);
+        Ok(u64::try_from(at).ok().map(|at| HashExpiry { at, refresh }))
+    }
+
     async fn write(
         &self,
         hash: &HashName,
@@ -212,7 +225,7 @@ impl HashStore for RedisBroker {
         // A replica that knows ids of the log knows that the hash has one, or had one.
         if context.watermarks.is_empty() {
             let mut call = self.scripts.hash_write.key(self.keys.hash(hash));
-            call.key(self.keys.head(&topic));
+            call.key(self.keys.head(&topic)).key(self.keys.refresh(hash));
             once.iter().for_each(|once| {
                 call.key(once);
             });

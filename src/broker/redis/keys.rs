@@ -41,6 +41,11 @@ impl Keys {
         format!("{}:{key}", self.topic_name(topic, "once"))
     }
 
+    /// The lifetime of a hash that each write begins anew.
+    pub(super) fn refresh(&self, hash: &HashName) -> String {
+        format!("{}:refresh", self.hash(hash))
+    }
+
     /// A key or channel of a topic. Those of one topic share a hash tag, and so a slot.
     fn topic_name(&self, topic: &Topic, suffix: &str) -> String {
         match topic {

@@ -2,6 +2,7 @@
 
 mod accept;
 mod conditions;
+pub mod expiry;
 pub mod fields;
 mod patches;
 mod values;
@@ -14,6 +15,7 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use futures_util::future::try_join;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::yield_now;
@@ -32,6 +34,7 @@ use crate::http::extract::{HashPath, QueryParams, has_media_type, parse_name};
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::names::{Bookmark, FieldName, HashName, WatchedValue};
+use crate::timestamp;
 
 const DEFAULT_LIMIT: usize = 1000;
 const MAX_LIMIT: usize = 10_000;
@@ -59,13 +62,19 @@ pub struct FieldsQuery {
 #[derive(Serialize, ToSchema)]
 #[schema(example = json!({"hash": "lamp",
     "fields": {"colour": {"value": "green", "etag": "\"bc74f4f071a5a33f00ab88a6d6385b5e6638b86c\""}},
-    "next": null, "position": "1790000000000000-42~1f3a"}))]
+    "expires_at": null, "refresh_seconds": null, "next": null, "position": "1790000000000000-42~1f3a"}))]
 pub struct FieldList {
     /// The hash's name.
     hash: String,
     /// The values, by the names of their fields.
     #[schema(value_type = BTreeMap<String, TaggedValue>)]
     fields: BTreeMap<String, Box<RawValue>>,
+    /// When the hash expires, or null if it does not.
+    #[schema(required = true, format = DateTime, example = "2026-11-25T02:03:31.976Z")]
+    expires_at: Option<String>,
+    /// The seconds that each write begins anew, or null if writes leave the expiry as it is.
+    #[schema(required = true)]
+    refresh_seconds: Option<u64>,
     /// The start of the next page. Null on the last page.
     #[schema(required = true)]
     next: Option<String>,
@@ -115,13 +124,16 @@ pub async fn list_fields(
             selected_fields(&app, &hash, &query.field, after.unwrap_or_default()).await
         }
     };
-    let page = caller.read(&app, page, FieldPage::bytes).await?;
+    let page_and_expiry = try_join(page, async { Ok(app.hashes.expiry(&hash).await?) });
+    let (page, expiry) = caller.read(&app, page_and_expiry, |(page, _)| page.bytes()).await?;
     let is_whole = query.field.is_empty() && query.after.is_none() && page.next.is_none();
     let bookmark = if is_whole { app.live.bookmark_of(&hash, &page.fields).await } else { None };
     let fields = encode(page.fields).await;
     let list = FieldList {
         hash: hash.to_string(),
         fields,
+        expires_at: expiry.map(|expiry| timestamp::from_milliseconds(expiry.at)),
+        refresh_seconds: expiry.and_then(|expiry| expiry.refresh).map(|lifetime| lifetime / 1000),
         next: page.next,
         skipped: page.skipped,
         position: bookmark.unwrap_or(Bookmark::WITHOUT_BASE).to_string(),
@@ -325,7 +337,10 @@ pub async fn delete_hash(
 ) -> Result<Response, Problem> {
     caller.require(Permission::Write, hash.as_str())?;
     let headers = WriteHeaders::from_headers(&headers)?;
-    let refused = async |_| Problem::new(Code::HashNotFound, format!("the hash {hash:?} does not exist"));
-    let done = headers.write(&app, &caller, &hash, &HashWrite::Clear, refused).await?;
+    let done = headers.write(&app, &caller, &hash, &HashWrite::Clear, async |_| hash_not_found(&hash)).await?;
     Ok(done.respond(StatusCode::NO_CONTENT, None, None::<()>))
+}
+
+fn hash_not_found(hash: &HashName) -> Problem {
+    Problem::new(Code::HashNotFound, format!("the hash {hash:?} does not exist"))
 }

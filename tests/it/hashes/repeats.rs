@@ -12,6 +12,7 @@ use crate::auth::{all, claims, close, token};
 use crate::support::{Gateway, Replica, World, eventually, values_of};
 
 const HASH: &str = "/v1/hashes/lamp";
+const EXPIRY: &str = "/v1/hashes/lamp/expiry";
 const FIELD: &str = "/v1/hashes/lamp/fields/colour";
 
 /// An answer: status, entity tag, body, and whether it is a replay.
@@ -27,7 +28,7 @@ async fn send(gateway: &Gateway, request: RequestBuilder) -> Answer {
 }
 
 /// Every kind of write, each with a key of its own.
-fn writes(gateway: &Gateway) -> [RequestBuilder; 7] {
+fn writes(gateway: &Gateway) -> [RequestBuilder; 9] {
     let request =
         |method: Method, path: &str, key: &str| gateway.request(method, path).header("idempotency-key", key);
     [
@@ -38,7 +39,9 @@ fn writes(gateway: &Gateway) -> [RequestBuilder; 7] {
         request(Method::PATCH, HASH, "patch")
             .header("content-type", "application/json-patch+json")
             .body(r#"[{"op":"test","path":"/new","value":"x"},{"op":"move","from":"/new","path":"/moved"}]"#),
+        request(Method::PUT, EXPIRY, "expire").json(&json!({"seconds": 100, "refresh": true})),
         request(Method::DELETE, FIELD, "delete").header("if-match", "*"),
+        request(Method::PUT, EXPIRY, "persist").json(&json!({"seconds": null})),
         request(Method::DELETE, HASH, "clear"),
     ]
 }
@@ -57,7 +60,7 @@ on_both_brokers! {
             answers.push((status, tag, body, true));
         }
         let statuses: Vec<_> = answers.iter().map(|answer| answer.0).collect();
-        assert_eq!(statuses, [201, 201, 200, 200, 200, 204, 204]);
+        assert_eq!(statuses, [201, 201, 200, 200, 200, 204, 204, 204, 204]);
         assert_eq!(answers[2].2["value"], "5");
         assert_eq!(answers[3].2, json!({"hash": "lamp", "created": 1, "replaced": 1, "removed": 1}));
         // Whatever the hash has become since, and whether or not the condition would hold now.
@@ -83,10 +86,17 @@ on_both_brokers! {
             request(Method::PATCH, HASH).json(&json!({"colour": "5"})),
             request(Method::DELETE, FIELD),
             request(Method::DELETE, HASH),
+            request(Method::PUT, EXPIRY).json(&json!({"seconds": 5})),
         ] {
             let (status, _, problem, replayed) = send(&gateway, other).await;
             assert_eq!((status, &problem["code"], replayed), (422, &json!("idempotency_key_reused"), false));
         }
+        let expire = |expiry: Value| gateway.request(Method::PUT, EXPIRY).header("idempotency-key", "expiry").json(&expiry);
+        assert_eq!(send(&gateway, expire(json!({"seconds": 50}))).await.0, 204);
+        for other in [json!({"seconds": 5}), json!({"seconds": null}), json!({"seconds": 50, "refresh": true})] {
+            assert_eq!(send(&gateway, expire(other)).await.0, 422);
+        }
+        assert!(send(&gateway, expire(json!({"seconds": 50, "refresh": false}))).await.3);
         // The same value in another form is the same content.
         let same = request(Method::PUT, FIELD).header("if-none-match", "*").json(&json!({"value_base64": "NQ=="}));
         assert!(send(&gateway, same).await.3);
@@ -101,6 +111,7 @@ on_both_brokers! {
             (412, request(Method::PUT, FIELD, "put").header("if-match", "*").body("7")),
             (404, request(Method::DELETE, FIELD, "delete")),
             (404, request(Method::DELETE, HASH, "clear")),
+            (404, request(Method::PUT, EXPIRY, "expire").json(&json!({"seconds": 60}))),
             (412, request(Method::POST, &increment, "add").header("if-match", "*").json(&json!({"by": 1}))),
             (409, request(Method::PATCH, HASH, "patch").header("content-type", "application/json-patch+json")
                 .body(r#"[{"op":"replace","path":"/colour","value":"8"}]"#)),

@@ -179,6 +179,9 @@ async fn hashes(client: &TokenClient, server: &RedisServer) {
     let fields = client.send(200, client.request(Method::GET, "/v1/hashes/lamp?field=level&field=count")).await;
     assert_eq!(values_of(&fields), json!({"count": {"value": "2"}, "level": {"value": "3"}}));
     client.send(200, client.request(Method::GET, "/v1/hashes/lamp")).await;
+    for expiry in [json!({"seconds": 60, "refresh": true}), json!({"seconds": null})] {
+        client.send(204, client.request(Method::PUT, "/v1/hashes/lamp/expiry").json(&expiry)).await;
+    }
     client.send(204, client.request(Method::DELETE, "/v1/hashes/lamp")).await;
     // A hash that is watched, in which another client writes.
     let path = format!("/v1/hashes/watched/stream?access_token={}", client.token);
@@ -259,6 +262,13 @@ async fn a_write_that_is_refused_for_a_missing_right_has_changed_nothing() {
                 .body("black"),
             request(&delete, "/v1/hashes/lamp/fields/colour").header("idempotency-key", &format!("{right}-delete")),
             request(&delete, "/v1/hashes/lamp").header("idempotency-key", &format!("{right}-clear")),
+            request(&patch, "/v1/hashes/lamp").json(&json!({"colour": "green", "old": "x"})),
+            request(&put, "/v1/hashes/lamp/expiry").json(&json!({"seconds": 60})),
+            request(&put, "/v1/hashes/lamp/expiry")
+                .header("idempotency-key", &format!("{right}-expire"))
+                .json(&json!({"seconds": 60, "refresh": true})),
+            request(&delete, "/v1/hashes/lamp/fields/old"),
+            request(&put, "/v1/hashes/lamp/expiry").json(&json!({"seconds": null})),
             request(&patch, "/v1/hashes/lamp").json(&json!({"colour": "green"})),
             request(&delete, "/v1/hashes/lamp/fields/colour"),
             request(&delete, "/v1/hashes/lamp"),

@@ -10,6 +10,7 @@ pub struct Samples {
     pub subscriber: SubscriberId,
     pub head: Head,
     pub entry: LogEntry,
+    pub expiry: HashExpiry,
     pub key: IdempotencyRecord,
     pub hash_key: IdempotencyRecord,
     pub member: StoredMember,
@@ -33,6 +34,7 @@ impl Samples {
         Self {
             topic: Topic::from(room.clone()),
             hash: HashName::new("h").unwrap(),
+            expiry: HashExpiry { at: 55, refresh: Some(1000) },
             head: Head { replication_id: "mark".into(), history, last_message: None },
             key: IdempotencyRecord { content: "c".into(), answer: RecordedAnswer::Appended(entry.id), until: 99 },
             hash_key: IdempotencyRecord {
@@ -64,7 +66,7 @@ impl Samples {
     }
 
     /// In the order in which [`FORMAT_1`] shows them.
-    pub fn changes(&self) -> [RecordChange; 8] {
+    pub fn changes(&self) -> [RecordChange; 9] {
         [
             RecordChange::head(&self.topic, &self.head, 77),
             RecordChange::entry(&self.topic, &self.entry, 66),
@@ -74,12 +76,13 @@ impl Samples {
             RecordChange::watched(&self.room, true),
             RecordChange::removal(88, Some(&self.removal)),
             RecordChange::idempotency_key(&self.hash.clone().into(), "digest", &self.hash_key),
+            RecordChange::expiry(&self.hash, Some(&self.expiry)),
         ]
     }
 }
 
 /// The records of [`Samples`], as a gateway finds them in a data folder.
-const FORMAT_1: [(&str, &str); 8] = [
+const FORMAT_1: [(&str, &str); 9] = [
     (
         "ha",
         r#"{"mark":"mark","touched":77,"dropped":4,"cleared":[5,2],"epochs":[{"epoch":5,"end":3},{"epoch":9,"end":4,"lost_since":[5,2],"late":{"since":[5,1],"entered":5}}]}"#,
@@ -100,6 +103,7 @@ const FORMAT_1: [(&str, &str); 8] = [
         r"O\x01hdigest",
         r#"{"content":"c","done":{"created":0,"replaced":1,"removed":0,"copied":0,"sum":"1.5"},"until":99}"#,
     ),
+    ("eh", r#"{"at":55,"refresh":1000}"#),
 ];
 
 /// Bytes as text: those of JSON as they are, others escaped.
@@ -126,7 +130,7 @@ fn records_are_those_of_format_1() {
 #[test]
 fn records_read_as_they_were_written() {
     let samples = Samples::new();
-    let [head, entry, field, key, member, watched, removal, hash_key] = samples.changes();
+    let [head, entry, field, key, member, watched, removal, hash_key, expiry] = samples.changes();
 
     let Record::Head { topic, head: read, touched } = parsed(&head) else { panic!() };
     assert_eq!((&topic, &read, touched), (&samples.topic, &samples.head, 77));
@@ -144,14 +148,17 @@ fn records_read_as_they_were_written() {
     assert_eq!(room, samples.room);
     let Record::Removal { id, removal } = parsed(&removal) else { panic!() };
     assert_eq!((id, &removal), (88, &samples.removal));
+    let Record::Expiry { hash, expiry } = parsed(&expiry) else { panic!() };
+    assert_eq!((hash, expiry), (samples.hash, samples.expiry));
 }
 
 /// A record is removed by the key that it has.
 #[test]
 fn records_are_removed_by_their_keys() {
     let samples = Samples::new();
-    let [head, entry, _, key, ..] = samples.changes();
+    let [head, entry, _, key, .., expiry] = samples.changes();
     assert_eq!(RecordChange::no_head(&samples.topic).key, head.key);
     assert_eq!(RecordChange::no_entry(&samples.topic, samples.entry.id).key, entry.key);
     assert_eq!(RecordChange::no_idempotency_key(&samples.topic, "digest").key, key.key);
+    assert_eq!(RecordChange::expiry(&samples.hash, None).key, expiry.key);
 }

@@ -31,6 +31,11 @@ pub fn hash_bytes(hash: &HashName) -> usize {
     HASH_BYTES + hash.as_str().len()
 }
 
+/// The size of a hash's expiry: its place in two tables, with two names.
+pub fn expiry_bytes(hash: &HashName) -> usize {
+    2 * OVERHEAD_BYTES + hash.as_str().len()
+}
+
 /// The size of a log's entry.
 pub fn entry_bytes(stored: &[u8]) -> usize {
     stored.len() + OVERHEAD_BYTES

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::budget::{IDEMPOTENCY_KEY_BYTES, entry_bytes, field_bytes, hash_bytes};
+use super::budget::{IDEMPOTENCY_KEY_BYTES, field_bytes, hash_bytes};
 use super::idempotency::RecordedAnswer;
 use super::log_step::{Purpose, drop_log};
 use super::transaction::Transaction;
@@ -15,10 +14,10 @@ use crate::broker::memory::journal::RemovedHash;
 use crate::broker::memory::micros;
 use crate::broker::memory::record::RecordChange;
 use crate::broker::{
-    BrokerError, Condition, HashWrite, MAX_COPIED_BYTES, MAX_FIELDS, PatchStep, WriteContext, WriteEffect,
-    WriteOutcome, entity_tag,
+    BrokerError, Condition, HashLifetime, HashWrite, MAX_COPIED_BYTES, MAX_FIELDS, PatchStep, WriteContext,
+    WriteEffect, WriteOutcome, entity_tag,
 };
-use crate::names::{ChangeKind, ClearReason, FieldName, HashChange, HashName, Topic};
+use crate::names::{ChangeKind, ClearReason, EventId, FieldName, HashChange, HashName, Topic};
 use crate::timestamp;
 
 impl Condition {
@@ -72,6 +71,7 @@ impl<'a> Changes<'a> {
 enum Plan<'a> {
     Change(Changes<'a>),
     Clear,
+    Expire(Option<HashLifetime>),
     /// Nothing, for this reason.
     Nothing(WriteOutcome),
 }
@@ -97,8 +97,11 @@ impl<'a> Plan<'a> {
                 Self::Change(Changes { sum: Some(sum.into()), ..changes })
             }
             HashWrite::Patch(steps) => Self::from_patch(stored, steps)?,
-            HashWrite::Clear if stored.is_none() => Self::Nothing(WriteOutcome::Absent(None)),
+            HashWrite::Clear | HashWrite::Expire(_) if stored.is_none() => {
+                Self::Nothing(WriteOutcome::Absent(None))
+            }
             HashWrite::Clear => Self::Clear,
+            HashWrite::Expire(lifetime) => Self::Expire(*lifetime),
         })
     }
 
@@ -132,6 +135,16 @@ impl<'a> Plan<'a> {
         Ok(Self::Change(changes))
     }
 
+    /// The changes as a log has them.
+    fn kinds(&self, stored: Option<&HashFields>) -> Vec<ChangeKind> {
+        match self {
+            Self::Nothing(_) => Vec::new(),
+            Self::Change(changes) => changes.kinds(stored),
+            Self::Clear => vec![ChangeKind::Clear(ClearReason::Removed)],
+            Self::Expire(_) => vec![ChangeKind::Expiry],
+        }
+    }
+
     fn absent(field: &FieldName) -> Self {
         Self::Nothing(WriteOutcome::Absent(Some(field.clone())))
     }
@@ -151,7 +164,7 @@ impl From<WriteOutcome> for HashStep {
 
 impl Transaction<'_> {
     /// Makes a write, unless an earlier one with the same key did so. Remembers the key of a write that is done. The only
-    /// way to change a hash.
+    /// way to change a hash, after [`Self::expire_hash`].
     pub fn write_hash(
         &mut self,
         hash: &HashName,
@@ -164,45 +177,58 @@ impl Transaction<'_> {
             return Ok(WriteOutcome::Done(effect.clone(), true).into());
         }
         let key_bytes = key.map_or(0, |_| IDEMPOTENCY_KEY_BYTES);
-        let plan = Plan::new(self.state.fields(hash), write)?;
-        let entries = match &plan {
-            Plan::Nothing(_) => Vec::new(),
-            // A hash that nobody watches has no log.
-            _ if self.state.log(&topic, self.now).is_none() && watermarks.is_empty() => Vec::new(),
-            Plan::Change(changes) => changes.kinds(self.state.fields(hash)),
-            Plan::Clear => vec![ChangeKind::Clear(ClearReason::Removed)],
-        };
-        let published_at = timestamp::format(SystemTime::UNIX_EPOCH + Duration::from_micros(self.now));
-        let entry = |kind| {
-            let (published_at, by) = (published_at.clone(), by.map(str::to_owned));
-            HashChange { published_at, by, expires_at: 0, kind }.encode()
-        };
-        let entries: Vec<_> = entries.into_iter().map(entry).collect();
-        let log_bytes = entries.iter().map(|stored| entry_bytes(stored)).sum::<usize>();
+        let plan = Plan::new(self.state.hashes.get(hash), write)?;
+        // A hash that nobody watches has no log.
+        let is_watched = self.state.log(&topic, self.now).is_some() || !watermarks.is_empty();
+        let changes = if is_watched { plan.kinds(self.state.hashes.get(hash)) } else { Vec::new() };
+        let log_bytes = changes.iter().map(ChangeKind::bytes).sum::<usize>();
         let (effect, removed) = match plan {
             Plan::Nothing(outcome) => return Ok(outcome.into()),
             Plan::Change(changes) => {
                 self.require_changes(hash, &changes, key_bytes + log_bytes)?;
-                (self.change_fields(hash, changes), None)
+                let effect = self.change_fields(hash, changes);
+                self.refresh_expiry(hash);
+                (effect, None)
             }
             // A hash takes more memory than a key and an entry.
             Plan::Clear => (WriteEffect { removed: 1, ..WriteEffect::default() }, self.remove_hash(hash)),
-        };
-        if !entries.is_empty() {
-            // Without its entries, the log would be wrong. Without a log, watchers read the hash again.
-            match self.open_log(&topic, watermarks, Purpose::Append) {
-                Ok(mut log) => entries.into_iter().for_each(|stored| {
-                    log.append(stored);
-                }),
-                Err(_) => self.drop_log_of(&topic),
+            Plan::Expire(lifetime) => {
+                self.require_lifetime(hash, lifetime, key_bytes + log_bytes)?;
+                self.set_lifetime(hash, lifetime);
+                (WriteEffect::default(), None)
             }
-        }
+        };
+        self.append_changes(hash, watermarks, by, changes);
         if let Some(key) = key {
             let MemoryState { idempotency, ledger, retention, .. } = &mut *self.state;
             let until = self.now.saturating_add(micros(retention.for_topic(&topic).idempotency_window));
             idempotency.record(&topic, key, RecordedAnswer::Written(effect.clone()), until, ledger);
         }
         Ok(HashStep { outcome: WriteOutcome::Done(effect, false), _removed: removed })
+    }
+
+    /// Appends changes to the log of a hash, if there are any.
+    pub(super) fn append_changes(
+        &mut self,
+        hash: &HashName,
+        watermarks: &[EventId],
+        by: Option<&str>,
+        changes: Vec<ChangeKind>,
+    ) {
+        if changes.is_empty() {
+            return;
+        }
+        let topic = Topic::from(hash.clone());
+        let published_at = timestamp::from_milliseconds(self.now / 1000);
+        let expires_at = self.state.expiries.get(hash).map_or(0, |expiry| expiry.at);
+        match self.open_log(&topic, watermarks, Purpose::Append) {
+            Ok(mut log) => changes.into_iter().for_each(|kind| {
+                let (published_at, by) = (published_at.clone(), by.map(str::to_owned));
+                log.append(HashChange { published_at, by, expires_at, kind }.encode());
+            }),
+            // Without its entries, the log would be wrong. Without a log, watchers read the hash again.
+            Err(_) => self.drop_log_of(&topic),
+        }
     }
 
     fn drop_log_of(&mut self, topic: &Topic) {
@@ -219,7 +245,7 @@ impl Transaction<'_> {
         changes: &Changes<'_>,
         key_bytes: usize,
     ) -> Result<(), BrokerError> {
-        let present = self.state.fields(hash);
+        let present = self.state.hashes.get(hash);
         let (mut set, mut added, mut removed) = (0, 0, 0);
         let (mut bytes, mut freed) = (key_bytes, 0);
         for (field, value) in &changes.fields {
@@ -280,16 +306,21 @@ impl Transaction<'_> {
         let Some(fields) = hashes.get_mut(hash) else { return false };
         let Some(value) = fields.remove(field.as_str()) else { return false };
         let mut bytes = field_bytes(field.as_str(), &value);
-        if fields.is_empty() {
+        let is_last = fields.is_empty();
+        if is_last {
             hashes.remove(hash);
             bytes += hash_bytes(hash);
         }
         ledger.removed(bytes, || RecordChange::field(hash, field.as_str(), None));
+        if is_last {
+            self.set_expiry(hash, None);
+        }
         true
     }
 
-    fn remove_hash(&mut self, hash: &HashName) -> Option<Arc<HashFields>> {
+    pub(super) fn remove_hash(&mut self, hash: &HashName) -> Option<Arc<HashFields>> {
         let fields = Arc::new(self.state.hashes.remove(hash)?);
+        self.set_expiry(hash, None);
         let bytes = fields.iter().map(|(field, value)| field_bytes(field, value)).sum::<usize>();
         let removed = RemovedHash { hash: hash.clone(), fields: fields.clone() };
         self.state.ledger.removed_hash(bytes + hash_bytes(hash), removed);

@@ -12,8 +12,8 @@ use crate::broker::memory::record::RecordChange;
 use crate::broker::memory::record::tests::Samples;
 use crate::broker::memory::store::ChangeSet;
 use crate::broker::{
-    BrokerError, Condition, HashWrite, IdempotencyKey, Member, MemberChange, ReadLimit, ReadRange, Retention,
-    WriteContext,
+    BrokerError, Condition, HashLifetime, HashWrite, IdempotencyKey, Member, MemberChange, ReadLimit, ReadRange,
+    Retention, WriteContext,
 };
 use crate::log::LogView;
 use crate::names::{Data, EventId, EventName, FieldName, SubscriberId};
@@ -29,6 +29,7 @@ enum RandomStep {
     SetField { hash: u8, field: u8, bytes: usize, key: Option<(u8, bool)> },
     RemoveField { hash: u8, field: u8 },
     RemoveHash { hash: u8, key: Option<(u8, bool)> },
+    ExpireHash { hash: u8, lifetime: Option<(u32, bool)>, key: Option<(u8, bool)> },
     UpdateMembers { room: u8, changes: Vec<RandomChange>, watch: bool, remove_stale: bool },
     AddRemoval { user_bytes: usize, seconds: u64 },
     ReportSubscribers { rooms: Vec<u8> },
@@ -103,6 +104,8 @@ fn random_step() -> impl Strategy<Value = RandomStep> {
             .prop_map(|(hash, field, bytes, key)| RandomStep::SetField { hash, field, bytes, key }),
         1 => (0..2u8, 0..4u8).prop_map(|(hash, field)| RandomStep::RemoveField { hash, field }),
         1 => (0..2u8, key()).prop_map(|(hash, key)| RandomStep::RemoveHash { hash, key }),
+        2 => (0..2u8, prop::option::of((1..100u32, any::<bool>())), key())
+            .prop_map(|(hash, lifetime, key)| RandomStep::ExpireHash { hash, lifetime, key }),
         4 => (0..2u8, prop::collection::vec(change, 0..4), any::<bool>(), any::<bool>()).prop_map(
             |(room, changes, watch, remove_stale)| RandomStep::UpdateMembers { room, changes, watch, remove_stale }
         ),
@@ -178,6 +181,7 @@ impl Machine {
     fn write(&mut self, hash: &HashName, write: &HashWrite, key: Option<(u8, bool)>) {
         let key = key.map(idempotency_key);
         let context = WriteContext { key: key.as_ref(), ..WriteContext::default() };
+        self.run(|transaction| transaction.expire_hash(hash));
         let _ = self.run(|transaction| transaction.write_hash(hash, write, context).map(|_| ()));
     }
 
@@ -254,6 +258,10 @@ impl Machine {
             RandomStep::RemoveHash { hash, key } => {
                 self.write(&self::hash(hash), &HashWrite::Clear, key);
             }
+            RandomStep::ExpireHash { hash, lifetime, key } => {
+                let lifetime = lifetime.map(|(seconds, is_refreshed)| HashLifetime { seconds, is_refreshed });
+                self.write(&self::hash(hash), &HashWrite::Expire(lifetime), key);
+            }
             RandomStep::UpdateMembers { room, changes, watch, remove_stale } => {
                 let room = self::room(room);
                 let topic = Topic::from(room.clone());
@@ -278,9 +286,12 @@ impl Machine {
             }
             RandomStep::Wait { seconds } => self.now += seconds * SECOND,
             RandomStep::SetClockBack { seconds } => self.now -= (seconds * SECOND).min(self.now - 100 * SECOND),
-            RandomStep::Sweep => self.run(|transaction| {
-                transaction.sweep();
-            }),
+            RandomStep::Sweep => {
+                while let Some(hash) = self.state.due_hash(self.now) {
+                    self.run(|transaction| transaction.expire_hash(&hash));
+                }
+                self.run(|transaction| transaction.sweep());
+            }
             RandomStep::Restart { has_other_retention } => {
                 let retention = if has_other_retention { retention(2, 500) } else { retention(5, 3000) };
                 let mut state = MemoryState::new(retention, self.max_bytes);
@@ -301,6 +312,7 @@ impl Machine {
         let records: ChangeSet = records(state).into_iter().map(|change| (change.key, change.value)).collect();
         assert_eq!(records, self.journal);
         assert!(state.hashes.values().all(|fields| !fields.is_empty()));
+        assert!(state.expiries.iter().all(|(hash, _)| state.hashes.contains_key(hash)));
     }
 }
 
@@ -327,7 +339,8 @@ fn counted_bytes(state: &MemoryState) -> usize {
     let watches = state.members.values().filter(|room| room.is_watched).map(|_| OVERHEAD_BYTES);
     let removals = state.removals.values().map(removal_bytes);
     let keys = state.idempotency.iter().count() * IDEMPOTENCY_KEY_BYTES;
-    keys + logs.chain(hashes).chain(fields).chain(members).chain(watches).chain(removals).sum::<usize>()
+    let expiries = state.expiries.iter().map(|(hash, _)| expiry_bytes(hash)).sum::<usize>();
+    keys + expiries + logs.chain(hashes).chain(fields).chain(members).chain(watches).chain(removals).sum::<usize>()
 }
 
 /// The records of everything that the memory holds.
@@ -343,6 +356,7 @@ fn records(state: &MemoryState) -> Vec<RecordChange> {
     for (hash, fields) in &state.hashes {
         records.extend(fields.iter().map(|(field, value)| RecordChange::field(hash, field, Some(value.clone()))));
     }
+    records.extend(state.expiries.iter().map(|(hash, expiry)| RecordChange::expiry(hash, Some(expiry))));
     for (name, room) in &state.members {
         let members = room.members.iter();
         records.extend(members.map(|(subscriber, member)| RecordChange::member(name, subscriber, Some(member))));
@@ -367,7 +381,7 @@ proptest! {
 
     #[test]
     fn a_malformed_record_is_refused_and_never_panics(
-        prefix in prop::sample::select(b"hHlLoOfmrwx".to_vec()),
+        prefix in prop::sample::select(b"hHlLoOfemrwx".to_vec()),
         rest in prop::collection::vec(any::<u8>(), 0..40),
         value in prop::collection::vec(any::<u8>(), 0..40),
     ) {
@@ -456,6 +470,7 @@ fn loaded_records_are_held() {
         (vec![samples.entry], true)
     );
     assert_eq!(state.hashes[&samples.hash]["é f"], b"\xff"[..]);
+    assert_eq!(state.expiries.get(&samples.hash), Some(samples.expiry));
     let keys: HashMap<_, _> = state.idempotency.iter().collect();
     assert_eq!(*keys[&(samples.topic, "digest".into())], samples.key);
     assert_eq!(*keys[&(samples.hash.clone().into(), "digest".into())], samples.hash_key);

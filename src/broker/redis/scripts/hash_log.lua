@@ -1,10 +1,10 @@
 -- Prelude, behind log.lua, of scripts that change a watched hash: each change becomes an entry of its log, in the form of
 -- core/src/names/hash_change.rs.
--- KEYS: hash, head, log, and optionally an idempotency key.
+-- KEYS: hash, head, log, refresh key, and optionally an idempotency key.
 -- ARGV: number of words, words…, first line of each entry, channel, entries to keep, bytes to keep, time before which
 -- entries are too old, lifetimes of log and head (ms), random, watermarks…
 
-local WORDS, ONCE = {}, KEYS[4]
+local WORDS, REFRESH, ONCE = {}, KEYS[4], KEYS[5]
 for index = 1, tonumber(ARGV[1]) do
   WORDS[index] = ARGV[index + 1]
 end
@@ -34,13 +34,15 @@ require_permission('XADD', KEYS[3], '*', 'e', '')
 -- Read before the first write, since it may fail.
 hash_log.replication_id = server_replication_id()
 
-local LOG = {}
+-- `notifications`: how many the step has caused that belong to no change of a field.
+local LOG = { notifications = 0 }
 
 -- Returns nil, or Redis's error if nothing was stored. Without the entry, watchers would take what they have for the state
 -- of the hash; without a head, they read it again. `expiry` is that of the hash now, and `notifications` how many keyspace
 -- notifications the change has caused.
 function LOG.append(header, kind, parts, expiry, notifications)
-  hash_log.expires_at, hash_log.notifications = expiry, notifications
+  hash_log.expires_at, hash_log.notifications = expiry, notifications + LOG.notifications
+  LOG.notifications = 0
   local line = '\n' .. kind .. ' ' .. whole(expiry or 0) .. ' ' .. #parts .. '\n'
   local id, failure = append(hash_log, header .. line .. table.concat(parts))
   if not id then
@@ -77,6 +79,10 @@ end
 
 function LOG.clear(reason)
   return LOG.append(HEADER, 'clear', { reason }, nil, 1)
+end
+
+function LOG.append_expiry()
+  return LOG.append(HEADER, 'expiry', {}, hash_expiry(KEYS[1]), 0)
 end
 
 -- Notices that the hash had fields after the last step and has none now. Called before the first write.

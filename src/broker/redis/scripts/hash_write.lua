@@ -6,6 +6,7 @@
 --   increment  field, number, condition, entity tags…
 --   patch      triples: require, field, ''; test, field, value; set, field, value; remove, field, ''; copy, from, to
 --   clear      nothing
+--   expire     lifetime (ms) or '' for none; 'refresh' or '': whether each later write begins the lifetime anew
 -- Returns what was done, as text: "<fields created> <replaced> <removed> <bytes copied>", and after an increment the sum.
 -- Or one of these, and then nothing was changed by this call:
 --   {replayed, what was done}  an earlier call with the same idempotency key and content has done it
@@ -15,7 +16,14 @@
 -- No answer has a value but a sum: values can be large, and not every caller may read them.
 -- MAX_FIELDS and MAX_COPIED_BYTES are set before the script.
 
-local hash, once, kind = KEYS[1], ONCE, WORDS[3]
+local hash, refresh, once, kind = KEYS[1], REFRESH, ONCE, WORDS[3]
+
+-- Checks a right before the first write, since nothing may fail once something is written.
+local function require_right(command, ...)
+  if not redis.acl_check_cmd(command, ...) then
+    error({ err = 'NOPERM the user has no permission to run ' .. command })
+  end
+end
 
 if once then
   local stored = redis.call('GET', once)
@@ -23,15 +31,7 @@ if once then
     local content, done = string.match(stored, '^(%S+) (.+)$')
     return content == WORDS[1] and { 'replayed', done } or { 'reused' }
   end
-  -- Checked here, since nothing may fail once something is written.
-  if not redis.acl_check_cmd('SET', once, '') then
-    return redis.error_reply('NOPERM the user has no permission to run SET')
-  end
-end
-
-local failure = LOG and LOG.begin()
-if failure then
-  return failure
+  require_right('SET', once, '')
 end
 
 if kind == 'set' or kind == 'remove' or kind == 'increment' then
@@ -52,40 +52,77 @@ if kind == 'set' or kind == 'remove' or kind == 'increment' then
       return { 'refused' }
     end
   end
-  -- The condition may be true of a full hash.
-  if kind ~= 'remove' and redis.call('HLEN', hash) >= MAX_FIELDS and redis.call('HEXISTS', hash, WORDS[4]) == 0 then
-    return redis.error_reply('TOOMANYFIELDS the hash would have too many fields')
-  end
 end
 
+-- The lifetime that the write begins, and when it ends. The refresh key has the lifetime that each write begins anew. It
+-- belongs to the hash if both expire in the same millisecond: not if another client has set the expiry since, or has
+-- removed the hash and made it again.
+local lifetime, expires_at = redis.call('GET', refresh), nil
+if kind == 'expire' then
+  lifetime = WORDS[4] ~= '' and WORDS[4]
+elseif lifetime then
+  local shared = redis.call('PEXPIRETIME', hash)
+  lifetime = shared >= 0 and shared == redis.call('PEXPIRETIME', refresh) and tonumber(lifetime)
+end
+if lifetime then
+  local time = redis.call('TIME')
+  expires_at = time[1] * 1000 + math.floor(time[2] / 1000) + lifetime
+  require_right('PEXPIREAT', hash, expires_at)
+  require_right('UNLINK', refresh)
+end
+
+local failure = LOG and LOG.begin()
+if failure then
+  return failure
+end
+
+-- For the log: names and values of the fields that were set, by turns, and names of those that were removed.
+local set, gone = {}, {}
 local done
 if kind == 'set' then
-  done = redis.call('HSET', hash, WORDS[4], WORDS[5]) == 1 and '1 0 0 0' or '0 1 0 0'
-  if LOG then
-    LOG.set({ WORDS[4], WORDS[5] })
+  local is_new = redis.call('HSET', hash, WORDS[4], WORDS[5]) == 1
+  -- Afterwards, since most writes add no field.
+  if is_new and redis.call('HLEN', hash) > MAX_FIELDS then
+    redis.call('HDEL', hash, WORDS[4])
+    return redis.error_reply('TOOMANYFIELDS the hash would have too many fields')
   end
+  set = LOG and { WORDS[4], WORDS[5] }
+  done = is_new and '1 0 0 0' or '0 1 0 0'
 elseif kind == 'remove' then
   if redis.call('HDEL', hash, WORDS[4]) == 0 then
     return { 'absent', WORDS[4] }
   end
-  if LOG then
-    LOG.remove({ WORDS[4] })
-  end
+  gone = { WORDS[4] }
   done = '0 0 1 0'
 elseif kind == 'clear' then
   if redis.call('HLEN', hash) == 0 then
     return { 'absent' }
   end
   -- UNLINK frees the memory in the background. DEL of a hash that other programs made large would take seconds.
-  redis.call('UNLINK', hash)
-  if LOG then
-    LOG.clear('removed')
-  end
+  redis.call('UNLINK', hash, refresh)
   done = '0 0 1 0'
+elseif kind == 'expire' then
+  if redis.call('HLEN', hash) == 0 then
+    return { 'absent' }
+  end
+  require_right('UNLINK', refresh)
+  require_right('PERSIST', hash)
+  if WORDS[5] == 'refresh' then
+    redis.call('SET', refresh, lifetime)
+  else
+    redis.call('UNLINK', refresh)
+  end
+  if not lifetime then
+    redis.call('PERSIST', hash)
+  end
+  done = '0 0 0 0'
 elseif kind == 'increment' then
   local field, by = WORDS[4], WORDS[5]
   local present = redis.call('HGET', hash, field)
   local value = present or '0'
+  if not present and redis.call('HLEN', hash) >= MAX_FIELDS then
+    return redis.error_reply('TOOMANYFIELDS the hash would have too many fields')
+  end
   local sum
   if string.find(by .. value, '.', 1, true) then
     -- The sum of decimals as src/broker/hash/number.rs has it. It is exact, since Lua's numbers are for whole ones below
@@ -130,9 +167,7 @@ elseif kind == 'increment' then
     redis.call('HINCRBY', hash, field, by)
     sum = redis.call('HGET', hash, field)
   end
-  if LOG then
-    LOG.set({ field, sum })
-  end
+  set = { field, sum }
   done = (present and '0 1 0 0 ' or '1 0 0 0 ') .. sum
 else
   -- The values of fields as the steps so far have left them: false for a field that is removed. Other fields are as they
@@ -192,11 +227,8 @@ else
       return redis.error_reply('TOOMANYFIELDS the hash would have too many fields')
     end
   end
-  if not redis.acl_check_cmd('HDEL', hash, '') then
-    return redis.error_reply('NOPERM the user has no permission to run HDEL')
-  end
+  require_right('HDEL', hash, '')
   local created, replaced, removed = 0, 0, 0
-  local set, gone = {}, {}
   -- The first write is an HSET if there is one, so that nothing is half done if Redis refuses it for lack of memory.
   for _, field in ipairs(changed) do
     if values[field] then
@@ -214,13 +246,27 @@ else
       gone[removed] = field
     end
   end
-  if LOG then
-    LOG.set(set)
-    LOG.remove(gone)
-  end
   done = created .. ' ' .. replaced .. ' ' .. removed .. ' ' .. copied
 end
 
+if expires_at and redis.call('PEXPIREAT', hash, expires_at) == 1 then
+  redis.call('PEXPIREAT', refresh, expires_at)
+elseif expires_at then
+  -- The write has removed the last field.
+  redis.call('UNLINK', refresh)
+end
+if LOG then
+  -- Each of these commands has caused a notification.
+  LOG.notifications = (expires_at or kind == 'expire') and 1 or 0
+  if kind == 'clear' then
+    LOG.clear('removed')
+  elseif kind == 'expire' then
+    LOG.append_expiry()
+  else
+    LOG.set(set)
+    LOG.remove(gone)
+  end
+end
 if once then
   redis.call('SET', once, WORDS[1] .. ' ' .. done, 'PX', WORDS[2])
 end
