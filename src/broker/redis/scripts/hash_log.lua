@@ -5,6 +5,7 @@
 -- entries are too old, lifetimes of log and head (ms), random, watermarks…
 
 local WORDS, REFRESH, ONCE = {}, KEYS[4], KEYS[5]
+local LIFETIME = redis.call('GET', REFRESH)
 for index = 1, tonumber(ARGV[1]) do
   WORDS[index] = ARGV[index + 1]
 end

@@ -2,7 +2,8 @@
 -- has one.
 -- KEYS: hash, head, refresh key, and optionally an idempotency key. ARGV: the words of the write.
 
-if redis.call('EXISTS', KEYS[2]) == 1 then
+local HEAD, LIFETIME = unpack(redis.call('MGET', KEYS[2], KEYS[3]))
+if HEAD then
   return { 'watched' }
 end
 

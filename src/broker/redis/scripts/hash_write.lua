@@ -14,7 +14,7 @@
 --   {refused}                  the condition, or a test of a patch, does not hold
 --   {absent}, {absent, field}  the hash, or a field that the write needs, does not exist
 -- No answer has a value but a sum: values can be large, and not every caller may read them.
--- MAX_FIELDS and MAX_COPIED_BYTES are set before the script.
+-- MAX_FIELDS, MAX_COPIED_BYTES and LIFETIME, what the refresh key holds, are set before the script.
 
 local hash, refresh, once, kind = KEYS[1], REFRESH, ONCE, WORDS[3]
 
@@ -57,7 +57,7 @@ end
 -- The lifetime that the write begins, and when it ends. The refresh key has the lifetime that each write begins anew. It
 -- belongs to the hash if both expire in the same millisecond: not if another client has set the expiry since, or has
 -- removed the hash and made it again.
-local lifetime, expires_at = redis.call('GET', refresh), nil
+local lifetime, expires_at = LIFETIME, nil
 if kind == 'expire' then
   lifetime = WORDS[4] ~= '' and WORDS[4]
 elseif lifetime then
