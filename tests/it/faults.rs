@@ -12,3 +12,4 @@ mod redis;
 mod replicas;
 mod soak;
 mod stage;
+mod watched_hashes;

@@ -1,11 +1,15 @@
 //! Shared hashes.
 
+<<<<<<< HEAD
+mod convergence;
 mod expiry;
+mod external;
 mod json_patch;
 mod linearizability;
 mod numbers;
 mod preferences;
 mod repeats;
+mod watching;
 mod writers;
 
 use reqwest::{Method, StatusCode};

@@ -13,6 +13,7 @@ mod random;
 mod redis_server;
 mod replica;
 mod stream;
+mod watcher;
 
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ pub use random::{number_from, random};
 pub use redis_server::RedisServer;
 pub use replica::Replica;
 pub use stream::Stream;
+pub use watcher::{Fields, Told, Watcher, stored_fields};
 
 /// Longest wait for anything. Only a test that fails waits this long.
 pub const DEADLINE: Duration = Duration::from_secs(30);

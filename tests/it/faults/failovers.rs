@@ -29,7 +29,7 @@ async fn follow(follower: &RedisServer, master: &RedisServer) {
     master.cli(&["DEL", &key]);
 }
 
-async fn catches_up(follower: &RedisServer, master: &RedisServer) {
+pub async fn catches_up(follower: &RedisServer, master: &RedisServer) {
     let replication_offset = |server: &RedisServer| {
         let info = server.cli(&["INFO", "replication"]);
         info.lines().find_map(|line| line.strip_prefix("master_repl_offset:")).unwrap().trim().to_owned()
