@@ -242,6 +242,50 @@ on_both_brokers! {
         }
     }
 
+    async fn p9_a_watcher_that_selects_other_fields_than_before_gets_a_snapshot(world) {
+        let gateway = gateway(&world).await;
+        patch(&gateway, "lamp", &json!({"a": "1", "b": "2"})).await;
+        let paths = ["", "?field=a", "?field=a&field=b", "?field=b", "?field=ab"];
+        for from in paths {
+            let mut watcher = Watcher::with_query("lamp", from);
+            watcher.open(&gateway.url).await;
+            watcher.told().await;
+            let id = watcher.last_event_id.as_deref();
+            for to in paths {
+                let expected = if from == to { "complete" } else { "snapshot" };
+                let stream = gateway.resume(&format!("/v1/hashes/lamp/stream{to}"), id).await;
+                assert_eq!(stream.opened["hashes"]["lamp"]["resume"], expected, "{from:?} {to:?}");
+            }
+        }
+        // The order of the fields makes no difference.
+        let mut watcher = Watcher::with_query("lamp", "?field=a&field=b");
+        watcher.open(&gateway.url).await;
+        watcher.told().await;
+        let stream = gateway.resume("/v1/hashes/lamp/stream?field=b&field=a", watcher.last_event_id.as_deref()).await;
+        assert_eq!(stream.opened["hashes"]["lamp"]["resume"], "complete");
+    }
+
+    async fn p9_a_list_of_all_fields_has_a_position_to_watch_from(world) {
+        let gateway = gateway(&world).await;
+        patch(&gateway, "lamp", &json!({"a": "1", "b": "2"})).await;
+        // The hash has to be live for its mirror to vouch for the list.
+        let _watcher = watch(&gateway, "lamp").await;
+        for value in ["3", "4"] {
+            let (_, list) = gateway.get("/v1/hashes/lamp").await;
+            let position = list["position"].as_str().unwrap();
+            put(&gateway, "/v1/hashes/lamp/fields/a", value).await;
+            let mut stream = gateway.stream(&format!("/v1/hashes/lamp/stream?after={position}")).await;
+            let event = loop {
+                let event = stream.event().await;
+                // A list may be made while the hash is read; then a snapshot tells its fields.
+                if event.event == "hash.set" || event.json()["fields"]["a"]["value"] == value {
+                    break event;
+                }
+            };
+            assert_eq!(event.json()["fields"]["a"]["value"], value);
+        }
+    }
+
     async fn p9_rooms_and_hashes_share_a_stream_and_a_cursor(world) {
         let gateway = gateway(&world).await;
         put(&gateway, "/v1/hashes/a/fields/f", "1").await;
@@ -387,12 +431,9 @@ on_both_brokers! {
         for id in ["1-1!".into(), format!("{epoch}-9!"), format!("{}-1!", epoch + 1), format!("{}-1", epoch + 1)] {
             assert_eq!(told(&id).await, expect("snapshot", "hash.snapshot"), "{id}");
         }
-        for garbage in ["x", "1", "1-1~", "1-1~x", "1-1!!", "1-1~01", "-1", "c2.AAAA", "1-1~1~1", "1-1 "] {
-            let request = gateway.request(Method::GET, path).header("last-event-id", garbage.trim());
+        for garbage in ["x", "1", "1-1~", "1-1~x", "1-1!!", "1-1~01", "-1", "c2.AAAA", "1-1~1~1"] {
+            let request = gateway.request(Method::GET, path).header("last-event-id", garbage);
             let (status, problem) = gateway.send(request).await;
-            if garbage.ends_with(' ') {
-                continue;
-            }
             assert_eq!((status.as_u16(), &problem["code"]), (400, &json!("invalid_position")), "{garbage}");
         }
     }

@@ -17,12 +17,31 @@ pub type Fields = BTreeMap<String, Vec<u8>>;
 /// What a watcher was told about its hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Told {
-    Set { id: EventId, fields: Fields, by: Option<String> },
-    Delete { id: EventId, fields: Vec<String>, by: Option<String> },
-    Clear { id: EventId, reason: String, by: Option<String> },
+    Set {
+        id: EventId,
+        fields: Fields,
+        by: Option<String>,
+    },
+    Delete {
+        id: EventId,
+        fields: Vec<String>,
+        by: Option<String>,
+    },
+    Clear {
+        id: EventId,
+        reason: String,
+        by: Option<String>,
+    },
     /// A whole snapshot.
-    Snapshot { id: EventId, fields: Fields },
-    Gap { from: EventId, to: EventId, reason: String },
+    Snapshot {
+        id: EventId,
+        fields: Fields,
+    },
+    Gap {
+        from: EventId,
+        to: EventId,
+        reason: String,
+    },
 }
 
 impl Told {
@@ -102,7 +121,11 @@ impl Watcher {
         let Some(first) = stream.next().await else { return false };
         if first.event == "stream.end" {
             self.refused_streams += 1;
-            assert_eq!(Some(&first.id).filter(|id| !id.is_empty()), self.last_event_id.as_ref(), "a refusal keeps the id");
+            assert_eq!(
+                Some(&first.id).filter(|id| !id.is_empty()),
+                self.last_event_id.as_ref(),
+                "a refusal keeps the id"
+            );
             return false;
         }
         assert_eq!(first.event, "stream.open");
@@ -259,7 +282,8 @@ impl Watcher {
 
     fn apply_part(&mut self, data: &Value, now: Place) {
         let part = usize::try_from(data["part"].as_u64().unwrap()).unwrap();
-        let (count, mut fields) = if part == 0 { Default::default() } else { self.parts.take().expect("parts follow") };
+        let (count, mut fields) =
+            if part == 0 { Default::default() } else { self.parts.take().expect("parts follow") };
         assert_eq!(part, count, "the parts of a snapshot come in their order");
         for (field, value) in values(&data["fields"]) {
             assert_eq!(fields.insert(field, value), None, "a snapshot has each field once");
@@ -331,7 +355,8 @@ fn bytes(told: &Value) -> Vec<u8> {
 pub async fn stored_fields(url: &str, hash: &str) -> Fields {
     let (mut fields, mut after) = (Fields::new(), String::new());
     loop {
-        let answer = within("a page of a hash", reqwest::get(format!("{url}/v1/hashes/{hash}?limit=1000{after}"))).await;
+        let answer =
+            within("a page of a hash", reqwest::get(format!("{url}/v1/hashes/{hash}?limit=1000{after}"))).await;
         let page: Value = answer.unwrap().json().await.unwrap();
         let page_fields = page["fields"].as_object().unwrap_or_else(|| panic!("{page}"));
         fields.extend(page_fields.iter().map(|(field, value)| (field.clone(), bytes(value))));
