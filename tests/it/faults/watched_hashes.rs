@@ -277,7 +277,9 @@ impl Stage {
             }
             log.insert(id, HashChange::decode(&stored.join("\n").into()).unwrap().kind);
         }
-        let is_trimmed = added.nth(1).unwrap().parse::<usize>().unwrap() != log.len();
+        // If the stream was deleted, it does not begin with an epoch's first change.
+        let is_whole = log.keys().next().is_none_or(|oldest| oldest.offset == 1);
+        let is_trimmed = !is_whole || added.nth(1).unwrap().parse::<usize>().unwrap() != log.len();
         Some(Log { changes: log, is_trimmed })
     }
 }

@@ -223,3 +223,11 @@ on_both_brokers! {
         changes(world, Plan { seed: 52, fields: 6000, stay: 100 }).await;
     }
 }
+
+/// The time between two comparisons is longer than any wait of a test if Redis tells of changes.
+#[tokio::test]
+async fn p9_watchers_of_a_hash_of_which_redis_notifies_end_with_what_is_stored() {
+    let world = World::redis().await;
+    world.server().cli(&["CONFIG", "SET", "notify-keyspace-events", "KA"]);
+    changes(world, Plan { seed: 53, fields: 20, stay: 20 }).await;
+}

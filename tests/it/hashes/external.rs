@@ -177,6 +177,22 @@ async fn p9_fields_whose_names_are_none_are_not_told_and_not_compared_for_ever()
 }
 
 #[tokio::test]
+async fn p9_a_hash_whose_expiry_moves_with_every_write_is_compared_too() {
+    let world = World::redis().await;
+    let (gateway, mut watcher) = watched(&world).await;
+    let redis = world.server();
+    redis.cli(&["HSET", KEY, "a", "1"]);
+    let mut milliseconds = 3_600_000;
+    eventually("the watcher is told", async || {
+        milliseconds += 1000;
+        redis.cli(&["PEXPIRE", KEY, &milliseconds.to_string()]);
+        set_last(&gateway, &mut watcher, &milliseconds.to_string()).await;
+        watcher.fields().unwrap().contains_key("a").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn p9_the_largest_hash_is_watched_changed_and_deleted_without_blocking_redis() {
     let world = World::redis().await;
     let gateway = world.gateway().await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use roomcast::names::{Base, Place};
+use roomcast::names::{Bookmark, WatchBase};
 use serde_json::{Value, json};
 
 use super::put;
@@ -341,14 +341,14 @@ on_both_brokers! {
         assert_eq!(watcher.open(&gateway.url).await, "complete");
         watcher.until(&stored_fields(&gateway.url, "lamp").await).await;
         assert_eq!(watcher.told.len(), 302);
-        let place: Place = watcher.last_event_id.as_ref().unwrap().parse().unwrap();
+        let place: Bookmark = watcher.last_event_id.as_ref().unwrap().parse().unwrap();
         // Another replica's, or an earlier, mirror of the hash may not have had what others have written.
-        for base in [Some(Base::Mirror(1)), Some(Base::Unfinished), None] {
+        for base in [Some(WatchBase::Mirror(1)), Some(WatchBase::Unfinished), None] {
             let mut other = watcher.rewound(100);
-            let id = other.last_event_id.as_ref().unwrap().parse::<Place>().unwrap().id;
-            let has_base = matches!(base, Some(Base::Mirror(_)));
+            let id = other.last_event_id.as_ref().unwrap().parse::<Bookmark>().unwrap().id;
+            let has_base = matches!(base, Some(WatchBase::Mirror(_)));
             let path = "/v1/hashes/lamp/stream";
-            let mut stream = gateway.resume(path, Some(&Place { id, base }.to_string())).await;
+            let mut stream = gateway.resume(path, Some(&Bookmark { id, base }.to_string())).await;
             assert_eq!(stream.opened["hashes"]["lamp"]["resume"], "snapshot");
             let mut changes = 0;
             let snapshot = loop {
@@ -406,7 +406,7 @@ on_both_brokers! {
         put(&gateway, "/v1/hashes/lamp/fields/a", "1").await;
         let mut watcher = watch(&gateway, "lamp").await;
         watcher.told().await;
-        let place: Place = watcher.last_event_id.as_ref().unwrap().parse().unwrap();
+        let place: Bookmark = watcher.last_event_id.as_ref().unwrap().parse().unwrap();
         let (epoch, mirror) = (place.id.epoch, place.to_string().split_once('~').unwrap().1.to_owned());
         let path = "/v1/hashes/lamp/stream";
         let told = async |id: &str| {

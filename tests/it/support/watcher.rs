@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use roomcast::digest::sha1_hex;
-use roomcast::names::{Base, Cursor, EventId, HashName, Place, Topic};
+use roomcast::names::{Bookmark, Cursor, EventId, HashName, Topic, WatchBase};
 use serde_json::Value;
 
 use super::{SseEvent, Stream, within};
@@ -63,7 +63,7 @@ pub struct Watcher {
     stream: Option<Stream>,
     /// What an `EventSource` would send as `Last-Event-ID`.
     pub last_event_id: Option<String>,
-    place: Option<Place>,
+    place: Option<Bookmark>,
     /// The copy of the hash; none before the first snapshot.
     fields: Option<Fields>,
     /// The parts of a snapshot that is not whole yet, and how many there are.
@@ -134,11 +134,11 @@ impl Watcher {
         let (resume, place) = (text(&opened["resume"]), self.place_of(&first.id));
         assert_eq!(text(&opened["position"]), place.to_string());
         match (self.place, resume.as_str()) {
-            (None, "fresh") => assert_eq!(place.base, Some(Base::Unfinished)),
+            (None, "fresh") => assert_eq!(place.base, Some(WatchBase::Unfinished)),
             (Some(before), "complete" | "snapshot" | "gap") => {
                 assert!(before.id <= place.id, "{before} was resumed at {place}");
-                assert_eq!(before.base.unwrap_or(Base::Unfinished), place.base.unwrap(), "{resume}");
-                let has_base = matches!(before.base, Some(Base::Mirror(_)));
+                assert_eq!(before.base.unwrap_or(WatchBase::Unfinished), place.base.unwrap(), "{resume}");
+                let has_base = matches!(before.base, Some(WatchBase::Mirror(_)));
                 assert!(has_base || resume != "complete", "{before} has no base");
             }
             other => panic!("{other:?}"),
@@ -235,21 +235,21 @@ impl Watcher {
                 }
                 Told::Gap { .. } => panic!("a gap has no state"),
             };
-            watcher.place = Some(Place { id: *id, base });
-            watcher.last_event_id = Some(Place { id: *id, base }.to_string());
+            watcher.place = Some(Bookmark { id: *id, base });
+            watcher.last_event_id = Some(Bookmark { id: *id, base }.to_string());
             watcher.told.push(told.clone());
         }
         watcher
     }
 
-    fn place_of(&self, id: &str) -> Place {
+    fn place_of(&self, id: &str) -> Bookmark {
         match Cursor::decode(id) {
-            Ok(cursor) => cursor.place(&Topic::from(HashName::new(&self.hash).unwrap())).unwrap(),
+            Ok(cursor) => cursor.bookmark(&Topic::from(HashName::new(&self.hash).unwrap())).unwrap(),
             Err(_) => id.parse().unwrap(),
         }
     }
 
-    fn note_place(&mut self, event: &SseEvent, place: Place) {
+    fn note_place(&mut self, event: &SseEvent, place: Bookmark) {
         self.place = Some(place);
         self.last_event_id = Some(event.id.clone());
     }
@@ -271,16 +271,16 @@ impl Watcher {
         self.note_place(event, now);
     }
 
-    fn apply_gap(&mut self, data: &Value, now: Place) {
+    fn apply_gap(&mut self, data: &Value, now: Bookmark) {
         let id = |name: &str| text(&data[name]).parse().unwrap();
         let gap = Told::Gap { from: id("from"), to: id("to"), reason: text(&data["reason"]) };
-        assert_eq!(now, Place { id: id("to"), base: Some(Base::Unfinished) }, "{data}");
+        assert_eq!(now, Bookmark { id: id("to"), base: Some(WatchBase::Unfinished) }, "{data}");
         self.needs_snapshot = true;
         self.parts = None;
         self.told.push(gap);
     }
 
-    fn apply_part(&mut self, data: &Value, now: Place) {
+    fn apply_part(&mut self, data: &Value, now: Bookmark) {
         let part = usize::try_from(data["part"].as_u64().unwrap()).unwrap();
         let (count, mut fields) =
             if part == 0 { Default::default() } else { self.parts.take().expect("parts follow") };
@@ -289,18 +289,18 @@ impl Watcher {
             assert_eq!(fields.insert(field, value), None, "a snapshot has each field once");
         }
         if data["last"] == true {
-            assert!(matches!(now.base, Some(Base::Mirror(_))), "{now}");
+            assert!(matches!(now.base, Some(WatchBase::Mirror(_))), "{now}");
             self.told.push(Told::Snapshot { id: now.id, fields: fields.clone() });
             (self.fields, self.needs_snapshot, self.parts) = (Some(fields), false, None);
         } else {
-            assert_eq!(now.base, Some(Base::Unfinished));
+            assert_eq!(now.base, Some(WatchBase::Unfinished));
             self.parts = Some((count + 1, fields));
         }
     }
 
-    fn apply_change(&mut self, event: &SseEvent, data: &Value, before: Place, now: Place) {
+    fn apply_change(&mut self, event: &SseEvent, data: &Value, before: Bookmark, now: Bookmark) {
         assert!(self.fields().is_some(), "a change without a base: {event:?}");
-        assert!(matches!(before.base, Some(Base::Mirror(_))) && before.base == now.base, "{before} {now}");
+        assert!(matches!(before.base, Some(WatchBase::Mirror(_))) && before.base == now.base, "{before} {now}");
         assert!(before.id < now.id, "a change is told twice: {before} {event:?}");
         let is_next = now.id.before() == before.id || before.id.epoch < now.id.epoch && now.id.offset == 1;
         assert!(is_next || self.is_filtered, "a change is missing between {before} and {event:?}");
