@@ -74,6 +74,8 @@ struct MirrorState {
     /// The position at which the mirror began.
     start: Option<EventId>,
     snapshot: Weak<Snapshot>,
+    /// When a read has found the hash too large.
+    too_large_at: Option<Instant>,
     /// When the hash is compared next, or looked at for a reason to compare it.
     due: Option<Instant>,
     /// When the next comparison is due that nothing hints at.
@@ -89,6 +91,7 @@ impl MirrorState {
             retractions: 0,
             start: None,
             snapshot: Weak::new(),
+            too_large_at: None,
             due: None,
             compare_at: None,
             hint_at: Instant::now(),
@@ -174,11 +177,17 @@ impl WatchedHash {
     ) -> Result<Arc<Snapshot>, BrokerError> {
         let mut state = self.state.lock().await;
         self.catch_up(topic, &mut state).await;
-        let is_usable = |snapshot: &Arc<Snapshot>| {
-            snapshot.mirror == self.mirror() && snapshot.position >= at_least && snapshot.age() < SNAPSHOT_AGE
-        };
-        if let Some(snapshot) = state.snapshot.upgrade().filter(is_usable) {
+        let is_usable =
+            |snapshot: &Arc<Snapshot>| snapshot.mirror == self.mirror() && snapshot.age() < SNAPSHOT_AGE;
+        if let Some(snapshot) = state.snapshot.upgrade().filter(is_usable)
+            // A client may have a position that the log never had. Then the log's end is the latest that there is.
+            && (snapshot.position >= at_least || snapshot.position == self.log.end(&self.hash).await?)
+        {
             return Ok(snapshot);
+        }
+        // All streams that end for it share one read, too.
+        if state.too_large_at.is_some_and(|at| at.elapsed() < SNAPSHOT_AGE) {
+            return Err(BrokerError::TooLargeToWatch);
         }
         let began = Instant::now();
         let stored = self.read(topic, &mut state).await?;
@@ -292,7 +301,13 @@ impl WatchedHash {
         topic: &LiveTopic,
         state: &mut MutexGuard<'_, MirrorState>,
     ) -> Result<StoredState, BrokerError> {
-        let mut stored = self.read_stored(state.mirror.as_ref().map(Mirror::position)).await?;
+        let stored = self.read_stored(state.mirror.as_ref().map(Mirror::position)).await;
+        if matches!(stored, Err(BrokerError::TooLargeToWatch)) {
+            // Its streams ask for a snapshot, and end.
+            state.too_large_at = Some(Instant::now());
+            self.drop_mirror(topic, state);
+        }
+        let mut stored = stored?;
         if !stored.reaches_mirror {
             self.drop_mirror(topic, state);
         }

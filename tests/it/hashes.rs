@@ -1,6 +1,5 @@
 //! Shared hashes.
 
-<<<<<<< HEAD
 mod convergence;
 mod expiry;
 mod external;
