@@ -54,7 +54,7 @@ end
 
 -- `fields` has names and values by turns. The step has set each by a command of its own, unless it `is_external`.
 function LOG.set(fields, is_external)
-  if #fields == 0 then
+  if not fields or #fields == 0 then
     return nil
   end
   local parts = {}
@@ -66,7 +66,7 @@ function LOG.set(fields, is_external)
 end
 
 function LOG.remove(fields, is_external)
-  if #fields == 0 then
+  if not fields or #fields == 0 then
     return nil
   end
   local parts = {}

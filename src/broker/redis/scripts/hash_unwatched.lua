@@ -2,10 +2,10 @@
 -- has one.
 -- KEYS: hash, head, refresh key, and optionally an idempotency key. ARGV: the words of the write.
 
-local HEAD, LIFETIME = unpack(redis.call('MGET', KEYS[2], KEYS[3]))
-if HEAD then
+if redis.call('EXISTS', KEYS[2]) == 1 then
   return { 'watched' }
 end
 
 local WORDS, REFRESH, ONCE, LOG = ARGV, KEYS[3], KEYS[4], nil
+local LIFETIME = redis.call('GET', REFRESH)
 

@@ -77,8 +77,7 @@ if failure then
 end
 
 -- For the log: names and values of the fields that were set, by turns, and names of those that were removed.
-local set, gone = {}, {}
-local done
+local set, gone, done
 if kind == 'set' then
   local is_new = redis.call('HSET', hash, WORDS[4], WORDS[5]) == 1
   -- Afterwards, since most writes add no field.
@@ -92,7 +91,7 @@ elseif kind == 'remove' then
   if redis.call('HDEL', hash, WORDS[4]) == 0 then
     return { 'absent', WORDS[4] }
   end
-  gone = { WORDS[4] }
+  gone = LOG and { WORDS[4] }
   done = '0 0 1 0'
 elseif kind == 'clear' then
   if redis.call('HLEN', hash) == 0 then
@@ -167,7 +166,7 @@ elseif kind == 'increment' then
     redis.call('HINCRBY', hash, field, by)
     sum = redis.call('HGET', hash, field)
   end
-  set = { field, sum }
+  set = LOG and { field, sum }
   done = (present and '0 1 0 0 ' or '1 0 0 0 ') .. sum
 else
   -- The values of fields as the steps so far have left them: false for a field that is removed. Other fields are as they
@@ -229,6 +228,7 @@ else
   end
   require_right('HDEL', hash, '')
   local created, replaced, removed = 0, 0, 0
+  set, gone = {}, {}
   -- The first write is an HSET if there is one, so that nothing is half done if Redis refuses it for lack of memory.
   for _, field in ipairs(changed) do
     if values[field] then
