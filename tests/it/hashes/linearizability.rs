@@ -292,7 +292,7 @@ on_both_brokers! {
     }
 
     async fn p9_concurrent_operations_on_a_field_have_an_order_while_answers_are_lost(world) {
-        let (mut gateways, mut proxies, mut ports, mut urls) = (Vec::<Gateway>::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut gateways, mut proxies, mut urls) = (Vec::<Gateway>::new(), Vec::new(), Vec::new());
         if let Some(server) = &world.redis {
             // Between the replicas and Redis.
             for _ in 0..3 {
@@ -300,7 +300,8 @@ on_both_brokers! {
                 let url = proxy.url();
                 let gateway = world.gateway_with(|settings| settings.redis.url = Some(url.parse().unwrap())).await;
                 urls.push(gateway.url.clone());
-                (gateways.push(gateway), proxies.push(proxy), ports.push(server.port()));
+                gateways.push(gateway);
+                proxies.push((proxy, server.port()));
             }
         } else {
             // Between the clients and the gateway.
@@ -308,7 +309,8 @@ on_both_brokers! {
             let port = gateway.address().rsplit(':').next().unwrap().parse().unwrap();
             let proxy = Proxy::to(port).await;
             urls.push(proxy.url().replace("redis:", "http:"));
-            (gateways.push(gateway), proxies.push(proxy), ports.push(port));
+            gateways.push(gateway);
+            proxies.push((proxy, port));
         }
         let mut fields = Fields::new(urls, 2);
         for _ in 0..FAULTS {
@@ -317,12 +319,13 @@ on_both_brokers! {
             }
             let random = &mut fields.random;
             let (begin, more, failing) = (random.usize(..100), random.usize(1..20), random.usize(..proxies.len()));
+            let (proxy, port) = &proxies[failing];
             fields.round(async |mut sent| {
                 let _ = sent.wait_for(|sent| *sent >= begin).await;
-                proxies[failing].set(Link::Drop(Way::ToClient));
+                proxy.set(Link::Drop(Way::ToClient));
                 let _ = timeout(LOSS, sent.wait_for(|sent| *sent >= begin + more)).await;
-                proxies[failing].redirect(ports[failing]);
-                proxies[failing].set(Link::Pass);
+                proxy.redirect(*port);
+                proxy.set(Link::Pass);
             }).await;
         }
         println!("{} histories, {} operations without an answer", fields.recorded, fields.lost);

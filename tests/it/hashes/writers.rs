@@ -28,14 +28,14 @@ struct Writers {
 
 impl Writers {
     fn start(balancer: &Balancer, random: &mut fastrand::Rng) -> Self {
-        let writes = number_from("ROOMCAST_WRITES").map_or(WRITES, |writes| usize::try_from(writes).unwrap());
+        let count = number_from("ROOMCAST_WRITES").map_or(WRITES, |count| usize::try_from(count).unwrap());
         let done = Arc::<AtomicUsize>::default();
         let tasks = (0..WRITERS).map(|number| {
             let writer =
                 Writer { number, client: Client::new(), balancer: balancer.clone(), random: random.fork() };
-            spawn(writer.run(writes, done.clone()))
+            spawn(writer.run(count, done.clone()))
         });
-        Self { writes, tasks: tasks.collect(), done }
+        Self { writes: count, tasks: tasks.collect(), done }
     }
 
     /// Waits until this part of all writes is done.
@@ -66,8 +66,8 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(mut self, writes: usize, done: Arc<AtomicUsize>) {
-        for _ in 0..writes {
+    async fn run(mut self, count: usize, done: Arc<AtomicUsize>) {
+        for _ in 0..count {
             while !self.increase_own_count().await {}
             let key = format!("{:032x}", self.random.u128(..));
             let path = "/v1/hashes/shared/fields/sum/increment";

@@ -77,17 +77,14 @@ impl Transaction<'_> {
     /// makes none.
     pub fn is_at_end(&self, topic: &Topic, watermarks: &[EventId], positions: &[EventId]) -> bool {
         let data_set = self.state.data_set(topic);
-        match self.state.log(topic, self.now) {
-            Some(log) => {
-                let at_end = |position| log.head().is_at_end(log.head().history.resume_from(position, data_set));
-                !log.conflicts_with(watermarks) && positions.iter().copied().any(at_end)
-            }
-            None => {
-                let new = EpochHistory::new(self.now);
-                watermarks.is_empty()
-                    && positions.iter().any(|position| new.resume_from(*position, data_set) == new.end())
-            }
-        }
+        let Some(log) = self.state.log(topic, self.now) else {
+            let new = EpochHistory::new(self.now);
+            let is_start = |position: &EventId| new.resume_from(*position, data_set) == new.end();
+            return watermarks.is_empty() && positions.iter().any(is_start);
+        };
+        let head = log.head();
+        let is_at_end = |position: &EventId| head.is_at_end(head.history.resume_from(*position, data_set));
+        !log.conflicts_with(watermarks) && positions.iter().any(is_at_end)
     }
 
     /// Opens a log: drops what has expired, and ensures the head's epoch. Makes the log if there is none.
