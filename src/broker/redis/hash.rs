@@ -34,23 +34,32 @@ fn parse_effect(text: &str) -> Option<WriteEffect> {
     Some(WriteEffect { created, replaced, removed, copied, sum: words.next().map(Box::from) })
 }
 
-/// Parses the script's answer: some outcome, or none if the hash is watched. None if it is another answer.
-fn parse_answer(answer: Value) -> Option<Option<Result<WriteOutcome, BrokerError>>> {
+/// The answer of a script that writes.
+enum WriteAnswer {
+    Outcome(Result<WriteOutcome, BrokerError>),
+    /// The hash is watched: the script that appends to its log has to make the write.
+    IsWatched,
+}
+
+/// Parses a script's answer. None if it is another command's.
+fn parse_answer(answer: Value) -> Option<WriteAnswer> {
     let words = match answer {
         Value::BulkString(done) => {
-            return Some(Some(Ok(WriteOutcome::Done(parse_effect(str::from_utf8(&done).ok()?)?, false))));
+            let effect = parse_effect(str::from_utf8(&done).ok()?)?;
+            return Some(WriteAnswer::Outcome(Ok(WriteOutcome::Done(effect, false))));
         }
         words => redis::from_redis_value::<Vec<String>>(words).ok()?,
     };
-    Some(Some(match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let outcome = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["watched"] => return Some(WriteAnswer::IsWatched),
         ["replayed", done] => Ok(WriteOutcome::Done(parse_effect(done)?, true)),
-        ["watched"] => return Some(None),
         ["reused"] => Err(BrokerError::KeyReused),
         ["refused"] => Ok(WriteOutcome::Refused),
         ["absent"] => Ok(WriteOutcome::Absent(None)),
         ["absent", field] => Ok(WriteOutcome::Absent(Some(FieldName::new(field).ok()?))),
         _ => return None,
-    }))
+    };
+    Some(WriteAnswer::Outcome(outcome))
 }
 
 fn hash_write_error(error: &RedisError) -> BrokerError {
@@ -117,15 +126,15 @@ impl RedisBroker {
         &self,
         script: &'a Script,
         hash: &HashName,
-        once: Option<String>,
+        once: Option<&str>,
         words: &[Cow<'_, [u8]>],
     ) -> ScriptInvocation<'a> {
         let topic = Topic::from(hash.clone());
         let mut call = script.key(self.keys.hash(hash));
         call.key(self.keys.head(&topic)).key(self.keys.log(&topic)).key(self.keys.refresh(hash));
-        once.iter().for_each(|once| {
+        if let Some(once) = once {
             call.key(once);
-        });
+        }
         call.arg(words.len()).arg(words);
         call
     }
@@ -226,19 +235,21 @@ impl HashStore for RedisBroker {
         if context.watermarks.is_empty() {
             let mut call = self.scripts.hash_write.key(self.keys.hash(hash));
             call.key(self.keys.head(&topic)).key(self.keys.refresh(hash));
-            once.iter().for_each(|once| {
+            if let Some(once) = &once {
                 call.key(once);
-            });
+            }
             call.arg(&words[..]);
-            let answer = self.call_hash_script(&call, parse_answer).await?;
-            if let Some(outcome) = answer {
+            if let WriteAnswer::Outcome(outcome) = self.call_hash_script(&call, parse_answer).await? {
                 return outcome;
             }
         }
-        let mut call = self.watched_call(&self.scripts.watched_hash_write, hash, once, &words);
+        let mut call = self.watched_call(&self.scripts.watched_hash_write, hash, once.as_deref(), &words);
         self.add_log_arguments(&mut call, &topic, context);
-        let answer = self.call_hash_script(&call, |answer| parse_answer(answer)?).await?;
-        answer
+        let outcome = |answer| match parse_answer(answer)? {
+            WriteAnswer::Outcome(outcome) => Some(outcome),
+            WriteAnswer::IsWatched => None,
+        };
+        self.call_hash_script(&call, outcome).await?
     }
 
     fn other_clients(&self) -> OtherClients {

@@ -290,7 +290,9 @@ impl Machine {
                 while let Some(hash) = self.state.due_hash(self.now) {
                     self.run(|transaction| transaction.expire_hash(&hash));
                 }
-                self.run(|transaction| transaction.sweep());
+                self.run(|transaction| {
+                    transaction.sweep();
+                });
             }
             RandomStep::Restart { has_other_retention } => {
                 let retention = if has_other_retention { retention(2, 500) } else { retention(5, 3000) };

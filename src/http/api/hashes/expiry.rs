@@ -37,15 +37,14 @@ impl SetExpiry {
         match self.seconds.get() {
             "null" if is_refreshed => Err(refuse("refresh needs seconds: a number, and not null".into())),
             "null" => Ok(None),
-            text => match text.parse() {
-                Ok(seconds @ 1..=MAX_LIFETIME_SECONDS) => Ok(Some(HashLifetime { seconds, is_refreshed })),
-                _ => {
-                    let detail = format!(
-                        "seconds must be a whole number from 1 to {MAX_LIFETIME_SECONDS}, or null for never"
-                    );
-                    Err(refuse(detail))
+            text => {
+                if let Ok(seconds @ 1..=MAX_LIFETIME_SECONDS) = text.parse() {
+                    return Ok(Some(HashLifetime { seconds, is_refreshed }));
                 }
-            },
+                let detail =
+                    format!("seconds must be a whole number from 1 to {MAX_LIFETIME_SECONDS}, or null for never");
+                Err(refuse(detail))
+            }
         }
     }
 }
