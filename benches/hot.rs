@@ -5,7 +5,7 @@ use roomcast::broker::{LogEntry, LogSlice};
 use roomcast::delivery::format::{event_chunk, event_envelope};
 use roomcast::live::LiveEvent;
 use roomcast::log::EpochHistory;
-use roomcast::names::{Cursor, Event, EventId, RoomName};
+use roomcast::names::{Cursor, Event, EventId, RoomName, Topic};
 
 fn main() {
     divan::main();
@@ -17,22 +17,27 @@ fn stored(bytes: usize) -> Bytes {
     Event::decode(text.as_bytes()).expect("it is an event").encode()
 }
 
+fn topic() -> Topic {
+    RoomName::new("lobby").expect("it is a name").into()
+}
+
 fn entry(offset: u64, bytes: usize) -> LogEntry {
     LogEntry { id: EventId::new(1_790_000_000_000_000, offset), stored: stored(bytes) }
 }
 
 #[divan::bench(args = [128, 4096, 65_536])]
 fn event_to_text(bencher: divan::Bencher<'_, '_>, bytes: usize) {
-    let entry = entry(1, bytes);
-    bencher.bench(|| LiveEvent::new(divan::black_box(&entry)).map(|event| event_chunk(&event).len()));
+    let (topic, entry) = (topic(), entry(1, bytes));
+    bencher.bench(|| LiveEvent::new(&topic, divan::black_box(&entry)).map(|event| event_chunk(&event).len()));
 }
 
 #[divan::bench(args = [128, 4096, 65_536])]
 fn event_to_envelope(bencher: divan::Bencher<'_, '_>, bytes: usize) {
-    let (entry, room) = (entry(1, bytes), RoomName::new("lobby").expect("it is a name"));
+    let (topic, entry) = (topic(), entry(1, bytes));
+    let room = topic.room().expect("it is a room");
     bencher
-        .with_inputs(|| LiveEvent::new(&entry).expect("it is an event"))
-        .bench_refs(|event| event_envelope(event, &room).len());
+        .with_inputs(|| LiveEvent::new(&topic, &entry).expect("it is an event"))
+        .bench_refs(|event| event_envelope(event, room).len());
 }
 
 #[divan::bench(args = [128, 4096])]
@@ -52,7 +57,8 @@ fn next_after(bencher: divan::Bencher<'_, '_>, events: u64) {
 
 #[divan::bench(args = [1, 20, 100])]
 fn cursor_of_rooms(bencher: divan::Bencher<'_, '_>, rooms: u64) {
-    let names: Vec<_> = (0..rooms).map(|n| RoomName::new(&format!("room-{n}")).expect("it is a name")).collect();
+    let room = |n| Topic::from(RoomName::new(&format!("room-{n}")).expect("it is a name"));
+    let topics: Vec<_> = (0..rooms).map(room).collect();
     let position = EventId::new(1_790_000_000_000_000, 41);
-    bencher.bench(|| Cursor::from_positions(names.iter().map(|name| (name, position))).encode());
+    bencher.bench(|| Cursor::from_bookmarks(topics.iter().map(|topic| (topic, position.into()))).encode());
 }

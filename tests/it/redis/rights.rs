@@ -184,8 +184,8 @@ async fn hashes(client: &TokenClient, server: &RedisServer) {
     }
     client.send(204, client.request(Method::DELETE, "/v1/hashes/lamp")).await;
     // A hash that is watched, in which another client writes.
-    let path = format!("/v1/hashes/watched/stream?access_token={}", client.token);
-    let mut watcher = client.gateway.stream(&path).await;
+    let stream = format!("/v1/hashes/watched/stream?access_token={}", client.token);
+    let mut watcher = client.gateway.stream(&stream).await;
     assert_eq!(watcher.event().await.event, "hash.snapshot");
     let colour = |method: Method| client.request(method, "/v1/hashes/watched/fields/colour");
     client.send(201, colour(Method::PUT).body("green")).await;
@@ -230,14 +230,14 @@ async fn a_write_that_is_refused_for_a_missing_right_has_changed_nothing() {
     let (post, put, patch, delete) = (Method::POST, Method::PUT, Method::PATCH, Method::DELETE);
     let request = |method: &Method, path: &str| client.request(method.clone(), path);
     let mut refusals = 0;
-    let path = format!("/v1/hashes/watched/stream?access_token={}", client.token);
-    let _watcher = client.gateway.stream(&path).await;
+    let stream = format!("/v1/hashes/watched/stream?access_token={}", client.token);
+    let _watcher = client.gateway.stream(&stream).await;
     for right in granted(&command).filter(|right| !right.contains('|')) {
         add_removal(server, &format!("{}-1", refusals + 1), 1);
         client.publish("before").await;
         for hash in ["lamp", "watched"] {
-            let path = format!("/v1/hashes/{hash}");
-            client.send(200, request(&patch, &path).json(&json!({"colour": "green", "old": "x"}))).await;
+            let route = format!("/v1/hashes/{hash}");
+            client.send(200, request(&patch, &route).json(&json!({"colour": "green", "old": "x"}))).await;
         }
         for (n, write) in [
             request(&post, "/v1/rooms/lobby/events").header("idempotency-key", right).body("hello"),
