@@ -116,6 +116,11 @@ on_both_brokers! {
         run(&gateway, "node", &["browser.mjs"]).await;
     }
 
+    async fn the_code_for_shared_values_works_as_it_is_on_the_pages(world) {
+        let gateway = gateway(&world).await;
+        run(&gateway, "node", &["shared_values.mjs"]).await;
+    }
+
     async fn a_typescript_client_that_hey_api_generates_works(world) {
         let gateway = gateway(&world).await;
         run(&gateway, "node", &["typescript/run.mjs", "hey_api"]).await;
@@ -211,10 +216,12 @@ async fn the_k6_scripts_work_with_the_variables_of_k6() {
         &["K6_STAGES=1s:2"],
         &["K6_ITERATIONS=4", "K6_DISCARD_RESPONSE_BODIES=true"],
     ] {
+        let watched = [variables, &["WATCH=1"]].concat();
         tokio::join!(
             run_k6(&gateway, "smoke", variables),
             run_k6(&gateway, "publish", variables),
-            run_k6(&gateway, "hashes", variables)
+            run_k6(&gateway, "hashes", variables),
+            run_k6(&gateway, "hashes", &watched)
         );
     }
 }
