@@ -148,8 +148,8 @@ struct TopicCursor {
 
 /// Where a subscription to a hash is.
 enum WatchPhase {
-    /// It needs a snapshot. So many were taken too slowly.
-    NeedsSnapshot(u8),
+    /// It needs a snapshot. So many were taken too slowly. If it has a state all the same, the number of that.
+    NeedsSnapshot { too_slow: u8, base: Option<u64> },
     /// It has these many parts of a snapshot.
     Snapshot { snapshot: Weak<Snapshot>, parts: usize, too_slow: u8 },
     /// It has the selected fields of the state of a mirror: the number of the two together.
@@ -366,7 +366,7 @@ impl TopicCursor {
             cursor.selection = selection;
             cursor.watch = Some(match bookmark.and_then(|bookmark| bookmark.base) {
                 Some(WatchBase::Mirror(mirror)) => WatchPhase::Following(mirror),
-                Some(WatchBase::Unfinished) | None => WatchPhase::NeedsSnapshot(0),
+                Some(WatchBase::Unfinished) | None => WatchPhase::NeedsSnapshot { too_slow: 0, base: None },
             });
             cursor.resume = if bookmark.is_some() { Resume::Snapshot } else { Resume::Fresh };
             if let Some(watched) = cursor.guard.live_topic().watched()
@@ -394,7 +394,7 @@ impl TopicCursor {
     fn bookmark(&self) -> Bookmark {
         let base = self.watch.as_ref().map(|phase| match phase {
             WatchPhase::Following(mirror) => WatchBase::Mirror(*mirror),
-            WatchPhase::NeedsSnapshot(_) | WatchPhase::Snapshot { .. } => WatchBase::Unfinished,
+            WatchPhase::NeedsSnapshot { .. } | WatchPhase::Snapshot { .. } => WatchBase::Unfinished,
         });
         Bookmark { id: self.position, base }
     }
@@ -412,17 +412,27 @@ impl TopicCursor {
                 return Polled::Following(self.poll_log().await);
             };
             match phase {
-                WatchPhase::NeedsSnapshot(_) if self.retry_at.is_some_and(|at| at > Instant::now()) => {
+                WatchPhase::NeedsSnapshot { .. } if self.retry_at.is_some_and(|at| at > Instant::now()) => {
                     return Polled::Following(Following::NothingUpTo(self.position));
                 }
-                WatchPhase::NeedsSnapshot(too_slow) => {
-                    let too_slow = *too_slow;
+                WatchPhase::NeedsSnapshot { too_slow, base } => {
+                    let (too_slow, base) = (*too_slow, *base);
                     self.changes.mark_unchanged();
                     let retractions = topic.retractions();
                     let charged = self.payer.clone().map(ChargedRead::new);
                     let snapshot = watched.snapshot(&topic, self.position).await;
                     charged.inspect(|charged| charged.has_read(snapshot.as_ref().map_or(0, |read| read.bytes())));
                     match snapshot {
+                        // The log may have lost what the client has. The cache need not know that yet.
+                        Ok(snapshot) if base.is_some() && snapshot.position.epoch > self.position.epoch => {
+                            match self.read_log().await {
+                                Ok(reply) => {
+                                    self.opening_reply = Some(Box::new(reply));
+                                    self.watch = base.map(WatchPhase::Following);
+                                }
+                                Err(error) => self.retry_at = Some(topic.retry_at(&error)),
+                            }
+                        }
                         Ok(snapshot) => {
                             (self.start, self.position) = (snapshot.position, snapshot.position);
                             self.reported =
@@ -444,7 +454,7 @@ impl TopicCursor {
                         if *too_slow + 1 >= SLOW_SNAPSHOTS {
                             return Polled::End(WatchEnd::TooSlow);
                         }
-                        *phase = WatchPhase::NeedsSnapshot(*too_slow + 1);
+                        *phase = WatchPhase::NeedsSnapshot { too_slow: *too_slow + 1, base: None };
                         continue;
                     };
                     let part = snapshot.parts[*parts].clone();
@@ -466,7 +476,8 @@ impl TopicCursor {
                         }
                     };
                     if needs_snapshot {
-                        self.watch = Some(WatchPhase::NeedsSnapshot(0));
+                        let base = (!matches!(following, Following::Gap(_))).then_some(number);
+                        self.watch = Some(WatchPhase::NeedsSnapshot { too_slow: 0, base });
                     }
                     if !needs_snapshot || matches!(following, Following::Gap(_)) {
                         return Polled::Following(following);
