@@ -37,8 +37,6 @@ const SMALL_READS: usize = 3;
 const READ_ATTEMPTS: usize = 3;
 /// Attempts to append what others have changed before the log gets other entries.
 const APPEND_ATTEMPTS: usize = 5;
-/// Fields whose values are appended in one step.
-const APPENDED_FIELDS: usize = 500;
 /// A snapshot that is not older serves those who ask for one.
 const SNAPSHOT_AGE: Duration = Duration::from_secs(1);
 /// Shortest time between two comparisons of a hash that nobody asks for.
@@ -95,6 +93,17 @@ impl MirrorState {
             due: None,
             compare_at: None,
             hint_at: Instant::now(),
+        }
+    }
+
+    /// Makes the hash be compared when it expires, if that is before the next comparison.
+    fn schedule_expiry(&mut self) {
+        let expires_at = self.mirror.as_ref().map_or(0, Mirror::expires_at);
+        if expires_at > 0 {
+            let left = Duration::from_millis(expires_at).saturating_sub(timestamp::since_1970());
+            let expiry = Instant::now() + left.max(EXPIRY_DELAY) + EXPIRY_DELAY;
+            let earlier = |at: Option<Instant>| Some(at.map_or(expiry, |at| at.min(expiry)));
+            (self.compare_at, self.due) = (earlier(self.compare_at), earlier(self.due));
         }
     }
 }
@@ -175,6 +184,7 @@ impl WatchedHash {
         topic: &LiveTopic,
         at_least: EventId,
     ) -> Result<Arc<Snapshot>, BrokerError> {
+        let asked_at = Instant::now();
         let mut state = self.state.lock().await;
         self.catch_up(topic, &mut state).await;
         let is_usable =
@@ -185,8 +195,7 @@ impl WatchedHash {
         {
             return Ok(snapshot);
         }
-        // All streams that end for it share one read, too.
-        if state.too_large_at.is_some_and(|at| at.elapsed() < SNAPSHOT_AGE) {
+        if state.too_large_at.is_some_and(|at| at >= asked_at) {
             return Err(BrokerError::TooLargeToWatch);
         }
         let began = Instant::now();
@@ -239,13 +248,8 @@ impl WatchedHash {
         let jitter = fastrand::f64().mul_add(0.2, 1.0);
         let next = every.map(|every| now + every.max(took * COMPARE_SHARE).mul_f64(jitter));
         state.hint_at = now + took * COMPARE_SHARE;
-        let expires_at = state.mirror.as_ref().map_or(0, Mirror::expires_at);
-        let left = (expires_at > 0).then(|| {
-            let left = Duration::from_millis(expires_at).saturating_sub(timestamp::since_1970());
-            now + left.max(EXPIRY_DELAY) + EXPIRY_DELAY
-        });
-        state.compare_at = next.into_iter().chain(left).min();
-        state.due = state.compare_at;
+        (state.compare_at, state.due) = (next, next);
+        state.schedule_expiry();
     }
 
     /// Brings the mirror to the end of the log, as far as this replica has the log. Drops it if that leaves a gap.
@@ -284,7 +288,8 @@ impl WatchedHash {
         if is_lost {
             self.drop_mirror(topic, state);
         } else if has_new_expiry {
-            self.schedule(state, Instant::now());
+            // Each write may move the expiry. The next comparison is not put off by that.
+            state.schedule_expiry();
         }
     }
 
@@ -333,8 +338,7 @@ impl WatchedHash {
         let mut end = Some(stored.position);
         for attempt in 1..=APPEND_ATTEMPTS {
             while !differing.is_empty() {
-                let fields = &differing[..differing.len().min(APPENDED_FIELDS)];
-                let Some(count) = self.log.append_external(&self.hash, end, fields).await? else { break };
+                let Some(count) = self.log.append_external(&self.hash, end, &differing).await? else { break };
                 differing.drain(..count);
                 // The entries of this very step are the only ones that the log has got.
                 end = None;

@@ -1,7 +1,8 @@
 -- Appends what other clients have changed in a watched hash: the present values of some fields, in which a mirror of the
 -- hash differs. Stands behind hash_log.lua. WORDS: the end of the log that the mirror has, 1 if the log may have another
 -- end, fields…
--- Returns how many of the fields were appended; or -1, and has done nothing, if the log has another end.
+-- Returns how many of the fields were appended; 0, if there is no hash any more, which is appended once for all fields; or
+-- -1, and has done nothing, if the log has another end.
 
 local MAX_ENTRY_BYTES, MAX_BYTES = 65536, 1048576
 
@@ -14,13 +15,12 @@ local failure = LOG.begin()
 if failure then
   return failure
 end
-local is_gone, had_fields = not hash_expiry(KEYS[1]), string.find(text, ' #%d+$')
-if is_gone and had_fields then
-  return #WORDS - 2
+-- A key of another type is no hash.
+if not hash_expiry(KEYS[1]) then
+  local is_appended = string.find(text, ' #%d+$')
+  return not is_appended and LOG.append(HEADER, 'clear', { 'external' }, nil, 0) or 0
 end
 
--- A key of another type is a hash without fields.
-local is_hash = redis.call('TYPE', KEYS[1]).ok == 'hash'
 local set, gone, bytes, entry_bytes = {}, {}, 0, 0
 local function flush()
   failure = LOG.set(set, true) or LOG.remove(gone, true)
@@ -29,7 +29,7 @@ local function flush()
 end
 for index = 3, #WORDS do
   local field = WORDS[index]
-  local value = is_hash and redis.call('HGET', KEYS[1], field)
+  local value = redis.call('HGET', KEYS[1], field)
   if value then
     set[#set + 1], set[#set + 2] = field, value
   else
