@@ -4,10 +4,9 @@
     cargo build --release && tests/hostile.py         # a minute, over a real Redis
     tests/hostile.py --seconds 10 --binary target/debug/roomcast
 
-It measures the memory of the gateway and of Redis, and how long publishes of the well-behaved caller take, alone and
-beside the others, by turns: what else the machine does then slows down both alike. It fails if the 99th percentile becomes
-more than three times as long, if memory grows beyond a bound, or if a publish is refused. The hostile callers have
-tokens, and no limits but the defaults.
+It measures the memory of the gateway and of Redis, and how long publishes of the well-behaved caller take, first alone
+and then beside the others, for as long. It fails if the 99th percentile becomes more than three times as long, if memory
+grows beyond a bound, or if a publish is refused. The hostile callers have tokens, and no limits but the defaults.
 
 The hostile callers stand for clients on other machines. So they run only on processors that nothing else wants
 (SCHED_IDLE): if not, the publishes would wait for the clients and not for the servers. The requests and bytes that they
@@ -30,7 +29,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +38,6 @@ MIB = 1024 * 1024
 MAX_GATEWAY_BYTES, MAX_REDIS_BYTES = 400 * MIB, 400 * MIB
 MAX_RATIO = 3
 PUBLISHES_A_SECOND = 50
-TURNS = 4
 
 
 def token(subject):
@@ -124,7 +121,7 @@ def attack(number, until):
 
 
 def publish(client, seconds):
-    """Times of publishes in seconds, and how many were refused."""
+    """Times of publishes in seconds, in order, and how many were refused."""
     times, refused, due = [], 0, time.monotonic()
     until = due + seconds
     while due < until:
@@ -136,7 +133,7 @@ def publish(client, seconds):
             print(f"a publish was refused after {time.monotonic() - begin:.3f} s: {status} {client.problem}")
         times.append(time.monotonic() - begin)
         due += 1 / PUBLISHES_A_SECOND
-    return times, refused
+    return sorted(times), refused
 
 
 def resident(pid):
@@ -184,26 +181,21 @@ def main():
                 break
             time.sleep(0.1)
         prepare()
-        alone, beside, refused, received = [], [], 0, 0
-        answers = {number: Counter() for number in callers}
+        alone, refused = publish(client, arguments.seconds)
+        assert refused == 0, f"{refused} publishes refused without load"
+        answers, received = {}, 0
+        until = time.monotonic() + arguments.seconds
         with multiprocessing.get_context("fork").Pool(len(ATTACKS)) as pool:
-            for _ in range(TURNS):
-                times, failed = publish(client, arguments.seconds / TURNS)
-                assert failed == 0, f"{failed} publishes refused without load"
-                alone += times
-                until = time.monotonic() + arguments.seconds / TURNS
-                attacks = [pool.apply_async(attack, (number, until)) for number in callers]
-                times, failed = publish(client, arguments.seconds / TURNS)
-                beside, refused = beside + times, refused + failed
-                for result in attacks:
-                    number, statuses, bytes_received = result.get(60)
-                    answers[number].update(statuses)
-                    received += bytes_received
+            attacks = [pool.apply_async(attack, (number, until)) for number in callers]
+            beside, refused = publish(client, arguments.seconds - 1)
+            for result in attacks:
+                number, answers[number], bytes_received = result.get(60)
+                received += bytes_received
         for number, statuses in answers.items():
             print(f"caller {number}: " + ", ".join(f"{count} times {status}" for status, count in statuses.items()))
-        requests = sum(map(Counter.total, answers.values()))
+        requests = sum(sum(statuses.values()) for statuses in answers.values())
         print(f"{requests / arguments.seconds:.0f} requests and {received / arguments.seconds / MIB:.1f} MiB answered a second")
-        p99 = [sorted(times)[len(times) * 99 // 100] for times in (alone, beside)]
+        p99 = [times[len(times) * 99 // 100] for times in (alone, beside)]
         ratio = p99[1] / p99[0]
         memory = resident(gateway.pid), redis_peak()
         print(f"publish p99 {p99[0] * 1e3:.2f} ms alone, {p99[1] * 1e3:.2f} ms beside: {ratio:.2f} times")
