@@ -149,7 +149,7 @@ async fn wander(
 /// told the log's changes, all of them.
 async fn changes(world: World, plan: Plan) {
     let mut random = random(plan.seed);
-    let writes = usize::try_from(number_from("ROOMCAST_WRITES").unwrap_or(2000)).unwrap();
+    let total = usize::try_from(number_from("ROOMCAST_WRITES").unwrap_or(2000)).unwrap();
     let mut gateways = Vec::new();
     // Two gateways with the embedded broker would have two hashes.
     for _ in 0..if world.redis.is_some() { 2 } else { 1 } {
@@ -175,7 +175,7 @@ async fn changes(world: World, plan: Plan) {
         .chain(wandering)
         .map(|(plan, urls)| spawn(wander(plan, urls, random.fork(), written.subscribe(), last.subscribe())))
         .collect();
-    join_all(writers.into_iter().map(|writer| writer.run(writes / WRITERS))).await;
+    join_all(writers.into_iter().map(|writer| writer.run(total / WRITERS))).await;
     last.send_replace(Some(stored_fields(&urls[0], HASH).await));
     let mut ended = Vec::new();
     for watcher in watchers {
@@ -196,9 +196,9 @@ async fn changes(world: World, plan: Plan) {
         changes.iter().map(|told| (id(told), told.clone())).collect::<BTreeMap<_, _>>()
     };
     let (first, second) = (changes(&ended[0]), changes(&ended[1]));
-    assert!(first.len() > writes / 3, "{} changes", first.len());
+    assert!(first.len() > total / 3, "{} changes", first.len());
     let common = first.iter().filter(|(id, _)| second.contains_key(id)).count();
-    assert!(common > writes / 3, "{common} changes were told to both");
+    assert!(common > total / 3, "{common} changes were told to both");
     for (id, told) in &first {
         assert!(second.get(id).is_none_or(|other| told == other), "{told:?} {:?}", second[id]);
     }

@@ -13,12 +13,12 @@ const FIELD: &str = "/v1/hashes/lamp/fields/colour";
 const KEY: &str = "roomcast:hash:{lamp}";
 const REFRESH: &str = "roomcast:hash:{lamp}:refresh";
 
-fn expire(gateway: &Gateway, hash: &str, expiry: Value) -> RequestBuilder {
-    gateway.request(Method::PUT, &format!("/v1/hashes/{hash}/expiry")).json(&expiry)
+fn expire(gateway: &Gateway, hash: &str, expiry: &Value) -> RequestBuilder {
+    gateway.request(Method::PUT, &format!("/v1/hashes/{hash}/expiry")).json(expiry)
 }
 
 async fn set(gateway: &Gateway, expiry: Value) {
-    let (status, body) = gateway.send(expire(gateway, "lamp", expiry)).await;
+    let (status, body) = gateway.send(expire(gateway, "lamp", &expiry)).await;
     assert_eq!(status, 204, "{body}");
 }
 
@@ -81,7 +81,7 @@ on_both_brokers! {
         assert_eq!(gateway.get(HASH).await.1["fields"], json!({}));
         assert_eq!(gateway.get(&format!("{HASH}?field=colour")).await.1["fields"], json!({}));
         assert_eq!(gateway.send(gateway.request(Method::DELETE, HASH)).await.0, 404);
-        assert_eq!(gateway.send(expire(&gateway, "lamp", json!({"seconds": 5}))).await.0, 404);
+        assert_eq!(gateway.send(expire(&gateway, "lamp", &json!({"seconds": 5}))).await.0, 404);
         let increment = gateway.post("/v1/hashes/lamp/fields/n/increment", &json!({"by": 1})).await;
         assert_eq!(increment.1["value"], "1");
         assert_eq!(expiry(&gateway).await, (None, Value::Null));
@@ -153,7 +153,7 @@ on_both_brokers! {
             gateway.request(Method::DELETE, HASH),
             gateway.request(Method::DELETE, FIELD),
             gateway.request(Method::PATCH, HASH).json(&json!({"colour": null})),
-            expire(&gateway, "lamp", json!({"seconds": null})),
+            expire(&gateway, "lamp", &json!({"seconds": null})),
         ];
         for removal in removals() {
             refreshed(&gateway).await;
@@ -182,16 +182,16 @@ on_both_brokers! {
             let (status, problem) = gateway.send(request.header("content-type", "application/json").body(body)).await;
             assert_eq!((status.as_u16(), &problem["code"]), (400, &json!("invalid_body")), "{body}");
         }
-        let (_, problem) = gateway.send(expire(&gateway, "lamp", json!({"seconds": 0}))).await;
+        let (_, problem) = gateway.send(expire(&gateway, "lamp", &json!({"seconds": 0}))).await;
         assert_eq!(problem["detail"], "seconds must be a whole number from 1 to 315360000, or null for never");
-        let with = |name: &str, value: &str| expire(&gateway, "lamp", json!({"seconds": 5})).header(name, value);
+        let with = |name: &str, value: &str| expire(&gateway, "lamp", &json!({"seconds": 5})).header(name, value);
         for (request, status, code) in [
             (with("if-match", "*"), 400, "invalid_header"),
             (with("idempotency-key", "a b"), 400, "invalid_header"),
             (gateway.request(Method::PUT, "/v1/hashes/lamp/expiry").body("5"), 415, "unsupported_media_type"),
             (gateway.request(Method::PUT, "/v1/hashes/lamp/expiry?seconds=5").json(&json!({"seconds": 5})), 400, "invalid_query"),
-            (expire(&gateway, "none", json!({"seconds": 5})), 404, "hash_not_found"),
-            (expire(&gateway, "none", json!({"seconds": null})), 404, "hash_not_found"),
+            (expire(&gateway, "none", &json!({"seconds": 5})), 404, "hash_not_found"),
+            (expire(&gateway, "none", &json!({"seconds": null})), 404, "hash_not_found"),
             (gateway.request(Method::GET, "/v1/hashes/lamp/expiry"), 405, "method_not_allowed"),
         ] {
             let (answer, problem) = gateway.send(request).await;
@@ -254,7 +254,7 @@ async fn p11_an_expired_hash_leaves_the_memory_although_nobody_asks_for_it() {
         gateway.request(Method::PATCH, &format!("/v1/hashes/{hash}")).json(&fields)
     };
     assert_eq!(gateway.send(fill("first")).await.0, 200);
-    assert_eq!(gateway.send(expire(&gateway, "first", json!({"seconds": 1}))).await.0, 204);
+    assert_eq!(gateway.send(expire(&gateway, "first", &json!({"seconds": 1}))).await.0, 204);
     assert_eq!(gateway.send(fill("second")).await.0, 200);
     assert_eq!(gateway.send(fill("third")).await.0, 503);
     eventually("there is room", async || (gateway.send(fill("third")).await.0 == 200).then_some(())).await;
@@ -319,7 +319,7 @@ async fn a_key_of_another_type_gets_no_expiry() {
     let (gateway, server) = (world.gateway().await, world.server());
     server.cli(&["SET", KEY, "text"]);
     for seconds in [json!(5), Value::Null] {
-        let (status, problem) = gateway.send(expire(&gateway, "lamp", json!({"seconds": seconds}))).await;
+        let (status, problem) = gateway.send(expire(&gateway, "lamp", &json!({"seconds": seconds}))).await;
         assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("wrong_type")));
     }
     assert_eq!(pttl(server), -1);

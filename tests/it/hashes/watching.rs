@@ -236,8 +236,8 @@ on_both_brokers! {
         let mut other = Watcher::with_query("lamp", "?field=a");
         other.open(&gateway.url).await;
         assert_eq!(next(&mut other).await, snapshot([]));
-        let many: String = (0..101).map(|n| format!("&field=f{n}")).collect();
-        for query in [many.trim_start_matches('&'), "field=%00", "event=x"] {
+        let many = (0..101).map(|n| format!("field=f{n}")).collect::<Vec<_>>().join("&");
+        for query in [many.as_str(), "field=%00", "event=x"] {
             assert_eq!(gateway.get(&format!("/v1/hashes/lamp/stream?{query}")).await.0, 400, "{query}");
         }
     }

@@ -206,8 +206,13 @@ impl Watcher {
 
     /// The reasons of the gaps that it was told.
     pub fn gaps(&self) -> Vec<&str> {
-        let reason = |told| if let &Told::Gap { ref reason, .. } = told { Some(&**reason) } else { None };
-        self.told.iter().filter_map(reason).collect()
+        let mut reasons = Vec::new();
+        for told in &self.told {
+            if let Told::Gap { reason, .. } = told {
+                reasons.push(&**reason);
+            }
+        }
+        reasons
     }
 
     /// A watcher without a stream that has been told as much as this one had before it was told the rest.
@@ -226,7 +231,9 @@ impl Watcher {
                     id
                 }
                 Told::Delete { id, fields: names, .. } => {
-                    names.iter().for_each(|name| drop(fields.remove(name)));
+                    for name in names {
+                        fields.remove(name);
+                    }
                     id
                 }
                 Told::Clear { id, .. } => {
@@ -318,7 +325,9 @@ impl Watcher {
             "hash.delete" => {
                 let names: Vec<_> = data["fields"].as_array().unwrap().iter().map(text).collect();
                 assert!(!names.is_empty());
-                names.iter().for_each(|name| drop(fields.remove(name)));
+                for name in &names {
+                    fields.remove(name);
+                }
                 Told::Delete { id, fields: names, by }
             }
             "hash.clear" => {
