@@ -96,7 +96,7 @@ fn routes(document: &Value) -> Vec<Route> {
                 "publishEvent" => (&["publish"], Some(json!({"data": 1}))),
                 "publishEvents" => (&["publish"], Some(json!({"events": [{"room": "lobby", "data": 1}]}))),
                 "listEvents" | "streamRoom" | "streamRooms" | "listRooms" | "getRoom" => (&["subscribe"], None),
-                "listFields" | "getField" => (&["read"], None),
+                "listFields" | "getField" | "streamHash" => (&["read"], None),
                 "setField" => (&["write"], Some(json!({"value": "1"}))),
                 "patchFields" => (&["write"], Some(json!({"field": "1"}))),
                 "setExpiry" => (&["write"], Some(json!({"seconds": 1000}))),
