@@ -14,7 +14,6 @@ use tokio::time::{Instant, sleep_until};
 
 use super::snapshot::Snapshot;
 use super::topic::{BATCH_BYTES, Following, LiveTopic, TopicGuard};
-use super::watched_hash::WatchedHash;
 use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
 use crate::broker::{BrokerError, LogSlice, ReadLimit, ReadRange};
 use crate::cache::Lookup;
@@ -141,8 +140,13 @@ struct TopicCursor {
     /// The log has events after the position but no longer retains them. Their announcements may still arrive.
     awaits_announcement: bool,
     /// Of a hash.
-    watch: Option<WatchPhase>,
-    /// The number of the fields of a hash that are selected.
+    watch: Option<Box<WatchState>>,
+}
+
+/// What a subscription to a hash has beside its position.
+struct WatchState {
+    phase: WatchPhase,
+    /// The number of the fields that are selected.
     selection: u64,
 }
 
@@ -216,9 +220,13 @@ impl Subscription {
     pub fn caught_up(&self) -> Option<CaughtUp> {
         let [cursor] = &*self.cursors else { return None };
         let topic = cursor.guard.live_topic();
-        let mirror = match &cursor.watch {
+        let mirror = match cursor.watch.as_deref() {
             None => 0,
-            Some(WatchPhase::Following(mirror)) if cursor.selection == 0 && *mirror == topic.mirror() => *mirror,
+            Some(WatchState { phase: WatchPhase::Following(mirror), selection: 0 })
+                if *mirror == topic.mirror() =>
+            {
+                *mirror
+            }
             Some(_) => return None,
         };
         let is_caught_up = cursor.opening_reply.is_none()
@@ -360,25 +368,22 @@ impl TopicCursor {
             retry_at: None,
             awaits_announcement: false,
             watch: None,
-            selection: 0,
         };
         if let Start::Watch(bookmark, selection) = start {
-            cursor.selection = selection;
-            cursor.watch = Some(match bookmark.and_then(|bookmark| bookmark.base) {
+            let phase = match bookmark.and_then(|bookmark| bookmark.base) {
                 Some(WatchBase::Mirror(mirror)) => WatchPhase::Following(mirror),
                 Some(WatchBase::Unfinished) | None => WatchPhase::NeedsSnapshot { too_slow: 0, base: None },
-            });
+            };
+            cursor.watch = Some(Box::new(WatchState { phase, selection }));
             cursor.resume = if bookmark.is_some() { Resume::Snapshot } else { Resume::Fresh };
-            if let Some(watched) = cursor.guard.live_topic().watched()
-                && !cursor.has_base_of(watched)
-            {
-                // A hash that can't be watched is refused now. All streams that open share this snapshot.
-                watched.snapshot(cursor.guard.live_topic(), EventId::start_of(0)).await?;
+            // A hash that can't be watched is refused now. All streams that open share this snapshot.
+            if !cursor.has_base() {
+                Box::pin(cursor.snapshot(EventId::start_of(0))).await?;
             }
         }
-        if matches!(start, Start::After(_)) || matches!(cursor.watch, Some(WatchPhase::Following(_))) {
-            let has_base = cursor.guard.live_topic().watched().is_none_or(|watched| cursor.has_base_of(watched));
-            cursor.resume = if has_base { Resume::Complete } else { Resume::Snapshot };
+        let is_following = |watch: &WatchState| matches!(watch.phase, WatchPhase::Following(_));
+        if matches!(start, Start::After(_)) || cursor.watch.as_deref().is_some_and(is_following) {
+            cursor.resume = if cursor.has_base() { Resume::Complete } else { Resume::Snapshot };
             cursor.reported = None;
             if matches!(cursor.guard.live_topic().after(position, None), Lookup::Unknown) {
                 let reply = cursor.read_log().await?;
@@ -392,23 +397,50 @@ impl TopicCursor {
     }
 
     fn bookmark(&self) -> Bookmark {
-        let base = self.watch.as_ref().map(|phase| match phase {
+        let base = self.watch.as_ref().map(|watch| match &watch.phase {
             WatchPhase::Following(mirror) => WatchBase::Mirror(*mirror),
             WatchPhase::NeedsSnapshot { .. } | WatchPhase::Snapshot { .. } => WatchBase::Unfinished,
         });
         Bookmark { id: self.position, base }
     }
 
-    /// Whether it has the state of a hash's present mirror.
-    fn has_base_of(&self, watched: &WatchedHash) -> bool {
-        matches!(self.watch, Some(WatchPhase::Following(number)) if watched.has_number(number, self.selection))
+    /// Whether it has the state of a hash's present mirror. True of a room.
+    fn has_base(&self) -> bool {
+        let (Some(watch), Some(watched)) = (self.watch.as_deref(), self.guard.live_topic().watched()) else {
+            return true;
+        };
+        matches!(watch.phase, WatchPhase::Following(number) if watched.has_number(number, watch.selection))
+    }
+
+    /// A snapshot of a hash, which is charged like what is read for this subscription alone.
+    async fn snapshot(&self, at_least: EventId) -> Result<Arc<Snapshot>, BrokerError> {
+        let topic = self.guard.live_topic();
+        let Some(watched) = topic.watched() else { return Err(BrokerError::WrongType) };
+        let charged = self.payer.clone().map(ChargedRead::new);
+        let snapshot = watched.snapshot(topic, at_least).await;
+        charged.inspect(|charged| charged.has_read(snapshot.as_ref().map_or(0, |snapshot| snapshot.bytes())));
+        snapshot
+    }
+
+    fn set_phase(&mut self, phase: WatchPhase) {
+        if let Some(watch) = &mut self.watch {
+            watch.phase = phase;
+        }
     }
 
     /// What follows now. The position moves on accordingly.
     async fn poll(&mut self) -> Polled {
+        if self.watch.is_none() {
+            return Polled::Following(self.poll_log().await);
+        }
+        // In a box, since streams of rooms need no memory for it.
+        Box::pin(self.poll_watch()).await
+    }
+
+    async fn poll_watch(&mut self) -> Polled {
+        let topic = self.guard.live_topic().clone();
         loop {
-            let topic = self.guard.live_topic().clone();
-            let (Some(phase), Some(watched)) = (&mut self.watch, topic.watched()) else {
+            let Some(WatchState { phase, selection }) = self.watch.as_deref_mut() else {
                 return Polled::Following(self.poll_log().await);
             };
             match phase {
@@ -419,16 +451,13 @@ impl TopicCursor {
                     let (too_slow, base) = (*too_slow, *base);
                     self.changes.mark_unchanged();
                     let retractions = topic.retractions();
-                    let charged = self.payer.clone().map(ChargedRead::new);
-                    let snapshot = watched.snapshot(&topic, self.position).await;
-                    charged.inspect(|charged| charged.has_read(snapshot.as_ref().map_or(0, |read| read.bytes())));
-                    match snapshot {
+                    match self.snapshot(self.position).await {
                         // The log may have lost what the client has. The cache need not know that yet.
                         Ok(snapshot) if base.is_some() && snapshot.position.epoch > self.position.epoch => {
                             match self.read_log().await {
                                 Ok(reply) => {
                                     self.opening_reply = Some(Box::new(reply));
-                                    self.watch = base.map(WatchPhase::Following);
+                                    self.set_phase(WatchPhase::Following(base.unwrap_or_default()));
                                 }
                                 Err(error) => self.retry_at = Some(topic.retry_at(&error)),
                             }
@@ -440,7 +469,7 @@ impl TopicCursor {
                             (self.retractions, self.retry_at) = (retractions, None);
                             self.opening_reply = None;
                             let snapshot = Arc::downgrade(&snapshot);
-                            self.watch = Some(WatchPhase::Snapshot { snapshot, parts: 0, too_slow });
+                            self.set_phase(WatchPhase::Snapshot { snapshot, parts: 0, too_slow });
                         }
                         Err(BrokerError::TooLargeToWatch) => return Polled::End(WatchEnd::TooLarge),
                         Err(error) => {
@@ -460,27 +489,23 @@ impl TopicCursor {
                     let part = snapshot.parts[*parts].clone();
                     *parts += 1;
                     if *parts == snapshot.parts.len() {
-                        *phase = WatchPhase::Following(snapshot.mirror ^ self.selection);
+                        *phase = WatchPhase::Following(snapshot.mirror ^ *selection);
                     }
                     return Polled::Part(part);
                 }
                 WatchPhase::Following(number) => {
                     let number = *number;
                     let following = self.poll_log().await;
-                    let needs_snapshot = match following {
-                        Following::Events(_) => false,
-                        Following::Gap(_) => true,
-                        // After all changes that the log has: they are what has happened.
-                        Following::NothingUpTo(_) => {
-                            self.retry_at.is_none() && !watched.has_number(number, self.selection)
+                    match following {
+                        Following::Gap(_) => {
+                            self.set_phase(WatchPhase::NeedsSnapshot { too_slow: 0, base: None });
+                            return Polled::Following(following);
                         }
-                    };
-                    if needs_snapshot {
-                        let base = (!matches!(following, Following::Gap(_))).then_some(number);
-                        self.watch = Some(WatchPhase::NeedsSnapshot { too_slow: 0, base });
-                    }
-                    if !needs_snapshot || matches!(following, Following::Gap(_)) {
-                        return Polled::Following(following);
+                        // After all changes that the log has: they are what has happened.
+                        Following::NothingUpTo(_) if self.retry_at.is_none() && !self.has_base() => {
+                            self.set_phase(WatchPhase::NeedsSnapshot { too_slow: 0, base: Some(number) });
+                        }
+                        Following::Events(_) | Following::NothingUpTo(_) => return Polled::Following(following),
                     }
                 }
             }
@@ -498,20 +523,24 @@ impl TopicCursor {
                 Lookup::Unknown if self.retry_at.is_some_and(|at| at > Instant::now()) => {
                     return Following::NothingUpTo(self.position);
                 }
-                Lookup::Unknown => match self.read_log().await {
-                    // If the log retains nothing, an event that was missed looks like one whose announcement has not
-                    // arrived yet. So there is some time for the announcement before the gap.
-                    Ok(Following::Gap(Gap { reason: GapReason::Expired, .. })) if !self.awaits_announcement => {
-                        self.awaits_announcement = true;
-                        self.retry_at = Some(Instant::now() + ANNOUNCEMENT_DELAY);
-                        return Following::NothingUpTo(self.position);
+                Lookup::Unknown =>
+                // In a box: most streams wait, and need no memory for a read.
+                {
+                    match Box::pin(self.read_log()).await {
+                        // If the log retains nothing, an event that was missed looks like one whose announcement has not
+                        // arrived yet. So there is some time for the announcement before the gap.
+                        Ok(Following::Gap(Gap { reason: GapReason::Expired, .. })) if !self.awaits_announcement => {
+                            self.awaits_announcement = true;
+                            self.retry_at = Some(Instant::now() + ANNOUNCEMENT_DELAY);
+                            return Following::NothingUpTo(self.position);
+                        }
+                        Ok(reply) => reply,
+                        Err(error) => {
+                            self.retry_at = Some(self.guard.live_topic().retry_at(&error));
+                            return Following::NothingUpTo(self.position);
+                        }
                     }
-                    Ok(reply) => reply,
-                    Err(error) => {
-                        self.retry_at = Some(self.guard.live_topic().retry_at(&error));
-                        return Following::NothingUpTo(self.position);
-                    }
-                },
+                }
             },
         };
         self.retry_at = None;

@@ -15,9 +15,9 @@ local failure = LOG.begin()
 if failure then
   return failure
 end
--- A key of another type is no hash.
-if not hash_expiry(KEYS[1]) then
-  local is_appended = string.find(text, ' #%d+$')
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
+  -- If there is no key, it is appended already.
+  local is_appended = not hash_expiry(KEYS[1]) and string.find(text, ' #%d+$')
   return not is_appended and LOG.append(HEADER, 'clear', { 'external' }, nil, 0) or 0
 end
 
