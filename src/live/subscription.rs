@@ -523,24 +523,21 @@ impl TopicCursor {
                 Lookup::Unknown if self.retry_at.is_some_and(|at| at > Instant::now()) => {
                     return Following::NothingUpTo(self.position);
                 }
-                Lookup::Unknown =>
-                // In a box: most streams wait, and need no memory for a read.
-                {
-                    match Box::pin(self.read_log()).await {
-                        // If the log retains nothing, an event that was missed looks like one whose announcement has not
-                        // arrived yet. So there is some time for the announcement before the gap.
-                        Ok(Following::Gap(Gap { reason: GapReason::Expired, .. })) if !self.awaits_announcement => {
-                            self.awaits_announcement = true;
-                            self.retry_at = Some(Instant::now() + ANNOUNCEMENT_DELAY);
-                            return Following::NothingUpTo(self.position);
-                        }
-                        Ok(reply) => reply,
-                        Err(error) => {
-                            self.retry_at = Some(self.guard.live_topic().retry_at(&error));
-                            return Following::NothingUpTo(self.position);
-                        }
+                // In a box, since most streams wait and need no memory for a read.
+                Lookup::Unknown => match Box::pin(self.read_log()).await {
+                    // If the log retains nothing, an event that was missed looks like one whose announcement has not
+                    // arrived yet. So there is some time for the announcement before the gap.
+                    Ok(Following::Gap(Gap { reason: GapReason::Expired, .. })) if !self.awaits_announcement => {
+                        self.awaits_announcement = true;
+                        self.retry_at = Some(Instant::now() + ANNOUNCEMENT_DELAY);
+                        return Following::NothingUpTo(self.position);
                     }
-                }
+                    Ok(reply) => reply,
+                    Err(error) => {
+                        self.retry_at = Some(self.guard.live_topic().retry_at(&error));
+                        return Following::NothingUpTo(self.position);
+                    }
+                },
             },
         };
         self.retry_at = None;
