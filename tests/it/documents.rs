@@ -122,7 +122,8 @@ fn lines_are_wrapped_at_100_columns_without_a_break_inside_a_word() {
 /// The list of faults stands between these two lines.
 const LIST: [&str; 2] = ["<!-- faults: UPDATE_FAULTS=1 cargo test documents -->\n", "<!-- end of faults -->\n"];
 /// The files in `tests/it/faults` that have tests, in the order of the list.
-const FAULTS: [&str; 7] = ["replicas", "links", "redis", "failovers", "data", "announcements", "clients"];
+const FAULTS: [&str; 8] =
+    ["replicas", "links", "redis", "failovers", "data", "announcements", "clients", "watched_hashes"];
 
 /// The names of the tests of faults, each with the text of its file, in the order of the files.
 fn fault_tests() -> Vec<(String, String)> {
