@@ -31,6 +31,7 @@ pub use self::server::ServerArgs;
 pub use self::shutdown::ShutdownArgs;
 pub use self::streams::StreamArgs;
 pub use self::telemetry::{LogFormat, TelemetryArgs};
+use crate::broker::redis::HashKeyTemplate;
 use crate::live::LiveSettings;
 
 /// Versions of the OpenAPI document.
@@ -111,6 +112,17 @@ pub enum SettingsError {
     /// Two brokers.
     #[error("--data-dir is for the embedded broker, but --redis-url selects Redis: remove one of the two")]
     DataBesideRedis,
+    /// A hash's name could lead to another key of the gateway.
+    #[error(
+        "with --hash-key {hash_key} the name of a hash could lead to other keys of the gateway, which begin with \
+         \"{prefix}:\": begin it with other characters, as in user:{{hash}}, or with {{prefix}}:hash:"
+    )]
+    HashKeyReachesOthers {
+        /// The template of hashes' keys.
+        hash_key: HashKeyTemplate,
+        /// The prefix of the gateway's keys.
+        prefix: String,
+    },
     /// No request body could carry an event of the allowed size.
     #[error(
         "--max-event-bytes {event} is larger than --max-body-bytes {body}: make it smaller, or the other larger"
@@ -166,6 +178,11 @@ impl Settings {
         }
         if self.embedded.data_dir.is_some() && self.redis.url.is_some() {
             return Err(SettingsError::DataBesideRedis);
+        }
+        let RedisArgs { prefix, hash_key, .. } = &self.redis;
+        if !hash_key.keeps_clear_of(prefix) {
+            let (hash_key, prefix) = (hash_key.clone(), prefix.clone());
+            return Err(SettingsError::HashKeyReachesOthers { hash_key, prefix });
         }
         let (event, body) = (self.requests.max_event_bytes, self.requests.max_body_bytes);
         if event > body {

@@ -20,7 +20,7 @@ use crate::auth::Access;
 use crate::broker::memory::{MemoryBroker, MemorySettings, StoreError};
 use crate::broker::redis::RedisBroker;
 use crate::broker::{Broker, SubscriberCounts};
-use crate::config::{AccessArgs, Settings, SettingsError};
+use crate::config::{AccessArgs, RedisArgs, Settings, SettingsError};
 use crate::delivery::Broadcasters;
 use crate::http::{self, App};
 use crate::shutdown::Tasks;
@@ -176,7 +176,8 @@ async fn broker(settings: &Settings, replica: &str, tasks: &Tasks) -> Result<Arc
     let retention = settings.retention.policy();
     let lease = settings.presence.replica_lease;
     if let Some(url) = &settings.redis.url {
-        let broker = RedisBroker::new(url.expose(), &settings.redis.prefix, replica, lease, retention);
+        let RedisArgs { prefix, hash_key, .. } = &settings.redis;
+        let broker = RedisBroker::new(url.expose(), prefix, hash_key, replica, lease, retention);
         return Ok(Arc::new(broker.map_err(|why| ServeError::Redis(why.to_string()))?));
     }
     let memory =

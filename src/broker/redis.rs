@@ -4,6 +4,7 @@ mod announcement;
 mod connections;
 mod error;
 mod hash;
+mod hash_key;
 mod head;
 mod keys;
 mod log;
@@ -23,6 +24,7 @@ use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{Client, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult, Script};
 
 use self::connections::RedisConnections;
+pub use self::hash_key::{HashKeyError, HashKeyTemplate};
 use self::keys::Keys;
 use self::pubsub::PubSub;
 pub use self::url::RedisUrl;
@@ -98,10 +100,12 @@ impl Scripts {
 
 impl RedisBroker {
     /// A broker on the Redis at `url`; it connects in the background. A replica that has not reported for `lease`
-    /// counts as dead. The only error is an invalid URL.
+    /// counts as dead. The keys of hashes must [keep clear](HashKeyTemplate::keeps_clear_of) of the prefix. The only
+    /// error is an invalid URL.
     pub fn new(
         url: &str,
         prefix: &str,
+        hash_key: &HashKeyTemplate,
         replica: &str,
         lease: Duration,
         retention: RetentionPolicy,
@@ -123,7 +127,7 @@ impl RedisBroker {
         let settings = settings.set_skip_set_lib_name();
         let settings_database = settings.db();
         let client = Client::open(address.set_redis_settings(settings))?;
-        let keys = Keys::new(prefix, replica);
+        let keys = Keys::new(prefix, hash_key, replica);
         Ok(Self {
             connections: RedisConnections::new(&client),
             pubsub: PubSub::new(keys.clone(), settings_database),

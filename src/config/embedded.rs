@@ -10,13 +10,13 @@ use crate::broker::memory::{DataFolder, SyncPolicy};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Embedded broker")]
 pub struct EmbeddedArgs {
-    /// Folder in which the embedded broker keeps its data over restarts; created if missing. Excludes --redis-url. If
-    /// left out, data is in memory only, and a restart loses it.
+    /// Folder in which the embedded broker keeps its data, created if missing. Excludes --redis-url. If left out, a
+    /// restart loses all data.
     #[arg(long, env = "ROOMCAST_DATA_DIR", value_name = "FOLDER")]
     pub data_dir: Option<PathBuf>,
 
     /// When data in --data-dir is forced to disk: `always`, before a client sees it, or `everysec`, once a second. With
-    /// `everysec` a power cut loses the last second; a killed process loses nothing.
+    /// `everysec` a power cut loses the last second; a killed process, nothing.
     #[arg(
         long,
         env = "ROOMCAST_DATA_SYNC",
@@ -27,8 +27,7 @@ pub struct EmbeddedArgs {
     )]
     pub data_sync: SyncPolicy,
 
-    /// Bytes of events and values that the embedded broker holds in memory. Writes beyond them get 503 `out_of_memory`;
-    /// 0 refuses every write.
+    /// Bytes of events and values in memory. Writes beyond them get 503 `out_of_memory`; 0 refuses every write.
     #[arg(
         id = "embedded-max-bytes",
         long,

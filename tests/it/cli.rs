@@ -96,6 +96,9 @@ fn a_bad_setting_is_one_clear_line_and_exit_2() {
     refuses(&["--listen", "0.0.0.0:0"], &["0.0.0.0:0", "--insecure-allow-anonymous"]);
     refuses(&["--redis-url", "http://host"], &["--redis-url", "redis://"]);
     refuses(&["--redis-prefix", "{x}"], &["--redis-prefix", "braces"]);
+    refuses(&["--hash-key", "user"], &["--hash-key", "{hash}"]);
+    refuses(&["--hash-key", "{hash}"], &["--hash-key {hash}", "roomcast:", "user:{hash}"]);
+    refuses(&["--hash-key", "{a}:{hash}"], &["--hash-key", "braces"]);
     refuses(&["--heartbeat", "soon"], &["--heartbeat", "soon"]);
     refuses(&["--heartbeat", "0"], &["--heartbeat", "10ms to 1h"]);
     refuses(&["--heartbeat", "10000000000000000000"], &["--heartbeat", "10ms to 1h"]);

@@ -66,7 +66,7 @@ fn fuzz_heads() {
 /// A channel is resolved to a topic only if it is that topic's channel.
 #[test]
 fn fuzz_channels() {
-    let keys = Keys::new("roomcast", "replica");
+    let keys = Keys::new("roomcast", &"{prefix}:hash:{{hash}}".parse().unwrap(), "replica");
     let samples = ["roomcast:{lobby}:live", "roomcast:{lobby}:log", "roomcast:{a}b}:live"];
     bolero::check!().for_each(|bytes: &[u8]| {
         let channel = shaped_text(&samples, bytes);

@@ -1,5 +1,6 @@
 //! Names of keys and channels, as docs/redis.md lists them.
 
+use super::hash_key::{HashKeyTemplate, HashKeys};
 use crate::digest::sha1_hex;
 use crate::names::{HashName, RoomName, Topic};
 
@@ -7,16 +8,17 @@ use crate::names::{HashName, RoomName, Topic};
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
+    hashes: HashKeys,
     replica: String,
     /// `<replica>/<random>`: tells this process from an earlier one with the same replica name.
     process: String,
 }
 
 impl Keys {
-    pub(super) fn new(prefix: &str, replica: &str) -> Self {
+    pub(super) fn new(prefix: &str, hash_key: &HashKeyTemplate, replica: &str) -> Self {
         // A slash, since replica names have none.
         let process = format!("{replica}/{:08x}", fastrand::u32(..));
-        Self { prefix: prefix.into(), replica: replica.into(), process }
+        Self { prefix: prefix.into(), hashes: hash_key.resolve(prefix), replica: replica.into(), process }
     }
 
     pub(super) fn head(&self, topic: &Topic) -> String {
@@ -43,14 +45,14 @@ impl Keys {
 
     /// The lifetime of a hash that each write begins anew.
     pub(super) fn refresh(&self, hash: &HashName) -> String {
-        format!("{}:refresh", self.hash(hash))
+        self.topic_name(&hash.clone().into(), "refresh")
     }
 
     /// A key or channel of a topic. Those of one topic share a hash tag, and so a slot.
     fn topic_name(&self, topic: &Topic, suffix: &str) -> String {
         match topic {
             Topic::Room(room) => format!("{}:{{{room}}}:{suffix}", self.prefix),
-            Topic::Hash(hash) => format!("{}:{suffix}", self.hash(hash)),
+            Topic::Hash(hash) => format!("{}:hash:{{{}}}:{suffix}", self.prefix, self.hashes.tag(hash)),
         }
     }
 
@@ -91,19 +93,23 @@ impl Keys {
     pub(super) fn topic_of_channel(&self, channel: &str) -> Option<Topic> {
         let name = channel.strip_prefix(&self.prefix)?.strip_suffix("}:live")?;
         match name.strip_prefix(":hash:{") {
-            Some(hash) => HashName::new(hash).ok().map(Topic::Hash),
+            Some(tag) => self.hashes.hash_of_tag(tag).map(Topic::Hash),
             None => RoomName::new(name.strip_prefix(":{")?).ok().map(Topic::Room),
         }
     }
 
-    /// The hash that is stored under a key.
-    pub(super) fn hash_of_key(&self, key: &str) -> Option<HashName> {
-        let name = key.strip_prefix(&self.prefix)?.strip_prefix(":hash:{")?.strip_suffix('}')?;
-        HashName::new(name).ok()
+    pub(super) fn hash(&self, hash: &HashName) -> String {
+        self.hashes.key(hash)
     }
 
-    pub(super) fn hash(&self, hash: &HashName) -> String {
-        format!("{}:hash:{{{hash}}}", self.prefix)
+    /// The hash with this key.
+    pub(super) fn hash_of_key(&self, key: &str) -> Option<HashName> {
+        self.hashes.hash(key)
+    }
+
+    /// A pattern of Redis that matches the keys of hashes whose names begin with `prefix`.
+    pub(super) fn hash_pattern(&self, prefix: &str) -> String {
+        self.hashes.pattern(prefix)
     }
 
     /// A key or channel of the replica's probe. No room or hash can have such a name.
@@ -140,14 +146,105 @@ impl Keys {
 mod tests {
     use super::*;
 
+    fn keys(prefix: &str, template: &str) -> Keys {
+        Keys::new(prefix, &template.parse().unwrap(), "r1")
+    }
+
     #[test]
-    fn a_channel_names_its_room() {
-        let keys = Keys::new("rc", "r1");
-        let room = Topic::from(RoomName::new("chat:42").unwrap());
-        assert_eq!(keys.live(&room), "rc:{chat:42}:live");
-        assert_eq!(keys.topic_of_channel("rc:{chat:42}:live"), Some(room));
-        for other in ["rc:{chat:42}:log", "other:{a}:live", "rc:{}:live", "rc:{a b}:live", &keys.probe("live")] {
-            assert_eq!(keys.topic_of_channel(other), None, "{other}");
+    fn a_channel_names_its_topic() {
+        for template in ["{prefix}:hash:{{hash}}", "user:{hash}", "{prefix}:hash:{hash}"] {
+            let keys = keys("rc", template);
+            let room = Topic::from(RoomName::new("chat:42").unwrap());
+            assert_eq!(keys.live(&room), "rc:{chat:42}:live");
+            let hash = Topic::from(HashName::new("chat:42").unwrap());
+            for topic in [room, hash] {
+                assert_eq!(keys.topic_of_channel(&keys.live(&topic)), Some(topic));
+            }
+            for other in ["rc:{chat:42}:log", "other:{a}:live", "rc:{}:live", "rc:{a b}:live", &keys.probe("live")]
+            {
+                assert_eq!(keys.topic_of_channel(other), None, "{other}");
+            }
         }
+    }
+
+    /// The hash tag of a key, as Redis Cluster finds it.
+    fn hash_tag(key: &str) -> &str {
+        let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+        tag.filter(|tag| !tag.is_empty()).unwrap_or(key)
+    }
+
+    #[test]
+    fn no_name_of_a_hash_reaches_another_key_of_the_gateway() {
+        let parts = ["", "r", "rc", "rc:", "rc:hash", "rc:hash:", "rc:hash:x", ":once:d", ":log", "x", ":x"];
+        let names = [
+            "a",
+            "rc",
+            "rc:hash:a",
+            "hash:a",
+            ":a",
+            "c:rate:d",
+            ":data-set",
+            "data-set",
+            "replicas",
+            "control",
+            "removals",
+            "removals:ends",
+            "replica:r1",
+            "a:log",
+            "once:d",
+            "hash:a:once:d",
+            "ate:d",
+            "ash:a:log",
+        ];
+        let (mut safe, mut unsafe_names) = (0, 0);
+        for (before, after, name_part) in parts.iter().flat_map(|before| {
+            parts.iter().flat_map(move |after| ["{hash}", "{{hash}}"].map(|name_part| (before, after, name_part)))
+        }) {
+            let template: HashKeyTemplate = format!("{before}{name_part}{after}").parse().unwrap();
+            let keys = Keys::new("rc", &template, "r1");
+            let is_safe = template.keeps_clear_of("rc");
+            safe += usize::from(is_safe);
+            let room = RoomName::new("a").unwrap();
+            let topics = || {
+                names.iter().flat_map(|name| {
+                    [Topic::Room(RoomName::new(name).unwrap()), Topic::Hash(HashName::new(name).unwrap())]
+                })
+            };
+            let of_topics = topics().flat_map(|topic| {
+                [
+                    keys.head(&topic),
+                    keys.log(&topic),
+                    keys.presence_log(&topic),
+                    keys.live(&topic),
+                    keys.idempotency(&topic, "d"),
+                ]
+            });
+            let own: Vec<_> = of_topics
+                .chain([keys.members(&room), keys.presence(&room), keys.data_set(), keys.removals()])
+                .chain([keys.removal_ends(), keys.control(), keys.processes(), keys.lease("r1"), keys.probe("log")])
+                .chain([keys.subscriber_counts("r1"), "rc:rate:d".into()])
+                .collect();
+            for name in names {
+                let hash = HashName::new(name).unwrap();
+                let key = keys.hash(&hash);
+                let reaches = own.contains(&key) || topics().any(|topic| key == keys.topic_name(&topic, "refresh"));
+                unsafe_names += usize::from(reaches);
+                assert!(!(is_safe && reaches), "{template} {key}");
+                assert_eq!(hash_tag(&key), hash_tag(&keys.refresh(&hash)), "{template}: one slot");
+            }
+        }
+        assert!(safe > 20 && unsafe_names > 5, "{safe} {unsafe_names}");
+        let is_safe = |template: &str, prefix| template.parse::<HashKeyTemplate>().unwrap().keeps_clear_of(prefix);
+        for template in
+            ["{prefix}:hash:{{hash}}", "{prefix}:hash:{hash}", "user:{hash}", "user:{{hash}}", "rd{hash}"]
+        {
+            assert!(is_safe(template, "rc"), "{template}");
+        }
+        for template in
+            ["{hash}", "{{hash}}:x:y", "r{hash}", "{prefix}{hash}", "{prefix}:{{hash}}:log", "rc:{hash}"]
+        {
+            assert_eq!(is_safe(template, "rc"), template.starts_with("{{"), "{template}");
+        }
+        assert!(is_safe("rc:{hash}", "other") && !is_safe("{prefix}:hash:{{hash}}:once:d", "rc"));
     }
 }
