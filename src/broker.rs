@@ -29,8 +29,8 @@ use tokio::time::{sleep, timeout};
 pub use self::error::{BrokerError, Fault, FaultKind, Health, MemoryUse};
 pub use self::hash::{
     Condition, FieldPage, HashExpiry, HashLifetime, HashStore, HashWrite, MAX_COPIED_BYTES, MAX_DIGITS, MAX_FIELDS,
-    MAX_LIFETIME_SECONDS, MAX_NUMBER_BYTES, Number, NumberError, OtherClients, PatchStep, REPLY_BYTES,
-    WriteContext, WriteEffect, WriteOutcome, encoded_bytes, entity_tag,
+    MAX_LIFETIME_SECONDS, MAX_LOOKED_AT, MAX_NUMBER_BYTES, NamePage, NamesQuery, Number, NumberError, OtherClients,
+    PatchStep, REPLY_BYTES, WriteContext, WriteEffect, WriteOutcome, encoded_bytes, entity_tag,
 };
 pub use self::log::{
     Appended, IdempotencyKey, LogEntry, LogListener, LogSlice, LogStore, Peek, ReadLimit, ReadRange, Retention,

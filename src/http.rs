@@ -23,7 +23,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use self::address::Peer;
-use self::api::hashes::{expiry, fields};
+use self::api::hashes::{expiry, fields, names};
 use self::api::streams::refusal;
 use self::api::{batch, events, hashes, health, metrics, moderation, replicas, rooms, streams, subscribers};
 pub use self::app::App;
@@ -55,6 +55,7 @@ fn public_routes() -> OpenApiRouter<App> {
         .routes(routes!(rooms::list_rooms))
         .routes(routes!(rooms::describe_room))
         .routes(routes!(subscribers::list_subscribers))
+        .routes(routes!(names::list_hashes))
         .routes(routes!(hashes::list_fields, hashes::patch_fields, hashes::delete_hash))
         .routes(routes!(expiry::set_expiry))
         .routes(routes!(fields::get_field, fields::set_field, fields::delete_field))

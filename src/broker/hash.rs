@@ -222,6 +222,35 @@ pub struct WriteEffect {
     pub sum: Option<Box<str>>,
 }
 
+/// A question for the names of hashes.
+#[derive(Clone, Copy)]
+pub struct NamesQuery<'a> {
+    /// What the names begin with.
+    pub prefix: &'a str,
+    /// The `next` of an earlier page.
+    pub from: Option<&'a str>,
+    /// About how many names the page has at most.
+    pub limit: usize,
+    /// About how many names are given to `is_visible` at most.
+    pub most_compared: usize,
+    /// Whether the caller may learn of a hash. The page tells nothing about the others.
+    pub is_visible: &'a (dyn Fn(&HashName) -> bool + Sync),
+}
+
+/// Most keys or names that are looked at for a page of names.
+pub const MAX_LOOKED_AT: usize = 10_000;
+
+/// Some names of hashes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamePage {
+    /// The names.
+    pub names: Vec<HashName>,
+    /// Where the next page starts. None if this is the last page.
+    pub next: Option<String>,
+    /// How many keys or names were looked at for the page.
+    pub looked_at: usize,
+}
+
 /// Some fields of a hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldPage {
@@ -270,6 +299,10 @@ pub trait HashStore: Send + Sync {
 
     /// When the hash expires. None if it does not expire, or does not exist.
     async fn expiry(&self, hash: &HashName) -> Result<Option<HashExpiry>, BrokerError>;
+
+    /// The names of some hashes. A page looks at [`MAX_LOOKED_AT`] keys or names at most, so it may be short, or empty. A
+    /// hash that exists during the whole listing is on some page; it may be on two.
+    async fn names(&self, query: NamesQuery<'_>) -> Result<NamePage, BrokerError>;
 
     /// Makes a write, all of it or nothing. Each write that is done begins the lifetime of the hash anew, if it was set to
     /// be refreshed.

@@ -96,7 +96,7 @@ fn routes(document: &Value) -> Vec<Route> {
                 "publishEvent" => (&["publish"], Some(json!({"data": 1}))),
                 "publishEvents" => (&["publish"], Some(json!({"events": [{"room": "lobby", "data": 1}]}))),
                 "listEvents" | "streamRoom" | "streamRooms" | "listRooms" | "getRoom" => (&["subscribe"], None),
-                "listFields" | "getField" | "streamHash" => (&["read"], None),
+                "listFields" | "getField" | "listHashes" | "streamHash" => (&["read"], None),
                 "setField" => (&["write"], Some(json!({"value": "1"}))),
                 "patchFields" => (&["write"], Some(json!({"field": "1"}))),
                 "setExpiry" => (&["write"], Some(json!({"seconds": 1000}))),
@@ -121,6 +121,9 @@ fn routes(document: &Value) -> Vec<Route> {
             if operation["operationId"] == "listRooms" {
                 // The route lists the rooms that the caller may subscribe to, and refuses only callers without any.
                 rest["subscribe"] = json!([]);
+            }
+            if operation["operationId"] == "listHashes" {
+                rest["read"] = json!([]);
             }
             let method = method.to_uppercase().parse().unwrap();
             routes.push(Route { method, path: format!("{path}{query}"), body, grant, rest });

@@ -5,6 +5,7 @@ mod expiry;
 mod external;
 mod json_patch;
 mod linearizability;
+mod names;
 mod numbers;
 mod preferences;
 mod repeats;

@@ -1,5 +1,6 @@
 //! What only a real Redis can show: formats, keys of other clients, faults, and users with few rights.
 
+mod hash_key;
 mod rights;
 
 use std::time::{Duration, Instant};

@@ -1,17 +1,19 @@
 //! The contract for shared hashes, in memory.
 
+use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::task::yield_now;
 
 use super::journal::{DurableAt, Lsn};
 use super::state::{HashFields, HashStep, MemoryState};
 use super::{MemoryBroker, now_micros};
 use crate::broker::{
-    BrokerError, FieldPage, HashExpiry, HashStore, HashWrite, OtherClients, REPLY_BYTES, WriteContext,
-    WriteOutcome, encoded_bytes,
+    BrokerError, FieldPage, HashExpiry, HashStore, HashWrite, MAX_LOOKED_AT, NamePage, NamesQuery, OtherClients,
+    REPLY_BYTES, WriteContext, WriteOutcome, encoded_bytes,
 };
 use crate::names::{EventId, FieldName, HashName};
 
@@ -51,6 +53,29 @@ impl MemoryBroker {
     fn read_hashes<T>(&self, read: impl FnOnce(&MemoryState) -> T) -> (T, DurableAt) {
         let state = self.state();
         (read(&state), DurableAt::Earlier(state.hashes_lsn()))
+    }
+}
+
+/// Names of hashes that are read under one lock. Between them, other tasks of the thread get a turn.
+const NAMES_BETWEEN_YIELDS: usize = 100;
+
+/// Where a page of names begins: after a name that the caller may see, and so many names later. It must not be a name that
+/// the caller may not see.
+struct NamesStart {
+    after: String,
+    skip: usize,
+}
+
+impl NamesStart {
+    fn parse(text: &str) -> Option<Self> {
+        let (skip, after) = text.split_once(':')?;
+        Some(Self { after: after.into(), skip: skip.parse().ok()? })
+    }
+}
+
+impl fmt::Display for NamesStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.skip, self.after)
     }
 }
 
@@ -121,6 +146,42 @@ impl HashStore for MemoryBroker {
         let (expiry, durable_at) = self.read_hashes(|state| state.expiry(hash, now_micros()));
         self.wait_read(durable_at).await?;
         Ok(expiry)
+    }
+
+    async fn names(&self, query: NamesQuery<'_>) -> Result<NamePage, BrokerError> {
+        let NamesQuery { prefix, from, limit, most_compared, is_visible } = query;
+        let mut start = match from {
+            Some(from) => NamesStart::parse(from).ok_or(BrokerError::UnknownPage)?,
+            None => NamesStart { after: String::new(), skip: 0 },
+        };
+        let (mut page, mut compared) = (NamePage::default(), 0);
+        let (mut last, mut skip) = (start.after.clone(), start.skip);
+        loop {
+            let (names, durable_at) =
+                self.read_hashes(|state| state.hash_names(prefix, &last, NAMES_BETWEEN_YIELDS, now_micros()));
+            self.wait_read(durable_at).await?;
+            page.looked_at += names.len();
+            last = names.last().map(ToString::to_string).unwrap_or(last);
+            let is_end = names.len() < NAMES_BETWEEN_YIELDS;
+            let skipped = skip.min(names.len());
+            skip -= skipped;
+            for name in names.into_iter().skip(skipped) {
+                if page.names.len() == limit || compared == most_compared.min(MAX_LOOKED_AT) {
+                    page.next = Some(start.to_string());
+                    return Ok(page);
+                }
+                compared += 1;
+                start.skip += 1;
+                if is_visible(&name) {
+                    start = NamesStart { after: name.to_string(), skip: 0 };
+                    page.names.push(name);
+                }
+            }
+            if is_end {
+                return Ok(page);
+            }
+            yield_now().await;
+        }
     }
 
     async fn write(

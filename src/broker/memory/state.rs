@@ -13,6 +13,7 @@ mod sweep;
 mod transaction;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
 use bytes::Bytes;
 
@@ -44,7 +45,7 @@ pub struct MemoryState {
     /// How many of the logs were never written.
     unused_logs: usize,
     idempotency: IdempotencyRecords,
-    hashes: HashMap<HashName, HashFields>,
+    hashes: BTreeMap<HashName, HashFields>,
     expiries: HashExpiries,
     /// The last change of any hash.
     hashes_lsn: Lsn,
@@ -72,7 +73,7 @@ impl MemoryState {
             logs: HashMap::new(),
             unused_logs: 0,
             idempotency: IdempotencyRecords::default(),
-            hashes: HashMap::new(),
+            hashes: BTreeMap::new(),
             expiries: HashExpiries::default(),
             hashes_lsn: 0,
             members: HashMap::new(),
@@ -119,6 +120,14 @@ impl MemoryState {
     /// A hash's fields and values, unless it has expired.
     pub fn fields(&self, hash: &HashName, now: u64) -> Option<&HashFields> {
         self.hashes.get(hash).filter(|_| !self.expiries.is_due(hash, now))
+    }
+
+    /// The first names of hashes that begin with `prefix` and come after `after`, without those that have expired.
+    pub fn hash_names(&self, prefix: &str, after: &str, count: usize, now: u64) -> Vec<HashName> {
+        let start = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
+        let names = self.hashes.range::<str, _>((start, Bound::Unbounded)).map(|(name, _)| name);
+        let with_prefix = names.take_while(|name| name.as_str().starts_with(prefix));
+        with_prefix.filter(|name| !self.expiries.is_due(name, now)).take(count).cloned().collect()
     }
 
     /// When a hash expires, if it does and has not yet.

@@ -1,6 +1,7 @@
 //! Shared hashes as plain Redis hashes.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,8 +11,8 @@ use super::connections::RedisConn;
 use super::error::{read_error, write_error};
 use super::{RedisBroker, id_texts, random};
 use crate::broker::{
-    BrokerError, Fault, FaultKind, FieldPage, HashExpiry, HashStore, HashWrite, OtherClients, REPLY_BYTES,
-    WriteContext, WriteEffect, WriteOutcome, encoded_bytes,
+    BrokerError, Fault, FaultKind, FieldPage, HashExpiry, HashStore, HashWrite, MAX_LOOKED_AT, NamePage,
+    NamesQuery, OtherClients, REPLY_BYTES, WriteContext, WriteEffect, WriteOutcome, encoded_bytes,
 };
 use crate::names::{EventId, FieldName, HashName, Topic, change_header};
 use crate::timestamp::{self, milliseconds};
@@ -23,6 +24,9 @@ const COMMAND_BYTES: usize = 256 * 1024;
 const LARGE_BYTES: usize = 16 * 1024;
 /// Fields whose values are appended in one step.
 const APPENDED_FIELDS: usize = 500;
+
+/// Keys that one command looks at. Redis does nothing else meanwhile.
+const COMMAND_KEYS: usize = 1000;
 
 type RawFields = Vec<(Vec<u8>, Vec<u8>)>;
 /// The cursor of the next page, and the fields of this one.
@@ -217,6 +221,37 @@ impl HashStore for RedisBroker {
         // See hash_write.lua. The time is below 0 if there is no expiry, or no hash.
         let refresh = refresh.filter(|_| refresh_at == at);
         Ok(u64::try_from(at).ok().map(|at| HashExpiry { at, refresh }))
+    }
+
+    async fn names(&self, query: NamesQuery<'_>) -> Result<NamePage, BrokerError> {
+        let mut cursor: u64 = query.from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
+        let pattern = self.keys.hash_pattern(query.prefix);
+        let mut conn = self.connections.for_hashes().await?;
+        let (mut names, mut matched, mut looked_at) = (BTreeSet::new(), 0, 0);
+        loop {
+            // As many keys as should hold the names that are missing, going by those before.
+            let missing = (query.limit - names.len()).min(query.most_compared - matched);
+            let count = if looked_at == 0 { missing } else { missing * looked_at / matched.max(1) };
+            let count = count.clamp(1, COMMAND_KEYS.min(MAX_LOOKED_AT - looked_at));
+            let mut command = redis::cmd("SCAN");
+            command.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(count).arg("TYPE").arg("hash");
+            let result = command.query_async(conn.connection()).await;
+            let (next, keys): (u64, Vec<Vec<u8>>) = conn.check(result, read_error)?;
+            (cursor, looked_at) = (next, looked_at + count);
+            for key in keys {
+                matched += 1;
+                let hash = str::from_utf8(&key).ok().and_then(|key| self.keys.hash_of_key(key));
+                names.extend(hash.filter(query.is_visible));
+            }
+            if cursor == 0
+                || names.len() >= query.limit
+                || matched >= query.most_compared
+                || looked_at >= MAX_LOOKED_AT
+            {
+                let next = (cursor != 0).then(|| cursor.to_string());
+                return Ok(NamePage { names: names.into_iter().collect(), next, looked_at });
+            }
+        }
     }
 
     async fn write(

@@ -4,6 +4,7 @@ mod accept;
 mod conditions;
 pub mod expiry;
 pub mod fields;
+pub mod names;
 mod patches;
 mod values;
 mod writes;

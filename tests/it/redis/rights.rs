@@ -179,6 +179,7 @@ async fn hashes(client: &TokenClient, server: &RedisServer) {
     let fields = client.send(200, client.request(Method::GET, "/v1/hashes/lamp?field=level&field=count")).await;
     assert_eq!(values_of(&fields), json!({"count": {"value": "2"}, "level": {"value": "3"}}));
     client.send(200, client.request(Method::GET, "/v1/hashes/lamp")).await;
+    client.send(200, client.request(Method::GET, "/v1/hashes")).await;
     for expiry in [json!({"seconds": 60, "refresh": true}), json!({"seconds": null})] {
         client.send(204, client.request(Method::PUT, "/v1/hashes/lamp/expiry").json(&expiry)).await;
     }
