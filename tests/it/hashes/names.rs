@@ -36,7 +36,7 @@ async fn pages(gateway: &Gateway, query: &str, token: Option<&str>) -> (Vec<Vec<
         pages.push(hashes.iter().map(|hash| hash["hash"].as_str().unwrap().to_owned()).collect::<Vec<_>>());
         assert_eq!(link.is_some(), list["next"].is_string());
         match link {
-            Some(link) => path = link.split(['<', '>']).nth(1).unwrap().to_owned(),
+            Some(link) => link.split(['<', '>']).nth(1).unwrap().clone_into(&mut path),
             None => return (pages, said),
         }
     }
