@@ -37,13 +37,14 @@ end
 if kind == 'set' or kind == 'remove' or kind == 'increment' then
   local condition = WORDS[6]
   if condition ~= 'always' then
-    local present, holds = redis.call('HGET', hash, WORDS[4]), false
+    -- The value is read only if it is compared: it may be large.
+    local present, holds = redis.call('HEXISTS', hash, WORDS[4]) == 1, false
     if condition == 'absent' then
       holds = not present
     elseif condition == 'present' then
       holds = present
     elseif present then
-      local tag = redis.sha1hex(present)
+      local tag = redis.sha1hex(redis.call('HGET', hash, WORDS[4]))
       for index = 7, #WORDS do
         holds = holds or WORDS[index] == tag
       end
