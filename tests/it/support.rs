@@ -15,6 +15,7 @@ mod replica;
 mod stream;
 mod watcher;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use account::{Account, EventKey, Evidence};
@@ -87,8 +88,18 @@ pub fn values_of(list: &serde_json::Value) -> serde_json::Value {
     fields
 }
 
-/// A port on which nothing listens at the moment.
+/// A port that nothing uses at the moment. It is below those that the system gives to connections: one of these could be
+/// taken before the caller listens on it.
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u32 = 10_000;
+    const COUNTED: u32 = 22_000;
+    loop {
+        // Other processes of the test begin elsewhere.
+        let count = std::process::id().wrapping_mul(997).wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + count % COUNTED).unwrap();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
