@@ -1,5 +1,7 @@
-//! What writes and lists cost: fields of a patch, copies of a batch, bytes, and rooms that are looked at.
+//! What writes and lists cost: fields of a patch, copies of a batch, bytes, and the rooms and hashes that a list looks
+//! at.
 
+use futures_util::future::join_all;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use roomcast::config::Settings;
 use serde_json::{Value, json};
@@ -100,6 +102,24 @@ on_both_brokers! {
             // DEL frees each field before the next command.
             let statistics = redis.cli(&["INFO", "commandstats"]);
             assert!(statistics.contains("cmdstat_unlink:") && !statistics.contains("cmdstat_del:"), "{statistics}");
+        }
+    }
+
+    async fn p11_the_hashes_that_a_list_looks_at_count_for_its_caller(world) {
+        let gateway = world.gateway_with(twenty).await;
+        let puts = (0..1000).map(|n| {
+            let put = gateway.request(Method::PUT, &format!("/v1/hashes/{}{n}/fields/f", "h".repeat(120)));
+            status(&gateway, put.bearer_auth(as_user(&format!("user-{n}"))).body("x"))
+        });
+        assert!(join_all(puts).await.iter().all(|status| *status == 201));
+        let list = |user: &str| gateway.request(Method::GET, "/v1/hashes?limit=1000").bearer_auth(as_user(user));
+        // Each counts as 1,000 keys and names, which is about four.
+        assert!(served(&gateway, || list("ann")).await < 15);
+        if let Some(redis) = &world.redis {
+            redis.eval("for n = 1, 20000 do redis.call('SET', 'x:' .. n, '') end", &[], &[]);
+            let none = || gateway.request(Method::GET, "/v1/hashes?prefix=none").bearer_auth(as_user("bob"));
+            // Each counts as 10,000 keys, which is ten.
+            assert!(served(&gateway, none).await < 6);
         }
     }
 

@@ -264,6 +264,7 @@ async fn a_write_that_is_refused_for_a_missing_right_has_changed_nothing() {
             request(&delete, "/v1/hashes/lamp/fields/colour").header("idempotency-key", &format!("{right}-delete")),
             request(&delete, "/v1/hashes/lamp").header("idempotency-key", &format!("{right}-clear")),
             request(&patch, "/v1/hashes/lamp").json(&json!({"colour": "green", "old": "x"})),
+            request(&put, "/v1/hashes/lamp/fields/new").header("if-none-match", "*").body("x"),
             request(&put, "/v1/hashes/lamp/expiry").json(&json!({"seconds": 60})),
             request(&put, "/v1/hashes/lamp/expiry")
                 .header("idempotency-key", &format!("{right}-expire"))

@@ -81,9 +81,9 @@ end
 local set, gone, done
 if kind == 'set' then
   local is_new = redis.call('HSET', hash, WORDS[4], WORDS[5]) == 1
-  -- Afterwards, since most writes add no field.
-  if is_new and redis.call('HLEN', hash) > MAX_FIELDS then
-    redis.call('HDEL', hash, WORDS[4])
+  -- Counted afterwards, since most writes add no field. If the user lacks a right for it, the field stays.
+  local count = is_new and redis.pcall('HLEN', hash)
+  if type(count) == 'number' and count > MAX_FIELDS and redis.pcall('HDEL', hash, WORDS[4]) == 1 then
     return redis.error_reply('TOOMANYFIELDS the hash would have too many fields')
   end
   set = LOG and { WORDS[4], WORDS[5] }
