@@ -19,6 +19,8 @@ use crate::timestamp::{self, milliseconds};
 
 /// Bytes of values after which a command that reads several stops. Redis does nothing else meanwhile.
 const COMMAND_BYTES: usize = 256 * 1024;
+/// Fields that one command reads at most. A thousand of them take Redis 2 to 4 ms on a busy machine.
+const COMMAND_FIELDS: usize = 1000;
 /// Fields that are larger on average are read by commands of their own: a script takes 290 µs of Redis's time for a value
 /// of 250 KB, a command 9 µs.
 const LARGE_BYTES: usize = 16 * 1024;
@@ -108,7 +110,8 @@ impl RedisBroker {
                 command.query_async(conn.connection()).await
             } else {
                 let mut call = self.scripts.scan.key(&key);
-                call.arg(cursor).arg(limit - found.len()).arg(COMMAND_BYTES.min(REPLY_BYTES - bytes));
+                call.arg(cursor).arg(COMMAND_FIELDS.min(limit - found.len()));
+                call.arg(COMMAND_BYTES.min(REPLY_BYTES - bytes));
                 call.invoke_async(conn.connection()).await
             };
             let (next, read) = conn.check(result, read_error)?;

@@ -226,3 +226,22 @@ async fn p11_the_comparisons_for_a_page_of_rooms_count_by_bytes() {
     // A page counts as 17.
     assert!(count < 10, "{count} pages");
 }
+
+/// Redis does nothing else during a script.
+#[tokio::test]
+async fn p11_a_page_of_a_large_hash_is_read_in_short_steps() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    fill_hash(&world, &gateway).await;
+    let redis = world.redis.as_ref().unwrap();
+    redis.cli(&["CONFIG", "RESETSTAT"]);
+    let list = gateway.get("/v1/hashes/m?limit=10000").await.1;
+    assert!(list["fields"].as_object().unwrap().len() >= 10_000);
+    let statistics = redis.cli(&["INFO", "commandstats"]);
+    let calls = |command: &str| {
+        let line = statistics.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.map_or(0, |rest| rest.split(',').next().unwrap().parse::<usize>().unwrap())
+    };
+    // Some scripts are the probe's, which scan nothing.
+    assert!(calls("hscan") < 100 * calls("evalsha"), "{statistics}");
+}
