@@ -2,6 +2,7 @@
 //! checks each block. A block that a client could not use is a panic.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -107,9 +108,15 @@ impl Watcher {
         }
     }
 
-    /// Opens a stream at a gateway, where the last one ended. Returns how it resumes.
+    /// Opens a stream at a gateway, where the last one ended. Returns how it resumes. A stream that is refused for now is
+    /// opened again, as a slow machine may not read a large hash in time.
     pub async fn open(&mut self, url: &str) -> &str {
-        assert!(self.try_open(url).await, "the stream was refused");
+        within("a stream opens", async {
+            while !self.try_open(url).await {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
         self.resumes.last().expect("a stream has opened")
     }
 
