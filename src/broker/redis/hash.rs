@@ -102,7 +102,8 @@ impl RedisBroker {
     ) -> Result<RawPage, BrokerError> {
         // Redis's cursors are numbers: other text from the client is not sent to Redis.
         let mut cursor: u64 = from.unwrap_or("0").parse().map_err(|_| BrokerError::UnknownPage)?;
-        let (mut found, mut bytes, mut are_large) = (RawFields::new(), 0, false);
+        // The first command shows how large the values are. It reads a small hash whole.
+        let (mut found, mut bytes, mut are_large) = (RawFields::new(), 0, true);
         loop {
             let result: RedisResult<(u64, RawFields)> = if are_large {
                 let mut command = redis::cmd("HSCAN");
@@ -119,8 +120,9 @@ impl RedisBroker {
             let read_bytes: usize =
                 read.iter().map(|(field, value)| encoded_bytes(field) + encoded_bytes(value)).sum();
             bytes += read_bytes;
+            // The script passes more empty places than one command does.
+            let is_empty = read.is_empty() && !are_large;
             are_large = read_bytes > read.len() * LARGE_BYTES;
-            let is_empty = read.is_empty();
             found.extend(read);
             if cursor == 0 || is_empty || found.len() >= limit || bytes >= REPLY_BYTES {
                 return Ok(((cursor != 0).then(|| cursor.to_string()), found));
