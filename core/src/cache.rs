@@ -121,6 +121,11 @@ impl<E: CachedEvent + Clone> LogCache<E> {
         self.history.as_ref()
     }
 
+    /// Whether this position is part of the history of the log, by the last read and the announcements since.
+    pub fn holds(&self, position: EventId) -> bool {
+        self.history().is_some_and(|history| history.holds(position))
+    }
+
     /// The position after which the next read has to begin, so that it includes the log's entries for the last event of
     /// the ring and for all conflicts. `None` if there are none: then the newest entries are read.
     pub fn read_from(&self) -> Option<EventId> {

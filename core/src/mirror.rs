@@ -3,14 +3,20 @@
 //! Watchers that have a mirror's number in their place have the mirror's state. So a change that another client of the
 //! server has made is found where the stored state differs from the mirror, and it is told by an entry of the log.
 
-use std::collections::{BTreeMap, HashMap};
+mod comparison;
+mod watch;
 
-use crate::names::{ChangeEffect, EventId};
+use std::collections::BTreeMap;
+
+pub use self::comparison::{Comparison, HashRead, StoredState};
+pub use self::watch::WatchPhase;
+
+use crate::names::{ChangeEffect, EventId, HashChange};
 
 /// A mirror of a hash.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mirror {
-    digests: HashMap<Box<str>, u64>,
+    digests: BTreeMap<Box<str>, u64>,
     position: EventId,
     /// When the hash expires, in milliseconds since 1970; 0 if it does not.
     expires_at: u64,
@@ -19,8 +25,7 @@ pub struct Mirror {
 impl Mirror {
     /// A mirror of a state that was read at this position: the digests of its fields.
     pub fn new(position: EventId, state: &BTreeMap<Box<str>, u64>, expires_at: u64) -> Self {
-        let digests = state.iter().map(|(field, digest)| (field.clone(), *digest)).collect();
-        Self { digests, position, expires_at }
+        Self { digests: state.clone(), position, expires_at }
     }
 
     /// The position up to which the mirror has the changes.
@@ -50,6 +55,16 @@ impl Mirror {
             };
         }
         (self.position, self.expires_at) = (id, effect.expires_at);
+    }
+
+    /// Makes the changes of the log up to this end, as far as they follow the mirror's position.
+    pub fn catch_up(&mut self, changes: &[(EventId, HashChange)], end: EventId) {
+        for (id, change) in changes {
+            if *id > self.position {
+                self.apply(*id, &change.effect());
+            }
+        }
+        self.advance_to(end);
     }
 
     /// Moves to a position up to which there are no changes.

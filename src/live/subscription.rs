@@ -18,7 +18,8 @@ use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
 use crate::broker::{BrokerError, LogSlice, ReadLimit, ReadRange};
 use crate::cache::Lookup;
 use crate::log::{EpochHistory, Gap, GapReason, LogView, ReportedLoss};
-use crate::names::{Bookmark, EventId, Topic, WatchBase};
+use crate::mirror::WatchPhase;
+use crate::names::{Bookmark, EventId, Topic};
 use crate::rate_limit::{ChargedRead, Payer};
 
 /// Longest time between an append and the arrival of its announcement.
@@ -29,9 +30,6 @@ const ROOMS_AT_ONCE: usize = 16;
 
 /// Most entries of the log that [`Start::Recent`] looks at.
 const RECENT_EVENTS: usize = 1000;
-
-/// Snapshots of a hash that a stream may take too slowly, one after the other, before it has to come back later.
-const SLOW_SNAPSHOTS: u8 = 2;
 
 /// The position at which a subscription to a topic starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,19 +143,9 @@ struct TopicCursor {
 
 /// What a subscription to a hash has beside its position.
 struct WatchState {
-    phase: WatchPhase,
+    phase: WatchPhase<Weak<Snapshot>>,
     /// The number of the fields that are selected.
     selection: u64,
-}
-
-/// Where a subscription to a hash is.
-enum WatchPhase {
-    /// It needs a snapshot. So many were taken too slowly. If it has a state all the same, the number of that.
-    NeedsSnapshot { too_slow: u8, base: Option<u64> },
-    /// It has these many parts of a snapshot.
-    Snapshot { snapshot: Weak<Snapshot>, parts: usize, too_slow: u8 },
-    /// It has the selected fields of the state of a mirror: the number of the two together.
-    Following(u64),
 }
 
 /// What a cursor yields next.
@@ -370,10 +358,7 @@ impl TopicCursor {
             watch: None,
         };
         if let Start::Watch(bookmark, selection) = start {
-            let phase = match bookmark.and_then(|bookmark| bookmark.base) {
-                Some(WatchBase::Mirror(mirror)) => WatchPhase::Following(mirror),
-                Some(WatchBase::Unfinished) | None => WatchPhase::NeedsSnapshot { too_slow: 0, base: None },
-            };
+            let phase = WatchPhase::new(bookmark);
             cursor.watch = Some(Box::new(WatchState { phase, selection }));
             cursor.resume = if bookmark.is_some() { Resume::Snapshot } else { Resume::Fresh };
             // A hash that can't be watched is refused now. All streams that open share this snapshot.
@@ -397,10 +382,7 @@ impl TopicCursor {
     }
 
     fn bookmark(&self) -> Bookmark {
-        let base = self.watch.as_ref().map(|watch| match &watch.phase {
-            WatchPhase::Following(mirror) => WatchBase::Mirror(*mirror),
-            WatchPhase::NeedsSnapshot { .. } | WatchPhase::Snapshot { .. } => WatchBase::Unfinished,
-        });
+        let base = self.watch.as_ref().map(|watch| watch.phase.base());
         Bookmark { id: self.position, base }
     }
 
@@ -409,7 +391,7 @@ impl TopicCursor {
         let (Some(watch), Some(watched)) = (self.watch.as_deref(), self.guard.live_topic().watched()) else {
             return true;
         };
-        matches!(watch.phase, WatchPhase::Following(number) if watched.has_number(number, watch.selection))
+        watch.phase.follows(watched.number(watch.selection))
     }
 
     /// A snapshot of a hash, which is charged like what is read for this subscription alone.
@@ -422,16 +404,10 @@ impl TopicCursor {
         snapshot
     }
 
-    fn set_phase(&mut self, phase: WatchPhase) {
-        if let Some(watch) = &mut self.watch {
-            watch.phase = phase;
-        }
-    }
-
     /// What follows now. The position moves on accordingly.
     async fn poll(&mut self) -> Polled {
         if self.watch.is_none() {
-            return Polled::Following(self.poll_log().await);
+            return Polled::Following(self.poll_log(None).await);
         }
         // In a box, since streams of rooms need no memory for it.
         Box::pin(self.poll_watch()).await
@@ -440,36 +416,21 @@ impl TopicCursor {
     async fn poll_watch(&mut self) -> Polled {
         let topic = self.guard.live_topic().clone();
         loop {
-            let Some(WatchState { phase, selection }) = self.watch.as_deref_mut() else {
-                return Polled::Following(self.poll_log().await);
+            let (Some(WatchState { phase, selection }), Some(watched)) =
+                (self.watch.as_deref_mut(), topic.watched())
+            else {
+                return Polled::Following(self.poll_log(None).await);
             };
             match phase {
                 WatchPhase::NeedsSnapshot { .. } if self.retry_at.is_some_and(|at| at > Instant::now()) => {
                     return Polled::Following(Following::NothingUpTo(self.position));
                 }
-                WatchPhase::NeedsSnapshot { too_slow, base } => {
-                    let (too_slow, base) = (*too_slow, *base);
+                WatchPhase::NeedsSnapshot { .. } => {
                     self.changes.mark_unchanged();
-                    let retractions = topic.retractions();
                     match self.snapshot(self.position).await {
-                        // The log may have lost what the client has. The cache need not know that yet.
-                        Ok(snapshot) if base.is_some() && snapshot.position.epoch > self.position.epoch => {
-                            match self.read_log().await {
-                                Ok(reply) => {
-                                    self.opening_reply = Some(Box::new(reply));
-                                    self.set_phase(WatchPhase::Following(base.unwrap_or_default()));
-                                }
-                                Err(error) => self.retry_at = Some(topic.retry_at(&error)),
-                            }
-                        }
                         Ok(snapshot) => {
-                            (self.start, self.position) = (snapshot.position, snapshot.position);
-                            self.reported =
-                                Some(ReportedLoss { from: EventId::start_of(0), to: snapshot.position });
-                            (self.retractions, self.retry_at) = (retractions, None);
-                            self.opening_reply = None;
-                            let snapshot = Arc::downgrade(&snapshot);
-                            self.set_phase(WatchPhase::Snapshot { snapshot, parts: 0, too_slow });
+                            self.retry_at = None;
+                            self.change_phase(|phase| phase.begin(Arc::downgrade(&snapshot)));
                         }
                         Err(BrokerError::TooLargeToWatch) => return Polled::End(WatchEnd::TooLarge),
                         Err(error) => {
@@ -478,46 +439,57 @@ impl TopicCursor {
                         }
                     }
                 }
-                WatchPhase::Snapshot { snapshot, parts, too_slow } => {
+                WatchPhase::Snapshot { snapshot, parts, .. } => {
+                    let is_first = *parts == 0;
                     let Some(snapshot) = snapshot.upgrade() else {
-                        if *too_slow + 1 >= SLOW_SNAPSHOTS {
-                            return Polled::End(WatchEnd::TooSlow);
+                        if phase.too_slow() {
+                            continue;
                         }
-                        *phase = WatchPhase::NeedsSnapshot { too_slow: *too_slow + 1, base: None };
-                        continue;
+                        return Polled::End(WatchEnd::TooSlow);
                     };
-                    let part = snapshot.parts[*parts].clone();
-                    *parts += 1;
-                    if *parts == snapshot.parts.len() {
-                        *phase = WatchPhase::Following(snapshot.mirror ^ *selection);
-                    }
-                    return Polled::Part(part);
-                }
-                WatchPhase::Following(number) => {
-                    let number = *number;
-                    let following = self.poll_log().await;
-                    match following {
-                        Following::Gap(_) => {
-                            self.set_phase(WatchPhase::NeedsSnapshot { too_slow: 0, base: None });
+                    let number = snapshot.mirror ^ *selection;
+                    let has_followed = phase.follows_log();
+                    if has_followed && self.position < snapshot.position {
+                        // Changes of which the cache may not know yet, up to where the snapshot was read.
+                        let following = self.poll_log(Some(snapshot.position)).await;
+                        if !matches!(following, Following::NothingUpTo(_)) || self.retry_at.is_some() {
                             return Polled::Following(following);
                         }
-                        // After all changes that the log has: they are what has happened.
-                        Following::NothingUpTo(_) if self.retry_at.is_none() && !self.has_base() => {
-                            self.set_phase(WatchPhase::NeedsSnapshot { too_slow: 0, base: Some(number) });
-                        }
-                        Following::Events(_) | Following::NothingUpTo(_) => return Polled::Following(following),
+                    }
+                    if is_first {
+                        (self.start, self.position) = (snapshot.position, snapshot.position);
+                        self.retractions = topic.retractions();
+                    }
+                    // A stream that has followed the log may still have to hear of a loss before the snapshot.
+                    if is_first && !has_followed {
+                        self.reported = Some(ReportedLoss { from: EventId::start_of(0), to: snapshot.position });
+                    }
+                    let part = self.change_phase(|phase| phase.next_part(number, snapshot.parts.len()));
+                    return Polled::Part(snapshot.parts[part.unwrap_or(0)].clone());
+                }
+                WatchPhase::Following(_) => {
+                    let selection = *selection;
+                    let following = self.poll_log(None).await;
+                    let is_caught_up = matches!(following, Following::NothingUpTo(_)) && self.retry_at.is_none();
+                    let present = watched.number(selection);
+                    if !is_caught_up || self.change_phase(|phase| phase.caught_up(present)) != Some(true) {
+                        return Polled::Following(following);
                     }
                 }
             }
         }
     }
 
-    /// What follows in the log. The position moves on accordingly.
-    async fn poll_log(&mut self) -> Following {
+    fn change_phase<T>(&mut self, change: impl FnOnce(&mut WatchPhase<Weak<Snapshot>>) -> T) -> Option<T> {
+        self.watch.as_deref_mut().map(|watch| change(&mut watch.phase))
+    }
+
+    /// What follows in the log, up to a position if there is one, which the log has. The position moves on accordingly.
+    async fn poll_log(&mut self, until: Option<EventId>) -> Following {
         self.changes.mark_unchanged();
-        let reply = match self.opening_reply.take().map(|reply| *reply).or_else(|| self.retraction()) {
+        let mut reply = match self.opening_reply.take().map(|reply| *reply).or_else(|| self.retraction()) {
             Some(reply) => reply,
-            None => match self.guard.live_topic().after(self.position, self.reported) {
+            None => match self.lookup(until) {
                 Lookup::Events(events) => Following::Events(events),
                 Lookup::Nothing => Following::NothingUpTo(self.position),
                 Lookup::Unknown if self.retry_at.is_some_and(|at| at > Instant::now()) => {
@@ -541,6 +513,12 @@ impl TopicCursor {
             },
         };
         self.retry_at = None;
+        if let (Following::Events(events), Some(until)) = (&mut reply, until) {
+            events.retain(|event| event.id() <= until);
+            if events.is_empty() {
+                reply = Following::NothingUpTo(until);
+            }
+        }
         match &reply {
             Following::Events(events) => {
                 self.awaits_announcement = false;
@@ -550,10 +528,20 @@ impl TopicCursor {
                 self.awaits_announcement = false;
                 self.position = gap.to;
                 self.reported = Some(ReportedLoss::after_gap(self.reported, *gap));
+                self.change_phase(WatchPhase::gap);
             }
             Following::NothingUpTo(position) => self.position = *position,
         }
         reply
+    }
+
+    /// What the cache can tell. It may not know yet of what the log has up to a position.
+    fn lookup(&self, until: Option<EventId>) -> Lookup<Arc<LiveEvent>> {
+        let topic = self.guard.live_topic();
+        match topic.after(self.position, self.reported) {
+            Lookup::Nothing if until.is_some_and(|until| !topic.holds(until)) => Lookup::Unknown,
+            lookup => lookup,
+        }
     }
 
     async fn read_log(&mut self) -> Result<Following, BrokerError> {

@@ -160,6 +160,11 @@ impl LiveTopic {
         self.counted().cache.history() == Some(history)
     }
 
+    /// Whether this position is part of the log's history, as far as the cache knows.
+    pub(super) fn holds(&self, position: EventId) -> bool {
+        self.counted().cache.holds(position)
+    }
+
     /// The log was cleared up to a position.
     pub(super) fn clear_to(&self, position: EventId) {
         self.change_cache(|cache| cache.clear_to(position));

@@ -20,8 +20,8 @@ use super::topic::{Following, LiveTopic};
 use crate::broker::{BrokerError, Fault, FaultKind, OtherClients, ReadLimit, ReadRange};
 use crate::cache::Lookup;
 use crate::log::{LogView, Next};
-use crate::mirror::Mirror;
-use crate::names::{Bookmark, ChangeKind, EventId, HashChange, HashName, MAX_NUMBER, WatchBase, digest};
+use crate::mirror::{Comparison, HashRead, Mirror, StoredState};
+use crate::names::{Bookmark, EventId, HashChange, HashName, MAX_NUMBER, WatchBase, digest};
 use crate::timestamp;
 
 /// Fields of one page of a read.
@@ -35,8 +35,6 @@ const MAX_WATCHED_FIELDS: usize = 100_000;
 const SMALL_READS: usize = 3;
 /// Reads of a hash, each of which may find that the log no longer reaches back to its beginning.
 const READ_ATTEMPTS: usize = 3;
-/// Attempts to append what others have changed before the log gets other entries.
-const APPEND_ATTEMPTS: usize = 5;
 /// A snapshot that is not older serves those who ask for one.
 const SNAPSHOT_AGE: Duration = Duration::from_secs(1);
 /// Shortest time between two comparisons of a hash that nobody asks for.
@@ -108,16 +106,15 @@ impl MirrorState {
     }
 }
 
-/// A state of the hash that was read.
-struct StoredState {
-    /// The position up to which it has the changes.
-    position: EventId,
-    fields: BTreeMap<Box<str>, Bytes>,
-    digests: BTreeMap<Box<str>, u64>,
+/// What a read has found.
+struct ReadOutcome {
+    stored: StoredState,
     /// When the hash expires, in milliseconds since 1970; 0 if it does not.
     expires_at: u64,
     /// The changes since the mirror's position.
     changes: Vec<(EventId, HashChange)>,
+    /// The position up to which the state has the changes.
+    end: EventId,
     /// Whether the log has all changes since the mirror's position.
     reaches_mirror: bool,
 }
@@ -140,10 +137,10 @@ impl WatchedHash {
         self.mirror.load(Ordering::SeqCst)
     }
 
-    /// Whether a number stands for this mirror and a selection of fields.
-    pub(super) fn has_number(&self, number: u64, selection: u64) -> bool {
+    /// The number that stands for the mirror and a selection of fields. None if there is no mirror now.
+    pub(super) fn number(&self, selection: u64) -> Option<u64> {
         let mirror = self.mirror();
-        mirror != 0 && number == mirror ^ selection
+        (mirror != 0).then_some(mirror ^ selection)
     }
 
     /// Some client has changed the hash.
@@ -199,8 +196,8 @@ impl WatchedHash {
             return Err(BrokerError::TooLargeToWatch);
         }
         let began = Instant::now();
-        let stored = self.read(topic, &mut state).await?;
-        let snapshot = Snapshot::new(&self.hash, self.mirror(), stored.position, &stored.fields).await;
+        let (position, stored) = self.read(topic, &mut state).await?;
+        let snapshot = Snapshot::new(&self.hash, self.mirror(), position, &stored.fields).await;
         let snapshot = self.snapshots.keep(snapshot);
         state.snapshot = Arc::downgrade(&snapshot);
         self.schedule(&mut state, began);
@@ -300,95 +297,70 @@ impl WatchedHash {
         topic.wake();
     }
 
-    /// Reads the hash, and appends to its log what others have changed. Makes a mirror if there is none.
+    /// Reads the hash, and appends to its log what others have changed. Makes a mirror if there is none. Returns the state,
+    /// and the position up to which it has the changes.
     async fn read(
         &self,
         topic: &LiveTopic,
         state: &mut MutexGuard<'_, MirrorState>,
-    ) -> Result<StoredState, BrokerError> {
-        let stored = self.read_stored(state.mirror.as_ref().map(Mirror::position)).await;
-        if matches!(stored, Err(BrokerError::TooLargeToWatch)) {
+    ) -> Result<(EventId, StoredState), BrokerError> {
+        let read = self.read_stored(state.mirror.as_ref().map(Mirror::position)).await;
+        if matches!(read, Err(BrokerError::TooLargeToWatch)) {
             // Its streams ask for a snapshot, and end.
             state.too_large_at = Some(Instant::now());
             self.drop_mirror(topic, state);
         }
-        let mut stored = stored?;
-        if !stored.reaches_mirror {
+        let ReadOutcome { stored, expires_at, changes, end, reaches_mirror } = read?;
+        if state.mirror.is_some() && !reaches_mirror {
             self.drop_mirror(topic, state);
         }
         let Some(mirror) = &mut state.mirror else {
-            state.mirror = Some(Mirror::new(stored.position, &stored.digests, stored.expires_at));
-            state.start = Some(stored.position);
+            state.mirror = Some(Mirror::new(end, &stored.digests, expires_at));
+            state.start = Some(end);
             state.retractions = topic.retractions();
             // Other mirrors have other numbers, and 0 is none.
             self.mirror.store(fastrand::u64(1..MAX_NUMBER), Ordering::SeqCst);
             topic.wake();
-            return Ok(stored);
+            return Ok((end, stored));
         };
-        if stored.changes.is_empty() {
-            mirror.set_expiry(stored.expires_at);
+        if changes.is_empty() {
+            mirror.set_expiry(expires_at);
         }
-        for (id, change) in std::mem::take(&mut stored.changes) {
-            if id > mirror.position() {
-                mirror.apply(id, &change.effect());
+        let mut comparison = Comparison::new(mirror, stored, &changes, end);
+        while let Some((end, fields)) = comparison.to_append() {
+            if let Some(count) = self.log.append_external(&self.hash, end, fields).await? {
+                comparison.appended(count);
+                continue;
+            }
+            let Some((changes, end)) = self.changes_after(comparison.position()).await? else {
+                return Err(changes_too_fast());
+            };
+            if !comparison.catch_up(mirror, &changes, end) {
+                return Err(changes_too_fast());
             }
         }
-        mirror.advance_to(stored.position);
-        let mut differing = mirror.differing(&stored.digests);
-        let mut end = Some(stored.position);
-        for attempt in 1..=APPEND_ATTEMPTS {
-            while !differing.is_empty() {
-                let Some(count) = self.log.append_external(&self.hash, end, &differing).await? else { break };
-                differing.drain(..count);
-                // The entries of this very step are the only ones that the log has got.
-                end = None;
-            }
-            if differing.is_empty() {
-                return Ok(stored);
-            }
-            // The log has other entries. They may tell what was taken for a change of another client.
-            let Some((changes, position)) = self.changes_after(stored.position).await? else { break };
-            for (id, change) in &changes {
-                mirror.apply(*id, &change.effect());
-                stored.apply(change);
-                differing.retain(|field| !touches(change, field));
-            }
-            mirror.advance_to(position);
-            stored.position = position;
-            end = (attempt + 1 < APPEND_ATTEMPTS).then_some(position);
-        }
-        if differing.is_empty() { Ok(stored) } else { Err(changes_too_fast()) }
+        Ok((comparison.position(), comparison.into_stored()))
     }
 
     /// Reads the whole hash as it is stored, and its log from this position on, if one is given.
-    async fn read_stored(&self, mirror_position: Option<EventId>) -> Result<StoredState, BrokerError> {
+    async fn read_stored(&self, mirror_position: Option<EventId>) -> Result<ReadOutcome, BrokerError> {
         for _ in 0..READ_ATTEMPTS {
             for small_read in 1..=SMALL_READS {
-                // The position first and then the state. So no change is missing that is not in the log.
-                let start = self.log.end(&self.hash).await?;
+                let mut read = HashRead::new(self.log.end(&self.hash).await?, mirror_position);
                 let (fields, pages) = self.read_pages().await?;
                 let expires_at = self.log.hash_expiry(&self.hash).await?;
-                let from = mirror_position.filter(|position| *position < start);
-                let (changes, reaches_mirror) = match self.changes_after(from.unwrap_or(start)).await? {
-                    Some(changes) => (Some(changes), true),
-                    None if from.is_some() => (self.changes_after(start).await?, false),
-                    None => (None, true),
-                };
-                let Some((changes, position)) = changes else { break };
-                let is_unchanged = changes.iter().all(|(id, _)| *id <= start);
-                if pages == 1 && !is_unchanged && small_read < SMALL_READS {
+                let mut since = self.changes_after(read.log_from()).await?;
+                if since.is_none() && read.give_up_mirror() {
+                    since = self.changes_after(read.log_from()).await?;
+                }
+                let Some((changes, end)) = since else { break };
+                if pages == 1 && !read.is_unchanged(&changes) && small_read < SMALL_READS {
                     continue;
                 }
-                let digests = BTreeMap::new();
-                let mut stored =
-                    StoredState { position, fields, digests, expires_at, changes: Vec::new(), reaches_mirror };
-                for (_, change) in changes.iter().filter(|(id, _)| *id > start) {
-                    stored.apply(change);
-                }
-                stored.changes = changes;
-                stored.reaches_mirror &= mirror_position.is_none_or(|mirror| mirror <= position);
-                stored.digest().await;
-                return Ok(stored);
+                let mut stored = StoredState::new(fields);
+                let reaches_mirror = read.finish(&mut stored, &changes, end);
+                digest_all(&mut stored).await;
+                return Ok(ReadOutcome { stored, expires_at, changes, end, reaches_mirror });
             }
         }
         Err(changes_too_fast())
@@ -442,49 +414,15 @@ impl WatchedHash {
     }
 }
 
-impl StoredState {
-    fn apply(&mut self, change: &HashChange) {
-        match &change.kind {
-            ChangeKind::Set(fields) => {
-                for (field, value) in fields {
-                    self.fields.insert(field.as_str().into(), value.clone());
-                    self.digests.insert(field.as_str().into(), digest(value));
-                }
-            }
-            ChangeKind::Remove(fields) => {
-                for field in fields {
-                    self.fields.remove(field.as_str());
-                    self.digests.remove(field.as_str());
-                }
-            }
-            ChangeKind::Clear(_) => {
-                self.fields.clear();
-                self.digests.clear();
-            }
-            ChangeKind::Expiry => {}
+async fn digest_all(stored: &mut StoredState) {
+    let mut bytes = 0;
+    for (field, value) in &stored.fields {
+        stored.digests.insert(field.clone(), digest(value));
+        bytes += value.len();
+        if bytes >= BYTES_BETWEEN_YIELDS {
+            bytes = 0;
+            yield_now().await;
         }
-    }
-
-    async fn digest(&mut self) {
-        let mut bytes = 0;
-        for (field, value) in &self.fields {
-            self.digests.insert(field.clone(), digest(value));
-            bytes += value.len();
-            if bytes >= BYTES_BETWEEN_YIELDS {
-                bytes = 0;
-                yield_now().await;
-            }
-        }
-    }
-}
-
-/// Whether a change says what a field has.
-fn touches(change: &HashChange, field: &str) -> bool {
-    match &change.kind {
-        ChangeKind::Set(fields) => fields.iter().any(|(name, _)| name == field),
-        ChangeKind::Remove(fields) => fields.iter().any(|name| name == field),
-        ChangeKind::Clear(_) => true,
-        ChangeKind::Expiry => false,
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::put;
 use crate::auth::{claims, close, token};
-use crate::support::{Fields, Gateway, Stream, Told, Watcher, World, stored_fields, within};
+use crate::support::{Fields, Gateway, Link, Links, Proxy, Stream, Told, Watcher, World, stored_fields, within};
 
 /// A gateway on which a hash stays live while nobody watches it.
 async fn gateway(world: &World) -> Gateway {
@@ -509,6 +509,33 @@ async fn p9_a_watcher_that_changes_the_replica_gets_the_changes_and_then_a_snaps
         assert_eq!(next(&mut watcher).await, snapshot([("a", &n), ("b", &n)]));
     }
     assert_eq!(watcher.gaps(), [""; 0]);
+}
+
+#[tokio::test]
+async fn p9_changes_that_a_replica_has_not_heard_of_are_told_before_its_snapshot() {
+    let world = World::redis().await;
+    let proxy = Proxy::to(world.server().port()).await;
+    let here = gateway(&world).await;
+    let there = world.gateway_with(|settings| settings.redis.url = Some(proxy.url().parse().unwrap())).await;
+    let mut watchers = [watch(&there, "lamp").await, watch(&here, "lamp").await];
+    put(&here, "/v1/hashes/lamp/fields/a", "first").await;
+    for watcher in &mut watchers {
+        watcher.until_value("a", "first").await;
+    }
+    let [_other, mut watcher] = watchers;
+    watcher.leave();
+    proxy.set_only(Links::PubSub, Link::Freeze);
+    for n in ["0", "1", "2"] {
+        put(&here, "/v1/hashes/lamp/fields/a", n).await;
+    }
+    assert_eq!(watcher.open(&there.url).await, "snapshot");
+    for n in ["0", "1", "2"] {
+        assert_eq!(next(&mut watcher).await, set([("a", n)]));
+    }
+    assert_eq!(next(&mut watcher).await, snapshot([("a", "2")]));
+    proxy.set(Link::Pass);
+    put(&there, "/v1/hashes/lamp/fields/a", "3").await;
+    assert_eq!(next(&mut watcher).await, set([("a", "3")]));
 }
 
 #[tokio::test]
