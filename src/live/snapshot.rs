@@ -29,6 +29,8 @@ pub(super) struct Snapshot {
     pub(super) position: EventId,
     /// The data of `hash.snapshot`, at least once.
     pub(super) parts: Box<[Bytes]>,
+    /// Whether the key has another type. To watchers, it is a hash without fields.
+    pub(super) is_other_type: bool,
     bytes: usize,
     made: Instant,
 }
@@ -47,6 +49,7 @@ impl Snapshot {
         mirror: u64,
         position: EventId,
         state: &BTreeMap<Box<str>, Bytes>,
+        is_other_type: bool,
     ) -> Self {
         let (mut parts, mut fields, mut bytes) = (Vec::new(), BTreeMap::new(), 0);
         let part = |parts: &[Bytes], fields: &BTreeMap<&str, Box<RawValue>>, last| {
@@ -65,7 +68,7 @@ impl Snapshot {
         }
         parts.push(part(&parts, &fields, true));
         let bytes = parts.iter().map(Bytes::len).sum();
-        Self { mirror, position, parts: parts.into(), bytes, made: Instant::now() }
+        Self { mirror, position, parts: parts.into(), is_other_type, bytes, made: Instant::now() }
     }
 
     pub(super) fn age(&self) -> Duration {
@@ -130,7 +133,7 @@ mod tests {
         let hash = HashName::new("lamp").unwrap();
         let value = Bytes::from(vec![b'x'; 1000]);
         let state = (0..fields).map(|n| (format!("f{n:04}").into_boxed_str(), value.clone())).collect();
-        Snapshot::new(&hash, 1, EventId::new(1, 1), &state).await
+        Snapshot::new(&hash, 1, EventId::new(1, 1), &state, false).await
     }
 
     #[tokio::test]

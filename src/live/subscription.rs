@@ -9,13 +9,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::select_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::snapshot::Snapshot;
 use super::topic::{BATCH_BYTES, Following, LiveTopic, TopicGuard};
 use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
-use crate::broker::{BrokerError, LogSlice, ReadLimit, ReadRange};
+use crate::broker::{BrokerError, Fault, FaultKind, LogSlice, ReadLimit, ReadRange};
 use crate::cache::Lookup;
 use crate::log::{EpochHistory, Gap, GapReason, LogView, ReportedLoss};
 use crate::mirror::WatchPhase;
@@ -24,6 +24,9 @@ use crate::rate_limit::{ChargedRead, Payer};
 
 /// Longest time between an append and the arrival of its announcement.
 const ANNOUNCEMENT_DELAY: Duration = Duration::from_secs(1);
+
+/// How long a stream waits for its first snapshot before it opens.
+const OPENING_SNAPSHOT: Duration = Duration::from_secs(1);
 
 /// Topics that one subscription opens at one time: as many as logs are read at one time.
 const ROOMS_AT_ONCE: usize = 16;
@@ -146,6 +149,14 @@ struct WatchState {
     phase: WatchPhase<Weak<Snapshot>>,
     /// The number of the fields that are selected.
     selection: u64,
+    /// The snapshot that it has asked for.
+    asked: Option<AskedSnapshot>,
+}
+
+/// A snapshot that a subscription has asked for. It is charged like what is read for this subscription alone.
+struct AskedSnapshot {
+    reply: oneshot::Receiver<Result<Arc<Snapshot>, BrokerError>>,
+    charged: Option<ChargedRead<Arc<Payer>>>,
 }
 
 /// What a cursor yields next.
@@ -210,7 +221,7 @@ impl Subscription {
         let topic = cursor.guard.live_topic();
         let mirror = match cursor.watch.as_deref() {
             None => 0,
-            Some(WatchState { phase: WatchPhase::Following(mirror), selection: 0 })
+            Some(WatchState { phase: WatchPhase::Following(mirror), selection: 0, .. })
                 if *mirror == topic.mirror() =>
             {
                 *mirror
@@ -359,11 +370,17 @@ impl TopicCursor {
         };
         if let Start::Watch(bookmark, selection) = start {
             let phase = WatchPhase::new(bookmark);
-            cursor.watch = Some(Box::new(WatchState { phase, selection }));
+            cursor.watch = Some(Box::new(WatchState { phase, selection, asked: None }));
             cursor.resume = if bookmark.is_some() { Resume::Snapshot } else { Resume::Fresh };
-            // A hash that can't be watched is refused now. All streams that open share this snapshot.
-            if !cursor.has_base() {
-                Box::pin(cursor.snapshot(EventId::start_of(0))).await?;
+            // A hash that can't be watched is refused now, if that is known in time. Else the stream waits.
+            if !cursor.has_base()
+                && let Ok(snapshot) = timeout(OPENING_SNAPSHOT, Box::pin(cursor.snapshot())).await
+            {
+                let snapshot = snapshot?;
+                if snapshot.is_other_type && bookmark.is_none() {
+                    return Err(BrokerError::WrongType);
+                }
+                cursor.change_phase(|phase| phase.begin(Arc::downgrade(&snapshot)));
             }
         }
         let is_following = |watch: &WatchState| matches!(watch.phase, WatchPhase::Following(_));
@@ -394,12 +411,20 @@ impl TopicCursor {
         watch.phase.follows(watched.number(watch.selection))
     }
 
-    /// A snapshot of a hash, which is charged like what is read for this subscription alone.
-    async fn snapshot(&self, at_least: EventId) -> Result<Arc<Snapshot>, BrokerError> {
-        let topic = self.guard.live_topic();
-        let Some(watched) = topic.watched() else { return Err(BrokerError::WrongType) };
-        let charged = self.payer.clone().map(ChargedRead::new);
-        let snapshot = watched.snapshot(topic, at_least).await;
+    /// A snapshot of a hash, at the position or a later one. Cancel-safe.
+    async fn snapshot(&mut self) -> Result<Arc<Snapshot>, BrokerError> {
+        let (Some(watch), Some(watched)) = (self.watch.as_deref_mut(), self.guard.live_topic().watched()) else {
+            return Err(BrokerError::WrongType);
+        };
+        let asked = watch.asked.get_or_insert_with(|| AskedSnapshot {
+            reply: watched.ask(self.position),
+            charged: self.payer.clone().map(ChargedRead::new),
+        });
+        let snapshot = (&mut asked.reply).await.unwrap_or_else(|_| {
+            let detail = "the topic's task has ended";
+            Err(BrokerError::Unavailable(Fault::new(FaultKind::Failed, detail)))
+        });
+        let charged = watch.asked.take().and_then(|asked| asked.charged);
         charged.inspect(|charged| charged.has_read(snapshot.as_ref().map_or(0, |snapshot| snapshot.bytes())));
         snapshot
     }
@@ -416,7 +441,7 @@ impl TopicCursor {
     async fn poll_watch(&mut self) -> Polled {
         let topic = self.guard.live_topic().clone();
         loop {
-            let (Some(WatchState { phase, selection }), Some(watched)) =
+            let (Some(WatchState { phase, selection, .. }), Some(watched)) =
                 (self.watch.as_deref_mut(), topic.watched())
             else {
                 return Polled::Following(self.poll_log(None).await);
@@ -427,7 +452,7 @@ impl TopicCursor {
                 }
                 WatchPhase::NeedsSnapshot { .. } => {
                     self.changes.mark_unchanged();
-                    match self.snapshot(self.position).await {
+                    match self.snapshot().await {
                         Ok(snapshot) => {
                             self.retry_at = None;
                             self.change_phase(|phase| phase.begin(Arc::downgrade(&snapshot)));
@@ -563,9 +588,10 @@ impl TopicCursor {
 mod tests {
     use super::*;
     use crate::broker::memory::{MemoryBroker, MemorySettings};
+    use crate::broker::{Condition, HashWrite, WriteContext};
     use crate::config::Settings;
     use crate::http::test_app;
-    use crate::names::{Data, Event, RoomName};
+    use crate::names::{Data, Event, FieldName, HashName, RoomName};
     use crate::rate_limit::tests::owed_bytes;
     use crate::rate_limit::{RateKey, RateLimitSettings, RateLimiter};
 
@@ -586,8 +612,39 @@ mod tests {
         for _ in 0..10 {
             app.log.append(&topic, &event, None, &RateKey::All).await.unwrap();
         }
-        // The lowest rate, with which a debt lasts longest.
-        let settings = RateLimitSettings { rate_per_subject: 1, ..Settings::defaults().limits.limits() };
+        let payer = payer(1);
+        let open = app.live.subscribe(vec![(topic, Start::Earliest)], LogView::All, Some(payer.clone()), |_| true);
+        let mut subscription = open.await.unwrap();
+        assert!(matches!(subscription.next().await, Update::Events { .. }));
+        assert!(owed_bytes(&payer) > 0);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_for_a_subscription_is_owed_once() {
+        let app = test_app();
+        let hash = HashName::new("a").unwrap();
+        for field in ["a", "b"] {
+            let write = HashWrite::Set {
+                field: FieldName::new(field).unwrap(),
+                value: "x".repeat(200_000).into(),
+                condition: Condition::Always,
+            };
+            app.hashes.write(&hash, &write, WriteContext { key: None, by: None, watermarks: &[] }).await.unwrap();
+        }
+        let payer = payer(5);
+        let topics = vec![(Topic::from(hash), Start::Watch(None, 0))];
+        let open = app.live.subscribe(topics, LogView::All, Some(payer.clone()), |_| true);
+        let mut subscription = open.await.unwrap();
+        while subscription.caught_up().is_none() {
+            assert!(matches!(subscription.next().await, Update::Snapshot { .. }));
+        }
+        let owed = owed_bytes(&payer);
+        assert!((1..600_000).contains(&owed), "{owed}");
+    }
+
+    /// A payer with a low rate, with which a debt lasts long.
+    fn payer(rate: u32) -> Arc<Payer> {
+        let settings = RateLimitSettings { rate_per_subject: rate, ..Settings::defaults().limits.limits() };
         let broker = MemoryBroker::new(MemorySettings {
             replica: "test".into(),
             lease: Duration::from_secs(1),
@@ -595,10 +652,6 @@ mod tests {
             max_bytes: 1024 * 1024,
         });
         let limiter = RateLimiter::new(settings, Arc::new(broker));
-        let payer = limiter.payer_for_streams(RateKey::Subject("ann".into())).unwrap();
-        let open = app.live.subscribe(vec![(topic, Start::Earliest)], LogView::All, Some(payer.clone()), |_| true);
-        let mut subscription = open.await.unwrap();
-        assert!(matches!(subscription.next().await, Update::Events { .. }));
-        assert!(owed_bytes(&payer) > 0);
+        limiter.payer_for_streams(RateKey::Subject("ann".into())).unwrap()
     }
 }

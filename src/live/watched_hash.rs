@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::sync::{Mutex, MutexGuard, Notify, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
@@ -43,8 +43,11 @@ const COMPARE_EVERY: Duration = Duration::from_secs(5);
 const COMPARE_NOTIFIED_EVERY: Duration = Duration::from_mins(1);
 /// How long the announcement of a gateway's step comes after the notifications of its changes, at most.
 const HINT_DELAY: Duration = Duration::from_millis(100);
-/// The time between two comparisons is at least this many times as long as the last one took.
+/// The time between two comparisons is at least this many times as long as the last one took, up to
+/// [`MAX_COMPARE_PAUSE`].
 const COMPARE_SHARE: u32 = 100;
+/// A comparison that took long on a slow machine does not put off the next one for longer.
+const MAX_COMPARE_PAUSE: Duration = Duration::from_mins(1);
 /// How long after a hash's expiry it is looked at.
 const EXPIRY_DELAY: Duration = Duration::from_millis(50);
 /// Bytes of values that are digested before other tasks of the thread get a turn.
@@ -56,11 +59,20 @@ pub(super) struct WatchedHash {
     log: Arc<LogClient>,
     snapshots: Arc<Snapshots>,
     state: Mutex<MirrorState>,
+    /// Streams that wait for a snapshot.
+    waiting: std::sync::Mutex<Vec<Waiting>>,
+    asked: Notify,
     /// The number of the mirror; 0 if there is none.
     mirror: AtomicU64,
     /// Notifications of changes that belong to no announcement that has come so far.
     unaccounted: AtomicU32,
     hinted: Notify,
+}
+
+/// A stream that waits for a snapshot at a position or a later one.
+struct Waiting {
+    at_least: EventId,
+    reply: oneshot::Sender<Result<Arc<Snapshot>, BrokerError>>,
 }
 
 struct MirrorState {
@@ -70,8 +82,6 @@ struct MirrorState {
     /// The position at which the mirror began.
     start: Option<EventId>,
     snapshot: Weak<Snapshot>,
-    /// When a read has found the hash too large.
-    too_large_at: Option<Instant>,
     /// When the hash is compared next, or looked at for a reason to compare it.
     due: Option<Instant>,
     /// When the next comparison is due that nothing hints at.
@@ -87,7 +97,6 @@ impl MirrorState {
             retractions: 0,
             start: None,
             snapshot: Weak::new(),
-            too_large_at: None,
             due: None,
             compare_at: None,
             hint_at: Instant::now(),
@@ -117,6 +126,22 @@ struct ReadOutcome {
     end: EventId,
     /// Whether the log has all changes since the mirror's position.
     reaches_mirror: bool,
+    /// Whether the key has another type. To watchers, it is a hash without fields.
+    is_other_type: bool,
+}
+
+/// A state of the hash that watchers can be given.
+struct ReadState {
+    stored: StoredState,
+    position: EventId,
+    is_other_type: bool,
+}
+
+/// The changes in the log while the hash is read.
+struct ChangesSince {
+    changes: Vec<(EventId, HashChange)>,
+    bytes: usize,
+    end: EventId,
 }
 
 impl WatchedHash {
@@ -126,6 +151,8 @@ impl WatchedHash {
             log,
             snapshots,
             state: Mutex::new(MirrorState::new()),
+            waiting: std::sync::Mutex::default(),
+            asked: Notify::new(),
             mirror: AtomicU64::new(0),
             unaccounted: AtomicU32::new(0),
             hinted: Notify::new(),
@@ -165,6 +192,7 @@ impl WatchedHash {
             tokio::select! {
                 // The topic owns the sender, so the channel can't close.
                 _ = changes.changed() => self.catch_up(topic, &mut self.state.lock().await).await,
+                () = self.asked.notified() => self.answer(topic).await,
                 () = self.hinted.notified() => {
                     let mut state = self.state.lock().await;
                     let at = state.hint_at.max(Instant::now() + HINT_DELAY);
@@ -175,29 +203,49 @@ impl WatchedHash {
         }
     }
 
-    /// A snapshot at this position or a later one. Those who ask at the same time share one read.
-    pub(super) async fn snapshot(
-        &self,
-        topic: &LiveTopic,
-        at_least: EventId,
-    ) -> Result<Arc<Snapshot>, BrokerError> {
-        let asked_at = Instant::now();
+    /// Asks for a snapshot at this position or a later one. The read that it needs goes on when nobody waits any longer.
+    pub(super) fn ask(&self, at_least: EventId) -> oneshot::Receiver<Result<Arc<Snapshot>, BrokerError>> {
+        let (reply, answer) = oneshot::channel();
+        self.waiting.lock().expect("no holder of the lock panics").push(Waiting { at_least, reply });
+        self.asked.notify_one();
+        answer
+    }
+
+    fn take_waiting(&self) -> Vec<Waiting> {
+        std::mem::take(&mut *self.waiting.lock().expect("no holder of the lock panics"))
+    }
+
+    /// Answers all who wait for a snapshot, with one read.
+    async fn answer(&self, topic: &LiveTopic) {
+        let mut waiting = self.take_waiting();
+        waiting.retain(|waiting| !waiting.reply.is_closed());
+        let Some(at_least) = waiting.iter().map(|waiting| waiting.at_least).max() else { return };
+        let snapshot = self.snapshot(topic, at_least).await;
+        if snapshot.is_err() {
+            // Those who have asked meanwhile would find the same.
+            waiting.extend(self.take_waiting());
+        }
+        for Waiting { reply, .. } in waiting {
+            // A stream that has ended needs no answer.
+            let _ = reply.send(snapshot.clone());
+        }
+    }
+
+    async fn snapshot(&self, topic: &LiveTopic, at_least: EventId) -> Result<Arc<Snapshot>, BrokerError> {
         let mut state = self.state.lock().await;
         self.catch_up(topic, &mut state).await;
-        let is_usable =
-            |snapshot: &Arc<Snapshot>| snapshot.mirror == self.mirror() && snapshot.age() < SNAPSHOT_AGE;
+        let is_usable = |snapshot: &Arc<Snapshot>| {
+            snapshot.mirror == self.mirror() && snapshot.age() < SNAPSHOT_AGE && !snapshot.is_other_type
+        };
         if let Some(snapshot) = state.snapshot.upgrade().filter(is_usable)
             // A client may have a position that the log never had. Then the log's end is the latest that there is.
             && (snapshot.position >= at_least || snapshot.position == self.log.end(&self.hash).await?)
         {
             return Ok(snapshot);
         }
-        if state.too_large_at.is_some_and(|at| at >= asked_at) {
-            return Err(BrokerError::TooLargeToWatch);
-        }
         let began = Instant::now();
-        let (position, stored) = self.read(topic, &mut state).await?;
-        let snapshot = Snapshot::new(&self.hash, self.mirror(), position, &stored.fields).await;
+        let ReadState { stored, position, is_other_type } = self.read(topic, &mut state).await?;
+        let snapshot = Snapshot::new(&self.hash, self.mirror(), position, &stored.fields, is_other_type).await;
         let snapshot = self.snapshots.keep(snapshot);
         state.snapshot = Arc::downgrade(&snapshot);
         self.schedule(&mut state, began);
@@ -225,26 +273,31 @@ impl WatchedHash {
             return;
         }
         self.catch_up(topic, &mut state).await;
-        if state.mirror.is_some()
-            && let Err(error) = self.read(topic, &mut state).await
-        {
-            tracing::debug!(hash = %self.hash, %error, "a watched hash could not be compared; it will be tried again");
-        }
+        let read = match state.mirror {
+            Some(_) => self.read(topic, &mut state).await.map(drop),
+            None => Ok(()),
+        };
         self.schedule(&mut state, began);
+        if let Err(error) = read {
+            tracing::debug!(hash = %self.hash, %error, "a watched hash could not be compared; it will be tried again");
+            // The hints for it would be lost otherwise.
+            let retry_at = state.hint_at.max(topic.retry_at(&error));
+            (state.compare_at, state.due) = (Some(retry_at), Some(retry_at));
+        }
     }
 
     /// Sets the time of the next comparison, after one that began at this time.
     fn schedule(&self, state: &mut MirrorState, began: Instant) {
         let now = Instant::now();
-        let took = now - began;
+        let pause = ((now - began) * COMPARE_SHARE).min(MAX_COMPARE_PAUSE);
         let every = match self.log.other_clients() {
             OtherClients::None => None,
             OtherClients::Notified => Some(COMPARE_NOTIFIED_EVERY),
             OtherClients::Unnoticed => Some(COMPARE_EVERY),
         };
         let jitter = fastrand::f64().mul_add(0.2, 1.0);
-        let next = every.map(|every| now + every.max(took * COMPARE_SHARE).mul_f64(jitter));
-        state.hint_at = now + took * COMPARE_SHARE;
+        let next = every.map(|every| now + every.max(pause).mul_f64(jitter));
+        state.hint_at = now + pause;
         (state.compare_at, state.due) = (next, next);
         state.schedule_expiry();
     }
@@ -303,14 +356,13 @@ impl WatchedHash {
         &self,
         topic: &LiveTopic,
         state: &mut MutexGuard<'_, MirrorState>,
-    ) -> Result<(EventId, StoredState), BrokerError> {
+    ) -> Result<ReadState, BrokerError> {
         let read = self.read_stored(state.mirror.as_ref().map(Mirror::position)).await;
         if matches!(read, Err(BrokerError::TooLargeToWatch)) {
             // Its streams ask for a snapshot, and end.
-            state.too_large_at = Some(Instant::now());
             self.drop_mirror(topic, state);
         }
-        let ReadOutcome { stored, expires_at, changes, end, reaches_mirror } = read?;
+        let ReadOutcome { stored, expires_at, changes, end, reaches_mirror, is_other_type } = read?;
         if state.mirror.is_some() && !reaches_mirror {
             self.drop_mirror(topic, state);
         }
@@ -321,7 +373,7 @@ impl WatchedHash {
             // Other mirrors have other numbers, and 0 is none.
             self.mirror.store(fastrand::u64(1..MAX_NUMBER), Ordering::SeqCst);
             topic.wake();
-            return Ok((end, stored));
+            return Ok(ReadState { stored, position: end, is_other_type });
         };
         if changes.is_empty() {
             mirror.set_expiry(expires_at);
@@ -332,14 +384,15 @@ impl WatchedHash {
                 comparison.appended(count);
                 continue;
             }
-            let Some((changes, end)) = self.changes_after(comparison.position()).await? else {
+            let Some(ChangesSince { changes, end, .. }) = self.changes_after(comparison.position()).await? else {
                 return Err(changes_too_fast());
             };
             if !comparison.catch_up(mirror, &changes, end) {
                 return Err(changes_too_fast());
             }
         }
-        Ok((comparison.position(), comparison.into_stored()))
+        let position = comparison.position();
+        Ok(ReadState { stored: comparison.into_stored(), position, is_other_type })
     }
 
     /// Reads the whole hash as it is stored, and its log from this position on, if one is given.
@@ -347,68 +400,85 @@ impl WatchedHash {
         for _ in 0..READ_ATTEMPTS {
             for small_read in 1..=SMALL_READS {
                 let mut read = HashRead::new(self.log.end(&self.hash).await?, mirror_position);
-                let (fields, pages) = self.read_pages().await?;
+                let Some((fields, pages, since)) = self.read_pages(&mut read).await? else { break };
                 let expires_at = self.log.hash_expiry(&self.hash).await?;
-                let mut since = self.changes_after(read.log_from()).await?;
-                if since.is_none() && read.give_up_mirror() {
-                    since = self.changes_after(read.log_from()).await?;
-                }
-                let Some((changes, end)) = since else { break };
+                let ChangesSince { changes, end, .. } = since;
                 if pages == 1 && !read.is_unchanged(&changes) && small_read < SMALL_READS {
                     continue;
                 }
-                let mut stored = StoredState::new(fields);
+                let is_other_type = fields.is_none();
+                let mut stored = StoredState::new(fields.unwrap_or_default());
                 let reaches_mirror = read.finish(&mut stored, &changes, end);
                 digest_all(&mut stored).await;
-                return Ok(ReadOutcome { stored, expires_at, changes, end, reaches_mirror });
+                return Ok(ReadOutcome { stored, expires_at, changes, end, reaches_mirror, is_other_type });
             }
         }
         Err(changes_too_fast())
     }
 
-    async fn read_pages(&self) -> Result<(BTreeMap<Box<str>, Bytes>, usize), BrokerError> {
+    /// The fields, none if the key has another type; the number of pages; and what the log has got meanwhile. None if the
+    /// log no longer reaches back to the beginning of the read.
+    async fn read_pages(
+        &self,
+        read: &mut HashRead,
+    ) -> Result<Option<(Option<BTreeMap<Box<str>, Bytes>>, usize, ChangesSince)>, BrokerError> {
         let (mut fields, mut bytes, mut pages, mut next) = (BTreeMap::new(), 0, 0, None);
+        let mut since = ChangesSince { changes: Vec::new(), bytes: 0, end: read.log_from() };
         loop {
             let page = match self.log.hash_page(&self.hash, next.as_deref(), PAGE_FIELDS).await {
-                // To watchers, a key of another type is a hash without fields. Who begins to watch one is refused.
-                Err(BrokerError::WrongType) if self.mirror() != 0 => return Ok((BTreeMap::new(), 1)),
-                page => page?,
+                Err(BrokerError::WrongType) => None,
+                page => Some(page?),
             };
             pages += 1;
+            // After each page, so that the log does not lose the changes before they are read.
+            while !self.add_changes(&mut since).await? {
+                if !read.give_up_mirror() {
+                    return Ok(None);
+                }
+                since = ChangesSince { changes: Vec::new(), bytes: 0, end: read.log_from() };
+            }
+            let Some(page) = page else { return Ok(Some((None, 1, since))) };
             bytes += page.bytes();
             fields.extend(page.fields.into_iter().map(|(field, value)| (field.into_boxed_str(), value)));
             if bytes > MAX_WATCHED_BYTES || fields.len() > MAX_WATCHED_FIELDS {
                 return Err(BrokerError::TooLargeToWatch);
             }
+            if since.bytes > MAX_WATCHED_BYTES {
+                return Err(changes_too_fast());
+            }
             next = page.next;
             if next.is_none() {
-                return Ok((fields, pages));
+                return Ok(Some((Some(fields), pages, since)));
             }
         }
     }
 
-    /// The changes after a position, and the end of the log. None if there is a gap between.
-    async fn changes_after(
-        &self,
-        mut position: EventId,
-    ) -> Result<Option<(Vec<(EventId, HashChange)>, EventId)>, BrokerError> {
-        let mut changes = Vec::new();
+    /// The changes after a position. None if there is a gap between.
+    async fn changes_after(&self, position: EventId) -> Result<Option<ChangesSince>, BrokerError> {
+        let mut since = ChangesSince { changes: Vec::new(), bytes: 0, end: position };
+        Ok(self.add_changes(&mut since).await?.then_some(since))
+    }
+
+    /// Adds the changes up to the end of the log. Returns false if there is a gap between.
+    async fn add_changes(&self, since: &mut ChangesSince) -> Result<bool, BrokerError> {
         let topic = self.hash.clone().into();
         loop {
             let limit = ReadLimit { entries: 100, bytes: BYTES_BETWEEN_YIELDS };
-            let slice = self.log.read(&topic, ReadRange::After(position), LogView::All, limit).await?;
+            let slice = self.log.read(&topic, ReadRange::After(since.end), LogView::All, limit).await?;
             for entry in &slice.entries {
-                if slice.history.next_after(position, &slice, None) != Next::Event(entry.id) {
-                    return Ok(None);
+                if slice.history.next_after(since.end, &slice, None) != Next::Event(entry.id) {
+                    return Ok(false);
                 }
-                position = entry.id;
+                since.end = entry.id;
+                since.bytes += entry.stored.len();
                 // An entry that can't be read may have changed any field.
-                let Ok(change) = HashChange::decode(&entry.stored) else { return Ok(None) };
-                changes.push((entry.id, change));
+                let Ok(change) = HashChange::decode(&entry.stored) else { return Ok(false) };
+                since.changes.push((entry.id, change));
             }
             if slice.is_end {
-                let has_all = matches!(slice.history.next_after(position, &slice, None), Next::Nothing);
-                return Ok(has_all.then(|| (changes, slice.history.end())));
+                let has_all = matches!(slice.history.next_after(since.end, &slice, None), Next::Nothing);
+                since.end = slice.history.end();
+                return Ok(has_all);
             }
         }
     }

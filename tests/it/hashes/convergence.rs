@@ -25,6 +25,7 @@ const WANDERERS: usize = 6;
 struct Plan {
     seed: u64,
     fields: usize,
+    writes: usize,
     /// A watcher leaves after one in so many events.
     stay: usize,
 }
@@ -149,7 +150,7 @@ async fn wander(
 /// told the log's changes, all of them.
 async fn changes(world: World, plan: Plan) {
     let mut random = random(plan.seed);
-    let total = usize::try_from(number_from("ROOMCAST_WRITES").unwrap_or(2000)).unwrap();
+    let total = number_from("ROOMCAST_WRITES").map_or(plan.writes, |writes| usize::try_from(writes).unwrap());
     let mut gateways = Vec::new();
     // Two gateways with the embedded broker would have two hashes.
     for _ in 0..if world.redis.is_some() { 2 } else { 1 } {
@@ -216,11 +217,11 @@ async fn changes(world: World, plan: Plan) {
 
 on_both_brokers! {
     async fn p9_watchers_of_a_small_hash_that_come_and_go_end_with_what_is_stored(world) {
-        changes(world, Plan { seed: 51, fields: 20, stay: 20 }).await;
+        changes(world, Plan { seed: 51, fields: 20, writes: 2000, stay: 20 }).await;
     }
 
     async fn p9_watchers_of_a_large_hash_that_come_and_go_end_with_what_is_stored(world) {
-        changes(world, Plan { seed: 52, fields: 6000, stay: 100 }).await;
+        changes(world, Plan { seed: 52, fields: 2500, writes: 1000, stay: 50 }).await;
     }
 }
 
@@ -229,5 +230,5 @@ on_both_brokers! {
 async fn p9_watchers_of_a_hash_of_which_redis_notifies_end_with_what_is_stored() {
     let world = World::redis().await;
     world.server().cli(&["CONFIG", "SET", "notify-keyspace-events", "KA"]);
-    changes(world, Plan { seed: 53, fields: 20, stay: 20 }).await;
+    changes(world, Plan { seed: 53, fields: 20, writes: 2000, stay: 20 }).await;
 }

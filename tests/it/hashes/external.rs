@@ -280,13 +280,16 @@ async fn crowd(client: &Client, url: &str, last_event_id: Option<&str>) {
         if let Some(id) = last_event_id {
             request = request.header("last-event-id", id);
         }
-        let (mut response, mut source) = (request.send().await.unwrap(), EventSource::default());
-        while let Some(bytes) = response.chunk().await.unwrap() {
-            if source.feed(&bytes).iter().any(|event| event.event == "hash.snapshot") {
-                return response;
+        loop {
+            let mut response = request.try_clone().unwrap().send().await.unwrap();
+            let mut source = EventSource::default();
+            while let Some(bytes) = response.chunk().await.unwrap() {
+                if source.feed(&bytes).iter().any(|event| event.event == "hash.snapshot") {
+                    return response;
+                }
             }
+            // A stream that had to wait too long for its turn is opened again.
         }
-        panic!("a stream ended")
     };
     within("all have a snapshot", join_all((0..CROWD).map(|_| watch()))).await;
 }

@@ -551,4 +551,21 @@ async fn a_key_of_another_type_can_not_be_watched() {
     let mut watcher = watch(&gateway, "text").await;
     assert_eq!(next(&mut watcher).await, snapshot([]));
     drop(Stream::open(&format!("{}/v1/stream?hash=text", gateway.url), None).await);
+
+    // Who watches already goes on, and comes back, on any replica. Who begins is refused as before.
+    send(&gateway, Method::PUT, "text/fields/a", "text/plain", "1").await;
+    watcher.until(&fields([("a", "1")])).await;
+    let unfinished = watcher.last_event_id.clone().unwrap().split('~').next().unwrap().to_owned() + "!";
+    world.server().cli(&["SET", "roomcast:hash:{text}", "1"]);
+    watcher.until(&Fields::new()).await;
+    let other = self::gateway(&world).await;
+    for gateway in [&gateway, &other, &gateway] {
+        assert_eq!(gateway.get("/v1/hashes/text/stream").await.0, 409);
+        let mut back = Stream::open(&format!("{}/v1/hashes/text/stream", gateway.url), Some(&unfinished)).await;
+        let first = back.next().await.unwrap();
+        assert_eq!((first.event.as_str(), &first.json()["fields"]), ("hash.snapshot", &json!({})));
+    }
+    world.server().cli(&["DEL", "roomcast:hash:{text}"]);
+    send(&other, Method::PUT, "text/fields/a", "text/plain", "2").await;
+    watcher.until(&fields([("a", "2")])).await;
 }
