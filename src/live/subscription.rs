@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::future::select_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::snapshot::Snapshot;
 use super::topic::{BATCH_BYTES, Following, LiveTopic, TopicGuard};
@@ -25,8 +25,8 @@ use crate::rate_limit::{ChargedRead, Payer};
 /// Longest time between an append and the arrival of its announcement.
 const ANNOUNCEMENT_DELAY: Duration = Duration::from_secs(1);
 
-/// How long a stream waits for its first snapshot before it opens.
-const OPENING_SNAPSHOT: Duration = Duration::from_secs(1);
+/// How long a stream waits for its first snapshots before it opens.
+const OPENING_SNAPSHOTS: Duration = Duration::from_secs(3);
 
 /// Topics that one subscription opens at one time: as many as logs are read at one time.
 const ROOMS_AT_ONCE: usize = 16;
@@ -155,6 +155,7 @@ struct WatchState {
 
 /// A snapshot that a subscription has asked for. It is charged like what is read for this subscription alone.
 struct AskedSnapshot {
+    at_least: EventId,
     reply: oneshot::Receiver<Result<Arc<Snapshot>, BrokerError>>,
     charged: Option<ChargedRead<Arc<Payer>>>,
 }
@@ -174,8 +175,10 @@ impl Subscription {
         payer: Option<&Arc<Payer>>,
         wanted: &(impl Fn(&LiveEvent) -> bool + Sync),
     ) -> Result<Self, BrokerError> {
+        let snapshots_until = Instant::now() + OPENING_SNAPSHOTS;
         let opening = topics.into_iter().map(async |(topic, start)| {
-            TopicCursor::open(&live.log, live.enter(&topic), start, view, payer.cloned(), wanted).await
+            let guard = live.enter(&topic);
+            TopicCursor::open(&live.log, guard, start, snapshots_until, view, payer.cloned(), wanted).await
         });
         // A few at one time: a stream of many rooms must not keep others waiting.
         let opening = stream::iter(opening).buffered(ROOMS_AT_ONCE);
@@ -322,6 +325,7 @@ impl TopicCursor {
         log: &LogClient,
         guard: TopicGuard,
         start: Start,
+        snapshots_until: Instant,
         view: LogView,
         payer: Option<Arc<Payer>>,
         wanted: &(impl Fn(&LiveEvent) -> bool + Sync),
@@ -374,7 +378,7 @@ impl TopicCursor {
             cursor.resume = if bookmark.is_some() { Resume::Snapshot } else { Resume::Fresh };
             // A hash that can't be watched is refused now, if that is known in time. Else the stream waits.
             if !cursor.has_base()
-                && let Ok(snapshot) = timeout(OPENING_SNAPSHOT, Box::pin(cursor.snapshot())).await
+                && let Ok(snapshot) = timeout_at(snapshots_until, Box::pin(cursor.snapshot())).await
             {
                 let snapshot = snapshot?;
                 if snapshot.is_other_type && bookmark.is_none() {
@@ -416,7 +420,10 @@ impl TopicCursor {
         let (Some(watch), Some(watched)) = (self.watch.as_deref_mut(), self.guard.live_topic().watched()) else {
             return Err(BrokerError::WrongType);
         };
+        // A stream that has followed the log since it asked would go back.
+        watch.asked.take_if(|asked| asked.at_least < self.position);
         let asked = watch.asked.get_or_insert_with(|| AskedSnapshot {
+            at_least: self.position,
             reply: watched.ask(self.position),
             charged: self.payer.clone().map(ChargedRead::new),
         });

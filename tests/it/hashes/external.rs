@@ -247,7 +247,10 @@ async fn p9_the_largest_hash_is_watched_changed_and_deleted_without_blocking_red
     // Most of the fields at once, by another client.
     redis.cli(&["UNLINK", KEY]);
     until_compared(&gateway, watcher.until(&Fields::new())).await;
+    let slow = redis.cli(&["SLOWLOG", "GET", "10"]);
+    assert_eq!(slow, "", "these commands took too long");
     fill(redis, 20_000);
+    redis.cli(&["SLOWLOG", "RESET"]);
     let filled = stored_fields(&gateway.url, "shared").await;
     until_compared(&gateway, watcher.until(&filled)).await;
     let deletes = watcher.told.iter().filter(|told| matches!(told, Told::Delete { .. })).count();

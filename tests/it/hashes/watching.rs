@@ -479,8 +479,11 @@ on_both_brokers! {
             send(&gateway, Method::PUT, &format!("huge/fields/{field}"), "text/plain", value.clone()).await;
         }
         for path in ["/v1/hashes/huge/stream", "/v1/stream?room=a&hash=huge"] {
-            let (status, problem) = gateway.get(path).await;
-            assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("hash_too_large")), "{problem}");
+            let answer = gateway.answer(gateway.request(Method::GET, path)).await;
+            // A slow machine finds it out when the stream has opened.
+            assert!(matches!(answer.status().as_u16(), 200 | 409), "{answer:?}");
+            let text = within("all of it", answer.text()).await.unwrap();
+            assert!(text.contains("hash_too_large"), "{text}");
         }
         for field in 0..70 {
             delete(&gateway, &format!("huge/fields/{field}")).await;
