@@ -110,3 +110,6 @@ mod tests {
         assert!(mirror.differing(&BTreeMap::new()).is_empty());
     }
 }
+
+#[cfg(test)]
+mod model;

@@ -162,3 +162,20 @@ fn touches(change: &HashChange, field: &str) -> bool {
         ChangeKind::Expiry => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_goes_on_without_a_mirror_that_the_log_no_longer_reaches() {
+        let [mirror, start, end] = [1, 3, 4].map(|offset| EventId::new(1, offset));
+        let mut read = HashRead::new(start, Some(mirror));
+        assert_eq!(read.log_from(), mirror);
+        assert!(read.give_up_mirror());
+        assert_eq!(read.log_from(), start);
+        assert!(!read.finish(&mut StoredState::default(), &[], end));
+        // The log has a gap there, too.
+        assert!(!read.give_up_mirror());
+    }
+}
