@@ -14,14 +14,14 @@ mod probe;
 mod pubsub;
 mod rate;
 mod registry;
+mod socket;
 mod url;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{Client, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult, Script};
+use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult, Script};
 
 use self::connections::RedisConnections;
 pub use self::hash_key::{HashKeyError, HashKeyTemplate};
@@ -40,7 +40,7 @@ const NOT_CONNECTED: &str = "not connected yet";
 
 /// A broker on one Redis server.
 pub struct RedisBroker {
-    client: Client,
+    server: ConnectionInfo,
     keys: Keys,
     connections: RedisConnections,
     scripts: Scripts,
@@ -110,28 +110,19 @@ impl RedisBroker {
         lease: Duration,
         retention: RetentionPolicy,
     ) -> Result<Self, RedisError> {
-        // The kernel notices a host that has vanished. Only time limits on answers notice a hung process.
-        let keepalive = TcpKeepalive::new()
-            .with_time(Duration::from_secs(5))
-            .with_interval(Duration::from_secs(2))
-            .with_retries(3);
-        let tcp = TcpSettings::default()
-            .set_nodelay(true)
-            .set_keepalive(keepalive)
-            .set_user_timeout(Duration::from_secs(5));
-        let address = url.into_connection_info()?.set_tcp_settings(tcp);
+        let address = url.into_connection_info()?;
         // RESP3 reports the end of a connection at once, and carries announcements and answers over one connection.
         let settings = address.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         // The library would send CLIENT SETINFO with each connection. A user with few rights may not, and Redis would
         // log each refusal.
         let settings = settings.set_skip_set_lib_name();
         let settings_database = settings.db();
-        let client = Client::open(address.set_redis_settings(settings))?;
+        let server = address.set_redis_settings(settings);
         let keys = Keys::new(prefix, hash_key, replica);
         Ok(Self {
-            connections: RedisConnections::new(&client),
+            connections: RedisConnections::new(&server),
             pubsub: PubSub::new(keys.clone(), settings_database),
-            client,
+            server,
             keys,
             scripts: Scripts::new(),
             retention,
@@ -196,7 +187,7 @@ impl Broker for RedisBroker {
     fn start(self: Arc<Self>, listeners: Listeners, tasks: &Tasks) {
         let (broker, log) = (self.clone(), listeners.log.clone());
         tasks.supervise("redis pub/sub", async move {
-            broker.pubsub.run(broker.client.clone(), listeners).await;
+            broker.pubsub.run(broker.server.clone(), listeners).await;
         });
         tasks.supervise("redis probe", probe::run(self.clone(), log));
         tasks.spawn(async move { self.warn_of_eviction().await });

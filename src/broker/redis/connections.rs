@@ -14,10 +14,11 @@ use std::time::Duration;
 use bb8::{ManageConnection, Pool, RunError};
 use redis::aio::MultiplexedConnection;
 use redis::aio::SendError;
-use redis::{AsyncConnectionConfig, Client, PushInfo, PushKind, RedisError, RedisResult};
+use redis::{AsyncConnectionConfig, ConnectionInfo, PushInfo, PushKind, RedisError, RedisResult};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{breaks_connection, fault_from};
+use super::socket::{self, DriverHandle};
 use crate::broker::{BrokerError, Fault, FaultKind};
 
 /// Longest wait for a connection. A script that has to be loaded again takes three answers, and one wait and three
@@ -50,11 +51,11 @@ struct Promoted {
 
 impl RedisConnections {
     /// Pools that connect when they are first used: a Redis that is away at the start is no error.
-    pub(super) fn new(client: &Client) -> Self {
+    pub(super) fn new(server: &ConnectionInfo) -> Self {
         Self {
-            writes: ConnPool::new(client, WRITE_CONNECTIONS),
-            reads: ConnPool::new(client, READ_CONNECTIONS),
-            hashes: ConnPool::new(client, HASH_CONNECTIONS),
+            writes: ConnPool::new(server, WRITE_CONNECTIONS),
+            reads: ConnPool::new(server, READ_CONNECTIONS),
+            hashes: ConnPool::new(server, HASH_CONNECTIONS),
             promoted: Mutex::default(),
         }
     }
@@ -119,7 +120,7 @@ struct ConnPool {
 }
 
 impl ConnPool {
-    fn new(client: &Client, size: u32) -> Self {
+    fn new(server: &ConnectionInfo, size: u32) -> Self {
         let failure = Arc::<Mutex<_>>::default();
         let pool = Pool::builder()
             .max_size(size)
@@ -129,7 +130,7 @@ impl ConnPool {
             .test_on_check_out(true)
             .max_lifetime(None)
             .idle_timeout(None)
-            .build_unchecked(Manager { client: client.clone(), failure: failure.clone() });
+            .build_unchecked(Manager { server: server.clone(), failure: failure.clone() });
         Self { pool, failure }
     }
 
@@ -152,12 +153,13 @@ impl ConnPool {
 pub(super) struct RedisConn {
     connection: MultiplexedConnection,
     broken: CancellationToken,
+    _driver: DriverHandle,
 }
 
 impl RedisConn {
     /// A new connection. `handle` gets all that Redis pushes over it until the connection is broken; it must not block.
     pub(super) async fn connect(
-        client: &Client,
+        server: &ConnectionInfo,
         handle: impl Fn(&PushInfo) + Send + Sync + 'static,
     ) -> RedisResult<Self> {
         let broken = CancellationToken::new();
@@ -172,13 +174,13 @@ impl RedisConn {
                 }
                 Ok(())
             })
-            .set_connection_timeout(Some(CONNECT_LIMIT))
             .set_response_timeout(Some(ANSWER_LIMIT))
             .set_pipeline_buffer_size(PIPELINE_COMMANDS);
-        let connecting = client.get_multiplexed_async_connection_with_config(&config);
+        let opening = socket::open(server, config);
         // The limit covers the handshake, too: a hung server accepts connections and then does not answer.
-        let connection = tokio::time::timeout(CONNECT_LIMIT, connecting).await.map_err(|_| timed_out())??;
-        Ok(Self { connection, broken })
+        let (connection, driver) =
+            tokio::time::timeout(CONNECT_LIMIT, opening).await.map_err(|_| timed_out())??;
+        Ok(Self { connection, broken, _driver: driver })
     }
 
     pub(super) fn connection(&mut self) -> &mut MultiplexedConnection {
@@ -216,7 +218,7 @@ impl RedisConn {
 }
 
 struct Manager {
-    client: Client,
+    server: ConnectionInfo,
     failure: Arc<Mutex<Option<Fault>>>,
 }
 
@@ -225,7 +227,7 @@ impl ManageConnection for Manager {
     type Error = RedisError;
 
     async fn connect(&self) -> RedisResult<RedisConn> {
-        let connected = RedisConn::connect(&self.client, |_| {}).await;
+        let connected = RedisConn::connect(&self.server, |_| {}).await;
         let failure = connected.as_ref().err().map(fault_from);
         *self.failure.lock().expect("no holder of the lock panics") = failure;
         connected

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use redis::aio::MultiplexedConnection;
-use redis::{Client, PushInfo, PushKind, RedisResult, Value};
+use redis::{ConnectionInfo, PushInfo, PushKind, RedisResult, Value};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -148,7 +148,7 @@ impl PubSub {
 
     /// Keeps a connection up, for ever. Returns only if a listener has panicked: that happens in the library's task,
     /// which nobody supervises, and this task is supervised.
-    pub(super) async fn run(&self, client: Client, listeners: Listeners) {
+    pub(super) async fn run(&self, server: ConnectionInfo, listeners: Listeners) {
         let schedule = ExponentialBuilder::new()
             .with_min_delay(MIN_RECONNECT_PAUSE)
             .with_max_delay(MAX_RECONNECT_PAUSE)
@@ -164,7 +164,7 @@ impl PubSub {
                     on_panic.cancel();
                 }
             };
-            match RedisConn::connect(&client, handle).await {
+            match RedisConn::connect(&server, handle).await {
                 Ok(conn) => {
                     let reason = tokio::select! {
                         reason = self.serve(&conn, &listeners) => reason,

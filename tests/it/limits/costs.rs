@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use roomcast::config::Settings;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::{as_user, few, status};
 use crate::auth::{claims, close, token};
@@ -253,4 +254,30 @@ async fn p11_a_page_of_a_large_hash_is_read_in_short_steps() {
     };
     // Some scripts are the probe's, which scan nothing.
     assert!(calls("hscan") < 100 * calls("evalsha"), "{statistics}");
+}
+
+/// Each read is a system call of Redis and another one of the gateway, and so are the answers. On one thread, so that no
+/// other one takes requests away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn requests_that_arrive_together_reach_redis_together() {
+    const REQUESTS: usize = 64;
+    const TIMES: usize = 10;
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let redis = world.redis.as_ref().unwrap();
+    for time in 0..=TIMES {
+        if time == 1 {
+            // Now the connections are open.
+            redis.cli(&["CONFIG", "RESETSTAT"]);
+        }
+        let get = |n| gateway.request(Method::GET, &format!("/v1/hashes/h/fields/f{n}")).send();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(join_all((0..REQUESTS).map(get)));
+        let answers = tasks.join_all().await.into_iter().flatten();
+        assert!(answers.map(|answer| answer.unwrap().status()).all(|status| status == 404));
+    }
+    let statistics = redis.cli(&["INFO", "stats"]);
+    let reads = statistics.lines().find_map(|line| line.strip_prefix("total_reads_processed:"));
+    let reads: usize = reads.unwrap().trim().parse().unwrap();
+    assert!(reads * 3 < REQUESTS * TIMES, "{reads} reads");
 }
