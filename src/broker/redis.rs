@@ -14,6 +14,7 @@ mod probe;
 mod pubsub;
 mod rate;
 mod registry;
+mod script_call;
 mod socket;
 mod url;
 

@@ -7,7 +7,7 @@ pub(super) mod request_context;
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
@@ -19,9 +19,10 @@ use tower::layer::layer_fn;
 use tower::{ServiceExt, service_fn};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tracing::{Span, info_span};
+use uuid::Uuid;
 
 use self::request_context::{RequestContext, cut};
-use super::address::client_address;
+use super::address::{Peer, client_address};
 use super::body::hold_answer;
 use super::caller::CallerSlot;
 use super::prefer::PREFERENCE_APPLIED;
@@ -92,7 +93,6 @@ async fn middleware(
     route: Route,
 ) -> Result<Response, Infallible> {
     let id = request_id(request.headers());
-    let began = Instant::now();
     let method = method_name(request.method());
     let path = request.extensions().get::<MatchedPath>().cloned();
     let span = trace::is_enabled().then(|| trace_span(&id, method, &request));
@@ -100,6 +100,8 @@ async fn middleware(
     let (uri, lines) = (request.uri().clone(), app.log_lines.clone());
     let context = RequestContext { id: id.clone(), method, uri, address, lines };
     let caller = CallerSlot::new(address);
+    // In the place of the peer, which nothing else needs: one extension more would make their map grow.
+    request.extensions_mut().remove::<Peer>();
     request.extensions_mut().insert(caller.clone());
     let is_read = request.method().is_safe();
     let answer = async move {
@@ -118,7 +120,7 @@ async fn middleware(
         let mut response = held.unwrap_or_else(|problem| finish(problem.into_response()));
         let path = path.as_ref().map_or("none", MatchedPath::as_str);
         app.metrics.answered(method, path, response.status().as_u16());
-        tracing::debug!(status = response.status().as_u16(), after = ?began.elapsed(), "answered");
+        tracing::debug!(status = response.status().as_u16(), after = ?caller.began().elapsed(), "answered");
         let headers = response.headers_mut();
         headers.reserve(SECURITY_HEADERS.len() + MORE_HEADERS);
         for (name, value) in SECURITY_HEADERS {
@@ -188,7 +190,10 @@ fn request_id(headers: &HeaderMap) -> String {
     };
     given.filter(is_harmless).map_or_else(
         // An id must be unique, but may be guessable, so no random bytes of the kernel are needed.
-        || uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid().to_string(),
+        || {
+            let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
+            id.hyphenated().encode_lower(&mut Uuid::encode_buffer()).to_owned()
+        },
         str::to_owned,
     )
 }

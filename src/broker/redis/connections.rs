@@ -14,7 +14,7 @@ use std::time::Duration;
 use bb8::{ManageConnection, Pool, RunError};
 use redis::aio::MultiplexedConnection;
 use redis::aio::SendError;
-use redis::{AsyncConnectionConfig, ConnectionInfo, PushInfo, PushKind, RedisError, RedisResult};
+use redis::{AsyncConnectionConfig, Cmd, ConnectionInfo, PushInfo, PushKind, RedisError, RedisResult, Value};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{breaks_connection, fault_from};
@@ -185,6 +185,11 @@ impl RedisConn {
 
     pub(super) fn connection(&mut self) -> &mut MultiplexedConnection {
         &mut self.connection
+    }
+
+    /// Sends a command, and returns its answer.
+    pub(super) async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
+        self.connection.send_packed_command(command).await?.extract_error()
     }
 
     /// Marks the connection as broken: it is used for no more commands.

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::{RedisError, RedisResult, Script, ScriptInvocation, Value};
+use redis::{Cmd, RedisError, RedisResult, Script, Value};
 
 use super::connections::RedisConn;
 use super::error::{read_error, write_error};
+use super::script_call::ScriptCall;
 use super::{RedisBroker, id_texts, random};
 use crate::broker::{
     BrokerError, Fault, FaultKind, FieldPage, HashExpiry, HashStore, HashWrite, MAX_LOOKED_AT, NamePage,
@@ -84,6 +85,10 @@ fn hash_write_error(error: &RedisError) -> BrokerError {
     }
 }
 
+fn bytes_of(words: &[Cow<'_, [u8]>]) -> usize {
+    words.iter().map(|word| word.len()).sum()
+}
+
 fn value_bytes(value: Value) -> Option<Bytes> {
     match value {
         Value::BulkString(bytes) => Some(bytes.into()),
@@ -139,18 +144,17 @@ impl RedisBroker {
         hash: &HashName,
         once: Option<&str>,
         words: &[Cow<'_, [u8]>],
-    ) -> ScriptInvocation<'a> {
+    ) -> ScriptCall<'a> {
         let topic = Topic::from(hash.clone());
-        let mut call = script.key(self.keys.hash(hash));
-        call.key(self.keys.head(&topic)).key(self.keys.log(&topic)).key(self.keys.refresh(hash));
-        if let Some(once) = once {
-            call.key(once);
-        }
+        let mut keys =
+            vec![self.keys.hash(hash), self.keys.head(&topic), self.keys.log(&topic), self.keys.refresh(hash)];
+        keys.extend(once.map(str::to_owned));
+        let mut call = ScriptCall::new(script, &keys, words.len(), bytes_of(words));
         call.arg(words.len()).arg(words);
         call
     }
 
-    fn add_log_arguments(&self, call: &mut ScriptInvocation<'_>, topic: &Topic, context: WriteContext<'_>) {
+    fn add_log_arguments(&self, call: &mut ScriptCall<'_>, topic: &Topic, context: WriteContext<'_>) {
         let retention = self.retention.for_topic(topic);
         call.arg(change_header(&timestamp::now(), context.by)).arg(self.keys.live(topic));
         call.arg(retention.events).arg(retention.bytes).arg(timestamp::ago(retention.age));
@@ -161,11 +165,11 @@ impl RedisBroker {
     /// Calls a script that changes a hash. `parse` returns none for an answer that is another command's.
     async fn call_hash_script<T>(
         &self,
-        call: &ScriptInvocation<'_>,
+        call: &ScriptCall<'_>,
         parse: impl FnOnce(Value) -> Option<T>,
     ) -> Result<T, BrokerError> {
         let mut conn = self.connections.for_hashes().await?;
-        let result: RedisResult<Value> = call.invoke_async(conn.connection()).await;
+        let result = call.invoke(&mut conn).await;
         let answer = conn.check(result, hash_write_error)?;
         parse(answer).ok_or_else(|| {
             conn.mark_broken();
@@ -178,10 +182,11 @@ impl RedisBroker {
 #[async_trait]
 impl HashStore for RedisBroker {
     async fn value(&self, hash: &HashName, field: &FieldName) -> Result<Option<Bytes>, BrokerError> {
-        let mut command = redis::cmd("HGET");
-        command.arg(self.keys.hash(hash)).arg(field.as_str());
+        let key = self.keys.hash(hash);
+        let mut command = Cmd::with_capacity(3, 4 + key.len() + field.as_str().len());
+        command.arg("HGET").arg(key).arg(field.as_str());
         let mut conn = self.connections.for_hashes().await?;
-        let result = command.query_async(conn.connection()).await;
+        let result = conn.send(&command).await;
         Ok(value_bytes(conn.check(result, read_error)?))
     }
 
@@ -266,20 +271,18 @@ impl HashStore for RedisBroker {
         context: WriteContext<'_>,
     ) -> Result<WriteOutcome, BrokerError> {
         let topic = Topic::from(hash.clone());
-        let window = milliseconds(self.retention.for_topic(&topic).idempotency_window).to_string();
+        let window = || milliseconds(self.retention.for_topic(&topic).idempotency_window).to_string();
         let once = context.key.map(|key| self.keys.idempotency(&topic, &key.key));
         let mut words: Vec<Cow<'_, [u8]>> = match context.key {
-            Some(key) => vec![key.content.as_bytes().into(), window.into_bytes().into()],
+            Some(key) => vec![key.content.as_bytes().into(), window().into_bytes().into()],
             None => vec![Cow::default(), Cow::default()],
         };
         words.extend(write.words());
         // A replica that knows ids of the log knows that the hash has one, or had one.
         if context.watermarks.is_empty() {
-            let mut call = self.scripts.hash_write.key(self.keys.hash(hash));
-            call.key(self.keys.head(&topic)).key(self.keys.refresh(hash));
-            if let Some(once) = &once {
-                call.key(once);
-            }
+            let mut keys = vec![self.keys.hash(hash), self.keys.head(&topic), self.keys.refresh(hash)];
+            keys.extend(once.clone());
+            let mut call = ScriptCall::new(&self.scripts.hash_write, &keys, words.len(), bytes_of(&words));
             call.arg(&words[..]);
             if let WriteAnswer::Outcome(outcome) = self.call_hash_script(&call, parse_answer).await? {
                 return outcome;

@@ -1,5 +1,6 @@
 //! The names of the keys of hashes, which can be hashes that other programs have made.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -97,7 +98,7 @@ pub(super) struct HashKeys {
 
 impl HashKeys {
     pub(super) fn key(&self, hash: &HashName) -> String {
-        format!("{}{hash}{}", self.start, self.end)
+        [&self.start, hash.as_str(), &self.end].concat()
     }
 
     /// The hash with this key.
@@ -106,8 +107,8 @@ impl HashKeys {
     }
 
     /// The hash tag of further keys of a hash, which puts them into its slot: its own tag, or else all of its key.
-    pub(super) fn tag(&self, hash: &HashName) -> String {
-        if self.has_tag { hash.to_string() } else { self.key(hash) }
+    pub(super) fn tag<'a>(&self, hash: &'a HashName) -> Cow<'a, str> {
+        if self.has_tag { hash.as_str().into() } else { self.key(hash).into() }
     }
 
     /// The hash with this [`tag`](Self::tag).

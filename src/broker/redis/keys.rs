@@ -51,8 +51,8 @@ impl Keys {
     /// A key or channel of a topic. Those of one topic share a hash tag, and so a slot.
     fn topic_name(&self, topic: &Topic, suffix: &str) -> String {
         match topic {
-            Topic::Room(room) => format!("{}:{{{room}}}:{suffix}", self.prefix),
-            Topic::Hash(hash) => format!("{}:hash:{{{}}}:{suffix}", self.prefix, self.hashes.tag(hash)),
+            Topic::Room(room) => [&self.prefix, ":{", room.as_str(), "}:", suffix].concat(),
+            Topic::Hash(hash) => [&self.prefix, ":hash:{", &self.hashes.tag(hash), "}:", suffix].concat(),
         }
     }
 

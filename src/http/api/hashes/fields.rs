@@ -1,14 +1,13 @@
 //! One field of a hash: reading, setting, deleting and incrementing it.
 
-use axum::Json;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::accept::ValueFormat;
@@ -23,6 +22,11 @@ use crate::http::caller::Caller;
 use crate::http::extract::{BodyType, FieldPath, JsonObject, parse_json};
 use crate::http::problem::{Code, Problem};
 use crate::names::{FieldName, HashName};
+
+/// Bytes of a field's JSON that are not those of its value, unless the names are long.
+const JSON_OVERHEAD: usize = 128;
+/// The headers of the response with a field, as it is sent: with room for all of them, they are stored once.
+const HEADERS: usize = 12;
 
 /// A field of a hash.
 #[derive(Serialize, ToSchema)]
@@ -45,7 +49,27 @@ pub struct FieldValue {
 impl FieldValue {
     fn new(hash: &HashName, field: &FieldName, value: &[u8]) -> Self {
         let HashValue { value, value_base64 } = HashValue::from_bytes(value);
-        Self { hash: hash.to_string(), field: field.to_string(), value, value_base64 }
+        Self { hash: hash.as_str().into(), field: field.as_str().into(), value, value_base64 }
+    }
+
+    fn to_json(&self) -> FieldJson {
+        let value = self.value.as_ref().or(self.value_base64.as_ref());
+        let mut json = Vec::with_capacity(JSON_OVERHEAD + value.map_or(0, String::len));
+        serde_json::to_writer(&mut json, self).expect("a text is always JSON");
+        FieldJson(json)
+    }
+}
+
+/// A [`FieldValue`] in JSON.
+struct FieldJson(Vec<u8>);
+
+impl IntoResponse for FieldJson {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.0));
+        let headers = response.headers_mut();
+        headers.reserve(HEADERS);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
     }
 }
 
@@ -89,7 +113,7 @@ pub async fn get_field(
     } else {
         let raw = |kind| [(header::CONTENT_TYPE, HeaderValue::from_static(kind))];
         match ValueFormat::from_headers(&headers, &value)? {
-            ValueFormat::Json => Json(FieldValue::new(&hash, &field, &value)).into_response(),
+            ValueFormat::Json => FieldValue::new(&hash, &field, &value).to_json().into_response(),
             ValueFormat::Text => (raw("text/plain; charset=utf-8"), value).into_response(),
             // Never the type of its writer, with which a browser could run it.
             ValueFormat::Bytes => (raw("application/octet-stream"), value).into_response(),
@@ -182,10 +206,9 @@ pub async fn set_field(
     };
     check_value(&app, &value)?;
     require_memory(&app)?;
-    let to_answer = || to_raw_value(&FieldValue::new(&hash, &field, &value)).expect("a text is always JSON");
-    let answer = headers.want_body().then(to_answer);
-    if let Some(answer) = &answer {
-        reserve_answer(&app, &caller, answer.get().len())?;
+    let answer = headers.want_body().then(|| FieldValue::new(&hash, &field, &value).to_json());
+    if let Some(FieldJson(json)) = &answer {
+        reserve_answer(&app, &caller, json.len())?;
     }
     caller.spend(&app, 1, value.len()).await?;
     let tag = etag(&value);
@@ -193,7 +216,7 @@ pub async fn set_field(
     let refused = async |_| condition_failed(&app, &caller, &hash, &field).await;
     let done = headers.write(&app, &caller, &hash, &write, refused).await?;
     let status = if done.effect.created == 1 { StatusCode::CREATED } else { StatusCode::OK };
-    Ok(done.respond(status, Some(tag), answer.map(Json)))
+    Ok(done.respond(status, Some(tag), answer))
 }
 
 /// Delete a field
@@ -299,7 +322,7 @@ pub async fn increment_field(
     let refused = async |_| condition_failed(&app, &caller, &hash, &field).await;
     let done = headers.write(&app, &caller, &hash, &write, refused).await?;
     let sum = done.effect.sum.clone().unwrap_or_default();
-    let answer = wants_body.then(|| Json(FieldValue::new(&hash, &field, sum.as_bytes())));
+    let answer = wants_body.then(|| FieldValue::new(&hash, &field, sum.as_bytes()).to_json());
     Ok(done.respond(StatusCode::OK, Some(etag(sum.as_bytes())), answer))
 }
 

@@ -75,10 +75,13 @@ impl DoneWrite {
             None => status.into_response(),
         };
         let replayed = self.is_replayed.then(|| HeaderValue::from_static("true"));
-        let headers = response.headers_mut();
-        headers.extend(tag.map(|tag| (header::ETAG, tag)));
-        headers.extend(replayed.map(|replayed| (idempotency::REPLAYED, replayed)));
-        headers.extend(applied.map(|applied| (PREFERENCE_APPLIED, applied.applied())));
+        let applied = applied.map(Return::applied);
+        for (name, value) in [(header::ETAG, tag), (idempotency::REPLAYED, replayed), (PREFERENCE_APPLIED, applied)]
+        {
+            if let Some(value) = value {
+                response.headers_mut().insert(name, value);
+            }
+        }
         response
     }
 }
