@@ -138,14 +138,9 @@ impl HashWrite {
                 return vec![b"expire".into(), milliseconds.into_bytes().into(), refresh.as_bytes().into()];
             }
         };
-        let mut words = vec![kind.as_bytes().into(), field.as_str().as_bytes().into(), value];
-        words.extend(
-            [condition.name()]
-                .into_iter()
-                .chain(condition.tags().iter().map(String::as_str))
-                .map(|word| word.as_bytes().into()),
-        );
-        words
+        let words =
+            [kind.as_bytes().into(), field.as_str().as_bytes().into(), value, condition.name().as_bytes().into()];
+        words.into_iter().chain(condition.tags().iter().map(|tag| tag.as_bytes().into())).collect()
     }
 }
 

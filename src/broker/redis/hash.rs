@@ -273,28 +273,32 @@ impl HashStore for RedisBroker {
         let topic = Topic::from(hash.clone());
         let window = || milliseconds(self.retention.for_topic(&topic).idempotency_window).to_string();
         let once = context.key.map(|key| self.keys.idempotency(&topic, &key.key));
-        let mut words: Vec<Cow<'_, [u8]>> = match context.key {
-            Some(key) => vec![key.content.as_bytes().into(), window().into_bytes().into()],
-            None => vec![Cow::default(), Cow::default()],
-        };
-        words.extend(write.words());
+        let mut words = write.words();
+        if let Some(key) = context.key {
+            words.extend([key.content.as_bytes().into(), window().into_bytes().into()]);
+        }
         // A replica that knows ids of the log knows that the hash has one, or had one.
-        if context.watermarks.is_empty() {
-            let mut keys = vec![self.keys.hash(hash), self.keys.head(&topic), self.keys.refresh(hash)];
-            keys.extend(once.clone());
-            let mut call = ScriptCall::new(&self.scripts.hash_write, &keys, words.len(), bytes_of(&words));
-            call.arg(&words[..]);
-            if let WriteAnswer::Outcome(outcome) = self.call_hash_script(&call, parse_answer).await? {
-                return outcome;
+        let mut is_watched = !context.watermarks.is_empty();
+        loop {
+            let call = if is_watched {
+                let script = &self.scripts.watched_hash_write;
+                let mut call = self.watched_call(script, hash, once.as_deref(), &words);
+                self.add_log_arguments(&mut call, &topic, context);
+                call
+            } else {
+                let mut keys = vec![self.keys.hash(hash), self.keys.head(&topic), self.keys.refresh(hash)];
+                keys.extend(once.clone());
+                let mut call = ScriptCall::new(&self.scripts.hash_write, &keys, words.len(), bytes_of(&words));
+                call.arg(&words[..]);
+                call
+            };
+            let is_answer = |answer: &WriteAnswer| !is_watched || matches!(answer, WriteAnswer::Outcome(_));
+            let parse = |answer| parse_answer(answer).filter(is_answer);
+            match self.call_hash_script(&call, parse).await? {
+                WriteAnswer::Outcome(outcome) => return outcome,
+                WriteAnswer::IsWatched => is_watched = true,
             }
         }
-        let mut call = self.watched_call(&self.scripts.watched_hash_write, hash, once.as_deref(), &words);
-        self.add_log_arguments(&mut call, &topic, context);
-        let outcome = |answer| match parse_answer(answer)? {
-            WriteAnswer::Outcome(outcome) => Some(outcome),
-            WriteAnswer::IsWatched => None,
-        };
-        self.call_hash_script(&call, outcome).await?
     }
 
     fn other_clients(&self) -> OtherClients {

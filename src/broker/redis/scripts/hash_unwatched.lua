@@ -2,10 +2,12 @@
 -- has one.
 -- KEYS: hash, head, refresh key, and optionally an idempotency key. ARGV: the words of the write.
 
-if redis.call('EXISTS', KEYS[2]) == 1 then
-  return { 'watched' }
+local WORDS, REFRESH, ONCE, LOG, LIFETIME = ARGV, KEYS[3], KEYS[4], nil, nil
+-- Most hashes have neither key, and each call takes Redis a tenth of the write's time.
+if redis.call('EXISTS', KEYS[2], REFRESH) > 0 then
+  if redis.call('EXISTS', KEYS[2]) == 1 then
+    return { 'watched' }
+  end
+  LIFETIME = redis.call('GET', REFRESH)
 end
-
-local WORDS, REFRESH, ONCE, LOG = ARGV, KEYS[3], KEYS[4], nil
-local LIFETIME = redis.call('GET', REFRESH)
 

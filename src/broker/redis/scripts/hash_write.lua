@@ -1,6 +1,6 @@
 -- Writes to a hash in one step, all or nothing.
 -- KEYS and ARGV are those of hash_unwatched.lua or hash_log.lua, one of which stands before the script. WORDS are:
--- digest of the content, idempotency key's lifetime (ms), kind of write, and what belongs to the kind:
+-- kind of write, what belongs to the kind, and with an idempotency key: digest of the content, the key's lifetime (ms).
 --   set        field, value, condition (always, absent, present, matches), entity tags…
 --   remove     field, '', condition, entity tags…
 --   increment  field, number, condition, entity tags…
@@ -16,7 +16,9 @@
 -- No answer has a value but a sum: values can be large, and not every caller may read them.
 -- MAX_FIELDS, MAX_COPIED_BYTES and LIFETIME, what the refresh key holds, are set before the script.
 
-local hash, refresh, once, kind = KEYS[1], REFRESH, ONCE, WORDS[3]
+local hash, refresh, once, kind = KEYS[1], REFRESH, ONCE, WORDS[1]
+local once_lifetime = once and table.remove(WORDS)
+local digest = once and table.remove(WORDS)
 
 -- Checks a right before the first write, since nothing may fail once something is written.
 local function require_right(command, ...)
@@ -29,23 +31,23 @@ if once then
   local stored = redis.call('GET', once)
   if stored then
     local content, done = string.match(stored, '^(%S+) (.+)$')
-    return content == WORDS[1] and { 'replayed', done } or { 'reused' }
+    return content == digest and { 'replayed', done } or { 'reused' }
   end
   require_right('SET', once, '')
 end
 
 if kind == 'set' or kind == 'remove' or kind == 'increment' then
-  local condition = WORDS[6]
+  local condition = WORDS[4]
   if condition ~= 'always' then
     -- The value is read only if it is compared: it may be large.
-    local present, holds = redis.call('HEXISTS', hash, WORDS[4]) == 1, false
+    local present, holds = redis.call('HEXISTS', hash, WORDS[2]) == 1, false
     if condition == 'absent' then
       holds = not present
     elseif condition == 'present' then
       holds = present
     elseif present then
-      local tag = redis.sha1hex(redis.call('HGET', hash, WORDS[4]))
-      for index = 7, #WORDS do
+      local tag = redis.sha1hex(redis.call('HGET', hash, WORDS[2]))
+      for index = 5, #WORDS do
         holds = holds or WORDS[index] == tag
       end
     end
@@ -60,7 +62,7 @@ end
 -- removed the hash and made it again.
 local lifetime, expires_at = LIFETIME, nil
 if kind == 'expire' then
-  lifetime = WORDS[4] ~= '' and WORDS[4]
+  lifetime = WORDS[2] ~= '' and WORDS[2]
 elseif lifetime then
   local shared = redis.call('PEXPIRETIME', hash)
   lifetime = shared >= 0 and shared == redis.call('PEXPIRETIME', refresh) and tonumber(lifetime)
@@ -80,19 +82,19 @@ end
 -- For the log: names and values of the fields that were set, by turns, and names of those that were removed.
 local set, gone, done
 if kind == 'set' then
-  local is_new = redis.call('HSET', hash, WORDS[4], WORDS[5]) == 1
+  local is_new = redis.call('HSET', hash, WORDS[2], WORDS[3]) == 1
   -- Counted afterwards, since most writes add no field. If the user lacks a right for it, the field stays.
   local count = is_new and redis.pcall('HLEN', hash)
-  if type(count) == 'number' and count > MAX_FIELDS and redis.pcall('HDEL', hash, WORDS[4]) == 1 then
+  if type(count) == 'number' and count > MAX_FIELDS and redis.pcall('HDEL', hash, WORDS[2]) == 1 then
     return redis.error_reply('TOOMANYFIELDS the hash would have too many fields')
   end
-  set = LOG and { WORDS[4], WORDS[5] }
+  set = LOG and { WORDS[2], WORDS[3] }
   done = is_new and '1 0 0 0' or '0 1 0 0'
 elseif kind == 'remove' then
-  if redis.call('HDEL', hash, WORDS[4]) == 0 then
-    return { 'absent', WORDS[4] }
+  if redis.call('HDEL', hash, WORDS[2]) == 0 then
+    return { 'absent', WORDS[2] }
   end
-  gone = LOG and { WORDS[4] }
+  gone = LOG and { WORDS[2] }
   done = '0 0 1 0'
 elseif kind == 'clear' then
   if redis.call('HLEN', hash) == 0 then
@@ -107,7 +109,7 @@ elseif kind == 'expire' then
   end
   require_right('UNLINK', refresh)
   require_right('PERSIST', hash)
-  if WORDS[5] == 'refresh' then
+  if WORDS[3] == 'refresh' then
     redis.call('SET', refresh, lifetime)
   else
     redis.call('UNLINK', refresh)
@@ -117,7 +119,7 @@ elseif kind == 'expire' then
   end
   done = '0 0 0 0'
 elseif kind == 'increment' then
-  local field, by = WORDS[4], WORDS[5]
+  local field, by = WORDS[2], WORDS[3]
   local present = redis.call('HGET', hash, field)
   local value = present or '0'
   if not present and redis.call('HLEN', hash) >= MAX_FIELDS then
@@ -193,7 +195,7 @@ else
   local function read(field)
     return values[field] or redis.call('HGET', hash, field)
   end
-  for index = 4, #WORDS, 3 do
+  for index = 2, #WORDS, 3 do
     local step, field, value = WORDS[index], WORDS[index + 1], WORDS[index + 2]
     if step == 'set' then
       change(field, value)
@@ -269,6 +271,6 @@ if LOG then
   end
 end
 if once then
-  redis.call('SET', once, WORDS[1] .. ' ' .. done, 'PX', WORDS[2])
+  redis.call('SET', once, digest .. ' ' .. done, 'PX', once_lifetime)
 end
 return done
