@@ -147,7 +147,8 @@ fn query_error(parameter: &str, why: &str) -> String {
 fn is_percent_encoded(text: &str) -> bool {
     let is_byte =
         |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
-    text.split('%').skip(1).all(is_byte) && percent_encoding::percent_decode_str(text).decode_utf8().is_ok()
+    !text.contains('%')
+        || text.split('%').skip(1).all(is_byte) && percent_encoding::percent_decode_str(text).decode_utf8().is_ok()
 }
 
 /// A query without its token, which only [`Caller`](super::caller::Caller) reads, without parameters of a polyfill, and

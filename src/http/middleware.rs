@@ -86,12 +86,14 @@ fn cors(origins: &[Origin]) -> Option<CorsLayer> {
 }
 
 /// All the middleware is one layer: each further layer would cost a publish about as much as a delivery does.
-async fn middleware(
+///
+/// Not an `async fn`, which would keep a second place for the request and for the answer.
+fn middleware(
     app: App,
     is_guarded: bool,
     mut request: Request,
     route: Route,
-) -> Result<Response, Infallible> {
+) -> impl Future<Output = Result<Response, Infallible>> {
     let id = request_id(request.headers());
     let method = method_name(request.method());
     let path = request.extensions().get::<MatchedPath>().cloned();
@@ -138,7 +140,7 @@ async fn middleware(
         }
         Ok(response)
     };
-    context.run(span, answer).await
+    context.run(span, answer)
 }
 
 /// A response whose connection is cut: it does not announce that the connection ends. undici, and so `fetch` in Node,

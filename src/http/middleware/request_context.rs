@@ -41,10 +41,14 @@ pub(in crate::http) struct RequestContext {
 
 impl RequestContext {
     /// Runs `answer` as the current request, in `span` if there is one.
-    pub(in crate::http) async fn run<T>(self, span: Option<Span>, answer: impl Future<Output = T>) -> T {
+    pub(in crate::http) fn run<T>(
+        self,
+        span: Option<Span>,
+        answer: impl Future<Output = T>,
+    ) -> impl Future<Output = T> {
         let is_verbose = LevelFilter::current() >= LevelFilter::DEBUG;
         let span = span.unwrap_or_else(|| if is_verbose { self.span() } else { Span::none() });
-        REQUEST.scope(self, answer).instrument(span).await
+        REQUEST.scope(self, answer).instrument(span)
     }
 
     /// The span has no query, which may contain a token.

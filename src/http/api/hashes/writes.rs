@@ -52,7 +52,7 @@ impl WriteHeaders {
             WriteOutcome::Done(effect, is_replayed) => {
                 Ok(DoneWrite { effect, is_replayed, preferred: self.preferred })
             }
-            outcome => Err(refused(outcome).await),
+            outcome => Err(Box::pin(refused(outcome)).await),
         }
     }
 }
