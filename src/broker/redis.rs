@@ -70,13 +70,18 @@ struct Scripts {
     lease: Script,
 }
 
+/// Bytes of the largest value that an entity tag can stand for in a condition. The digest of such a value takes Redis some
+/// 8 ms. Only other clients can store larger ones.
+const MAX_TAGGED_BYTES: usize = 2 * 1024 * 1024;
+
 impl Scripts {
     fn new() -> Self {
         let with_log = |script: &str| Script::new(&[include_str!("redis/scripts/log.lua"), script].concat());
         let with_hash_log = |script: &str| with_log(&[include_str!("redis/scripts/hash_log.lua"), script].concat());
         let hash_limits = format!(
             "local MAX_FIELDS, MAX_COPIED_BYTES = {MAX_FIELDS}, {MAX_COPIED_BYTES}\n\
-             local MAX_DIGITS, MAX_NUMBER_BYTES = {MAX_DIGITS}, {MAX_NUMBER_BYTES}\n"
+             local MAX_DIGITS, MAX_NUMBER_BYTES = {MAX_DIGITS}, {MAX_NUMBER_BYTES}\n\
+             local MAX_TAGGED_BYTES = {MAX_TAGGED_BYTES}\n"
         );
         let hash_write = [&hash_limits, include_str!("redis/scripts/hash_write.lua")].concat();
         let unwatched = include_str!("redis/scripts/hash_unwatched.lua");

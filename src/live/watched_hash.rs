@@ -46,6 +46,8 @@ const HINT_DELAY: Duration = Duration::from_millis(100);
 /// The time between two comparisons is at least this many times as long as the last one took, up to
 /// [`MAX_COMPARE_PAUSE`].
 const COMPARE_SHARE: u32 = 100;
+/// The same for one that the server hints at.
+const HINTED_SHARE: u32 = 20;
 /// A comparison that took long on a slow machine does not put off the next one for longer.
 const MAX_COMPARE_PAUSE: Duration = Duration::from_mins(1);
 /// How long after a hash's expiry it is looked at.
@@ -289,15 +291,15 @@ impl WatchedHash {
     /// Sets the time of the next comparison, after one that began at this time.
     fn schedule(&self, state: &mut MirrorState, began: Instant) {
         let now = Instant::now();
-        let pause = ((now - began) * COMPARE_SHARE).min(MAX_COMPARE_PAUSE);
+        let pause = |share| ((now - began) * share).min(MAX_COMPARE_PAUSE);
         let every = match self.log.other_clients() {
             OtherClients::None => None,
             OtherClients::Notified => Some(COMPARE_NOTIFIED_EVERY),
             OtherClients::Unnoticed => Some(COMPARE_EVERY),
         };
         let jitter = fastrand::f64().mul_add(0.2, 1.0);
-        let next = every.map(|every| now + every.max(pause).mul_f64(jitter));
-        state.hint_at = now + pause;
+        let next = every.map(|every| now + every.max(pause(COMPARE_SHARE)).mul_f64(jitter));
+        state.hint_at = now + pause(HINTED_SHARE);
         (state.compare_at, state.due) = (next, next);
         state.schedule_expiry();
     }

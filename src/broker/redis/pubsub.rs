@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::announcement::{Assembler, ChannelMessage};
 use super::connections::RedisConn;
-use super::error::fault_from;
+use super::error::{breaks_connection, fault_from};
 use super::keys::Keys;
 use super::random;
 use crate::broker::{Fault, Listeners};
-use crate::names::{RoomName, SubscriberId, Topic};
+use crate::names::{HashName, RoomName, SubscriberId, Topic};
 
 /// Channels in one SUBSCRIBE: bounds the command, and still takes few commands for many topics.
 const BATCH_CHANNELS: usize = 1000;
@@ -117,7 +117,7 @@ impl PubSub {
         self.has_notifications.load(Ordering::Relaxed)
     }
 
-    /// Asks whether the server sends keyspace notifications of hashes, and whether this user gets them.
+    /// Asks whether the server sends keyspace notifications of hashes.
     async fn find_notifications(&self, connection: &mut MultiplexedConnection) -> bool {
         let mut command = redis::cmd("CONFIG");
         command.arg("GET").arg("notify-keyspace-events");
@@ -129,16 +129,34 @@ impl PubSub {
         if !has('K') || !(has('A') || has('g') && has('h')) {
             return false;
         }
-        // No hash has this name, and it begins as those of hashes do.
-        let channel = format!("{}{}", self.notification_prefix, self.keys.probe("hash"));
-        let is_allowed = matches!(timeout(ANSWER_LIMIT, connection.subscribe(channel)).await, Ok(Ok(())));
-        if !is_allowed {
-            tracing::warn!(
-                "Redis sends keyspace notifications, and its user may not receive them: add the channels \
-                 __keyspace@*__:<prefix>:* to its rights"
-            );
+        true
+    }
+
+    /// Subscribes to what the server tells of these hashes. Without the right to, they are compared at intervals instead.
+    /// Returns false if the connection has failed.
+    async fn subscribe_to_notifications(&self, connection: &mut MultiplexedConnection, topics: &[Topic]) -> bool {
+        let hashes = topics.iter().filter_map(Topic::hash).filter(|_| self.has_notifications());
+        let channels: Vec<_> = hashes.map(|hash| self.notification_channel(hash)).collect();
+        if channels.is_empty() {
+            return true;
         }
-        is_allowed
+        match timeout(ANSWER_LIMIT, connection.subscribe(&channels)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) if !breaks_connection(&error) => {
+                self.has_notifications.store(false, Ordering::Relaxed);
+                tracing::warn!(
+                    %error, channel = channels[0],
+                    "Redis sends keyspace notifications, and its user may not receive them: add the channels \
+                     __keyspace@*__:<keys of hashes> to its rights"
+                );
+                true
+            }
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+
+    fn notification_channel(&self, hash: &HashName) -> String {
+        format!("{}{}", self.notification_prefix, self.keys.hash(hash))
     }
 
     /// Replaces the connection.
@@ -207,8 +225,8 @@ impl PubSub {
         if !is_confirmed {
             return "the first subscription was not confirmed";
         }
-        let has_notifications = self.find_notifications(connection).await;
-        self.has_notifications.store(has_notifications, Ordering::Relaxed);
+        let mut sends_notifications = self.find_notifications(connection).await;
+        self.has_notifications.store(sends_notifications, Ordering::Relaxed);
         // Removals may have been missed since the last connection.
         listeners.moderation.removals_changed();
         self.conn.send_replace(Some(conn.clone()));
@@ -217,14 +235,21 @@ impl PubSub {
         loop {
             let (to_subscribe, to_unsubscribe) = self.next_changes(&subscribed);
             if !to_unsubscribe.is_empty() {
-                if answer_in_time(connection.unsubscribe(self.channels(&to_unsubscribe))).await.is_none() {
+                let mut channels = self.live_channels(&to_unsubscribe);
+                channels.extend(
+                    to_unsubscribe.iter().filter_map(Topic::hash).map(|hash| self.notification_channel(hash)),
+                );
+                if answer_in_time(connection.unsubscribe(channels)).await.is_none() {
                     return "an unsubscription was not confirmed";
                 }
                 subscribed.retain(|topic| !to_unsubscribe.contains(topic));
             }
             if !to_subscribe.is_empty() {
-                if answer_in_time(connection.subscribe(self.channels(&to_subscribe))).await.is_none() {
+                if answer_in_time(connection.subscribe(self.live_channels(&to_subscribe))).await.is_none() {
                     return "a subscription was not confirmed";
+                }
+                if !self.subscribe_to_notifications(connection, &to_subscribe).await {
+                    return "a subscription to keyspace notifications was not confirmed";
                 }
                 for topic in to_subscribe {
                     if let Some(confirmed) = self.interests().wanted.get(&topic) {
@@ -242,6 +267,18 @@ impl PubSub {
                 ping.arg(nonce);
                 if answer_in_time(ping.query_async(connection)).await != Some(nonce) {
                     return "a ping was not answered with its nonce";
+                }
+                // The setting may have been changed.
+                if self.find_notifications(connection).await != sends_notifications {
+                    sends_notifications = !sends_notifications;
+                    self.has_notifications.store(sends_notifications, Ordering::Relaxed);
+                    let hashes: Vec<_> =
+                        subscribed.iter().filter(|topic| topic.hash().is_some()).cloned().collect();
+                    for topics in hashes.chunks(BATCH_CHANNELS) {
+                        if !self.subscribe_to_notifications(connection, topics).await {
+                            return "a subscription to keyspace notifications was not confirmed";
+                        }
+                    }
                 }
             }
         }
@@ -268,10 +305,8 @@ impl PubSub {
         (to_subscribe, to_unsubscribe)
     }
 
-    fn channels(&self, topics: &[Topic]) -> Vec<String> {
-        let hashes = topics.iter().filter_map(Topic::hash).filter(|_| self.has_notifications());
-        let notifications = hashes.map(|hash| format!("{}{}", self.notification_prefix, self.keys.hash(hash)));
-        topics.iter().map(|topic| self.keys.live(topic)).chain(notifications).collect()
+    fn live_channels(&self, topics: &[Topic]) -> Vec<String> {
+        topics.iter().map(|topic| self.keys.live(topic)).collect()
     }
 
     fn mark_all_dirty(&self) {

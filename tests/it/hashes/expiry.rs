@@ -59,6 +59,21 @@ async fn refreshed(gateway: &Gateway) {
 }
 
 on_both_brokers! {
+    async fn a_patch_that_leaves_fields_keeps_the_expiry(world) {
+        let gateway = world.gateway().await;
+        put(&gateway, FIELD, "green").await;
+        set(&gateway, json!({"seconds": 1000, "refresh": true})).await;
+        for patch in [json!({"colour": null, "zzz": "1"}), json!({"zzz": null, "aaa": "1"}), json!({"aaa": null, "bbb": "2"})] {
+            assert_eq!(gateway.send(gateway.request(Method::PATCH, HASH).json(&patch)).await.0, 200);
+            let (at, refresh) = expiry(&gateway).await;
+            assert!(at.is_some() && refresh == 1000, "{patch}");
+        }
+        let operations = json!([{"op": "remove", "path": "/bbb"}, {"op": "add", "path": "/ccc", "value": "3"}]);
+        let patch = gateway.request(Method::PATCH, HASH).header("content-type", "application/json-patch+json");
+        assert_eq!(gateway.send(patch.body(operations.to_string())).await.0, 200);
+        assert!(expiry(&gateway).await.0.is_some());
+    }
+
     async fn a_hash_expires_after_the_seconds_that_were_set(world) {
         let gateway = world.gateway().await;
         put(&gateway, FIELD, "green").await;

@@ -198,6 +198,82 @@ async fn p9_fields_whose_names_are_none_are_not_told_and_not_compared_for_ever()
     }
 }
 
+/// If a step announced more than it has caused, those of others would be taken for its own. The time until the next
+/// comparison is longer than a test waits.
+#[tokio::test]
+async fn p9_no_step_hides_the_notification_of_another_client() {
+    let world = World::redis().await;
+    let redis = world.server();
+    redis.cli(&["CONFIG", "SET", "notify-keyspace-events", "KA"]);
+    let gateway = world.gateway().await;
+    let mut stream = gateway.stream(&format!("{HASH}/stream")).await;
+    let mut until = async |event: &str, text: &str| {
+        loop {
+            let next = within("the watcher is told", stream.next()).await.expect("the stream goes on");
+            if next.event == event && next.data.contains(text) {
+                return;
+            }
+        }
+    };
+    let expiry = async |expiry| {
+        let request = gateway.request(Method::PUT, &format!("{HASH}/expiry")).json(&expiry);
+        assert_eq!(gateway.send(request).await.0, 204);
+    };
+    let remove = async |field| {
+        let request = gateway.request(Method::DELETE, &format!("{HASH}/fields/{field}"));
+        assert_eq!(gateway.send(request).await.0, 204);
+    };
+    assert!(put(&gateway, &format!("{HASH}/fields/last"), "1").await.is_success());
+    until("hash.set", "last").await;
+    redis.cli(&["HSET", KEY, "last", "of another client"]);
+    expiry(json!({"seconds": null})).await;
+    until("hash.set", "of another client").await;
+    expiry(json!({"seconds": 900, "refresh": true})).await;
+    assert!(put(&gateway, &format!("{HASH}/fields/a"), "1").await.is_success());
+    until("hash.set", "\"a\"").await;
+    redis.cli(&["HDEL", KEY, "last"]);
+    remove("a").await;
+    until("hash.clear", "external").await;
+}
+
+#[tokio::test]
+async fn p9_the_setting_of_notifications_may_change() {
+    let world = World::redis().await;
+    let (gateway, mut watcher) = watched(&world).await;
+    let redis = world.server();
+    for (setting, is_on) in [("KA", true), ("", false), ("Kgh", true)] {
+        redis.cli(&["CONFIG", "SET", "notify-keyspace-events", setting]);
+        eventually("the gateway has noticed", async || {
+            (gateway.get("/healthz").await.1["keyspace_notifications"] == is_on).then_some(())
+        })
+        .await;
+        if is_on {
+            // The next comparison without a hint would be a minute later.
+            redis.cli(&["HSET", KEY, "now", setting]);
+            watcher.until_value("now", setting).await;
+        }
+    }
+}
+
+/// Redis does nothing else while it copies a value.
+#[tokio::test]
+async fn a_huge_value_of_another_client_is_no_number_and_has_no_entity_tag() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let redis = world.server();
+    redis.eval("return redis.call('HSET', KEYS[1], 'huge', string.rep('1', 3000000))", &[KEY], &[]);
+    let path = format!("{HASH}/fields/huge");
+    let before = calls(redis, "hget");
+    let increment = gateway.request(Method::POST, &format!("{path}/increment")).json(&json!({"by": 1}));
+    let (status, problem) = gateway.send(increment).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("not_a_number")));
+    let conditional = gateway.request(Method::DELETE, &path).header("if-match", "\"0123\"");
+    assert_eq!(gateway.send(conditional).await.0, 412);
+    // One shows the present value.
+    assert!(calls(redis, "hget") <= before + 1);
+    assert_eq!(gateway.send(gateway.request(Method::DELETE, &path).header("if-match", "*")).await.0, 204);
+}
+
 #[tokio::test]
 async fn p9_a_hash_whose_expiry_moves_with_every_write_is_compared_too() {
     let world = World::redis().await;

@@ -4,7 +4,7 @@ use reqwest::Method;
 use roomcast::config::Settings;
 use serde_json::json;
 
-use crate::support::World;
+use crate::support::{Watcher, World};
 
 fn with_key(template: &str) -> impl Fn(&mut Settings) {
     move |settings| settings.redis.hash_key = template.parse().unwrap()
@@ -39,6 +39,24 @@ async fn hashes_of_other_programs_are_shared_under_their_own_keys() {
     assert_eq!(server.cli(&["EXPIRETIME", "user:42"]), server.cli(&["EXPIRETIME", &format!("{own}:refresh")]));
     assert_eq!(gateway.send(gateway.request(Method::DELETE, "/v1/hashes/42")).await.0, 204);
     assert_eq!(server.cli(&["EXISTS", "user:42", &format!("{own}:refresh")]), "0");
+}
+
+#[tokio::test]
+async fn a_user_without_the_right_to_notifications_compares_hashes_and_serves_rooms() {
+    let world = World::redis().await;
+    let server = world.server();
+    server.cli(&["CONFIG", "SET", "notify-keyspace-events", "KA"]);
+    // The rights to the channels of the prefix do not extend to the keys of other programs.
+    server.cli(&["ACL", "SETUSER", "default", "resetchannels", "&roomcast:*", "&__keyspace@*__:roomcast:*"]);
+    let gateway = world.gateway_with(with_key("user:{hash}")).await;
+    let mut watcher = Watcher::new("42");
+    watcher.open(&gateway.url).await;
+    let mut room = gateway.room("a").await;
+    server.cli(&["HSET", "user:42", "name", "ann"]);
+    watcher.until_value("name", "ann").await;
+    gateway.publish("a", "x").await;
+    assert_eq!(room.data().await, "x");
+    assert_eq!(gateway.get("/healthz").await.1["keyspace_notifications"], false);
 }
 
 #[tokio::test]

@@ -272,7 +272,9 @@ impl Transaction<'_> {
     fn change_fields(&mut self, hash: &HashName, changes: Changes<'_>) -> WriteEffect {
         let copied = u32::try_from(changes.copied).expect("copies have at most MAX_COPIED_BYTES");
         let mut effect = WriteEffect { copied, sum: changes.sum, ..WriteEffect::default() };
-        for (field, value) in changes.fields {
+        // Values first: a hash that has some in the end keeps its expiry.
+        let (set, removed): (Vec<_>, Vec<_>) = changes.fields.into_iter().partition(|(_, value)| value.is_some());
+        for (field, value) in set.into_iter().chain(removed) {
             let count = match value {
                 Some(value) => {
                     let had_value = self.set_field(hash, field, value);

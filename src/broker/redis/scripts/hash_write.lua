@@ -45,7 +45,7 @@ if kind == 'set' or kind == 'remove' or kind == 'increment' then
       holds = not present
     elseif condition == 'present' then
       holds = present
-    elseif present then
+    elseif present and redis.call('HSTRLEN', hash, WORDS[2]) <= MAX_TAGGED_BYTES then
       local tag = redis.sha1hex(redis.call('HGET', hash, WORDS[2]))
       for index = 5, #WORDS do
         holds = holds or WORDS[index] == tag
@@ -81,6 +81,8 @@ end
 
 -- For the log: names and values of the fields that were set, by turns, and names of those that were removed.
 local set, gone, done
+-- Keyspace notifications that commands about the expiry have caused.
+local notifications = 0
 if kind == 'set' then
   local is_new = redis.call('HSET', hash, WORDS[2], WORDS[3]) == 1
   -- Counted afterwards, since most writes add no field. If the user lacks a right for it, the field stays.
@@ -115,11 +117,15 @@ elseif kind == 'expire' then
     redis.call('UNLINK', refresh)
   end
   if not lifetime then
-    redis.call('PERSIST', hash)
+    notifications = redis.call('PERSIST', hash)
   end
   done = '0 0 0 0'
 elseif kind == 'increment' then
   local field, by = WORDS[2], WORDS[3]
+  -- A value of another client may be large, and Lua would copy it.
+  if redis.call('HSTRLEN', hash, field) > MAX_NUMBER_BYTES then
+    return redis.error_reply('NOTANUMBER the value is too long for a number')
+  end
   local present = redis.call('HGET', hash, field)
   local value = present or '0'
   if not present and redis.call('HLEN', hash) >= MAX_FIELDS then
@@ -253,14 +259,14 @@ else
 end
 
 if expires_at and redis.call('PEXPIREAT', hash, expires_at) == 1 then
+  notifications = 1
   redis.call('PEXPIREAT', refresh, expires_at)
 elseif expires_at then
   -- The write has removed the last field.
   redis.call('UNLINK', refresh)
 end
 if LOG then
-  -- Each of these commands has caused a notification.
-  LOG.notifications = (expires_at or kind == 'expire') and 1 or 0
+  LOG.notifications = notifications
   if kind == 'clear' then
     LOG.clear('removed')
   elseif kind == 'expire' then
