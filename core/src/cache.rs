@@ -191,9 +191,10 @@ impl<E: CachedEvent + Clone> LogCache<E> {
         self.cleared_to = EventId::start_of(0);
     }
 
-    /// The log was cleared up to a position: no event up to there is delivered any more.
+    /// The log was cleared up to a position: no event up to there is delivered any more, and none is final.
     pub fn clear_to(&mut self, position: EventId) {
         self.ring.keep_above(position);
+        self.history.iter_mut().for_each(|history| history.reopen(position));
         self.cleared_to = self.cleared_to.max(position);
     }
 
@@ -267,7 +268,9 @@ impl<E: CachedEvent + Clone> LogCache<E> {
             self.ring.push(event);
         }
         self.announced_to = Some(end_before).filter(|end| self.ring.last().is_none() && *end < history.end());
-        self.history = Some(history.clone());
+        let mut history = history.clone();
+        history.reopen(self.cleared_to);
+        self.history = Some(history);
     }
 
     /// Applies an announcement. An event that no read has shown is accepted only if it has the next id of the newest

@@ -29,6 +29,9 @@ pub enum BrokerError {
     /// The idempotency key was used with other content.
     #[error("the idempotency key was used with other content")]
     KeyReused,
+    /// The log has its final message.
+    #[error("the room is finished")]
+    Finished,
     /// Messages came after every position of the append's condition, or may be missing there.
     #[error("messages came after the positions of the condition")]
     HeadMoved,

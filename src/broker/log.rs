@@ -241,12 +241,14 @@ pub trait LogListener: Send + Sync {
 /// `watermarks` are the highest ids, by epoch, that the replica has appended to the log or seen in it.
 #[async_trait]
 pub trait LogStore: Send + Sync {
-    /// Appends an entry in its stored form, and announces it.
+    /// Appends an entry in its stored form, and announces it. An entry that is [final](Event::is_stored_final) finishes the
+    /// log: until it is cleared, or its head expires, no further one is appended. The error is then
+    /// [`BrokerError::Finished`].
     ///
     /// With `after`, the entry is appended only if no message came after one of these positions, and none can be missing
     /// there; see [`crate::log::Head::is_at_end`]. Else the error is [`BrokerError::HeadMoved`].
     ///
-    /// With a `key`, the key is looked up, before that condition, and remembered in the same step. The broker never
+    /// With a `key`, the key is looked up, before all that, and remembered in the same step. The broker never
     /// repeats an append: if the answer is lost, the error is [`BrokerError::OutcomeUnknown`].
     async fn append(
         &self,
@@ -281,8 +283,8 @@ pub trait LogStore: Send + Sync {
     /// How to judge a position of this topic that may have been told while it had no head.
     async fn data_set(&self, topic: &Topic) -> Result<DataSet, BrokerError>;
 
-    /// Empties the log and keeps its head. Returns the position up to which the log was emptied. Announces it to the
-    /// listeners of all replicas.
+    /// Empties the log and keeps its head. A finished log takes entries again. Returns the position up to which the log was
+    /// emptied. Announces it to the listeners of all replicas.
     async fn clear(&self, topic: &Topic, watermarks: &[EventId]) -> Result<EventId, BrokerError>;
 
     /// Subscribes the listener to the topic's announcements. Returns once the broker has confirmed the subscription.

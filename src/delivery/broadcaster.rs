@@ -444,6 +444,7 @@ mod tests {
             except: Vec::new(),
             publish_id: None,
             traceparent: None,
+            is_final: false,
             last_message: None,
         };
         app.log.append(&topic, &event, None, &RateKey::All).await.unwrap();

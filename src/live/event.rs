@@ -102,6 +102,7 @@ mod tests {
                 except: Vec::new(),
                 publish_id: None,
                 traceparent: None,
+                is_final: false,
                 last_message: None,
             };
             let topic = Topic::from(RoomName::new("a").unwrap());

@@ -614,6 +614,7 @@ mod tests {
             except: Vec::new(),
             publish_id: None,
             traceparent: None,
+            is_final: false,
             last_message: None,
         };
         for _ in 0..10 {

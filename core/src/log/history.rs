@@ -55,6 +55,7 @@ pub struct EpochHistory {
     epochs: Vec<Epoch>,
     dropped: u64,
     cleared: EventId,
+    finished: Option<EventId>,
 }
 
 impl EpochHistory {
@@ -69,7 +70,13 @@ impl EpochHistory {
     /// log was cleared on request, or 0-0.
     pub fn from_parts(epochs: Vec<Epoch>, dropped: u64, cleared: EventId) -> Option<Self> {
         let rising = epochs.is_sorted_by(|a, b| a.number < b.number);
-        (rising && !epochs.is_empty()).then_some(Self { epochs, dropped, cleared })
+        (rising && !epochs.is_empty()).then_some(Self { epochs, dropped, cleared, finished: None })
+    }
+
+    /// The history of a log that was finished by an event with this id, if there is one.
+    #[must_use]
+    pub fn with_finished(self, finished: Option<EventId>) -> Self {
+        Self { finished, ..self }
     }
 
     /// The epochs, oldest first.
@@ -87,9 +94,30 @@ impl EpochHistory {
         self.cleared
     }
 
-    /// Records that the log is cleared up to its end.
+    /// Records that the log is cleared up to its end. It takes messages again.
     pub fn clear(&mut self) {
         self.cleared = self.end();
+        self.finished = None;
+    }
+
+    /// The id of the final message. The log takes no further message; presence events may follow.
+    pub fn finished(&self) -> Option<EventId> {
+        self.finished
+    }
+
+    /// Records that the log's last event is its final message.
+    pub fn finish(&mut self) {
+        self.finished = Some(self.end());
+    }
+
+    /// Forgets a final message at or before a position. Only a later read of the log can tell of another one.
+    pub fn reopen(&mut self, position: EventId) {
+        self.finished = self.finished.filter(|finished| *finished > position);
+    }
+
+    /// Whether no message follows a position, because it is at the final one or after it.
+    pub fn is_finished_at(&self, position: EventId) -> bool {
+        self.finished.is_some_and(|finished| finished <= position)
     }
 
     /// The newest epoch, to which events are appended.

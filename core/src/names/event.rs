@@ -158,6 +158,8 @@ pub struct Event {
     pub publish_id: Option<String>,
     /// The W3C Trace Context of the span that stored it, if traces are sent.
     pub traceparent: Option<String>,
+    /// Whether it is the last message of its room.
+    pub is_final: bool,
     /// The position of the last message before it, if presence events lie between. The step that appends it knows.
     pub last_message: Option<EventId>,
 }
@@ -186,6 +188,9 @@ struct StoredEvent<'a> {
     publish_id: Option<Cow<'a, str>>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     traceparent: Option<Cow<'a, str>>,
+    // Where a script finds it without parsing the rest.
+    #[serde(default, rename = "final", skip_serializing_if = "std::ops::Not::not")]
+    is_final: bool,
     // Last, since a script adds it to a stored event.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     last_message: Option<Cow<'a, str>>,
@@ -222,9 +227,15 @@ impl Event {
             except: self.except.clone(),
             publish_id: self.publish_id.as_deref().map(Cow::Borrowed),
             traceparent: self.traceparent.as_deref().map(Cow::Borrowed),
+            is_final: self.is_final,
             last_message: self.last_message.map(|position| position.to_string().into()),
         };
         serde_json::to_vec(&stored).expect("strings and checked JSON always serialise").into()
+    }
+
+    /// Whether an event that is about to be appended is final, by its stored form.
+    pub fn is_stored_final(stored: &[u8]) -> bool {
+        stored.ends_with(br#","final":true}"#)
     }
 
     /// The stored form of an event that names the last message before it.
@@ -250,6 +261,7 @@ impl Event {
             except: stored.except,
             publish_id: stored.publish_id.map(Cow::into_owned),
             traceparent: stored.traceparent.map(Cow::into_owned),
+            is_final: stored.is_final,
             last_message: stored.last_message.map(|text| text.parse()).transpose().map_err(|_| MalformedEvent)?,
         })
     }
@@ -268,6 +280,7 @@ mod tests {
             except: vec![SubscriberId::new("me").unwrap()],
             publish_id: None,
             traceparent: None,
+            is_final: false,
             last_message: None,
         }
     }
@@ -301,6 +314,19 @@ mod tests {
         assert_eq!(Event::decode(&stored).unwrap().data.as_text(), "null");
     }
 
+    #[test]
+    fn data_that_looks_like_the_mark_of_a_final_event_is_none() {
+        for data in [r#"{"a":1,"final":true}"#, r#"",\"final\":true}""#, r#"{"final":true}"#] {
+            let raw: &RawValue = serde_json::from_str(data).unwrap();
+            for except in [vec![], vec![SubscriberId::new("me").unwrap()]] {
+                let event = Event { except, ..event(Data::json(raw).unwrap()) };
+                assert!(!Event::is_stored_final(&event.encode()), "{data}");
+                assert!(Event::is_stored_final(&Event { is_final: true, ..event }.encode()), "{data}");
+            }
+        }
+        assert!(!Event::is_stored_final(&event(Data::Text(r#","final":true}"#.into())).encode()));
+    }
+
     proptest! {
         #[test]
         fn json_data_is_refused_where_a_string_would_be(
@@ -313,10 +339,11 @@ mod tests {
 
         #[test]
         fn an_encoded_event_decodes_to_the_same_event_and_no_prefix_of_it_decodes(
-            text in ".*", cut in any::<proptest::sample::Index>()
+            text in ".*", is_final: bool, cut in any::<proptest::sample::Index>()
         ) {
-            let event = event(Data::Text(text.into()));
+            let event = Event { is_final, ..event(Data::Text(text.into())) };
             let stored = event.encode();
+            prop_assert_eq!(Event::is_stored_final(&stored), is_final);
             prop_assert_eq!(&Event::decode(&stored).unwrap(), &event);
             let cut = cut.index(stored.len());
             prop_assert!(Event::decode(&stored[..cut]).is_err());

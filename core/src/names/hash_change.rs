@@ -184,6 +184,7 @@ impl HashChange {
             except: Vec::new(),
             publish_id: None,
             traceparent: None,
+            is_final: false,
             last_message: None,
         }
     }

@@ -31,6 +31,9 @@ impl LogStore for MemoryBroker {
             if let Some(id) = transaction.recorded_append(topic, key)? {
                 return Ok(Appended { id, replayed: true });
             }
+            if transaction.is_finished(topic) {
+                return Err(BrokerError::Finished);
+            }
             if after.is_some_and(|after| !transaction.is_at_end(topic, watermarks, after)) {
                 return Err(BrokerError::HeadMoved);
             }

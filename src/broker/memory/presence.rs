@@ -71,6 +71,7 @@ fn presence_event(name: &str, members: &[StoredMember], present: usize, publishe
         except: Vec::new(),
         publish_id: None,
         traceparent: None,
+        is_final: false,
         last_message: None,
     }
 }

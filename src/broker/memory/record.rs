@@ -88,6 +88,8 @@ struct StoredHead {
     epochs: Vec<StoredEpoch>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_message: Option<(u64, u64)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    finished: Option<(u64, u64)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -143,6 +145,7 @@ impl RecordChange {
             cleared: pair(history.cleared()),
             epochs: history.epochs().iter().map(epoch).collect(),
             last_message: head.last_message.map(pair),
+            finished: history.finished().map(pair),
         };
         Self { key: key(HEAD.byte(topic), &[], topic.name()), value: Some(json(&stored)) }
     }
@@ -283,6 +286,7 @@ fn parse_head(value: &[u8]) -> Option<(Head, u64)> {
     };
     let epochs = stored.epochs.into_iter().map(epoch).collect();
     let history = EpochHistory::from_parts(epochs, stored.dropped, event_id(stored.cleared))?;
+    let history = history.with_finished(stored.finished.map(event_id));
     let last_message = stored.last_message.map(event_id);
     Some((Head { replication_id: stored.replication_id, history, last_message }, stored.touched))
 }

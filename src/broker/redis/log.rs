@@ -81,7 +81,7 @@ impl RedisBroker {
             call.arg(format!("after {}", id_texts(after).join(" ")));
         }
         call.arg(id_texts(watermarks));
-        let result: RedisResult<(String, bool, u64)> = call.invoke_async(conn.connection()).await;
+        let result: RedisResult<(String, u8, u64)> = call.invoke_async(conn.connection()).await;
         let (id, flag, answered) = conn.check(result, write_error)?;
         if answered != random {
             conn.mark_broken();
@@ -89,9 +89,13 @@ impl RedisBroker {
             return Err(BrokerError::OutcomeUnknown(Fault::new(FaultKind::Failed, detail)));
         }
         if id.is_empty() {
-            return Err(if flag { BrokerError::HeadMoved } else { BrokerError::KeyReused });
+            return Err(match flag {
+                0 => BrokerError::KeyReused,
+                1 => BrokerError::HeadMoved,
+                _ => BrokerError::Finished,
+            });
         }
-        Ok(Appended { id: parse_id(&id)?, replayed: flag })
+        Ok(Appended { id: parse_id(&id)?, replayed: flag == 1 })
     }
 
     /// Head, replication id and entries as of one moment, whatever state the head is in.

@@ -54,6 +54,7 @@ proptest! {
             except: vec![SubscriberId::new("left-out").unwrap()],
             publish_id: publish_id.clone(),
             traceparent: None,
+            is_final: false,
             last_message: None,
         };
         let topic = Topic::from(room.clone());

@@ -73,6 +73,11 @@ impl Transaction<'_> {
         }))
     }
 
+    /// Whether the log has its final message.
+    pub fn is_finished(&self, topic: &Topic) -> bool {
+        self.state.log(topic, self.now).is_some_and(|log| log.head().history.finished().is_some())
+    }
+
     /// Whether no message came after one of these positions, as [`Head::is_at_end`] says. Opens no log: a refused append
     /// makes none.
     pub fn is_at_end(&self, topic: &Topic, watermarks: &[EventId], positions: &[EventId]) -> bool {
@@ -175,20 +180,23 @@ impl LogStep<'_> {
         self.ledger.require(bytes)
     }
 
-    /// Appends a message, announces it, and trims the log. Does not check the limit; see [`Self::require`].
+    /// Appends a message that is not final, announces it, and trims the log. Does not check the limit; see [`Self::require`].
     pub fn append(&mut self, stored: Bytes) -> EventId {
-        self.append_entry(EntryKind::Message, stored)
+        self.append_entry(EntryKind::Message, stored, false)
     }
 
     /// Appends a presence event like a message.
     pub fn append_presence(&mut self, event: &Event) {
-        self.append_entry(EntryKind::Presence, event.encode());
+        self.append_entry(EntryKind::Presence, event.encode(), false);
     }
 
-    fn append_entry(&mut self, kind: EntryKind, stored: Bytes) -> EventId {
+    fn append_entry(&mut self, kind: EntryKind, stored: Bytes, is_final: bool) -> EventId {
         let Self { topic, log, retention, unused_logs, ledger, now, .. } = self;
         **unused_logs -= usize::from(log.is_unused());
         let (id, last_message) = log.head_mut().extend(kind);
+        if is_final {
+            log.head_mut().history.finish();
+        }
         **unused_logs += usize::from(log.is_unused());
         // The log of a hash lives as long as somebody watches the hash.
         if topic.hash().is_none() {
@@ -203,10 +211,11 @@ impl LogStep<'_> {
         id
     }
 
-    /// Appends a message, and records its key if it has one.
+    /// Appends a message, which may be final, and records its key if it has one.
     pub fn append_once(&mut self, stored: Bytes, key: Option<&IdempotencyKey>) -> Result<EventId, BrokerError> {
         self.require(entry_bytes(&stored) + key.map_or(0, |_| IDEMPOTENCY_KEY_BYTES))?;
-        let id = self.append(stored);
+        let is_final = Event::is_stored_final(&stored);
+        let id = self.append_entry(EntryKind::Message, stored, is_final);
         if let Some(key) = key {
             let until = self.now.saturating_add(micros(self.retention.idempotency_window));
             self.idempotency.record(self.topic, key, RecordedAnswer::Appended(id), until, self.ledger);

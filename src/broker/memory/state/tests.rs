@@ -326,6 +326,7 @@ fn presence_event(member: &StoredMember) -> Event {
         except: Vec::new(),
         publish_id: None,
         traceparent: None,
+        is_final: false,
         last_message: None,
     }
 }

@@ -1,7 +1,8 @@
 -- Appends an event to a topic's log and announces it. Returns {id, 0, random}; or {id, 1, random} if an earlier call
 -- with the same idempotency key and content appended the event; or {'', 0, random} if that call had other content; or
--- {'', 1, random} if the condition does not hold. The random number shows that the answer is this call's: a connection that
--- loses bytes can lose a whole answer.
+-- {'', 1, random} if the condition does not hold; or {'', 2, random} if the log has its final message. The random number
+-- shows that the answer is this call's: a connection that loses bytes can lose a whole answer.
+-- An event that ends with ,"final":true} is the final message.
 -- KEYS: head, log, log of presence events, with a condition the id of the data set, and optionally an idempotency key.
 -- ARGV: event, channel, entries to keep, lifetimes of log and head (ms), random, idempotency key's lifetime (ms),
 -- digest of the content, bytes to keep, time before which events are too old, optionally a condition, watermarks…
@@ -96,8 +97,12 @@ local id, failure = append({
   random = tonumber(ARGV[6]),
   first_watermark = condition and 12 or 11,
   holds = holds,
+  is_final = string.sub(ARGV[1], -14) == ',"final":true}',
 }, ARGV[1])
 if not id then
+  if failure == 'finished' then
+    return { '', 2, ARGV[6] }
+  end
   return failure or { '', 1, ARGV[6] }
 end
 if once then

@@ -8,6 +8,7 @@
 --   <epoch>-<last offset>      the next older epoch
 --   ^<epoch>                   the newest epoch that was dropped from the history
 --   =<epoch>-<offset>          the log was emptied on purpose up to this position
+--   !<epoch>-<offset>          the final message: no other one may follow
 --   &<epoch>-<offset>          the last message, if presence events follow it; always the last token
 --   #<time>                    of a hash's log: the hash has fields, and expires at this time (ms), or never (0); always
 --                              the last token
@@ -68,7 +69,7 @@ local function parse(text)
   end
   local epochs = { { number = tonumber(epoch), last = tonumber(last) } }
   local head = { replication_id = replication_id, epochs = epochs, dropped = 0 }
-  for tag, first, second, third in string.gmatch(rest, ' ([~?^=&#]?)(%d+)%-?(%d*)/?(%d*)') do
+  for tag, first, second, third in string.gmatch(rest, ' ([~?^=!&#]?)(%d+)%-?(%d*)/?(%d*)') do
     first, second = tonumber(first), tonumber(second)
     if tag == '' then
       table.insert(epochs, { number = first, last = second })
@@ -78,6 +79,8 @@ local function parse(text)
       epochs[#epochs].late = { since = { first, second }, entered = tonumber(third) }
     elseif tag == '=' then
       head.cleared = { first, second }
+    elseif tag == '!' then
+      head.finished = { first, second }
     elseif tag == '&' then
       head.last_message = { first, second }
     elseif tag == '#' then
@@ -108,6 +111,9 @@ local function render(head)
   end
   if head.cleared then
     table.insert(tokens, '=' .. id_text(head.cleared))
+  end
+  if head.finished then
+    table.insert(tokens, '!' .. id_text(head.finished))
   end
   if head.last_message then
     table.insert(tokens, '&' .. id_text(head.last_message))
@@ -344,12 +350,13 @@ local function add_entry(log, id, event)
 end
 
 -- Appends an event to a topic's log, and announces it. Returns the event's id, or nil if nothing was stored, and then
--- Redis's error unless a condition does not hold. `log` has these fields:
+-- 'finished' if the log takes no message, or Redis's error unless a condition does not hold. `log` has these fields:
 --   head_key, channel            the topic's head and channel
 --   logs                         the streams of messages and of presence events. Each has its own limits, so that no
 --                                kind displaces the other
 --   key                          the one of them that the event goes to
 --   is_presence                  whether the event is about presence
+--   is_final                     whether the log takes no message after the event
 --   max_entries, max_bytes       what the log keeps, as text and as a number
 --   oldest_time                  events that were published before this time are dropped
 --   ttl, head_ttl                lifetimes of log and head, in milliseconds
@@ -365,6 +372,9 @@ local function append(log, event)
   log.replication_id = log.replication_id or server_replication_id()
   local text, replication_id = redis.call('GET', log.head_key), log.replication_id
   local epoch, last, owner, rest = string.match(text or '', HEAD_PATTERN)
+  if rest and not log.is_presence and string.find(rest, ' !', 1, true) then
+    return nil, 'finished'
+  end
 
   -- In the common case neither the older epochs nor the clock are needed.
   local is_current = owner == replication_id
@@ -421,6 +431,9 @@ local function append(log, event)
     rest = rest .. ' &' .. id_text(last_entry(head or parse(text)))
   elseif last_message and not log.is_presence then
     rest = string.gsub(rest, ' &.*$', '')
+  end
+  if log.is_final then
+    rest = rest .. ' !' .. id
   end
   if log.hash then
     rest = string.gsub(rest, ' #%d+$', '') .. (log.expires_at and ' #' .. whole(log.expires_at) or '')
