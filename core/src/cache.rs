@@ -194,8 +194,13 @@ impl<E: CachedEvent + Clone> LogCache<E> {
     /// The log was cleared up to a position: no event up to there is delivered any more, and none is final.
     pub fn clear_to(&mut self, position: EventId) {
         self.ring.keep_above(position);
-        self.history.iter_mut().for_each(|history| history.reopen(position));
+        self.reopen(position);
         self.cleared_to = self.cleared_to.max(position);
+    }
+
+    /// The log no longer has the final message with this id.
+    pub fn reopen(&mut self, finished: EventId) {
+        self.history.iter_mut().for_each(|history| history.reopen(finished));
     }
 
     /// Compares delivered events, the last one of the ring and the conflicts, with the entries that were read from

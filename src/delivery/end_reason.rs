@@ -11,6 +11,8 @@ pub enum EndReason {
     TokenExpired,
     /// The stream's token was revoked.
     TokenRevoked,
+    /// All rooms of the stream are finished, and it has told all that they have.
+    Finished,
     /// The stream was removed. The client may open it again at once.
     Removed,
     /// The stream was removed. The client may not open it again for a time.
@@ -59,6 +61,7 @@ impl EndReason {
             Self::Lifetime => "lifetime",
             Self::TokenExpired => "token_expired",
             Self::TokenRevoked => "token_revoked",
+            Self::Finished => "finished",
             Self::Removed | Self::Banned => "removed",
             Self::Superseded => "superseded",
             Self::TooManyRequests => "too_many_requests",
@@ -80,9 +83,12 @@ impl EndReason {
             | Self::TooManyConnections
             | Self::TooSlow
             | Self::Unavailable => "later",
-            Self::TokenExpired | Self::TokenRevoked | Self::Banned | Self::Superseded | Self::HashTooLarge => {
-                "never"
-            }
+            Self::TokenExpired
+            | Self::TokenRevoked
+            | Self::Finished
+            | Self::Banned
+            | Self::Superseded
+            | Self::HashTooLarge => "never",
         }
     }
 }

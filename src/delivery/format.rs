@@ -91,6 +91,8 @@ struct Envelope<'a> {
     published_at: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     publish_id: Option<&'a str>,
+    #[serde(rename = "final", skip_serializing_if = "std::ops::Not::not")]
+    is_final: bool,
 }
 
 /// The encodings that an event keeps: their indices for [`LiveEvent::encoding`].
@@ -255,6 +257,7 @@ pub fn event_envelope<'a>(event: &'a LiveEvent, room: &RoomName) -> &'a Bytes {
             data: &event.data.as_json(),
             published_at: &event.published_at,
             publish_id: event.publish_id.as_deref(),
+            is_final: event.is_final,
         };
         Block::new().event(name).data(&to_json(&envelope)).finish().into()
     })

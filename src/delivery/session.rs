@@ -277,6 +277,7 @@ impl StreamSession {
     /// The blocks for an update. `None` if the subscriber gets none of its events.
     fn write(&mut self, update: &Update) -> Option<Bytes> {
         match update {
+            Update::Finished => Some(self.end(EndReason::Finished)),
             Update::End(WatchEnd::TooSlow) => Some(self.end(EndReason::TooSlow)),
             Update::End(WatchEnd::TooLarge) => Some(self.end(EndReason::HashTooLarge)),
             Update::Snapshot { part, .. } => {

@@ -39,9 +39,10 @@ pub fn idempotency_key(caller: &str, key: &str, event: &Event, after: Option<&[E
     let name = event.name.as_ref().map_or("", EventName::as_str);
     let mut content = vec![name, kind, event.data.as_text()];
     content.extend(event.except.iter().map(SubscriberId::as_str));
-    // No subscriber's id has a quotation mark.
+    // No subscriber's id has a quotation mark, with which the rest begins.
     let condition = after.map(|after| format!("\"{after:?}\""));
     content.extend(condition.as_deref());
+    content.extend(event.is_final.then_some("\"final\""));
     IdempotencyKey { key: digest(&[caller, key]), content: digest(&content) }
 }
 

@@ -67,6 +67,7 @@ pub enum Code {
     DiskFailed,
     Busy,
     SubscriberTaken,
+    RoomFinished,
     TooManyRequests,
     TooManyWrittenRooms,
     TooManyConnections,
@@ -148,6 +149,7 @@ impl Code {
             Self::SubscriberTaken => {
                 ("subscriber_taken", StatusCode::CONFLICT, "The subscriber name belongs to another caller")
             }
+            Self::RoomFinished => ("room_finished", StatusCode::CONFLICT, "The room has its final event"),
             Self::TooManyRequests => ("too_many_requests", StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
             Self::TooManyWrittenRooms => (
                 "too_many_written_rooms",
@@ -346,6 +348,10 @@ impl From<BrokerError> for Problem {
             BrokerError::KeyReused => Self::new(
                 Code::IdempotencyKeyReused,
                 "this Idempotency-Key was used for other content in this room or hash; use a new key",
+            ),
+            BrokerError::Finished => Self::new(
+                Code::RoomFinished,
+                "the room takes no event after its final one, until DELETE of its events opens it again",
             ),
             BrokerError::HeadMoved => Self::new(Code::PreconditionFailed, error.to_string()),
             BrokerError::UnknownPage => Self::new(

@@ -37,7 +37,8 @@ pub enum GroupPoll {
     NeedsLog,
     /// The log could not be read, and is not to be read again before this time.
     RetryAt(Instant),
-    /// The group may have got something that the log does not have: every subscriber has to poll for itself.
+    /// The group may have got something that the log does not have, or all that there will be: every subscriber has to poll
+    /// for itself.
     PollEach,
 }
 
@@ -75,7 +76,8 @@ impl GroupCursor {
     /// What follows, as far as the cache can tell.
     pub fn poll(&mut self) -> GroupPoll {
         self.changes.mark_unchanged();
-        if self.topic.retractions() != self.retractions || self.topic.mirror() != self.mirror {
+        let is_finished = self.topic.is_finished_at(self.position, None);
+        if is_finished || self.topic.retractions() != self.retractions || self.topic.mirror() != self.mirror {
             return GroupPoll::PollEach;
         }
         // Whether an event or nothing follows does not depend on what was reported to a subscriber.
@@ -92,7 +94,7 @@ impl GroupCursor {
             Ok(Following::Events(events)) => GroupPoll::from_events(events),
             Ok(Following::NothingUpTo(position)) => {
                 self.position = position;
-                GroupPoll::Nothing
+                if self.topic.is_finished_at(position, None) { GroupPoll::PollEach } else { GroupPoll::Nothing }
             }
             Ok(Following::Gap(_)) => GroupPoll::PollEach,
             Err(error) => GroupPoll::RetryAt(self.topic.retry_at(&error)),

@@ -102,6 +102,8 @@ pub enum Update {
     },
     /// The stream can't go on.
     End(WatchEnd),
+    /// Nothing follows in any topic: all are finished rooms.
+    Finished,
 }
 
 /// Why a stream of a hash can't go on.
@@ -205,8 +207,14 @@ impl Subscription {
     /// Waits for the next update. Cancel-safe: nothing is lost if the future is dropped before it is ready.
     pub async fn next(&mut self) -> Update {
         loop {
-            if let Some(update) = self.poll().await {
-                return update;
+            if self.is_finished() {
+                return Update::Finished;
+            }
+            match self.poll().await {
+                Some(update) => return update,
+                // It may have passed entries that it does not yield.
+                None if self.is_finished() => return Update::Finished,
+                None => {}
             }
             let retry_at = self.cursors.iter().filter_map(|cursor| cursor.retry_at).min();
             let changes = self.cursors.iter_mut().map(|cursor| Box::pin(cursor.changes.changed()));
@@ -215,6 +223,11 @@ impl Subscription {
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
             }
         }
+    }
+
+    /// Whether all its topics are finished rooms, and it has yielded their final events, or gaps in their place.
+    pub fn is_finished(&self) -> bool {
+        self.cursors.iter().all(TopicCursor::is_finished)
     }
 
     /// The state of a subscription that could share a group cursor: it has one topic, and there is nothing to yield
@@ -232,6 +245,7 @@ impl Subscription {
             Some(_) => return None,
         };
         let is_caught_up = cursor.opening_reply.is_none()
+            && !cursor.is_finished()
             && cursor.retractions == topic.retractions()
             && matches!(topic.after(cursor.position, cursor.reported), Lookup::Nothing);
         is_caught_up.then_some(CaughtUp { position: cursor.position, retractions: cursor.retractions, mirror })
@@ -336,6 +350,7 @@ impl TopicCursor {
             _ = changes.wait_for(|count| *count > 0) => {}
             error = guard.live_topic().refusal() => return Err(error),
         }
+        guard.live_topic().check_finish().await?;
         let topic = guard.live_topic().topic();
         let retractions = guard.live_topic().retractions();
         let end = guard.live_topic().end().unwrap_or(EventId::start_of(0));
@@ -405,6 +420,16 @@ impl TopicCursor {
     fn bookmark(&self) -> Bookmark {
         let base = self.watch.as_ref().map(|watch| watch.phase.base());
         Bookmark { id: self.position, base }
+    }
+
+    /// Whether it has yielded the final message of a room, or a gap in its place. Presence events that follow keep no
+    /// stream open.
+    fn is_finished(&self) -> bool {
+        let topic = self.guard.live_topic();
+        let has_gap = || matches!(self.opening_reply.as_deref(), Some(Following::Gap(_)));
+        topic.is_finished_at(self.position, self.reported)
+            && !has_gap()
+            && self.retractions == topic.retractions()
     }
 
     /// Whether it has the state of a hash's present mirror. True of a room.

@@ -1,7 +1,7 @@
 //! A live topic: this replica's cache of its log, and the task that keeps the cache correct.
 
 use std::future::pending;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
@@ -59,6 +59,8 @@ pub(super) struct LiveTopic {
     invalidated: Notify,
     /// The cache's number of retractions, to be read without its lock.
     retractions: AtomicU64,
+    /// Whether the log has its final message, by the cache's last read; to be read without its lock.
+    is_finished: AtomicBool,
     subscriber_count: AtomicU64,
     /// Notified when the last subscriber leaves.
     vacated: Notify,
@@ -101,6 +103,7 @@ impl LiveTopic {
             changes: watch::channel(0).0,
             invalidated: Notify::new(),
             retractions: AtomicU64::new(0),
+            is_finished: AtomicBool::new(false),
             subscriber_count: AtomicU64::new(0),
             vacated: Notify::new(),
             refusal: watch::channel(None).0,
@@ -181,6 +184,30 @@ impl LiveTopic {
         self.counted().cache.newest().cloned().collect()
     }
 
+    /// Whether a stream at this position has had the final message of the log, and has no gap to get first. Only a read of
+    /// the log tells that a message is final, since an announcement can be forged.
+    pub(super) fn is_finished_at(&self, position: EventId, reported: Option<ReportedLoss>) -> bool {
+        if !self.is_finished.load(Ordering::SeqCst) {
+            return false;
+        }
+        let cache = &self.counted().cache;
+        let is_after = cache.history().is_some_and(|history| history.is_finished_at(position));
+        is_after && !matches!(cache.after(position, reported, 1), Lookup::Unknown)
+    }
+
+    /// Reads whether the log still has its final message, if the cache has it. Another replica may have cleared the log
+    /// a moment ago.
+    pub(super) async fn check_finish(&self) -> Result<(), BrokerError> {
+        let finished = |history: &EpochHistory| history.finished();
+        let Some(cached) = self.counted().cache.history().and_then(finished) else { return Ok(()) };
+        let slice = self.log.read(&self.topic, ReadRange::Newest, LogView::All, ReadLimit::HISTORY).await?;
+        if slice.history.finished() != Some(cached) {
+            self.change_cache(|cache| cache.reopen(cached));
+            self.invalidate();
+        }
+        Ok(())
+    }
+
     /// What follows a position, by a read of the log, and the number of bytes that were read. Apart from retractions, this is
     /// the only source of gaps.
     pub(super) async fn read_log(
@@ -229,7 +256,11 @@ impl LiveTopic {
 
     /// Receives an announcement.
     pub(super) fn receive(&self, event: Arc<LiveEvent>) -> AnnouncementOutcome {
+        let is_final = event.event().is_final;
         let outcome = self.change_cache(|cache| cache.receive(event));
+        if is_final {
+            self.invalidate();
+        }
         match outcome {
             AnnouncementOutcome::Added => self.wake(),
             AnnouncementOutcome::Duplicate | AnnouncementOutcome::Deferred => {}
@@ -358,6 +389,8 @@ impl LiveTopic {
     fn change_cache<T>(&self, change: impl FnOnce(&mut LogCache<Arc<LiveEvent>>) -> T) -> T {
         let mut counted = self.counted();
         let outcome = change(&mut counted.cache);
+        let is_finished = counted.cache.history().is_some_and(|history| history.finished().is_some());
+        self.is_finished.store(is_finished, Ordering::SeqCst);
         let bytes = counted.cache.older_bytes();
         if bytes != counted.share.bytes() {
             let (share, displaced) = self.budget.change(&self.this, counted.share, bytes);

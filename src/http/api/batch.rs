@@ -63,6 +63,10 @@ pub struct BatchItem {
     /// The subscribers that do not get the event.
     #[schema(value_type = Vec<String>, max_items = 100, required = false)]
     except: Option<Vec<SubscriberId>>,
+    /// Whether it is the last event of its rooms. Later events of the batch for these rooms are not stored.
+    #[serde(rename = "final")]
+    #[schema(rename = "final", value_type = bool, required = false)]
+    is_final: Option<bool>,
     /// Makes this event safe to publish again. By default, the request's `Idempotency-Key` and the event's index in
     /// the batch stand for it.
     #[schema(max_length = 255)]
@@ -201,8 +205,8 @@ fn parse(
             Some(key) => idempotency::publish_id(&caller.owner(), key),
             None => uuid::Uuid::now_v7().to_string(),
         });
-        let event =
-            new_event(app, item.event, json_data(&item.data)?, item.except.unwrap_or_default(), publish_id)?;
+        let (except, is_final) = (item.except.unwrap_or_default(), item.is_final.unwrap_or_default());
+        let event = new_event(app, item.event, json_data(&item.data)?, except, publish_id, is_final)?;
         bytes += rooms.len() * event.sent_bytes();
         if bytes > max_bytes {
             let detail =

@@ -48,6 +48,10 @@ pub struct Publish {
     /// The subscribers that do not get the event.
     #[schema(value_type = Vec<String>, max_items = 100, required = false)]
     except: Option<Vec<SubscriberId>>,
+    /// Whether it is the room's last event.
+    #[serde(rename = "final")]
+    #[schema(rename = "final", value_type = bool, required = false)]
+    is_final: Option<bool>,
 }
 
 /// Where an event is stored.
@@ -67,6 +71,10 @@ pub struct Published {
 pub struct PublishQuery {
     /// The name of an event whose body is text. A JSON body has the name itself.
     event: Option<String>,
+    /// Whether an event whose body is text is the room's last one. A JSON body has `final` itself.
+    #[serde(rename = "final")]
+    #[param(rename = "final")]
+    is_final: Option<bool>,
 }
 
 /// Makes an event that is published now. Checks the limits of its parts.
@@ -76,6 +84,7 @@ pub(super) fn new_event(
     data: Data,
     except: Vec<SubscriberId>,
     publish_id: Option<String>,
+    is_final: bool,
 ) -> Result<Event, Problem> {
     let limit = app.settings.requests.max_event_bytes;
     if data.as_text().len() > limit {
@@ -94,7 +103,8 @@ pub(super) fn new_event(
         return Err(Problem::new(Code::InvalidBody, detail));
     }
     let traceparent = trace::current();
-    Ok(Event { name, data, published_at: timestamp::now(), except, publish_id, traceparent, last_message: None })
+    let published_at = timestamp::now();
+    Ok(Event { name, data, published_at, except, publish_id, traceparent, is_final, last_message: None })
 }
 
 /// Appends an event of a caller to a room's log, and counts it.
@@ -161,8 +171,9 @@ pub(super) fn json_data(raw: &RawValue) -> Result<Data, Problem> {
 
 /// Publish an event to a room
 ///
-/// A JSON body is `{"event"?, "data", "except"?}`. A text body (`text/*`, or what `curl -d` sends) is the event's
-/// data, and `event` in the query is its name. A JSON object without its `Content-Type` is refused with 415. 201 means that the event is stored, and that every subscriber of the
+/// A JSON body is `{"event"?, "data", "except"?, "final"?}`. A text body (`text/*`, or what `curl -d` sends) is the event's
+/// data, and `event` in the query is its name. After an event with `final`, the room takes no other one, and its streams
+/// end. A JSON object without its `Content-Type` is refused with 415. 201 means that the event is stored, and that every subscriber of the
 /// room on every replica gets it. After `outcome_unknown`, the event may or may not be stored. With `If-Match`, the event
 /// is stored only if no other one came after one of these positions; presence events do not count.
 #[utoipa::path(
@@ -179,6 +190,7 @@ the `ETag` of the room, of its log or of an earlier publish"),
             headers(("ETag" = String, description = "The event's id, for `If-Match` of the next publish"),
                 ("Idempotency-Replayed" = String,
                     description = "`true` if an earlier request with this key has stored the event"))),
+        (status = 409, description = "The room has its final event"),
         (status = 412, description = "Events came after the positions in `If-Match`, or are lost there; `head` and `ETag` \
 are the present position of the last event",
             headers(("ETag" = String, description = "The position of the room's last event"))),
@@ -200,17 +212,19 @@ pub async fn publish_event(
     let body_type = BodyType::from_headers(request.headers())?;
     let body = read_typed_body(body_type, request, &app, &caller).await?;
     let event = match body_type {
-        BodyType::Json if query.event.is_some() => {
-            let detail = "a JSON body has the event's name in its field \"event\"; remove event from the query";
+        BodyType::Json if query.event.is_some() || query.is_final.is_some() => {
+            let detail = "a JSON body has the event's name in its field \"event\", and \"final\" beside it; remove event \
+                          and final from the query";
             return Err(Problem::new(Code::InvalidQuery, detail));
         }
         BodyType::Json => {
             let JsonObject(publish) = parse_json::<JsonObject<Publish>>(&body)?;
-            new_event(&app, publish.event, json_data(&publish.data)?, publish.except.unwrap_or_default(), None)?
+            let (except, is_final) = (publish.except.unwrap_or_default(), publish.is_final.unwrap_or_default());
+            new_event(&app, publish.event, json_data(&publish.data)?, except, None, is_final)?
         }
         BodyType::Text | BodyType::Untyped => {
             let name = query.event.as_deref().map(parse_event_name).transpose()?;
-            new_event(&app, name, text_data(&body)?, Vec::new(), None)?
+            new_event(&app, name, text_data(&body)?, Vec::new(), None, query.is_final.unwrap_or_default())?
         }
         BodyType::Bytes => {
             let detail = "the Content-Type is not supported; an event is application/json or text/plain";
@@ -291,6 +305,10 @@ pub struct LoggedEvent {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     publish_id: Option<String>,
+    /// Whether it is the room's last event. Missing if not.
+    #[serde(rename = "final", skip_serializing_if = "std::ops::Not::not")]
+    #[schema(rename = "final", required = false)]
+    is_final: bool,
 }
 
 /// A gap: events after `from`, up to and including `to`, may be missing.
@@ -367,6 +385,7 @@ pub async fn list_events(
         event: event.name.map(|name| name.to_string()),
         published_at: event.published_at,
         publish_id: event.publish_id,
+        is_final: event.is_final,
     });
     let list = EventList {
         room: room.to_string(),
@@ -386,7 +405,7 @@ pub async fn list_events(
 /// Empty a room's log
 ///
 /// The log loses all its events, for all callers, but keeps its head. A client that resumes from a position before
-/// the head gets `stream.gap`. This route needs `admin`.
+/// the head gets `stream.gap`. A room that has its final event takes events again. This route needs `admin`.
 #[utoipa::path(
     delete, path = "/v1/rooms/{room}/events", operation_id = "deleteEvents", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", example = "lobby")),

@@ -150,6 +150,9 @@ pub struct RoomDescription {
     oldest: Option<String>,
     /// The number of events in the log.
     retained: u64,
+    /// The id of the room's final event, or null if it takes events.
+    #[schema(required = true)]
+    finished: Option<String>,
 }
 
 /// Describe a room
@@ -176,6 +179,7 @@ pub async fn describe_room(
         head: slice.history.end().to_string(),
         oldest: slice.oldest.map(|id| id.to_string()),
         retained: slice.retained,
+        finished: slice.history.finished().map(|id| id.to_string()),
     };
     Ok(([(header::ETAG, position_tag(slice.message_end()))], Json(description)).into_response())
 }

@@ -146,14 +146,14 @@ pub struct StreamRoomsQuery {
 /// The response is a stream of Server-Sent Events. It begins with `stream.open`, which has a position. The room's
 /// events follow as they were published. An idle stream gets comments. A client that reconnects with the last `id:`
 /// that it got, as browsers do, misses no event that the log still holds. `stream.gap` reports events that may be
-/// missing.
+/// missing. After the room's final event, the stream ends with `finished`.
 #[utoipa::path(
     get, path = "/v1/rooms/{room}/stream", operation_id = "streamRoom", tag = "Streams",
     params(("room" = String, Path, description = "The room's name", example = "lobby"),
         StreamQuery,
         ("Last-Event-ID" = Option<String>, Header, description = "The position to continue after; browsers send it. Of several, separated by commas, the last one counts")),
     responses(
-        (status = 204, description = "The caller was removed from the room for a time; an `EventSource` gives up"),
+        (status = 204, description = "The caller was removed from the room for a time; or nothing follows its position, since the room has its final event; an `EventSource` gives up"),
         (status = 200, description = "The stream; or, if it is refused for now, one `stream.end`",
             body = String, content_type = "text/event-stream"),
     ),
@@ -193,15 +193,16 @@ pub async fn stream_room(
 ///
 /// One connection carries the events of several rooms and the changes of several hashes, which are told as on a stream of
 /// one hash. Each event of a room is in an envelope, `{"room", "id", "event", "data",
-/// "published_at", "publish_id"?}`, and the `id:` of its block is an opaque cursor for all. The lists of rooms and hashes
-/// may change between connections.
+/// "published_at", "publish_id"?, "final"?}`, and the `id:` of its block is an opaque cursor for all. The lists of rooms and
+/// hashes may change between connections. Without hashes, the stream ends with `finished` after the final events of all
+/// rooms.
 #[utoipa::path(
     get, path = "/v1/stream", operation_id = "streamRooms", tag = "Streams",
     params(StreamRoomsQuery,
         ("Last-Event-ID" = Option<String>, Header, description = "The cursor to continue after; browsers send it. Of several, separated by commas, the last one counts")),
     responses(
         (status = 204,
-            description = "The caller was removed from one of the rooms for a time; an `EventSource` gives up"),
+            description = "The caller was removed from one of the rooms for a time; or nothing follows its position, since all the rooms have their final events; an `EventSource` gives up"),
         (status = 200, description = "The stream; or, if it is refused for now, one `stream.end`",
             body = String, content_type = "text/event-stream"),
     ),

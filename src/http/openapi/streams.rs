@@ -123,6 +123,7 @@ pub(super) enum StreamEndReason {
     Lifetime,
     TokenExpired,
     TokenRevoked,
+    Finished,
     Removed,
     Superseded,
     TooManyRequests,
@@ -256,6 +257,9 @@ pub(super) struct RoomEvent {
     /// The id that the copies of one publish to several rooms share.
     #[schema(nullable = false)]
     publish_id: Option<String>,
+    /// Whether it is the last event of its room. Missing if not.
+    #[schema(rename = "final", nullable = false)]
+    is_final: Option<bool>,
 }
 
 /// Names and schemas of the control events.

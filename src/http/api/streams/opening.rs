@@ -58,6 +58,8 @@ pub(super) struct StreamOptions<'a> {
 enum OpenError {
     /// The caller was removed for a time.
     Banned,
+    /// The client comes back to rooms that are finished, and has had all that they have.
+    Finished,
     /// The caller's token is no longer valid.
     Token(Problem),
     Broker(BrokerError),
@@ -105,7 +107,9 @@ pub(super) async fn open(
         return Ok(stream_headers().into_response());
     }
     // The join has no deadline: one that was cut off would have ended the caller's other streams for a refused one.
+    let comes_back = last_id.is_some();
     let opened = match begin(app, &caller, &mut subscriber, &names, topics).await {
+        Ok((subscription, _)) if comes_back && subscription.is_finished() => Err(OpenError::Finished),
         Ok((subscription, plan)) => {
             subscriber.join(&app.presence, &names, plan).await.map(|()| subscription).map_err(OpenError::from)
         }
@@ -125,6 +129,10 @@ pub(super) async fn open(
             app.metrics.stream_refused(EndReason::Banned.name());
             let detail = "the subscriber was removed, and may not open a stream yet";
             caller.audit(&Problem::new(Code::Forbidden, detail));
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        Err(OpenError::Finished) => {
+            app.metrics.stream_refused(EndReason::Finished.name());
             Ok(StatusCode::NO_CONTENT.into_response())
         }
         Err(OpenError::Token(problem)) => refuse_caller(app, problem, last_id.as_deref(), ending),
