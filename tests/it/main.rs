@@ -14,6 +14,7 @@ mod connections;
 mod contract;
 mod documents;
 mod faults;
+mod finished_rooms;
 mod hashes;
 mod http;
 mod idempotency;

@@ -54,6 +54,9 @@ fn render(head: &Head) -> String {
     if head.history.cleared().epoch > 0 {
         let _ = write!(text, " ={}", head.history.cleared());
     }
+    if let Some(id) = head.history.finished() {
+        let _ = write!(text, " !{id}");
+    }
     if let Some(position) = head.last_message {
         let _ = write!(text, " &{position}");
     }
@@ -205,8 +208,13 @@ impl Pair {
         let mut call = self.append.key(HEAD);
         call.key(LOG).key(PRESENCE_LOG).key("data-set").arg("{}").arg("channel").arg(1000);
         call.arg(3_600_000).arg(7_200_000).arg(3).arg(300_000).arg("").arg(1_000_000).arg("0");
-        let (id, is_refused, _): (String, bool, u64) =
+        let (id, answer, _): (String, u8, u64) =
             call.arg(condition).arg(texts).invoke(&mut self.connection).unwrap();
+        if self.is_finished() {
+            assert_eq!((&*id, answer), ("", 2));
+            return false;
+        }
+        let is_refused = answer == 1;
         let before = self.model.head.clone();
         let head = self.ensure_model_epoch(&watermarks);
         let holds = positions.iter().any(|position| head.is_at_end(*position));
@@ -219,21 +227,31 @@ impl Pair {
         holds
     }
 
+    /// Whether the log takes no message.
+    fn is_finished(&self) -> bool {
+        self.model.head.as_ref().is_some_and(|head| head.history.finished().is_some())
+    }
+
     fn append(&mut self, writer: Writer, rng: &mut fastrand::Rng) {
         let (texts, watermarks) = self.watermarks(rng);
+        let is_final = writer == Writer::Append && rng.u8(..8) == 0;
         let id = match writer {
             Writer::Append => {
                 let mut call = self.append.key(HEAD);
                 call.key(LOG)
                     .key(PRESENCE_LOG)
-                    .arg("{}")
+                    .arg(if is_final { r#"{"text":"","final":true}"# } else { "{}" })
                     .arg("channel")
                     .arg(1000)
                     .arg(3_600_000)
                     .arg(7_200_000)
                     .arg(3);
                 call.arg(300_000).arg("").arg(1_000_000).arg("0").arg(texts);
-                let (id, _, _): (String, bool, u64) = call.invoke(&mut self.connection).unwrap();
+                let (id, answer, _): (String, u8, u64) = call.invoke(&mut self.connection).unwrap();
+                if self.is_finished() {
+                    assert_eq!((&*id, answer), ("", 2));
+                    return;
+                }
                 id
             }
             Writer::UpdatePresence => {
@@ -254,6 +272,9 @@ impl Pair {
         };
         self.ensure_model_epoch(&watermarks);
         self.note_append(&id, kind);
+        if is_final {
+            self.model.head.as_mut().unwrap().history.finish();
+        }
     }
 
     /// Appends an entry to the model as the script has appended it to the log.

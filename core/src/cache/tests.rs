@@ -10,6 +10,7 @@ use super::ring::tests::{
     Answer, PlainHistory, PlainItem, SampleEvent, SampleServer, expected_answer, keep_newest,
 };
 use super::{AnnouncementOutcome, KEPT_RETRACTIONS, LogCache, Lookup};
+use crate::log::EpochHistory;
 use crate::names::EventId;
 
 #[derive(Clone, Copy, Debug)]
@@ -258,6 +259,36 @@ fn announcements_during_a_read_are_delivered_even_if_the_log_retains_nothing() {
     }
     assert!(!cache.end_read(server.history(), Vec::new()));
     assert_eq!(answer(&cache, start, usize::MAX), Answer::Events(events.to_vec()));
+}
+
+#[test]
+fn a_cache_forgets_a_final_event_with_the_events_up_to_which_the_log_was_cleared() {
+    let limits = RingLimits { events: 2, bytes: usize::MAX };
+    let (mut server, mut cache) = (SampleServer::new(), LogCache::new(limits));
+    let is_finished = |cache: &LogCache<SampleEvent>| cache.history().unwrap().finished().is_some();
+    let first = server.append(1);
+    let open = server.history().clone();
+    let mut finished = open.clone();
+    finished.finish();
+    let read = |cache: &mut LogCache<SampleEvent>, history: &EpochHistory| {
+        cache.begin_read();
+        cache.end_read(history, vec![first]);
+    };
+    read(&mut cache, &finished);
+    cache.clear_to(first.id.before());
+    assert!(is_finished(&cache), "an earlier clear, of which the replica hears late");
+    cache.clear_to(first.id);
+    assert!(!is_finished(&cache));
+    // A read that began before the clear, and ends after it.
+    cache.begin_read();
+    cache.clear_to(first.id);
+    cache.end_read(&finished, vec![first]);
+    assert!(!is_finished(&cache));
+    // Only what a read shows is final.
+    read(&mut cache, &finished);
+    assert!(is_finished(&cache));
+    read(&mut cache, &open);
+    assert!(!is_finished(&cache));
 }
 
 fn answer(cache: &LogCache<SampleEvent>, position: EventId, max_bytes: usize) -> Answer {

@@ -361,6 +361,40 @@ fn a_position_is_at_the_end_unless_a_message_came_after_it_or_may_be_missing_the
 }
 
 #[test]
+fn a_log_is_finished_at_its_final_message_until_it_is_cleared() {
+    let (mut server, mut watermarks) = (TestServer::new(), Vec::new());
+    let first = server.append(&mut watermarks);
+    let last = server.append(&mut watermarks);
+    server.ensure_epoch(&watermarks).history.finish();
+    // Neither presence events, nor the loss of entries, nor an epoch that begins changes it.
+    server.append_kind(&mut watermarks, EntryKind::Presence);
+    server.log.clear();
+    for restart in 0..2 * KEPT_EPOCHS {
+        server.replication_id = restart.to_string();
+        let history = &server.ensure_epoch(&watermarks).history;
+        assert_eq!(history.finished(), Some(last));
+        assert!(!history.is_finished_at(first) && !history.is_finished_at(EventId::start_of(first.epoch)));
+        assert!(history.is_finished_at(last) && history.is_finished_at(history.end()));
+    }
+    server.ensure_epoch(&watermarks).history.clear();
+    let history = &server.ensure_epoch(&watermarks).history;
+    assert!(history.finished().is_none() && !history.is_finished_at(history.end()));
+}
+
+#[test]
+fn a_log_whose_final_message_was_lost_is_not_finished() {
+    let (mut server, mut watermarks) = (TestServer::new(), Vec::new());
+    server.append(&mut watermarks);
+    let before = server.clone();
+    let lost = server.append(&mut watermarks);
+    server.ensure_epoch(&watermarks).history.finish();
+    server.restart_as(&before, "b");
+    let history = &server.ensure_epoch(&watermarks).history;
+    assert!(history.finished().is_none() && !history.is_finished_at(history.end()));
+    assert!(matches!(server.next_after(&watermarks, lost), Next::Gap(Gap { reason: GapReason::Diverged, .. })));
+}
+
+#[test]
 fn a_history_keeps_its_newest_epochs_and_those_with_retained_entries() {
     let (mut server, mut watermarks) = (TestServer::new(), Vec::new());
     let id = server.append(&mut watermarks);

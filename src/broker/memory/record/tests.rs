@@ -128,6 +128,15 @@ fn records_are_those_of_format_1() {
 }
 
 #[test]
+fn a_finished_log_reads_as_it_was_written() {
+    let samples = Samples::new();
+    let history = samples.head.history.clone().with_finished(Some(EventId::new(9, 3)));
+    let head = Head { history, last_message: Some(EventId::new(9, 3)), ..samples.head };
+    let Record::Head { head: read, .. } = parsed(&RecordChange::head(&samples.topic, &head, 77)) else { panic!() };
+    assert_eq!(read, head);
+}
+
+#[test]
 fn records_read_as_they_were_written() {
     let samples = Samples::new();
     let [head, entry, field, key, member, watched, removal, hash_key, expiry] = samples.changes();
