@@ -460,7 +460,8 @@ async fn streams_on_all_replicas_end_and_a_room_that_one_opens_again_is_open_on_
         one.publish("job", &format!("{round}")).await;
         finish(&one, "job").await;
         for stream in streams {
-            assert_eq!(rest(stream).await, [&*format!("{round}"), "last"]);
+            // A replica that has not heard of the event before opens its stream before that.
+            assert!(rest(stream).await.ends_with(&[format!("{round}"), "last".into()]));
         }
         for _ in 0..2 {
             assert_ne!(both.event().await.event, "stream.end");

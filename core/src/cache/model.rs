@@ -2,11 +2,12 @@
 //! that restarts with and without loss, fails over and back, trims, expires and clears its log, with two replicas, and
 //! two subscribers that disconnect and resume. In a second world the log has no head at first, the subscribers resume
 //! from positions that nothing stores, replicas die, and the clock is set back. In a third world there are presence
-//! events as well, the log drops each kind by itself, and only one of the two subscribers gets them.
+//! events as well, the log drops each kind by itself, and only one of the two subscribers gets them. In a fourth world an
+//! event may be final.
 //!
 //! Every order of steps within a scope is visited. A scope is the most publishes, faults and disconnects;
 //! `ROOMCAST_MODEL=1,2,1 cargo test --release -p roomcast-core model` takes another one, `unwritten,1,2,1` one of the
-//! second world, and `presence,2,1,1` one of the third. (2,2,0 takes more than 16 GiB of memory, presence,3,1,0 more
+//! second world, `presence,2,1,1` one of the third, and `final,2,1,1` one of the fourth. (2,2,0 takes more than 16 GiB of memory, presence,3,1,0 more
 //! than 10.)
 
 mod path;
@@ -29,6 +30,7 @@ struct ModelEvent {
     id: EventId,
     content: u8,
     kind: EntryKind,
+    is_final: bool,
     last_message: Option<EventId>,
 }
 
@@ -112,6 +114,8 @@ struct ModelSubscriber {
     position: EventId,
     reported: Option<ReportedLoss>,
     received: Vec<Received>,
+    /// Its stream has ended, because the log is finished.
+    has_ended: bool,
     /// A gap that went back told it that its position is unknown: it may have missed any of this many first events.
     all_lost: u8,
 }
@@ -125,6 +129,8 @@ enum Origin {
     Unwritten,
     /// Like [`Self::Read`], but one of the subscribers gets no presence events.
     Presence,
+    /// Like [`Self::Read`], and events may be final.
+    Final,
 }
 
 /// What a delivery, or the lack of one, did wrong.
@@ -146,6 +152,10 @@ enum Violation {
     SilentLoss,
     /// A gap, though no event was lost at all.
     NeedlessGap,
+    /// The end of a finished log, before an event that the log's history has.
+    EarlyEnd,
+    /// A stream of a finished log that does not end, though no step is left to take.
+    NoEnd,
 }
 
 /// The state of the model.
@@ -178,6 +188,8 @@ struct World {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum ModelStep {
     Publish(usize, EntryKind),
+    /// The replica publishes a final event.
+    Finish(usize),
     ReceiveAnnouncement(usize),
     Read(usize),
     Poll(usize),
@@ -230,6 +242,7 @@ impl World {
             position,
             reported: None,
             received: Vec::new(),
+            has_ended: false,
             all_lost: 0,
         };
         let empty = ServerData { id: 1, head: None, log: ModelLog::default() };
@@ -292,10 +305,17 @@ impl World {
         *offset = id.offset.max(*offset);
     }
 
-    fn publish(&mut self, replica: usize, kind: EntryKind) {
+    fn publish(&mut self, replica: usize, kind: EntryKind, is_final: bool) {
+        if kind == EntryKind::Message && self.is_finished() {
+            return;
+        }
         let content = u8::try_from(self.acknowledged.len()).unwrap();
-        let (id, last_message) = self.ensure_epoch(replica).extend(kind);
-        let event = ModelEvent { id, content, kind, last_message };
+        let head = self.ensure_epoch(replica);
+        let (id, last_message) = head.extend(kind);
+        if is_final {
+            head.history.finish();
+        }
+        let event = ModelEvent { id, content, kind, is_final, last_message };
         self.data.log.0.push(event);
         self.acknowledged.push(event);
         self.add_watermark(replica, id);
@@ -304,11 +324,17 @@ impl World {
         }
     }
 
+    /// Whether the server takes no message.
+    fn is_finished(&self) -> bool {
+        self.data.head.as_ref().is_some_and(|head| head.history.finished().is_some())
+    }
+
     fn receive_announcement(&mut self, replica: usize) {
         let Some(event) = self.replicas[replica].inbox.pop_front() else { return };
         let outcome = self.replicas[replica].cache.receive(event);
         self.add_watermark(replica, event.id);
-        if matches!(outcome, AnnouncementOutcome::Unexpected | AnnouncementOutcome::Conflict) {
+        // Only a read tells that the log is finished.
+        if event.is_final || matches!(outcome, AnnouncementOutcome::Unexpected | AnnouncementOutcome::Conflict) {
             self.replicas[replica].needs_read = true;
         }
     }
@@ -331,7 +357,10 @@ impl World {
             let history = history.clone();
             self.resume(subscriber, &history);
         }
-        let ModelSubscriber { replica, position, reported, .. } = self.subscribers[subscriber];
+        let ModelSubscriber { replica, position, reported, has_ended, .. } = self.subscribers[subscriber];
+        if has_ended || self.ends(subscriber) {
+            return;
+        }
         match self.replicas[replica].cache.after(position, reported, 1) {
             Lookup::Events(events) => {
                 let history = self.replicas[replica].cache.history.as_ref().unwrap();
@@ -343,6 +372,22 @@ impl World {
             Lookup::Nothing => {}
             Lookup::Unknown => self.poll_log(subscriber),
         }
+    }
+
+    /// Ends the stream of a subscriber if nothing follows its position in a finished log. Returns whether it has ended.
+    fn ends(&mut self, subscriber: usize) -> bool {
+        let ModelSubscriber { replica, position, reported, view, .. } = self.subscribers[subscriber];
+        let cache = &self.replicas[replica].cache;
+        let Some(history) = cache.history().filter(|history| history.is_finished_at(position)) else { return false };
+        if matches!(cache.after(position, reported, 1), Lookup::Unknown) {
+            return false;
+        }
+        let is_held = |event: &ModelEvent| event.is_in(view) && event.id <= position && history.holds(event.id);
+        if self.misses_any(subscriber, |event| is_held(event) && self.data.log.0.contains(event)) {
+            self.violations.insert(Violation::EarlyEnd);
+        }
+        self.subscribers[subscriber].has_ended = true;
+        true
     }
 
     /// A stream without a history begins where its client says, unless that was before the log was first written.
@@ -447,15 +492,19 @@ impl World {
         }
         for subscriber in 0..2 {
             loop {
-                let before = world.subscribers[subscriber].received.len();
+                let before = world.subscribers[subscriber].clone();
                 world.poll(subscriber);
-                if world.subscribers[subscriber].received.len() == before {
+                if world.subscribers[subscriber] == before {
                     break;
                 }
-                assert!(before < 50, "polling never ends");
+                assert!(before.received.len() < 50, "polling never ends");
             }
-            let ModelSubscriber { view, .. } = world.subscribers[subscriber];
-            if world.misses_any(subscriber, |event| event.is_in(view)) {
+            let ModelSubscriber { view, has_ended, .. } = world.subscribers[subscriber];
+            if world.is_finished() && !has_ended {
+                world.violations.insert(Violation::NoEnd);
+            }
+            // A stream that has ended is not told of what is lost or published later.
+            if !has_ended && world.misses_any(subscriber, |event| event.is_in(view)) {
                 world.violations.insert(Violation::SilentLoss);
             }
             let may_miss = world.is_lossy || world.has_dropped_presence && view == LogView::All;
@@ -488,7 +537,8 @@ impl World {
     fn after(&self, step: ModelStep) -> Self {
         let mut world = self.clone();
         match step {
-            ModelStep::Publish(replica, kind) => world.publish(replica, kind),
+            ModelStep::Publish(replica, kind) => world.publish(replica, kind, false),
+            ModelStep::Finish(replica) => world.publish(replica, EntryKind::Message, true),
             ModelStep::ReceiveAnnouncement(replica) => world.receive_announcement(replica),
             ModelStep::Read(replica) => world.read(replica),
             ModelStep::Poll(subscriber) => world.poll(subscriber),
@@ -496,6 +546,7 @@ impl World {
                 world.disconnects += 1;
                 world.subscribers[subscriber].replica ^= 1;
                 world.subscribers[subscriber].reported = None;
+                world.subscribers[subscriber].has_ended = false;
             }
             ModelStep::Save => {
                 world.saved = world.data.clone();
@@ -611,7 +662,7 @@ impl Scope {
     /// The kinds of events that are published.
     fn kinds(&self) -> &'static [EntryKind] {
         match self.origin {
-            Origin::Read | Origin::Unwritten => &[EntryKind::Message],
+            Origin::Read | Origin::Unwritten | Origin::Final => &[EntryKind::Message],
             Origin::Presence => &[EntryKind::Message, EntryKind::Presence],
         }
     }
@@ -631,6 +682,7 @@ impl Model for Scope {
             // With presence events, one of the replicas publishes all, so that there may be one more.
             if world.acknowledged.len() < self.publishes && (number == 0 || self.origin != Origin::Presence) {
                 steps.extend(self.kinds().iter().map(|kind| ModelStep::Publish(number, *kind)));
+                steps.extend((self.origin == Origin::Final).then_some(ModelStep::Finish(number)));
             }
             // Of an unwritten log, one subscriber resumes early, and the other at rest.
             if number == 0 || self.origin != Origin::Unwritten {
@@ -639,7 +691,7 @@ impl Model for Scope {
             if world.disconnects < self.disconnects {
                 // Of an unwritten log, all subscribers resume as it is.
                 steps.push(match self.origin {
-                    Origin::Read | Origin::Presence => ModelStep::Reconnect(number),
+                    Origin::Read | Origin::Presence | Origin::Final => ModelStep::Reconnect(number),
                     Origin::Unwritten => ModelStep::ReplaceReplica(number),
                 });
             }
@@ -705,11 +757,12 @@ impl Model for Scope {
 #[allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a switch, and the count, of this test alone")]
 fn model_every_order_of_steps_keeps_the_promises() {
     let scopes = std::env::var("ROOMCAST_MODEL")
-        .unwrap_or_else(|_| "2,1,1 1,2,0 unwritten,1,2,1 presence,2,1,0 presence,3,1,0".into());
+        .unwrap_or_else(|_| "2,1,1 1,2,0 unwritten,1,2,1 presence,2,1,0 presence,3,1,0 final,2,1,0 final,1,1,1".into());
     for scope in scopes.split(' ') {
         let (origin, counts) = match scope.split_once(',') {
             Some(("unwritten", counts)) => (Origin::Unwritten, counts),
             Some(("presence", counts)) => (Origin::Presence, counts),
+            Some(("final", counts)) => (Origin::Final, counts),
             _ => (Origin::Read, scope),
         };
         let counts: Vec<u8> = counts.split(',').map(|count| count.parse().expect("three numbers")).collect();

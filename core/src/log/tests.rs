@@ -382,7 +382,7 @@ fn a_log_is_finished_at_its_final_message_until_it_is_cleared() {
 }
 
 #[test]
-fn a_log_whose_final_message_was_lost_is_not_finished() {
+fn a_log_that_has_lost_its_final_message_is_not_finished() {
     let (mut server, mut watermarks) = (TestServer::new(), Vec::new());
     server.append(&mut watermarks);
     let before = server.clone();

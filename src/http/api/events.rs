@@ -190,7 +190,7 @@ the `ETag` of the room, of its log or of an earlier publish"),
             headers(("ETag" = String, description = "The event's id, for `If-Match` of the next publish"),
                 ("Idempotency-Replayed" = String,
                     description = "`true` if an earlier request with this key has stored the event"))),
-        (status = 409, description = "The room has its final event"),
+        (status = 409, description = "The room has its final event; or the key in Redis has another type"),
         (status = 412, description = "Events came after the positions in `If-Match`, or are lost there; `head` and `ETag` \
 are the present position of the last event",
             headers(("ETag" = String, description = "The position of the room's last event"))),

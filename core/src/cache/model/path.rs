@@ -51,6 +51,10 @@ impl Names {
                 let event = after.acknowledged.last().expect("it was published");
                 format!("Replica {} publishes a {}; its id is {}.", self.replicas[replica], name(kind), event.id)
             }
+            ModelStep::Finish(replica) => {
+                let event = after.acknowledged.last().expect("it was published");
+                format!("Replica {} publishes a final message; its id is {}.", self.replicas[replica], event.id)
+            }
             ModelStep::ReceiveAnnouncement(replica) => {
                 format!("Replica {} receives the announcement of {}.", self.replicas[replica], announced(replica))
             }
@@ -121,7 +125,8 @@ fn describe_data(world: &World) -> String {
         format!("{}{lost}", epoch.number)
     });
     let log = list(world.data.log.0.iter().map(|event| event.id));
-    format!("has epochs {}, ends at {}, stores {log}", list(epochs), head.history.end())
+    let finished = head.history.finished().map(|id| format!(", is finished at {id}")).unwrap_or_default();
+    format!("has epochs {}, ends at {}, stores {log}{finished}", list(epochs), head.history.end())
 }
 
 fn list(items: impl Iterator<Item = impl ToString>) -> String {
@@ -142,7 +147,8 @@ impl ModelReplica {
 
 impl ModelSubscriber {
     fn text(&self) -> String {
-        format!("is at {}, has received {}", self.position, list(self.received.iter()))
+        let end = if self.has_ended { " and the end" } else { "" };
+        format!("is at {}, has received {}{end}", self.position, list(self.received.iter()))
     }
 }
 
@@ -170,6 +176,8 @@ impl Violation {
             }
             Self::SilentLoss => "a subscriber has received neither an event nor a gap for it",
             Self::NeedlessGap => "a subscriber got a gap although no event was lost",
+            Self::EarlyEnd => "a stream of a finished log ended before an event that the log has",
+            Self::NoEnd => "a stream of a finished log does not end",
         }
     }
 }
