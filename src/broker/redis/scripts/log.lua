@@ -372,7 +372,7 @@ local function append(log, event)
   log.replication_id = log.replication_id or server_replication_id()
   local text, replication_id = redis.call('GET', log.head_key), log.replication_id
   local epoch, last, owner, rest = string.match(text or '', HEAD_PATTERN)
-  if rest and not log.is_presence and string.find(rest, ' !', 1, true) then
+  if rest and rest ~= '' and not log.is_presence and string.find(rest, ' !', 1, true) then
     return nil, 'finished'
   end
 

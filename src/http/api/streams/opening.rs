@@ -111,6 +111,8 @@ pub(super) async fn open(
     let opened = match begin(app, &caller, &mut subscriber, &names, topics).await {
         Ok((subscription, _)) if comes_back && subscription.is_finished() => Err(OpenError::Finished),
         Ok((subscription, plan)) => {
+            // A stream that ends at once enters no room.
+            let plan = plan.filter(|_| !subscription.is_finished());
             subscriber.join(&app.presence, &names, plan).await.map(|()| subscription).map_err(OpenError::from)
         }
         Err(error) => Err(error),
