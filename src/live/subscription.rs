@@ -427,9 +427,7 @@ impl TopicCursor {
     fn is_finished(&self) -> bool {
         let topic = self.guard.live_topic();
         let has_gap = || matches!(self.opening_reply.as_deref(), Some(Following::Gap(_)));
-        topic.is_finished_at(self.position, self.reported)
-            && !has_gap()
-            && self.retractions == topic.retractions()
+        topic.is_finished_at(self.position, self.reported) && !has_gap() && self.retractions == topic.retractions()
     }
 
     /// Whether it has the state of a hash's present mirror. True of a room.

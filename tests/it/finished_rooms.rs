@@ -364,7 +364,8 @@ on_both_brokers! {
 async fn a_room_stays_finished_over_a_restart_with_a_data_folder() {
     let folder = tempfile::tempdir().unwrap();
     let client = reqwest::Client::new();
-    let publish = |replica: &Replica, query: &str| client.post(format!("{}{EVENTS}{query}", replica.url())).body("x");
+    let publish =
+        |replica: &Replica, query: &str| client.post(format!("{}{EVENTS}{query}", replica.url())).body("x");
     let mut replica = Replica::start_on(folder.path(), &[]);
     replica.until(200).await;
     let first: Value = publish(&replica, "").send().await.unwrap().json().await.unwrap();
@@ -504,7 +505,8 @@ async fn a_script_that_publishes_from_elsewhere_can_finish_a_room() {
     .concat();
     let keys = ["roomcast:{job}:head", "roomcast:{job}:log", "roomcast:{job}:presence-log"];
     let publish = |event: &str| {
-        let arguments = [event, "roomcast:{job}:live", "1000", "3600000", "90000000", "7", "300000", "", "1048576", "0"];
+        let arguments =
+            [event, "roomcast:{job}:live", "1000", "3600000", "90000000", "7", "300000", "", "1048576", "0"];
         world.server().eval(&script, &keys, &arguments)
     };
     let event = r#"{"published_at":"2026-01-02T03:04:05.678Z","text":"done","final":true}"#;

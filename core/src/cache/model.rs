@@ -378,7 +378,9 @@ impl World {
     fn ends(&mut self, subscriber: usize) -> bool {
         let ModelSubscriber { replica, position, reported, view, .. } = self.subscribers[subscriber];
         let cache = &self.replicas[replica].cache;
-        let Some(history) = cache.history().filter(|history| history.is_finished_at(position)) else { return false };
+        let Some(history) = cache.history().filter(|history| history.is_finished_at(position)) else {
+            return false;
+        };
         if matches!(cache.after(position, reported, 1), Lookup::Unknown) {
             return false;
         }
@@ -756,8 +758,9 @@ impl Model for Scope {
 #[test]
 #[allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a switch, and the count, of this test alone")]
 fn model_every_order_of_steps_keeps_the_promises() {
-    let scopes = std::env::var("ROOMCAST_MODEL")
-        .unwrap_or_else(|_| "2,1,1 1,2,0 unwritten,1,2,1 presence,2,1,0 presence,3,1,0 final,2,1,0 final,1,1,1".into());
+    let scopes = std::env::var("ROOMCAST_MODEL").unwrap_or_else(|_| {
+        "2,1,1 1,2,0 unwritten,1,2,1 presence,2,1,0 presence,3,1,0 final,2,1,0 final,1,1,1".into()
+    });
     for scope in scopes.split(' ') {
         let (origin, counts) = match scope.split_once(',') {
             Some(("unwritten", counts)) => (Origin::Unwritten, counts),

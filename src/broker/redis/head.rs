@@ -66,7 +66,9 @@ mod tests {
 
     #[test]
     fn a_malformed_head_counts_as_none() {
-        for malformed in ["", "x", "1-1", "1-1 ab 2-2", "1-1 ab ~", "1-1 ab x-1", "1-1 ab ?1-1", "1-1 ab !", "1-1 ab  "] {
+        for malformed in
+            ["", "x", "1-1", "1-1 ab 2-2", "1-1 ab ~", "1-1 ab x-1", "1-1 ab ?1-1", "1-1 ab !", "1-1 ab  "]
+        {
             assert_eq!(parse(malformed), None, "{malformed:?}");
         }
     }
