@@ -379,7 +379,9 @@ on_both_brokers! {
         let first = gateway.publish("described", "1").await;
         let last = gateway.publish("described", "2").await;
         let (_, room) = gateway.get("/v1/rooms/described").await;
-        let expected = json!({"room": "described", "subscribers": 0, "head": last, "oldest": first, "retained": 2});
+        let expected = json!({
+            "room": "described", "subscribers": 0, "head": last, "oldest": first, "retained": 2, "finished": null
+        });
         assert_eq!(room, expected);
     }
 

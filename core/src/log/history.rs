@@ -55,7 +55,8 @@ pub struct EpochHistory {
     epochs: Vec<Epoch>,
     dropped: u64,
     cleared: EventId,
-    finished: Option<EventId>,
+    /// 0-0 if there is no final message: smaller than an option.
+    finished: EventId,
 }
 
 impl EpochHistory {
@@ -70,13 +71,13 @@ impl EpochHistory {
     /// log was cleared on request, or 0-0.
     pub fn from_parts(epochs: Vec<Epoch>, dropped: u64, cleared: EventId) -> Option<Self> {
         let rising = epochs.is_sorted_by(|a, b| a.number < b.number);
-        (rising && !epochs.is_empty()).then_some(Self { epochs, dropped, cleared, finished: None })
+        (rising && !epochs.is_empty()).then_some(Self { epochs, dropped, cleared, finished: EventId::start_of(0) })
     }
 
     /// The history of a log that was finished by an event with this id, if there is one.
     #[must_use]
     pub fn with_finished(self, finished: Option<EventId>) -> Self {
-        Self { finished, ..self }
+        Self { finished: finished.unwrap_or(EventId::start_of(0)), ..self }
     }
 
     /// The epochs, oldest first.
@@ -97,27 +98,29 @@ impl EpochHistory {
     /// Records that the log is cleared up to its end. It takes messages again.
     pub fn clear(&mut self) {
         self.cleared = self.end();
-        self.finished = None;
+        self.finished = EventId::start_of(0);
     }
 
     /// The id of the final message. The log takes no further message; presence events may follow.
     pub fn finished(&self) -> Option<EventId> {
-        self.finished
+        Some(self.finished).filter(|finished| finished.offset > 0)
     }
 
     /// Records that the log's last event is its final message.
     pub fn finish(&mut self) {
-        self.finished = Some(self.end());
+        self.finished = self.end();
     }
 
     /// Forgets a final message at or before a position. Only a later read of the log can tell of another one.
     pub fn reopen(&mut self, position: EventId) {
-        self.finished = self.finished.filter(|finished| *finished > position);
+        if self.finished <= position {
+            self.finished = EventId::start_of(0);
+        }
     }
 
     /// Whether no message follows a position, because it is at the final one or after it.
     pub fn is_finished_at(&self, position: EventId) -> bool {
-        self.finished.is_some_and(|finished| finished <= position)
+        self.finished().is_some_and(|finished| finished <= position)
     }
 
     /// The newest epoch, to which events are appended.

@@ -8,7 +8,7 @@ use crate::names::{HashName, Topic};
 /// The size of an entry, a field or a member beside its bytes.
 pub const OVERHEAD_BYTES: usize = 128;
 /// The size of a log beside its name: its head, and its place in a table.
-pub const LOG_BYTES: usize = 576;
+pub const LOG_BYTES: usize = 608;
 /// The size of a hash beside its name: its place in a table, and one for its first eleven fields.
 const HASH_BYTES: usize = 768;
 /// The size of an idempotency key with its digests and its answer.
