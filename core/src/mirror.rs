@@ -24,8 +24,8 @@ pub struct Mirror {
 
 impl Mirror {
     /// A mirror of a state that was read at this position: the digests of its fields.
-    pub fn new(position: EventId, state: &BTreeMap<Box<str>, u64>, expires_at: u64) -> Self {
-        Self { digests: state.clone(), position, expires_at }
+    pub fn new(position: EventId, digests: BTreeMap<Box<str>, u64>, expires_at: u64) -> Self {
+        Self { digests, position, expires_at }
     }
 
     /// The position up to which the mirror has the changes.
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn changes_make_a_mirror_of_the_state_that_is_stored() {
         let id = |offset| EventId::new(1, offset);
-        let mut mirror = Mirror::new(id(1), &state(&[("a", "1"), ("b", "2")]), 0);
+        let mut mirror = Mirror::new(id(1), state(&[("a", "1"), ("b", "2")]), 0);
         let set = ChangeKind::Set(vec![("a".into(), "3".into()), ("c".into(), "4".into())]);
         mirror.apply(id(2), &effect(set));
         mirror.apply(id(3), &effect(ChangeKind::Remove(vec!["b".into()])));

@@ -119,13 +119,12 @@ impl MirrorState {
 
 /// What a read has found.
 struct ReadOutcome {
+    /// The state, with the changes since.
     stored: StoredState,
     /// When the hash expires, in milliseconds since 1970; 0 if it does not.
     expires_at: u64,
     /// The changes since the mirror's position.
-    changes: Vec<(EventId, HashChange)>,
-    /// The position up to which the state has the changes.
-    end: EventId,
+    since: ChangesSince,
     /// Whether the log has all changes since the mirror's position.
     reaches_mirror: bool,
     /// Whether the key has another type. To watchers, it is a hash without fields.
@@ -134,16 +133,32 @@ struct ReadOutcome {
 
 /// A state of the hash that watchers can be given.
 struct ReadState {
-    stored: StoredState,
+    fields: BTreeMap<Box<str>, Bytes>,
     position: EventId,
     is_other_type: bool,
 }
 
-/// The changes in the log while the hash is read.
+/// The fields as they are stored.
+struct ReadPages {
+    fields: BTreeMap<Box<str>, Bytes>,
+    count: usize,
+    /// What the log has got meanwhile.
+    since: ChangesSince,
+    /// Whether the key has another type.
+    is_other_type: bool,
+}
+
+/// The changes in the log from a position to its end.
 struct ChangesSince {
     changes: Vec<(EventId, HashChange)>,
     bytes: usize,
     end: EventId,
+}
+
+impl ChangesSince {
+    fn new(position: EventId) -> Self {
+        Self { changes: Vec::new(), bytes: 0, end: position }
+    }
 }
 
 impl WatchedHash {
@@ -246,8 +261,8 @@ impl WatchedHash {
             return Ok(snapshot);
         }
         let began = Instant::now();
-        let ReadState { stored, position, is_other_type } = self.read(topic, &mut state).await?;
-        let snapshot = Snapshot::new(&self.hash, self.mirror(), position, &stored.fields, is_other_type).await;
+        let ReadState { fields, position, is_other_type } = self.read(topic, &mut state).await?;
+        let snapshot = Snapshot::new(&self.hash, self.mirror(), position, &fields, is_other_type).await;
         let snapshot = self.snapshots.keep(snapshot);
         state.snapshot = Arc::downgrade(&snapshot);
         self.schedule(&mut state, began);
@@ -364,18 +379,19 @@ impl WatchedHash {
             // Its streams ask for a snapshot, and end.
             self.drop_mirror(topic, state);
         }
-        let ReadOutcome { stored, expires_at, changes, end, reaches_mirror, is_other_type } = read?;
+        let ReadOutcome { stored, expires_at, since, reaches_mirror, is_other_type } = read?;
+        let ChangesSince { changes, end, .. } = since;
         if state.mirror.is_some() && !reaches_mirror {
             self.drop_mirror(topic, state);
         }
         let Some(mirror) = &mut state.mirror else {
-            state.mirror = Some(Mirror::new(end, &stored.digests, expires_at));
+            state.mirror = Some(Mirror::new(end, stored.digests, expires_at));
             state.start = Some(end);
             state.retractions = topic.retractions();
             // Other mirrors have other numbers, and 0 is none.
             self.mirror.store(fastrand::u64(1..MAX_NUMBER), Ordering::SeqCst);
             topic.wake();
-            return Ok(ReadState { stored, position: end, is_other_type });
+            return Ok(ReadState { fields: stored.fields, position: end, is_other_type });
         };
         if changes.is_empty() {
             mirror.set_expiry(expires_at);
@@ -394,7 +410,7 @@ impl WatchedHash {
             }
         }
         let position = comparison.position();
-        Ok(ReadState { stored: comparison.into_stored(), position, is_other_type })
+        Ok(ReadState { fields: comparison.into_stored().fields, position, is_other_type })
     }
 
     /// Reads the whole hash as it is stored, and its log from this position on, if one is given.
@@ -402,44 +418,43 @@ impl WatchedHash {
         for _ in 0..READ_ATTEMPTS {
             for small_read in 1..=SMALL_READS {
                 let mut read = HashRead::new(self.log.end(&self.hash).await?, mirror_position);
-                let Some((fields, pages, since)) = self.read_pages(&mut read).await? else { break };
+                let Some(ReadPages { fields, count, since, is_other_type }) = self.read_pages(&mut read).await?
+                else {
+                    break;
+                };
                 let expires_at = self.log.hash_expiry(&self.hash).await?;
-                let ChangesSince { changes, end, .. } = since;
-                if pages == 1 && !read.is_unchanged(&changes) && small_read < SMALL_READS {
+                if count == 1 && !read.is_unchanged(&since.changes) && small_read < SMALL_READS {
                     continue;
                 }
-                let is_other_type = fields.is_none();
-                let mut stored = StoredState::new(fields.unwrap_or_default());
-                let reaches_mirror = read.finish(&mut stored, &changes, end);
+                let mut stored = StoredState::new(fields);
                 digest_all(&mut stored).await;
-                return Ok(ReadOutcome { stored, expires_at, changes, end, reaches_mirror, is_other_type });
+                let reaches_mirror = read.finish(&mut stored, &since.changes, since.end);
+                return Ok(ReadOutcome { stored, expires_at, since, reaches_mirror, is_other_type });
             }
         }
         Err(changes_too_fast())
     }
 
-    /// The fields, none if the key has another type; the number of pages; and what the log has got meanwhile. None if the
-    /// log no longer reaches back to the beginning of the read.
-    async fn read_pages(
-        &self,
-        read: &mut HashRead,
-    ) -> Result<Option<(Option<BTreeMap<Box<str>, Bytes>>, usize, ChangesSince)>, BrokerError> {
-        let (mut fields, mut bytes, mut pages, mut next) = (BTreeMap::new(), 0, 0, None);
-        let mut since = ChangesSince { changes: Vec::new(), bytes: 0, end: read.log_from() };
+    /// Reads all fields. None if the log no longer reaches back to the beginning of the read.
+    async fn read_pages(&self, read: &mut HashRead) -> Result<Option<ReadPages>, BrokerError> {
+        let (mut fields, mut bytes, mut count, mut next) = (BTreeMap::new(), 0, 0, None);
+        let mut since = ChangesSince::new(read.log_from());
         loop {
             let page = match self.log.hash_page(&self.hash, next.as_deref(), PAGE_FIELDS).await {
                 Err(BrokerError::WrongType) => None,
                 page => Some(page?),
             };
-            pages += 1;
+            count += 1;
             // After each page, so that the log does not lose the changes before they are read.
             while !self.add_changes(&mut since).await? {
                 if !read.give_up_mirror() {
                     return Ok(None);
                 }
-                since = ChangesSince { changes: Vec::new(), bytes: 0, end: read.log_from() };
+                since = ChangesSince::new(read.log_from());
             }
-            let Some(page) = page else { return Ok(Some((None, 1, since))) };
+            let Some(page) = page else {
+                return Ok(Some(ReadPages { fields: BTreeMap::new(), count: 1, since, is_other_type: true }));
+            };
             bytes += page.bytes();
             fields.extend(page.fields.into_iter().map(|(field, value)| (field.into_boxed_str(), value)));
             if bytes > MAX_WATCHED_BYTES || fields.len() > MAX_WATCHED_FIELDS {
@@ -450,14 +465,14 @@ impl WatchedHash {
             }
             next = page.next;
             if next.is_none() {
-                return Ok(Some((Some(fields), pages, since)));
+                return Ok(Some(ReadPages { fields, count, since, is_other_type: false }));
             }
         }
     }
 
     /// The changes after a position. None if there is a gap between.
     async fn changes_after(&self, position: EventId) -> Result<Option<ChangesSince>, BrokerError> {
-        let mut since = ChangesSince { changes: Vec::new(), bytes: 0, end: position };
+        let mut since = ChangesSince::new(position);
         Ok(self.add_changes(&mut since).await?.then_some(since))
     }
 

@@ -7,8 +7,8 @@
 //!
 //! Every order of steps within a scope is visited. A scope is the most publishes, faults and disconnects;
 //! `ROOMCAST_MODEL=1,2,1 cargo test --release -p roomcast-core model` takes another one, `unwritten,1,2,1` one of the
-//! second world, `presence,2,1,1` one of the third, and `final,2,1,1` one of the fourth. (2,2,0 takes more than 16 GiB of memory, presence,3,1,0 more
-//! than 10.)
+//! second world, `presence,2,1,1` one of the third, and `final,2,1,1` one of the fourth. (2,2,0 takes more than 16 GiB of
+//! memory, presence,3,1,0 more than 10.)
 
 mod path;
 

@@ -492,9 +492,10 @@ impl WatchWorld {
             let comparison = Comparison::new(mirror, stored, &changes, end);
             return self.go_on(replica, comparison);
         }
-        (*mirror, *mirror_number) = (Some(Mirror::new(end, &stored.digests, 0)), self.next_mirror);
+        let fields = fields_of(&stored);
+        (*mirror, *mirror_number) = (Some(Mirror::new(end, stored.digests, 0)), self.next_mirror);
         self.next_mirror += 1;
-        self.keep_snapshot(replica, end, fields_of(&stored));
+        self.keep_snapshot(replica, end, fields);
         None
     }
 

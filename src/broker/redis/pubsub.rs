@@ -126,10 +126,7 @@ impl PubSub {
         let flags = settings.get("notify-keyspace-events").map_or("", String::as_str);
         let has = |flag| flags.contains(flag);
         // `A` stands for all classes of events.
-        if !has('K') || !(has('A') || has('g') && has('h')) {
-            return false;
-        }
-        true
+        has('K') && (has('A') || has('g') && has('h'))
     }
 
     /// Subscribes to what the server tells of these hashes. Without the right to, they are compared at intervals instead.

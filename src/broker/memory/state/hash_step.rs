@@ -272,9 +272,7 @@ impl Transaction<'_> {
     fn change_fields(&mut self, hash: &HashName, changes: Changes<'_>) -> WriteEffect {
         let copied = u32::try_from(changes.copied).expect("copies have at most MAX_COPIED_BYTES");
         let mut effect = WriteEffect { copied, sum: changes.sum, ..WriteEffect::default() };
-        // Values first: a hash that has some in the end keeps its expiry.
-        let (set, removed): (Vec<_>, Vec<_>) = changes.fields.into_iter().partition(|(_, value)| value.is_some());
-        for (field, value) in set.into_iter().chain(removed) {
+        for (field, value) in changes.fields {
             let count = match value {
                 Some(value) => {
                     let had_value = self.set_field(hash, field, value);
@@ -284,6 +282,10 @@ impl Transaction<'_> {
                 None => continue,
             };
             *count += 1;
+        }
+        // A hash that has fields in the end keeps its expiry, even if it had none in between.
+        if !self.state.hashes.contains_key(hash) {
+            self.set_expiry(hash, None);
         }
         effect
     }
@@ -308,15 +310,11 @@ impl Transaction<'_> {
         let Some(fields) = hashes.get_mut(hash) else { return false };
         let Some(value) = fields.remove(field.as_str()) else { return false };
         let mut bytes = field_bytes(field.as_str(), &value);
-        let is_last = fields.is_empty();
-        if is_last {
+        if fields.is_empty() {
             hashes.remove(hash);
             bytes += hash_bytes(hash);
         }
         ledger.removed(bytes, || RecordChange::field(hash, field.as_str(), None));
-        if is_last {
-            self.set_expiry(hash, None);
-        }
         true
     }
 

@@ -14,7 +14,7 @@
 --   {refused}                  the condition, or a test of a patch, does not hold
 --   {absent}, {absent, field}  the hash, or a field that the write needs, does not exist
 -- No answer has a value but a sum: values can be large, and not every caller may read them.
--- MAX_FIELDS, MAX_COPIED_BYTES and LIFETIME, what the refresh key holds, are set before the script.
+-- The limits MAX_… and LIFETIME, what the refresh key holds, are set before the script.
 
 local hash, refresh, once, kind = KEYS[1], REFRESH, ONCE, WORDS[1]
 local once_lifetime = once and table.remove(WORDS)

@@ -106,8 +106,8 @@ pub(super) async fn open(
     if is_head {
         return Ok(stream_headers().into_response());
     }
-    // The join has no deadline: one that was cut off would have ended the caller's other streams for a refused one.
     let comes_back = last_id.is_some();
+    // The join has no deadline: one that was cut off would have ended the caller's other streams for a refused one.
     let opened = match begin(app, &caller, &mut subscriber, &names, topics).await {
         Ok((subscription, _)) if comes_back && subscription.is_finished() => Err(OpenError::Finished),
         Ok((subscription, plan)) => {
