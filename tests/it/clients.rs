@@ -193,7 +193,7 @@ async fn three_replicas_behind_nginx_work_as_compose_would_start_them() {
     let mut command = Command::new(installed("python"));
     command.arg("../topology.py").current_dir(folder()).env("ROOMCAST_BIN", env!("CARGO_BIN_EXE_roomcast"));
     let running = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output());
-    let output = tokio::time::timeout(DEADLINE * 6, running).await.expect("the topology test ends");
+    let output = tokio::time::timeout(DEADLINE * 8, running).await.expect("the topology test ends");
     let output = output.unwrap().expect("python is installed; `tests/run install` installs it");
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
