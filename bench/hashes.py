@@ -3,10 +3,12 @@
 
     bench/hashes.py [--repeat COUNT] [--seconds SECONDS]
 
-Webdis serves Redis commands over HTTP, so it does the least that a field's GET and PUT take. wrk sends the same load to
-both; redis-benchmark sends HGET and HSET without HTTP. 64 connections read, or write, a value of 128 bytes of one of 1,000
-fields. In one repetition the servers run one after the other. The figures are requests per second, and the CPU time of the
-server, of Redis and of both for a request; the ratio is Roomcast's to Webdis's. Below 1.00, Roomcast is ahead.
+Webdis serves Redis commands over HTTP. As `webdis` it sends HGET and HSET, the least that a field's GET and PUT take. As
+`webdis-script` it sends what Roomcast sends for a PUT: a script that makes the write and the entry of the hash's log one
+step. wrk sends the same load to each; redis-benchmark sends HGET and HSET without HTTP. 64 connections read, or write, a
+value of 128 bytes of one of 1,000 fields. In one repetition the servers run one after the other. The figures are requests
+per second, and the CPU time of the server, of Redis and of both for a request; the ratios are Roomcast's to Webdis's. Below
+1.00, Roomcast is ahead.
 
 Redis and the server run on CPU 0, and the load on CPU 1. It needs Debian's redis-server, redis-tools, wrk and webdis, and
 target/dist/roomcast (or ROOMCAST). Without webdis it measures the others only.
@@ -34,7 +36,7 @@ KEY = f"roomcast:hash:{{{HASH}}}"
 KEY_IN_PATH = urllib.parse.quote(KEY)
 VALUE = "x" * 128
 
-# By server: its port, and the path of a field for reading and for writing.
+# By server: its port, and the path of a field without the field's number, for reading and for writing.
 SERVERS = {
     "roomcast": (ROOMCAST_PORT, f"/v1/hashes/{HASH}/fields/f", f"/v1/hashes/{HASH}/fields/f"),
     # Webdis takes the body of a PUT for the command's last argument.
@@ -46,22 +48,43 @@ LOAD = """
 wrk.method = "%s"
 local body = %s
 request = function()
-  return wrk.format(nil, "%s" .. math.random(%d), nil, body)
+  return wrk.format(nil, "%s" .. math.random(%d) .. "%s", nil, body)
 end
 """
 
 
-def wrk(folder, server, operation, seconds):
-    """Puts load on a server. Returns the number of requests that were answered, and the seconds that it took."""
-    port, *paths = SERVERS[server]
-    is_read = operation == "GET"
+def wrk(folder, port, seconds, path, suffix="", body=None):
+    """Reads fields, or writes this body. Returns the number of requests that were answered."""
     script = pathlib.Path(folder) / "load.lua"
-    path = paths[0 if is_read else 1]
-    script.write_text(LOAD % (operation, "nil" if is_read else f'"{VALUE}"', path, FIELDS))
+    method, text = ("PUT", f'"{body}"') if body else ("GET", "nil")
+    script.write_text(LOAD % (method, text, path, FIELDS, suffix))
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), f"http://127.0.0.1:{port}"]
     output = subprocess.run(["taskset", "-c", "1", *command], capture_output=True, text=True, check=True).stdout
     assert "Non-2xx" not in output and "Socket errors" not in output, output
     return int(re.search(r"(\d+) requests in", output)[1])
+
+
+def recorded_script(folder):
+    """The call of a script that Roomcast makes for a PUT: a path of Webdis up to the field's number, and the last argument,
+    which follows the value."""
+    log = pathlib.Path(folder) / "monitor"
+    with log.open("w") as output:
+        monitor = subprocess.Popen(["redis-cli", "-p", str(REDIS_PORT), "MONITOR"], stdout=output)
+        try:
+            for _ in range(100):
+                check("roomcast")
+                call = re.search(r'"evalsha" (.*"f1".*)', log.read_text(), re.IGNORECASE)
+                if call:
+                    break
+                time.sleep(0.1)
+        finally:
+            monitor.terminate()
+            monitor.wait()
+    words = re.findall(r'"([^"]*)"', call[1])
+    field, value = words.index("f1"), words.index("roomcast")
+    assert (field, value, len(words)) == (len(words) - 3, len(words) - 2, len(words)), words
+    quoted = [urllib.parse.quote(word, safe="") for word in words[:field]]
+    return "/EVALSHA/" + "/".join(quoted) + "/f", words[-1]
 
 
 def redis_benchmark(operation, requests):
@@ -108,14 +131,25 @@ def measure(seconds):
                 check(server)
             filled = [argument for number in range(1, FIELDS + 1) for argument in (f"f{number}", VALUE)]
             subprocess.run(["redis-cli", "-p", str(REDIS_PORT), "HSET", KEY, *filled], capture_output=True, check=True)
+            def record(operation, server, load):
+                pid = pids[server.removesuffix("-script")]
+                began, before = time.monotonic(), [cpu_seconds(one) for one in (redis, pid or redis)]
+                count = load()
+                after = [cpu_seconds(one) for one in (redis, pid or redis)]
+                of_redis, of_server = ((new - old) / count * 1e6 for new, old in zip(after, before))
+                rate = count / (time.monotonic() - began)
+                figures[operation, server] = (rate, of_server if pid else 0.0, of_redis)
+
             for operation in ("GET", "PUT"):
-                for server, pid in pids.items():
-                    began, before = time.monotonic(), [cpu_seconds(one) for one in (redis, pid or redis)]
-                    count = wrk(folder, server, operation, seconds) if pid else redis_benchmark(operation, 40_000 * seconds)
-                    after = [cpu_seconds(one) for one in (redis, pid or redis)]
-                    of_redis, of_server = ((new - old) / count * 1e6 for new, old in zip(after, before))
-                    rate = count / (time.monotonic() - began)
-                    figures[operation, server] = (rate, of_server if pid else 0.0, of_redis)
+                record(operation, "redis-benchmark", lambda: redis_benchmark(operation, 40_000 * seconds))
+                for server in pids.keys() & SERVERS.keys():
+                    port, read, write = SERVERS[server]
+                    path, body = (read, None) if operation == "GET" else (write, VALUE)
+                    record(operation, server, lambda: wrk(folder, port, seconds, path, body=body))
+            if "webdis" in pids:
+                path, condition = recorded_script(folder)
+                load = lambda: wrk(folder, WEBDIS_PORT, seconds, path, f"/{VALUE}", condition)
+                record("PUT", "webdis-script", load)
             return figures
         finally:
             processes.stop()
@@ -134,10 +168,11 @@ def main():
     for operation, server in runs[0]:
         rate, of_server, of_redis = (statistics.median(column) for column in zip(*(run[operation, server] for run in runs)))
         print(f"{operation:10} {server:16} {rate:10.0f} {of_server:10.2f} {of_redis:9.2f} {of_server + of_redis:8.2f}")
-    for operation in ("GET", "PUT"):
-        if (operation, "webdis") in runs[0]:
-            ratios = [sum(run[operation, "roomcast"][1:]) / sum(run[operation, "webdis"][1:]) for run in runs]
-            print(f"{operation}: Roomcast takes {statistics.median(ratios):.2f} of Webdis's CPU time ({min(ratios):.2f} to {max(ratios):.2f})")
+    for operation, server in runs[0]:
+        if server.startswith("webdis"):
+            ratios = [sum(run[operation, "roomcast"][1:]) / sum(run[operation, server][1:]) for run in runs]
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            print(f"{operation}: Roomcast takes {statistics.median(ratios):.2f} of the CPU time of {server} ({spread})")
 
 
 if __name__ == "__main__":

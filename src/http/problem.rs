@@ -246,11 +246,11 @@ pub struct ProblemDocument {
     code: String,
     /// The request's id, as in the header `X-Request-Id` and in the gateway's log.
     request_id: String,
-    /// With status 412 only: the field's present value.
+    /// With status 412 only: the field's present value. Left out if it is large, or if the caller may not read it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     present: Option<CurrentValue>,
-    /// With status 412 to a patch only: the present values of the fields that it tests.
+    /// With status 412 to a patch only: the present values of the fields that it tests. Left out likewise.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     present_fields: Option<BTreeMap<String, CurrentValue>>,
@@ -325,7 +325,7 @@ impl From<BrokerError> for Problem {
             BrokerError::WrongType => Self::new(
                 Code::WrongType,
                 "another program has stored a value of another type under this key in Redis; \
-                 --redis-prefix keeps the gateway's keys apart",
+                 another name, or --redis-prefix and --hash-key, keep the gateway's keys apart",
             ),
             BrokerError::NotANumber => Self::new(
                 Code::NotANumber,

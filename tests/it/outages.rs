@@ -316,7 +316,8 @@ async fn p8_ten_thousand_rooms_are_back_after_redis_has_returned() {
     });
     let mut received = Vec::new();
     for reader in readers.collect::<Vec<_>>() {
-        received.extend(within("every room's event", reader).await.unwrap());
+        // Each event has a deadline of its own.
+        received.extend(reader.await.unwrap());
     }
     println!(
         "after Redis's return: another replica well {well_elsewhere:?}, published {published:?}, \

@@ -133,7 +133,7 @@ on_both_brokers! {
             (events, r#"{"data":1,"except":"ann"}"#, "expected an array"),
             (events, "[]", "invalid type: array, expected an object"),
             (patch, "[]", "invalid type: array, expected an object"),
-            (patch, r#"{"f":1}"#, "invalid type: number `1`, expected a string"),
+            (patch, r#"{"e":"1","f":1}"#, "the member `f`: invalid type: number `1`, expected a string"),
             (increment, r#"{"by":"1"}"#, "by: expected a 64-bit whole number, or a decimal of at most 15 digits"),
             (increment, r#"{"by":1e19}"#, "by: expected a 64-bit whole number, or a decimal of at most 15 digits"),
         ] {

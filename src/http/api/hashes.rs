@@ -24,7 +24,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use self::patches::{JSON_PATCH, Patch, tested_fields};
 pub use self::values::TaggedValue;
-use self::values::{check_value, current_value};
+use self::values::{check_value, current_value, fit_in_problem};
 use self::writes::{WriteHeaders, require_memory};
 use crate::auth::Permission;
 use crate::broker::{FieldPage, HashWrite, WriteEffect, WriteOutcome};
@@ -243,7 +243,7 @@ body is then a list of operations, such as `[{\"op\": \"test\", \"path\": \"/col
 fields; or the key in Redis has another type"),
         (status = 412, description = "A `test` fails; `present_fields` has the present values"),
         (status = 413, description = "The body or a value is too large, or the patch copies too much"),
-        (status = 415, description = "The body is not JSON"),
+        (status = 415, description = "The body is neither JSON nor a JSON patch"),
         (status = 422, description = "The idempotency key was used for another write"),
     )
 )]
@@ -300,15 +300,19 @@ async fn test_failed(app: &App, caller: &Caller, hash: &HashName, write: &HashWr
     let tested: Vec<_> = tested_fields(steps).into_iter().collect();
     // A caller that may not read the hash must not see the values.
     if !caller.may(Permission::Read, hash.as_str()) {
-        return Problem::failed_test(detail, BTreeMap::new());
+        return Problem::new(Code::PreconditionFailed, detail);
     }
     let bytes = |values: &Vec<Option<Bytes>>| values.iter().flatten().map(Bytes::len).sum();
     match caller.read(app, app.hashes.values(hash, &tested), bytes).await {
-        Ok(values) => {
+        Ok(values) if fit_in_problem(values.iter().flatten()) => {
             let present =
                 tested.iter().zip(&values).map(|(field, value)| (field.to_string(), current_value(value.as_ref())));
             Problem::failed_test(detail, present.collect())
         }
+        Ok(_) => Problem::new(
+            Code::PreconditionFailed,
+            detail + "; they are too large for this response, read them by GET",
+        ),
         // The refusal is certain all the same.
         Err(_) => Problem::new(Code::PreconditionFailed, detail),
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use reqwest::{Client, Method};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::put;
 use crate::support::{
@@ -268,9 +268,15 @@ async fn a_huge_value_of_another_client_is_no_number_and_has_no_entity_tag() {
     let (status, problem) = gateway.send(increment).await;
     assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("not_a_number")));
     let conditional = gateway.request(Method::DELETE, &path).header("if-match", "\"0123\"");
-    assert_eq!(gateway.send(conditional).await.0, 412);
-    // One shows the present value.
+    let (status, problem) = gateway.send(conditional).await;
+    assert_eq!((status.as_u16(), &problem["present"]), (412, &Value::Null), "a refusal has no large value");
+    assert!(problem["detail"].as_str().unwrap().contains("too large"), "{}", problem["detail"]);
+    // It was read once for that.
     assert!(calls(redis, "hget") <= before + 1);
+    let request = gateway.request(Method::PATCH, HASH).header("content-type", "application/json-patch+json");
+    let test = json!([{"op": "test", "path": "/huge", "value": "1"}]);
+    let (status, problem) = gateway.send(request.body(test.to_string())).await;
+    assert_eq!((status.as_u16(), &problem["present_fields"]), (412, &Value::Null));
     assert_eq!(gateway.send(gateway.request(Method::DELETE, &path).header("if-match", "*")).await.0, 204);
 }
 

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use super::accept::ValueFormat;
 use super::conditions::{Tags, condition, etag, quoted};
-use super::values::{HashValue, check_value, current_value};
+use super::values::{HashValue, check_value, current_value, fit_in_problem};
 use super::writes::{WriteHeaders, require_memory};
 use crate::auth::Permission;
 use crate::broker::{Condition, HashWrite, Number, WriteOutcome, entity_tag};
@@ -105,7 +105,7 @@ pub async fn get_field(
     let value = read_value(&app, &caller, &hash, &field).await?.ok_or_else(|| not_found(&hash, &field))?;
     let tag = entity_tag(&value);
     if Tags::from_header(&headers, &header::IF_MATCH)?.is_some_and(|wanted| !wanted.matches(&tag)) {
-        return Err(Problem::precondition(condition_detail(&hash, &field), current_value(Some(&value))));
+        return Err(condition_problem(&hash, &field, Some(&value)));
     }
     let known = Tags::from_header(&headers, &header::IF_NONE_MATCH)?;
     let mut response = if known.is_some_and(|known| known.matches(&tag)) {
@@ -334,17 +334,25 @@ fn condition_detail(hash: &HashName, field: &FieldName) -> String {
     format!("the value of the field {field:?} of the hash {hash:?} does not match the condition")
 }
 
+/// The problem of a condition that the field's present value does not meet.
+fn condition_problem(hash: &HashName, field: &FieldName, present: Option<&Bytes>) -> Problem {
+    let detail = condition_detail(hash, field);
+    if fit_in_problem(present) {
+        return Problem::precondition(detail, current_value(present));
+    }
+    Problem::new(Code::PreconditionFailed, detail + "; it is too large for this response, read it by GET")
+}
+
 /// The problem of a write whose condition failed, with the field's present value.
 async fn condition_failed(app: &App, caller: &Caller, hash: &HashName, field: &FieldName) -> Problem {
-    let detail = condition_detail(hash, field);
     // A caller that may not read the hash must not see the value.
-    let is_visible = caller.may(Permission::Read, hash.as_str());
-    let value = if is_visible { read_value(app, caller, hash, field).await } else { Ok(None) };
-    match value {
-        Ok(value) => Problem::precondition(detail, current_value(value.as_ref())),
-        // The refusal is certain all the same.
-        Err(_) => Problem::new(Code::PreconditionFailed, detail),
+    if caller.may(Permission::Read, hash.as_str())
+        && let Ok(present) = read_value(app, caller, hash, field).await
+    {
+        return condition_problem(hash, field, present.as_ref());
     }
+    // The refusal is certain all the same.
+    Problem::new(Code::PreconditionFailed, condition_detail(hash, field))
 }
 
 async fn read_value(

@@ -87,7 +87,9 @@ impl<'de> Deserialize<'de> for MergePatch {
 
             fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<MergePatch, A::Error> {
                 let mut changes = BTreeMap::new();
-                while let Some((field, value)) = members.next_entry::<FieldName, Option<String>>()? {
+                while let Some(field) = members.next_key::<FieldName>()? {
+                    let value = members.next_value::<Option<String>>();
+                    let value = value.map_err(|why| A::Error::custom(format!("the member `{field}`: {why}")))?;
                     if changes.contains_key(&field) {
                         return Err(A::Error::custom(format!("it has the field {field:?} twice")));
                     }

@@ -9,6 +9,9 @@ use utoipa::ToSchema;
 use crate::http::App;
 use crate::http::problem::{Code, CurrentValue, Problem};
 
+/// The present values in a problem document have at most so many bytes together.
+const MAX_PRESENT_BYTES: usize = 1024 * 1024;
+
 /// A value in JSON: `value` if it is UTF-8, otherwise `value_base64`.
 #[derive(Serialize, ToSchema)]
 #[schema(example = json!({"value": "green"}))]
@@ -56,6 +59,12 @@ pub(super) fn current_value(bytes: Option<&Bytes>) -> CurrentValue {
             CurrentValue { value, value_base64 }
         }
     }
+}
+
+/// Whether a problem document has these present values. It leaves out large ones, so that a refusal needs no room among
+/// large answers.
+pub(super) fn fit_in_problem<'a>(values: impl IntoIterator<Item = &'a Bytes>) -> bool {
+    values.into_iter().map(Bytes::len).sum::<usize>() <= MAX_PRESENT_BYTES
 }
 
 /// Refuses values that are too large.
