@@ -9,7 +9,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker, ready};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use futures_util::future::select_ok;
@@ -19,7 +19,6 @@ use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, Re
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
-use tokio::task::yield_now;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Ends the task of a connection when its last clone is dropped.
@@ -63,15 +62,19 @@ async fn connect(address: &ConnectionAddr) -> RedisResult<Pin<Box<dyn AsyncStrea
     }
 }
 
-/// Polls `driver` each time it is woken: at once if the socket has something to read, and otherwise after the tasks that are
-/// ready on this thread, 61 of them at most.
+/// Polls `driver` each time it is woken: at once if the socket has something to read, and otherwise behind the tasks that
+/// are ready on this thread.
 async fn drive_in_turn(driver: impl Future<Output = ()>, readable: Arc<Readable>) {
-    let (mut driver, mut turn) = (pin!(driver), pin!(yield_now()));
+    let (mut driver, mut has_waited) = (pin!(driver), false);
     poll_fn(|cx| {
-        if !readable.is_set.swap(false, Ordering::Acquire) {
-            ready!(turn.as_mut().poll(cx));
+        if !readable.is_set.swap(false, Ordering::Acquire) && !has_waited {
+            has_waited = true;
+            // To the end of the thread's queue. Other threads without work take it from there; `yield_now` would hold it
+            // back until this thread looks at its sockets again.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
-        turn.set(yield_now());
+        has_waited = false;
         driver.as_mut().poll(cx)
     })
     .await;
