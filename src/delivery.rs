@@ -9,6 +9,7 @@ mod broadcaster;
 mod connection;
 mod end_reason;
 pub mod format;
+mod heartbeat;
 mod http1;
 mod session;
 mod sse;
@@ -21,6 +22,7 @@ pub use self::broadcaster::Broadcasters;
 pub use self::connection::{ConnGuard, ConnPermit, DetachableStream, cut_after};
 pub use self::end_reason::{EndReason, Ending};
 pub use self::format::StreamFormat;
+pub use self::heartbeat::HeartbeatOptions;
 pub use self::session::StreamSession;
 pub use self::subscriber::Subscriber;
 use crate::metrics::Metrics;
@@ -30,7 +32,7 @@ use crate::shutdown::Drain;
 /// How streams are delivered.
 #[derive(Clone, Copy, Debug)]
 pub struct DeliverySettings {
-    /// An idle stream gets a heartbeat after this time.
+    /// An idle stream gets a heartbeat after this time, if its client asks for no other one.
     pub heartbeat: Duration,
     /// How long clients wait before they reconnect.
     pub retry: Duration,

@@ -16,7 +16,8 @@ pub struct StreamArgs {
         value_parser = clap::value_parser!(u16).range(1..=100))]
     pub max_rooms_per_stream: u16,
 
-    /// Time after which an idle stream gets a comment, 10ms to 1h. Keep it below the read timeouts of proxies.
+    /// Time after which an idle stream gets a heartbeat, 10ms to 1h, or as it asks (heartbeat=). Keep it below the
+    /// timeouts of proxies.
     #[arg(long, env = "ROOMCAST_HEARTBEAT", default_value = "15s", value_parser = interval, value_name = "TIME")]
     pub heartbeat: Duration,
 
@@ -46,8 +47,7 @@ pub struct StreamArgs {
     )]
     pub stall_timeout: Duration,
 
-    /// Bytes of kernel memory, for each connection, for data that the client has not taken yet. The kernel may double
-    /// it.
+    /// Bytes of kernel memory for what a connection's client has not taken yet. The kernel may double it.
     #[arg(long, env = "ROOMCAST_SEND_BUFFER_BYTES", default_value_t = 64 * 1024, value_name = "BYTES")]
     pub send_buffer_bytes: usize,
 
@@ -56,12 +56,12 @@ pub struct StreamArgs {
     #[arg(long, env = "ROOMCAST_RING_EVENTS", default_value_t = 256, value_name = "COUNT", value_parser = count)]
     pub ring_events: usize,
 
-    /// Bytes of these events, for each room. The newest event is kept at any size.
+    /// Bytes of these, for each room. The newest event is kept at any size.
     #[arg(long, env = "ROOMCAST_RING_BYTES", default_value_t = 1024 * 1024, value_name = "BYTES")]
     pub ring_bytes: usize,
 
-    /// Time for which a room stays live (its recent events in memory, its channel subscribed) after its last subscriber
-    /// has left, 0 to 1h.
+    /// Time for which a room stays live (recent events in memory, channel subscribed) after its last subscriber has
+    /// left, 0 to 1h.
     #[arg(long, env = "ROOMCAST_ROOM_IDLE_TTL", default_value = "10s", value_parser = pause, value_name = "TIME")]
     pub room_idle_ttl: Duration,
 }

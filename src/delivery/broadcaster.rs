@@ -2,7 +2,7 @@
 //! of this one room that are caught up with it, up to [`MAX_STREAMS`].
 //!
 //! It handles the common case only. A stream gets a task of its own again if its socket does not take a whole write,
-//! it may have missed an event, its lifetime is over, or its position has to be sent.
+//! it may have missed an event, or its lifetime is over.
 
 mod batch;
 mod inbox;
@@ -22,10 +22,10 @@ use self::batch::EncodedBatch;
 use self::inbox::{Inbox, StreamWaker};
 use super::Delivery;
 use super::connection::{StreamConn, serve_alone};
-use super::format::heartbeat_chunk;
+use super::format::{heartbeat_chunk, position_chunk};
 use crate::live::{CaughtUp, GroupCursor, GroupPoll, LiveEvent};
 use crate::log::LogView;
-use crate::names::Topic;
+use crate::names::{Bookmark, Topic};
 use crate::shutdown::Tasks;
 use crate::timestamp;
 
@@ -33,8 +33,6 @@ use crate::timestamp;
 const MAX_STREAMS: usize = 4096;
 /// Writes, or tasks started, after which other tasks get a turn. Events that arrive meanwhile are written together.
 const WRITES_PER_TURN: usize = 64;
-/// Heartbeats that are due within a 16th of their interval are sent together.
-const HEARTBEAT_DIVISOR: u32 = 16;
 
 /// The broadcasters of a replica.
 pub struct Broadcasters {
@@ -76,7 +74,7 @@ impl Broadcasters {
                 topic: topic.clone(),
                 cursor: conn.state.session.group_cursor(caught_up),
                 streams: Slab::new(),
-                due: Instant::now() + self.heartbeat(),
+                due: Instant::now() + self.longest_pause(),
                 retry_at: None,
                 checked_terminations: conn.state.session.checked_terminations(),
             };
@@ -87,8 +85,8 @@ impl Broadcasters {
         inbox.add(conn, caught_up);
     }
 
-    /// An idle stream gets a heartbeat after this time.
-    fn heartbeat(&self) -> Duration {
+    /// How long a broadcaster waits for a deadline, if none of its streams has an earlier one.
+    fn longest_pause(&self) -> Duration {
         self.delivery.settings.heartbeat
     }
 
@@ -233,18 +231,18 @@ impl Broadcaster {
     /// Writes events to all streams.
     async fn write(&mut self, events: &[Arc<LiveEvent>]) {
         let batch = EncodedBatch::new(events, self.cursor.base());
-        let next_heartbeat = Instant::now() + self.broadcasters.heartbeat();
+        let now = Instant::now();
         let (mut turns, mut delivered) = (Turns::default(), 0);
         for slot in 0..self.streams.capacity() {
             let count = match self.streams.get_mut(slot) {
                 None => 0,
                 // The common case touches as little memory of each stream as possible: its socket and its heartbeat.
                 Some(stream) if stream.has_no_selection && !batch.is_selective => {
-                    stream.conn.heartbeat.sent(next_heartbeat);
+                    stream.conn.heartbeat.sent(now);
                     self.try_write(slot, &batch.bytes);
                     events.len()
                 }
-                Some(_) => self.write_selected(slot, &batch, next_heartbeat),
+                Some(_) => self.write_selected(slot, &batch, now),
             };
             delivered += count;
             if count > 0 {
@@ -259,14 +257,14 @@ impl Broadcaster {
     }
 
     /// Writes to a stream those events of a batch that it gets. Returns how many these are.
-    fn write_selected(&mut self, slot: usize, batch: &EncodedBatch<'_>, next_heartbeat: Instant) -> usize {
+    fn write_selected(&mut self, slot: usize, batch: &EncodedBatch<'_>, now: Instant) -> usize {
         let Some(GroupStream { conn, .. }) = self.streams.get_mut(slot) else { return 0 };
         let (bytes, count) = batch.for_session(&conn.state.session);
         if count == 0 {
             conn.heartbeat.skipped();
             return 0;
         }
-        conn.heartbeat.sent(next_heartbeat);
+        conn.heartbeat.sent(now);
         self.try_write(slot, &bytes);
         count
     }
@@ -321,9 +319,8 @@ impl Broadcaster {
             None => self.hand_back(slot, Bytes::new()),
             Some([]) => {}
             Some(missed) => {
-                let next_heartbeat = Instant::now() + self.broadcasters.heartbeat();
                 let batch = EncodedBatch::new(missed, self.cursor.base());
-                let count = self.write_selected(slot, &batch, next_heartbeat);
+                let count = self.write_selected(slot, &batch, Instant::now());
                 self.broadcasters.delivery.metrics.delivered(count as u64);
             }
         }
@@ -357,31 +354,37 @@ impl Broadcaster {
         }
     }
 
-    /// Sends the heartbeats that are due. Releases streams whose lifetime is over, or whose position has to be sent.
+    /// Sends the heartbeats that are due. Releases streams whose lifetime is over.
     async fn handle_deadlines(&mut self) {
         let now = Instant::now();
         if now < self.due {
             return;
         }
-        let soon = now + self.broadcasters.heartbeat() / HEARTBEAT_DIVISOR;
-        let next_heartbeat = now + self.broadcasters.heartbeat();
-        let bytes = heartbeat_chunk();
-        let (mut turns, mut due) = (Turns::default(), next_heartbeat);
+        let comment = heartbeat_chunk();
+        // The same for all: they are at the group's position.
+        let position = Bookmark { id: self.cursor.position(), base: self.cursor.base() };
+        let mut position_bytes = None;
+        let (mut turns, mut due) = (Turns::default(), now + self.broadcasters.longest_pause());
         for slot in 0..self.streams.capacity() {
             let Some(GroupStream { conn, .. }) = self.streams.get_mut(slot) else { continue };
             let ends_at = conn.state.session.ends_at();
-            let must_send_position = conn.heartbeat.has_unsent_position() && conn.heartbeat.due() <= now;
-            if ends_at <= now || must_send_position {
+            if ends_at <= now {
                 self.release(slot, Bytes::new());
                 turns.count().await;
                 continue;
             }
-            let is_due = conn.heartbeat.due() <= soon && !conn.heartbeat.has_unsent_position();
-            if is_due {
-                conn.heartbeat.sent(next_heartbeat);
+            let bytes = match &conn.heartbeat {
+                heartbeat if !heartbeat.is_due_with_others(now) => None,
+                heartbeat if heartbeat.gives_position() => {
+                    Some(position_bytes.get_or_insert_with(|| position_chunk(position)).clone())
+                }
+                _ => Some(comment.clone()),
+            };
+            if bytes.is_some() {
+                conn.heartbeat.sent(now);
             }
             due = due.min(conn.heartbeat.due()).min(ends_at);
-            if is_due {
+            if let Some(bytes) = bytes {
                 self.try_write(slot, &bytes);
                 turns.count().await;
             }

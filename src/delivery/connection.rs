@@ -15,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::broadcaster::Broadcasters;
+use super::heartbeat::Heartbeat;
 use super::http1::{LAST_CHUNK, chunk};
-use super::session::{Heartbeat, StreamSession};
+use super::session::StreamSession;
 use crate::live::CaughtUp;
 use crate::rate_limit::OpenPermit;
 

@@ -10,12 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde::Serialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 pub(super) use self::hash::snapshot_block;
-use super::EndReason;
 use super::http1::{chunk, chunk_data};
 use super::sse::{Block, HEARTBEAT};
+use super::{EndReason, HeartbeatOptions};
 use crate::live::{ENCODINGS, LiveEvent, Resume};
 use crate::log::Gap;
 use crate::names::{
@@ -42,6 +43,7 @@ pub enum StreamFormat {
 pub(super) struct StreamOpen<'a> {
     subscriber: &'a SubscriberId,
     replica: &'a str,
+    heartbeat_seconds: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<String>,
     rooms: BTreeMap<&'a str, OpenedTopic>,
@@ -110,6 +112,7 @@ impl<'a> StreamOpen<'a> {
     pub(super) fn new(
         subscriber: &'a SubscriberId,
         replica: &'a str,
+        heartbeat: HeartbeatOptions,
         expires_at: Option<SystemTime>,
         topics: impl Iterator<Item = (&'a Topic, Bookmark, Resume)>,
     ) -> Self {
@@ -122,7 +125,8 @@ impl<'a> StreamOpen<'a> {
             topics.into_iter().map(|(topic, bookmark, resume)| (topic.name(), opened(bookmark, resume))).collect()
         };
         let expires_at = expires_at.map(timestamp::format);
-        Self { subscriber, replica, expires_at, rooms: opened(rooms), hashes: opened(hashes) }
+        let heartbeat_seconds = heartbeat.seconds();
+        Self { subscriber, replica, heartbeat_seconds, expires_at, rooms: opened(rooms), hashes: opened(hashes) }
     }
 }
 
@@ -189,7 +193,7 @@ pub(super) fn gap_block(id: &str, topic: &Topic, gap: &Gap) -> Bytes {
     Block::new().id(id).event(Some("stream.gap")).data(&to_json(&gap)).finish().into()
 }
 
-/// The block that gives the position when no other block does. It has data because some clients store an `id:` only
+/// The block that gives the position when no other block does: a heartbeat that a page sees. It has data because some clients store an `id:` only
 /// with data.
 pub(super) fn position_block(id: &str) -> Bytes {
     let data = to_json(&StreamPosition { position: id });
@@ -213,6 +217,11 @@ pub(super) fn end_block(retry: Duration, reason: EndReason, last_id: Option<&str
 /// The comment that keeps an idle stream open.
 pub(super) fn heartbeat() -> Bytes {
     Bytes::from_static(HEARTBEAT.as_bytes())
+}
+
+/// The block that gives the position of a stream of one room or hash, as one chunk of an HTTP/1.1 body.
+pub(super) fn position_chunk(position: Bookmark) -> Bytes {
+    chunk(&position_block(&position.to_string())).into()
 }
 
 /// The heartbeat as one chunk of an HTTP/1.1 body.

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use super::format::{self, StreamOpen};
-use super::{Delivery, EndReason, Ending, StreamFormat, Subscriber};
+use super::heartbeat::Heartbeat;
+use super::{Delivery, EndReason, Ending, HeartbeatOptions, StreamFormat, Subscriber};
 use crate::live::{CaughtUp, GroupCursor, LiveEvent, Subscription, Update, WatchEnd};
 use crate::log::LogView;
 use crate::moderation::Termination;
@@ -22,6 +23,7 @@ pub struct StreamSession {
     subscriber: Subscriber,
     format: StreamFormat,
     ending: Ending,
+    heartbeat: HeartbeatOptions,
     phase: Phase,
     /// When the stream ends while the replica shuts down, as a part of the drain window: 0 to 1.
     drain_slot: f32,
@@ -39,39 +41,6 @@ enum Phase {
     Ended(EndReason),
 }
 
-/// When a stream's next heartbeat is due, and whether it has to give the position. The task that serves the stream
-/// owns it.
-pub(super) struct Heartbeat {
-    due: Instant,
-    has_unsent_position: bool,
-}
-
-impl Heartbeat {
-    fn new(due: Instant) -> Self {
-        Self { due, has_unsent_position: false }
-    }
-
-    /// A block with the stream's position, or a heartbeat, was sent. The next heartbeat is due at `next`.
-    pub(super) fn sent(&mut self, next: Instant) {
-        *self = Self::new(next);
-    }
-
-    /// The stream has passed an event that its subscriber does not get, so its position is ahead of the last block.
-    pub(super) fn skipped(&mut self) {
-        self.has_unsent_position = true;
-    }
-
-    /// Whether the stream's position is ahead of the last block that was sent.
-    pub(super) fn has_unsent_position(&self) -> bool {
-        self.has_unsent_position
-    }
-
-    /// When the next heartbeat is due.
-    pub(super) fn due(&self) -> Instant {
-        self.due
-    }
-}
-
 impl StreamSession {
     /// A stream that ends when the caller's token expires, or earlier. `checked_terminations` is the number of
     /// terminations before the stream was requested.
@@ -81,6 +50,7 @@ impl StreamSession {
         subscriber: Subscriber,
         format: StreamFormat,
         ending: Ending,
+        heartbeat: HeartbeatOptions,
         checked_terminations: u64,
     ) -> Self {
         delivery.metrics.stream_opened();
@@ -96,6 +66,7 @@ impl StreamSession {
             subscriber,
             format,
             ending,
+            heartbeat,
             phase: Phase::Opening,
             drain_slot: fastrand::f32(),
             checked_terminations,
@@ -104,11 +75,7 @@ impl StreamSession {
 
     /// The heartbeat of a stream that has just sent a block.
     pub(super) fn heartbeat(&self) -> Heartbeat {
-        Heartbeat::new(self.next_heartbeat())
-    }
-
-    fn next_heartbeat(&self) -> Instant {
-        Instant::now() + self.delivery.settings.heartbeat
+        Heartbeat::new(self.heartbeat)
     }
 
     /// The next bytes to send. `None` after the end of the stream.
@@ -156,7 +123,7 @@ impl StreamSession {
             () = sleep_until(heartbeat.due()) => Some(self.write_heartbeat(heartbeat)),
         };
         if bytes.is_some() {
-            heartbeat.sent(self.next_heartbeat());
+            heartbeat.sent(Instant::now());
         } else {
             heartbeat.skipped();
         }
@@ -169,7 +136,7 @@ impl StreamSession {
         let left = self.ends_at.saturating_duration_since(Instant::now());
         let expires_at = self.ends_with_token.then(|| SystemTime::now() + left);
         let (subscriber, replica) = (&self.subscriber.id, &self.delivery.replica);
-        let open = StreamOpen::new(subscriber, replica, expires_at, self.subscription.opening());
+        let open = StreamOpen::new(subscriber, replica, self.heartbeat, expires_at, self.subscription.opening());
         format::open_block(self.delivery.settings.retry, &self.last_id(), &open)
     }
 
@@ -314,7 +281,7 @@ impl StreamSession {
     }
 
     fn write_heartbeat(&self, heartbeat: &Heartbeat) -> Bytes {
-        if heartbeat.has_unsent_position() { format::position_block(&self.last_id()) } else { format::heartbeat() }
+        if heartbeat.gives_position() { format::position_block(&self.last_id()) } else { format::heartbeat() }
     }
 }
 

@@ -16,6 +16,7 @@ mod documents;
 mod faults;
 mod finished_rooms;
 mod hashes;
+mod heartbeats;
 mod http;
 mod idempotency;
 mod limits;

@@ -56,6 +56,12 @@ pub struct StreamQuery {
     /// For clients that reconnect only after an error.
     #[param(inline)]
     end: Option<EndOption>,
+    /// Seconds after which an idle stream gets a heartbeat, in place of the gateway's `--heartbeat`.
+    #[param(minimum = 5, maximum = 300)]
+    heartbeat: Option<u64>,
+    /// Whether a heartbeat is a `stream.position`, which a page sees, in place of a comment.
+    #[serde(default)]
+    heartbeat_event: bool,
     /// The subscriber's id, the same at each reconnect; random by default. The stream skips events that name it in
     /// `except`. In rooms with presence, the id is the subscriber's name in the member list: it belongs to the
     /// caller, and a newer stream with it ends the older one.
@@ -128,6 +134,12 @@ pub struct StreamRoomsQuery {
     /// For clients that reconnect only after an error.
     #[param(inline)]
     end: Option<EndOption>,
+    /// Seconds after which an idle stream gets a heartbeat, in place of the gateway's `--heartbeat`.
+    #[param(minimum = 5, maximum = 300)]
+    heartbeat: Option<u64>,
+    /// Whether a heartbeat is a `stream.position`, which a page sees, in place of a comment.
+    #[serde(default)]
+    heartbeat_event: bool,
     /// The subscriber's id, the same at each reconnect; random by default. The stream skips events that name it in
     /// `except`. In rooms with presence, the id is the subscriber's name in the member list: it belongs to the
     /// caller, and a newer stream with it ends the older one.
@@ -178,6 +190,8 @@ pub async fn stream_room(
     let options = StreamOptions {
         format: StreamFormat::Single,
         ending,
+        heartbeat: query.heartbeat,
+        heartbeat_event: query.heartbeat_event,
         event: &query.event,
         field: &[],
         subscriber: query.subscriber,
@@ -265,6 +279,8 @@ pub async fn stream_rooms(
     let options = StreamOptions {
         format: StreamFormat::Enveloped,
         ending,
+        heartbeat: query.heartbeat,
+        heartbeat_event: query.heartbeat_event,
         event: &query.event,
         field: &query.field,
         subscriber: query.subscriber,
@@ -297,6 +313,12 @@ pub struct WatchQuery {
     /// For clients that reconnect only after an error.
     #[param(inline)]
     end: Option<EndOption>,
+    /// Seconds after which an idle stream gets a heartbeat, in place of the gateway's `--heartbeat`.
+    #[param(minimum = 5, maximum = 300)]
+    heartbeat: Option<u64>,
+    /// Whether a heartbeat is a `stream.position`, which a page sees, in place of a comment.
+    #[serde(default)]
+    heartbeat_event: bool,
 }
 
 /// Stream a hash
@@ -336,6 +358,8 @@ pub async fn stream_hash(
     let bookmark = bookmark.map_err(|why| Problem::new(Code::InvalidPosition, why.to_string()))?;
     let options = StreamOptions {
         ending,
+        heartbeat: query.heartbeat,
+        heartbeat_event: query.heartbeat_event,
         field: &query.field,
         is_head: method == Method::HEAD,
         last_id: last_id.map(str::to_owned),

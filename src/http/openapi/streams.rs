@@ -35,6 +35,9 @@ pub(super) struct StreamOpenSchema {
     subscriber: String,
     /// The name of the replica that serves the stream.
     replica: String,
+    /// Seconds after which the stream gets a heartbeat if it is idle.
+    #[schema(minimum = 0, example = 15)]
+    heartbeat_seconds: f64,
     /// The time at which the stream ends because its token expires, RFC 3339 in UTC.
     #[schema(format = DateTime, nullable = false)]
     expires_at: Option<String>,
@@ -97,7 +100,7 @@ pub(in crate::http) enum GapReasonSchema {
     UnknownPosition,
 }
 
-/// The data of `stream.position`, which gives the position when no other block does.
+/// The data of `stream.position`, which gives the position when no other block does: a heartbeat that a page sees.
 #[derive(ToSchema)]
 #[schema(as = StreamPosition)]
 pub(super) struct StreamPositionSchema {

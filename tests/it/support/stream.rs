@@ -66,6 +66,11 @@ impl Stream {
         Some(event)
     }
 
+    /// How many comments the stream has had.
+    pub fn comment_count(&self) -> usize {
+        self.source.comments
+    }
+
     /// Waits until the stream has had this number of comments. Panics if an event comes.
     pub async fn comments(&mut self, count: usize) {
         while self.source.comments < count {

@@ -1,5 +1,6 @@
 //! Opening a stream: checks of the subscriber, limits, bans, the subscription, and the place in the rooms.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,9 @@ use super::refusal::{refuse, refuse_caller, stream_headers};
 use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
 use crate::broker::{BrokerError, Fault, FaultKind, Member};
 use crate::config::PresenceInfo;
-use crate::delivery::{DetachableStream, EndReason, Ending, StreamFormat, StreamSession, Subscriber};
+use crate::delivery::{
+    DetachableStream, EndReason, Ending, HeartbeatOptions, StreamFormat, StreamSession, Subscriber,
+};
 use crate::digest::sha1_hex;
 use crate::http::App;
 use crate::http::caller::Caller;
@@ -28,6 +31,8 @@ use crate::presence::{JoinError, JoinPlan};
 const MAX_SELECTED: usize = 50;
 /// Fields of hashes that one stream can select.
 const MAX_SELECTED_FIELDS: usize = 100;
+/// The seconds between heartbeats that a stream can ask for.
+const HEARTBEAT_SECONDS: RangeInclusive<u64> = 5..=300;
 /// Longest time from a request's arrival until its stream joins the rooms or is refused, without the wait for its turn.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest time that a stream waits for its turn, while others of its caller open.
@@ -38,6 +43,10 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct StreamOptions<'a> {
     pub(super) format: StreamFormat,
     pub(super) ending: Ending,
+    /// Seconds between heartbeats. None: those of the settings.
+    pub(super) heartbeat: Option<u64>,
+    /// Whether a heartbeat is an event and no comment.
+    pub(super) heartbeat_event: bool,
     /// Names of events to select. Empty: all events.
     pub(super) event: &'a [String],
     /// Names of the fields of hashes to select. Empty: all fields.
@@ -98,6 +107,7 @@ pub(super) async fn open(
     let names: Vec<_> = topics.iter().filter_map(|(topic, _)| topic.room().cloned()).collect();
     // Counted first, so that the stream checks every termination that comes while it opens.
     let terminations = app.moderation.terminations();
+    let heartbeat = heartbeat(app, &options)?;
     let mut subscriber = subscriber(app, &caller, &names, options)?;
     let refuse = |reason| Ok(refuse(app, reason, last_id.as_deref(), ending));
     if app.drain.is_leaving() {
@@ -119,8 +129,15 @@ pub(super) async fn open(
     };
     match opened {
         Ok(subscription) => {
-            let session =
-                StreamSession::new(app.delivery.clone(), subscription, subscriber, format, ending, terminations);
+            let session = StreamSession::new(
+                app.delivery.clone(),
+                subscription,
+                subscriber,
+                format,
+                ending,
+                heartbeat,
+                terminations,
+            );
             let stream = DetachableStream::new(session);
             let mut response = (stream_headers(), Body::from_stream(stream.body())).into_response();
             response.extensions_mut().insert(stream);
@@ -215,6 +232,20 @@ async fn check_removals(
         return Err(OpenError::Banned);
     }
     Ok(())
+}
+
+/// Checks what a request says about its heartbeats.
+fn heartbeat(app: &App, options: &StreamOptions<'_>) -> Result<HeartbeatOptions, Problem> {
+    let interval = match options.heartbeat {
+        None => app.delivery.settings.heartbeat,
+        Some(seconds) if HEARTBEAT_SECONDS.contains(&seconds) => Duration::from_secs(seconds),
+        Some(_) => {
+            let (least, most) = HEARTBEAT_SECONDS.into_inner();
+            let detail = format!("heartbeat must be between {least} and {most}");
+            return Err(Problem::new(Code::InvalidQuery, detail));
+        }
+    };
+    Ok(HeartbeatOptions::new(interval, options.heartbeat_event))
 }
 
 /// Checks what a request says about its subscriber.
