@@ -14,6 +14,7 @@ mod middleware;
 pub mod openapi;
 mod origin;
 mod page;
+mod pages;
 mod prefer;
 pub mod problem;
 
@@ -72,7 +73,8 @@ fn public_routes() -> OpenApiRouter<App> {
 /// The routes of the main listener: all of them, or all but those that `--admin-listen` moves to another listener.
 pub fn router(app: &App) -> Router {
     let has_admin_listener = app.settings.server.admin_listen.is_some();
-    with_fallback(if has_admin_listener { public_routes() } else { routes() }, app)
+    let routes = if has_admin_listener { public_routes() } else { routes() };
+    with_fallback(routes.merge(pages::pages(!app.settings.server.no_console).into()), app)
 }
 
 /// The routes for operators and moderators, for the listener of `--admin-listen`.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
 use super::parse::listen_address;
 use crate::names::SubscriberId;
@@ -11,24 +12,26 @@ use crate::names::SubscriberId;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Server")]
 pub struct ServerArgs {
-    /// Address and port to listen on; port 0 picks a free one. An address that other machines can reach needs a key for
-    /// tokens, or --insecure-allow-anonymous.
+    /// Address and port to listen on; port 0 picks a free one. Off loopback, it needs a key for tokens, or
+    /// --insecure-allow-anonymous.
     #[arg(long, env = "ROOMCAST_LISTEN", default_value = "127.0.0.1:8080", value_parser = listen_address, value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
     /// Separate address for removals, revocations, the emptying of logs and the list of replicas; --listen then no
-    /// longer serves them. If
-    /// other machines can reach it, it needs a key for tokens or --insecure-allow-anonymous.
+    /// longer serves them. Off loopback, it needs a key for tokens or --insecure-allow-anonymous.
     #[arg(long, env = "ROOMCAST_ADMIN_LISTEN", value_parser = listen_address, value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
 
-    /// Separate address that serves only /metrics, and asks for no token. --listen serves /metrics, too; with keys, it
-    /// asks for a token with `admin`.
+    /// Separate address that serves only /metrics, without a token. --listen serves it, too; with keys, to tokens with
+    /// `admin`.
     #[arg(long, env = "ROOMCAST_METRICS_LISTEN", value_parser = listen_address, value_name = "ADDRESS")]
     pub metrics_listen: Option<SocketAddr>,
 
-    /// Name of this replica in lists and traces: 1 to 128 letters, digits and . _ ~ : @ + = -. Every replica needs
-    /// another one. Random if left out.
+    /// Serve no console and no page of the API.
+    #[arg(long, env = "ROOMCAST_NO_CONSOLE", value_parser = BoolishValueParser::new())]
+    pub no_console: bool,
+
+    /// Name of this replica, which no other one has: 1 to 128 letters, digits and . _ ~ : @ + = -. Random by default.
     #[arg(long, env = "ROOMCAST_REPLICA_ID", value_name = "NAME", value_parser = replica_id)]
     pub replica_id: Option<String>,
 }

@@ -126,7 +126,8 @@ fn middleware(
         let headers = response.headers_mut();
         headers.reserve(SECURITY_HEADERS.len() + MORE_HEADERS);
         for (name, value) in SECURITY_HEADERS {
-            headers.insert(name, HeaderValue::from_static(value));
+            // Pages of the gateway have a policy of their own.
+            headers.entry(name).or_insert(HeaderValue::from_static(value));
         }
         if let Some(status) = caller.rate_status().filter(|_| !headers.contains_key(problem::RATE_LIMIT)) {
             problem::add_rate_status(headers, status);

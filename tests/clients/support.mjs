@@ -118,6 +118,7 @@ export async function cuttingProxy(target) {
     const far = net.connect(Number(port), hostname)
     connections.add(near)
     far.on('data', (chunk) => {
+      if (near.isFrozen) return
       if (!isTearing) return near.write(chunk)
       isTearing = false
       near.end(chunk.subarray(0, chunk.length / 2))
@@ -143,6 +144,8 @@ export async function cuttingProxy(target) {
     url: `http://127.0.0.1:${server.address().port}`,
     cut,
     mend: () => (isCut = false),
+    /** The connections stay open, and nothing comes through them any more. */
+    freeze: () => connections.forEach((connection) => (connection.isFrozen = true)),
     /** Resolves when a connection has got the answer of a cut. */
     answered: () => new Promise((resolve) => (hasAnswered = resolve)),
     tearNextAnswer: () => (isTearing = true),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use roomcast::config::Settings;
 use serde_json::json;
 
 use crate::auth::{claims, close, token};
@@ -14,6 +15,7 @@ use crate::support::{DEADLINE, Gateway, World, number_from};
 const EXAMPLES: u64 = 40;
 /// Pause before an `EventSource` reconnects.
 const RETRY: Duration = Duration::from_millis(100);
+const SECOND: Duration = Duration::from_secs(1);
 /// A heartbeat soon after an event that a stream skips.
 const SHORT_HEARTBEAT: Duration = Duration::from_millis(200);
 
@@ -40,6 +42,15 @@ async fn run(gateway: &Gateway, program: &str, arguments: &[&str]) -> String {
 /// A gateway to which an `EventSource` reconnects soon.
 async fn gateway(world: &World) -> Gateway {
     world.gateway_with(|settings| settings.streams.retry = RETRY).await
+}
+
+/// A gateway that leaves the browser module little time to wait for.
+async fn module_gateway(world: &World) -> Gateway {
+    let settings = |settings: &mut Settings| {
+        (settings.streams.retry, settings.streams.heartbeat) = (RETRY, SECOND);
+        settings.presence.grace = SECOND;
+    };
+    world.gateway_with(settings).await
 }
 
 /// The path of a program in the virtual environment of Python.
@@ -116,6 +127,12 @@ on_both_brokers! {
         run(&gateway, "node", &["browser.mjs"]).await;
     }
 
+    async fn the_browser_module_works_in_node(world) {
+        let gateway = module_gateway(&world).await;
+        run(&gateway, "node", &["module/node.mjs"]).await;
+        run(&gateway, "node", &["module/example.mjs"]).await;
+    }
+
     async fn the_code_for_shared_values_works_as_it_is_on_the_pages(world) {
         let gateway = gateway(&world).await;
         run(&gateway, "node", &["shared_values.mjs"]).await;
@@ -147,6 +164,41 @@ on_both_brokers! {
 }
 
 #[tokio::test]
+async fn the_browser_module_misses_nothing_in_chromium() {
+    let world = World::redis().await;
+    let gateway = world.gateway().await;
+    let redis = format!("REDIS_URL={}", world.server().url());
+    let program = concat!("ROOMCAST_BIN=", env!("CARGO_BIN_EXE_roomcast"));
+    run(&gateway, "env", &[&redis, program, "node", "module/browser.mjs"]).await;
+}
+
+#[tokio::test]
+async fn the_console_works_in_chromium_with_and_without_a_token() {
+    let gateway = module_gateway(&World::embedded()).await;
+    let closed = Gateway::start(close).await;
+    let grants = json!({"admin": true, "publish": ["*"], "subscribe": ["*"], "presence": ["*"], "read": ["*"]});
+    let mut variables = vec![format!("CLOSED_URL={}", closed.url), format!("TOKEN={}", token(&claims(&grants)))];
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        variables.push(concat!("PICTURE=", env!("CARGO_MANIFEST_DIR"), "/docs/console.png").into());
+    }
+    let arguments: Vec<_> = variables.iter().map(String::as_str).chain(["node", "console.mjs"]).collect();
+    run(&gateway, "env", &arguments).await;
+}
+
+#[tokio::test]
+async fn the_hooks_for_react_work() {
+    let gateway = module_gateway(&World::embedded()).await;
+    run(&gateway, "node", &["module/react.mjs"]).await;
+}
+
+#[tokio::test]
+async fn the_browser_module_is_small_and_has_types() {
+    let gateway = Gateway::start(|_| {}).await;
+    run(&gateway, "node", &["module/size.mjs"]).await;
+    run(&gateway, "node", &["module/types.mjs"]).await;
+}
+
+#[tokio::test]
 async fn node_redis_redis_cli_and_the_gateway_share_a_hash() {
     let world = World::redis().await;
     let gateway = world.gateway().await;
@@ -162,19 +214,19 @@ async fn typescript_clients_that_orval_and_openapi_typescript_generate_work() {
 }
 
 #[test]
-fn each_line_of_code_on_the_page_of_clients_is_tested() {
-    let tested = ["sse/follow.mjs", "sse/follow.py", "sse/go/main.go", "typescript/use_hey_api.ts"]
-        .map(|file| std::fs::read_to_string(folder().join(file)).unwrap())
-        .concat();
-    let tested: Vec<_> = tested.lines().map(str::trim).collect();
-    let page = std::fs::read_to_string(folder().join("../../docs/clients.md")).unwrap();
-    let blocks: Vec<_> = page.split("```").skip(1).step_by(2).collect();
-    assert!(!blocks.is_empty());
-    for block in blocks {
-        let (_language, code) = block.split_once('\n').unwrap();
-        let lines: Vec<_> = code.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        for line in lines {
-            assert!(tested.contains(&line), "no client has the line {line}");
+fn each_line_of_code_on_the_pages_of_clients_is_tested() {
+    let clients = ["sse/follow.mjs", "sse/follow.py", "sse/go/main.go", "typescript/use_hey_api.ts"];
+    for (page, files) in [("clients.md", &clients[..]), ("browser.md", &["module/example.mjs"])] {
+        let read = |file: &&str| std::fs::read_to_string(folder().join(file)).unwrap();
+        let tested = files.iter().map(read).collect::<String>();
+        let tested: Vec<_> = tested.lines().map(str::trim).collect();
+        let text = std::fs::read_to_string(folder().join("../../docs").join(page)).unwrap();
+        let blocks = text.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
+        let code = blocks.filter(|(language, _)| *language != "html").flat_map(|(_, code)| code.lines());
+        let code: Vec<_> = code.map(str::trim).filter(|line| !line.is_empty()).collect();
+        assert!(!code.is_empty(), "{page} has no code");
+        for line in code {
+            assert!(tested.contains(&line), "{page}: no client has the line {line}");
         }
     }
 }

@@ -24,6 +24,7 @@ mod log;
 mod metrics;
 mod openapi;
 mod outages;
+mod pages;
 mod persistence;
 mod presence;
 mod rawbytes;

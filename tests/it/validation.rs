@@ -326,7 +326,7 @@ on_both_brokers! {
 #[tokio::test]
 async fn unknown_routes_and_methods_get_problem_documents() {
     let gateway = Gateway::start(|_| {}).await;
-    for path in ["/", "/v1", "/v2/rooms", "/v1/rooms/a/b", "/index.php", "/v1/rooms/a/"] {
+    for path in ["/console", "/v1", "/v2/rooms", "/v1/rooms/a/b", "/index.php", "/v1/rooms/a/"] {
         refused(&gateway, gateway.request(Method::GET, path), 404, "route_not_found").await;
     }
     for (method, path, allow) in [
