@@ -11,6 +11,7 @@ mod end_reason;
 pub mod format;
 mod heartbeat;
 mod http1;
+pub mod page;
 mod session;
 mod sse;
 mod subscriber;
@@ -19,11 +20,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::broadcaster::Broadcasters;
-pub use self::connection::{ConnGuard, ConnPermit, DetachableStream, cut_after};
+pub use self::connection::{ConnGuard, ConnPermit, DetachableStream, Framing, cut_after};
 pub use self::end_reason::{EndReason, Ending};
 pub use self::format::StreamFormat;
 pub use self::heartbeat::HeartbeatOptions;
-pub use self::session::StreamSession;
+pub use self::session::{SessionOptions, StreamSession};
 pub use self::subscriber::Subscriber;
 use crate::metrics::Metrics;
 use crate::moderation::Moderation;
@@ -38,6 +39,13 @@ pub struct DeliverySettings {
     pub retry: Duration,
     /// How long a stream lives. Each stream's lifetime is longer or shorter than this by up to a quarter.
     pub lifetime: Duration,
+}
+
+impl DeliverySettings {
+    /// The lifetime of one stream. It is random, so that streams that opened together do not end together.
+    pub fn random_lifetime(&self) -> Duration {
+        self.lifetime.mul_f64(fastrand::f64().mul_add(0.5, 0.75))
+    }
 }
 
 /// What all streams of a replica use.

@@ -4,6 +4,7 @@
 mod event;
 mod group_cursor;
 mod log_client;
+mod recent;
 mod ring_budget;
 mod room_counts;
 mod snapshot;

@@ -25,7 +25,7 @@ use super::connection::{StreamConn, serve_alone};
 use super::format::{heartbeat_chunk, position_chunk};
 use crate::live::{CaughtUp, GroupCursor, GroupPoll, LiveEvent};
 use crate::log::LogView;
-use crate::names::{Bookmark, Topic};
+use crate::names::{Bookmark, EventId, Topic};
 use crate::shutdown::Tasks;
 use crate::timestamp;
 
@@ -98,7 +98,7 @@ impl Broadcasters {
 struct GroupStream {
     conn: StreamConn,
     waker: Arc<StreamWaker>,
-    /// Whether it gets every published event, except those that exclude it.
+    /// Whether it carries the block of every published event, except those that exclude it.
     has_no_selection: bool,
 }
 
@@ -203,8 +203,9 @@ impl Broadcaster {
             }
             match poll {
                 GroupPoll::Events(events) => {
+                    let before = self.cursor.position();
                     self.cursor.advance(&events);
-                    self.write(&events).await;
+                    self.write(&events, before).await;
                     // In a room that is never quiet, this loop does not end, so everything else has to be handled
                     // here too.
                     self.handle_deadlines().await;
@@ -228,8 +229,8 @@ impl Broadcaster {
         if self.streams.iter().any(sees_all) { LogView::All } else { LogView::Messages }
     }
 
-    /// Writes events to all streams.
-    async fn write(&mut self, events: &[Arc<LiveEvent>]) {
+    /// Writes events to all streams, which were at the position `before`.
+    async fn write(&mut self, events: &[Arc<LiveEvent>], before: EventId) {
         let batch = EncodedBatch::new(events, self.cursor.base());
         let now = Instant::now();
         let (mut turns, mut delivered) = (Turns::default(), 0);
@@ -241,6 +242,15 @@ impl Broadcaster {
                     stream.conn.heartbeat.sent(now);
                     self.try_write(slot, &batch.bytes);
                     events.len()
+                }
+                Some(stream) if stream.conn.state.session.is_page() => {
+                    let is_answered = events.iter().any(|event| stream.conn.state.session.wants(event));
+                    if is_answered {
+                        // The stream makes its page itself.
+                        self.release_at(slot, before, Bytes::new());
+                        turns.count().await;
+                    }
+                    0
                 }
                 Some(_) => self.write_selected(slot, &batch, now),
             };
@@ -311,6 +321,7 @@ impl Broadcaster {
         let is_connected = conn.socket.watch(&waker);
         let is_superseded = conn.state.session.is_superseded(&waker);
         let has_no_selection = conn.state.session.has_no_selection();
+        let is_page = conn.state.session.is_page();
         entry.insert(GroupStream { conn, waker: stream_waker, has_no_selection });
         match missed.as_deref() {
             _ if !is_connected => drop(self.remove(slot)),
@@ -318,6 +329,8 @@ impl Broadcaster {
             _ if is_superseded => self.hand_back(slot, Bytes::new()),
             None => self.hand_back(slot, Bytes::new()),
             Some([]) => {}
+            // It makes its page itself.
+            Some(_) if is_page => self.hand_back(slot, Bytes::new()),
             Some(missed) => {
                 let batch = EncodedBatch::new(missed, self.cursor.base());
                 let count = self.write_selected(slot, &batch, Instant::now());
@@ -402,8 +415,13 @@ impl Broadcaster {
 
     /// Gives a stream that is at the group's position a task of its own. `rest` is the rest of a write.
     fn release(&mut self, slot: usize, rest: Bytes) {
+        self.release_at(slot, self.cursor.position(), rest);
+    }
+
+    /// Gives a stream that is at this position a task of its own.
+    fn release_at(&mut self, slot: usize, position: EventId, rest: Bytes) {
         if let Some(stream) = self.streams.get_mut(slot) {
-            stream.conn.state.session.advance_to(self.cursor.position(), self.checked_terminations);
+            stream.conn.state.session.advance_to(position, self.checked_terminations);
             self.hand_back(slot, rest);
         }
     }

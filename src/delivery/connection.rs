@@ -1,4 +1,4 @@
-//! Streams on plain HTTP/1.1 sockets, which are written to without hyper.
+//! Streams on plain HTTP/1 sockets, which are written to without hyper.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -28,7 +28,20 @@ const MAX_DISCARDED: u32 = 64 * 1024;
 /// A stream that has not begun, in the extensions of its response. It serves as the body of the response, unless the
 /// server detaches it and writes to the socket directly. Clones are the same stream.
 #[derive(Clone)]
-pub struct DetachableStream(Arc<Mutex<Option<StreamSession>>>);
+pub struct DetachableStream {
+    session: Arc<Mutex<Option<StreamSession>>>,
+    /// Whether a broadcaster may write to it, which writes chunks.
+    needs_chunks: bool,
+}
+
+/// How the end of a response's body is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// By the last of its chunks, in HTTP/1.1.
+    Chunks,
+    /// By the end of the connection, in HTTP/1.0.
+    Close,
+}
 
 /// A connection's share of the limits of connections.
 pub struct ConnPermit {
@@ -58,6 +71,7 @@ pub(super) struct StreamConn {
 /// The part of a stream that few writes touch.
 pub(super) struct StreamState {
     pub(super) session: StreamSession,
+    framing: Framing,
     _guard: ConnGuard,
 }
 
@@ -67,19 +81,27 @@ pub(super) struct StreamSocket {
     discarded: u32,
 }
 
+impl Framing {
+    /// Bytes as a part of the body. An empty chunk would end it.
+    fn frame(self, bytes: Bytes) -> Bytes {
+        if self == Self::Close || bytes.is_empty() { bytes } else { chunk(&bytes).into() }
+    }
+}
+
 impl DetachableStream {
     /// A stream that has not begun.
     pub fn new(session: StreamSession) -> Self {
-        Self(Arc::new(Mutex::new(Some(session))))
+        let needs_chunks = !session.is_page();
+        Self { session: Arc::new(Mutex::new(Some(session))), needs_chunks }
     }
 
     /// A placeholder without a stream, for tests of detaching.
     #[cfg(test)]
-    pub fn empty() -> Self {
-        Self(Arc::new(Mutex::new(None)))
+    pub fn empty(needs_chunks: bool) -> Self {
+        Self { session: Arc::default(), needs_chunks }
     }
 
-    /// The stream as the body of its response: for HTTP/1.0, and for every connection that is not a plain socket.
+    /// The stream as the body of its response, for one that can't leave hyper.
     pub fn body(&self) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
         stream::unfold((self.clone(), None), |(stream, begun)| async move {
             let (mut session, mut heartbeat) = begun.or_else(|| stream.begin())?;
@@ -91,14 +113,20 @@ impl DetachableStream {
         })
     }
 
-    /// Serves the stream on a socket. The head of its response has been sent, with the chunked transfer coding.
-    pub fn serve(&self, tcp: TcpStream, guard: ConnGuard, broadcasters: &Arc<Broadcasters>) {
+    /// Whether it can be written without hyper to a body with this framing.
+    pub fn fits(&self, framing: Framing) -> bool {
+        framing == Framing::Chunks || !self.needs_chunks
+    }
+
+    /// Serves the stream on a socket. The head of its response has been sent.
+    pub fn serve(&self, tcp: TcpStream, framing: Framing, guard: ConnGuard, broadcasters: &Arc<Broadcasters>) {
         let Some(mut session) = self.take() else { return };
-        let opening = Bytes::from(chunk(&session.open()));
+        let opening = framing.frame(session.open());
         let socket = StreamSocket { tcp, discarded: 0 };
         let Ok(written) = socket.try_write(&opening) else { return };
         let heartbeat = session.heartbeat();
-        let conn = StreamConn { socket, heartbeat, state: Box::new(StreamState { session, _guard: guard }) };
+        let conn =
+            StreamConn { socket, heartbeat, state: Box::new(StreamState { session, framing, _guard: guard }) };
         // A task only to send the first block would cost four kilobytes for each of the streams that open together.
         match conn.caught_up().filter(|_| written == opening.len()) {
             Some(caught_up) => broadcasters.join(conn, caught_up),
@@ -113,7 +141,7 @@ impl DetachableStream {
     }
 
     fn take(&self) -> Option<StreamSession> {
-        self.0.lock().expect("no holder of the lock panics").take()
+        self.session.lock().expect("no holder of the lock panics").take()
     }
 }
 
@@ -161,8 +189,8 @@ impl StreamSocket {
     }
 
     /// Ends the body if it is `complete`, and closes the connection. Without its last chunk, the body counts as cut.
-    async fn end(&mut self, complete: bool, cut: &CancellationToken) -> io::Result<()> {
-        if complete {
+    async fn end(&mut self, complete: bool, framing: Framing, cut: &CancellationToken) -> io::Result<()> {
+        if complete && framing == Framing::Chunks {
             self.write(LAST_CHUNK, cut).await?;
         }
         self.tcp.shutdown().await
@@ -219,13 +247,12 @@ pub(super) async fn serve_alone(
             () = cut.cancelled() => return,
         };
         let Some(bytes) = next else { break };
-        // An empty chunk would end the body.
-        rest = if bytes.is_empty() { bytes } else { chunk(&bytes).into() };
+        rest = conn.state.framing.frame(bytes);
     }
     let StreamConn { state, mut socket, .. } = conn;
-    let StreamState { session, _guard } = *state;
+    let StreamState { session, framing, _guard } = *state;
     let complete = !session.ends_with_a_cut();
     // The session's permits are free before the client can see that the stream has ended.
     drop(session);
-    let _ = socket.end(complete, &cut).await;
+    let _ = socket.end(complete, framing, &cut).await;
 }

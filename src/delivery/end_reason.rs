@@ -53,6 +53,8 @@ impl Ending {
 impl EndReason {
     /// The label in metrics of a stream whose client has disconnected.
     pub const DISCONNECTED: &'static str = "disconnected";
+    /// The label in metrics of a read that has waited for events, and got some.
+    pub const ANSWERED: &'static str = "answered";
 
     /// The name in `stream.end` and in metrics.
     pub const fn name(self) -> &'static str {

@@ -36,6 +36,8 @@ pub enum StreamFormat {
     Single,
     /// A stream of several rooms and hashes. It carries events of rooms in envelopes; the `id:` is a cursor for all.
     Enveloped,
+    /// A read of a room's log that waits for events: it carries one page, with so many events at most, and ends.
+    Page(u16),
 }
 
 /// The data of `stream.open`.
@@ -131,6 +133,11 @@ impl<'a> StreamOpen<'a> {
 }
 
 impl StreamFormat {
+    /// Whether a broadcaster can keep the stream while nothing follows.
+    pub(super) fn has_broadcasters(self) -> bool {
+        !matches!(self, Self::Enveloped)
+    }
+
     /// Whether a room's event's block is the same for every stream, so that one encoding serves all.
     pub(super) fn is_shared(self) -> bool {
         self == Self::Single
@@ -139,7 +146,7 @@ impl StreamFormat {
     /// The `id:` for these bookmarks. The client sends it back when it reconnects.
     pub(super) fn id<'a>(self, mut bookmarks: impl Iterator<Item = (&'a Topic, Bookmark)>) -> String {
         match self {
-            Self::Single => {
+            Self::Single | Self::Page(_) => {
                 bookmarks.next().map_or(EventId::start_of(0).into(), |(_, bookmark)| bookmark).to_string()
             }
             Self::Enveloped => Cursor::from_bookmarks(bookmarks).encode(),
@@ -157,7 +164,7 @@ impl StreamFormat {
         id: impl FnOnce() -> String,
     ) -> bool {
         let rest = match (self, topic) {
-            (Self::Single, Topic::Room(_)) => {
+            (Self::Single | Self::Page(_), Topic::Room(_)) => {
                 blocks.push(event_block(event));
                 return true;
             }
@@ -272,7 +279,7 @@ pub fn event_envelope<'a>(event: &'a LiveEvent, room: &RoomName) -> &'a Bytes {
     })
 }
 
-fn to_json(value: &impl Serialize) -> String {
+pub(super) fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("strings, maps of strings and checked JSON always serialise")
 }
 

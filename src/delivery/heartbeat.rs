@@ -22,6 +22,11 @@ impl HeartbeatOptions {
         Self { milliseconds: u32::try_from(interval.as_millis()).unwrap_or(u32::MAX), is_event }
     }
 
+    /// No heartbeats: the first one would come after 49 days.
+    pub fn never() -> Self {
+        Self { milliseconds: u32::MAX, is_event: false }
+    }
+
     /// The interval in seconds.
     pub(super) fn seconds(self) -> Value {
         match self.milliseconds {

@@ -3,18 +3,32 @@
 
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use super::format::{self, StreamOpen};
 use super::heartbeat::Heartbeat;
+use super::page::{EventPage, PageEvent, PageGap};
 use super::{Delivery, EndReason, Ending, HeartbeatOptions, StreamFormat, Subscriber};
 use crate::live::{CaughtUp, GroupCursor, LiveEvent, Subscription, Update, WatchEnd};
-use crate::log::LogView;
+use crate::log::{Gap, LogView};
 use crate::moderation::Termination;
 use crate::names::{Bookmark, EventId, RoomName, Topic};
+
+/// What a stream's request has chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// The format.
+    pub format: StreamFormat,
+    /// How the response ends.
+    pub ending: Ending,
+    /// The heartbeats.
+    pub heartbeat: HeartbeatOptions,
+    /// When the stream ends, if its token does not expire earlier.
+    pub lifetime: Duration,
+}
 
 /// A stream as text. Blocks that are ready at the same time are sent together.
 pub struct StreamSession {
@@ -38,7 +52,10 @@ pub struct StreamSession {
 enum Phase {
     Opening,
     Open,
-    Ended(EndReason),
+    /// Whether the connection is to be cut.
+    Ended {
+        is_cut: bool,
+    },
 }
 
 impl StreamSession {
@@ -48,14 +65,11 @@ impl StreamSession {
         delivery: Arc<Delivery>,
         subscription: Subscription,
         subscriber: Subscriber,
-        format: StreamFormat,
-        ending: Ending,
-        heartbeat: HeartbeatOptions,
+        options: SessionOptions,
         checked_terminations: u64,
     ) -> Self {
         delivery.metrics.stream_opened();
-        // Random, so that streams that opened together do not end together.
-        let lifetime = delivery.settings.lifetime.mul_f64(fastrand::f64().mul_add(0.5, 0.75));
+        let SessionOptions { format, ending, heartbeat, lifetime } = options;
         let expires_at = subscriber.identity.expires_at;
         let left = expires_at.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
         Self {
@@ -92,7 +106,7 @@ impl StreamSession {
     /// stream's position: the stream may now be caught up with its room.
     pub(super) async fn step(&mut self, heartbeat: &mut Heartbeat) -> Option<Bytes> {
         match self.phase {
-            Phase::Ended(_) => return None,
+            Phase::Ended { .. } => return None,
             Phase::Opening => return Some(self.open()),
             Phase::Open => {}
         }
@@ -130,9 +144,12 @@ impl StreamSession {
         Some(bytes.unwrap_or_default())
     }
 
-    /// The first block of the stream.
+    /// The first block of the stream. Empty if it has none.
     pub(super) fn open(&mut self) -> Bytes {
         self.phase = Phase::Open;
+        if self.is_page() {
+            return Bytes::new();
+        }
         let left = self.ends_at.saturating_duration_since(Instant::now());
         let expires_at = self.ends_with_token.then(|| SystemTime::now() + left);
         let (subscriber, replica) = (&self.subscriber.id, &self.delivery.replica);
@@ -140,18 +157,19 @@ impl StreamSession {
         format::open_block(self.delivery.settings.retry, &self.last_id(), &open)
     }
 
-    /// The stream's place, if a broadcaster can serve it: nothing is due now, and the room's shared blocks fit its
-    /// format.
+    /// The stream's place, if a broadcaster can keep it: nothing is due now, and it gets the room's shared blocks, or nothing
+    /// before its page.
     pub(super) fn caught_up(&self, heartbeat: &Heartbeat) -> Option<CaughtUp> {
-        let is_shared =
-            matches!(self.phase, Phase::Open) && self.format.is_shared() && self.subscriber.fields().is_none();
+        let has_broadcasters = matches!(self.phase, Phase::Open)
+            && self.format.has_broadcasters()
+            && self.subscriber.fields().is_none();
         let is_due = || {
             heartbeat.due().min(self.ends_at) <= Instant::now()
                 || self.delivery.drain.is_ending_streams()
                 || self.delivery.moderation.terminations() != self.checked_terminations
                 || self.subscriber.is_superseded(Waker::noop())
         };
-        (is_shared && !is_due()).then(|| self.subscription.caught_up()).flatten()
+        (has_broadcasters && !is_due()).then(|| self.subscription.caught_up()).flatten()
     }
 
     /// A cursor for all streams of this room that are at the same place.
@@ -204,9 +222,14 @@ impl StreamSession {
         self.subscriber.view()
     }
 
-    /// Whether the subscriber gets every published event, except those that exclude it by `except`.
+    /// Whether the stream carries the shared block of every published event, except those that exclude it by `except`.
     pub(super) fn has_no_selection(&self) -> bool {
-        self.subscriber.has_no_selection()
+        self.format.is_shared() && self.subscriber.has_no_selection()
+    }
+
+    /// Whether it waits for events, which it answers with one page.
+    pub(super) fn is_page(&self) -> bool {
+        matches!(self.format, StreamFormat::Page(_))
     }
 
     /// Whether the subscriber gets an event.
@@ -226,14 +249,17 @@ impl StreamSession {
 
     /// The last block of the stream.
     fn end(&mut self, reason: EndReason) -> Bytes {
-        self.phase = Phase::Ended(reason);
+        self.phase = Phase::Ended { is_cut: self.ending.cuts(reason) };
         self.delivery.metrics.stream_ended(reason.name());
+        if self.is_page() {
+            return self.page(&[], None);
+        }
         format::end_block(self.delivery.settings.retry, reason, Some(&self.last_id())).into()
     }
 
     /// Whether the stream has ended, and its connection is to be cut.
     pub(super) fn ends_with_a_cut(&self) -> bool {
-        matches!(self.phase, Phase::Ended(reason) if self.ending.cuts(reason))
+        matches!(self.phase, Phase::Ended { is_cut: true })
     }
 
     /// The `id:` for the stream's position, which the client sends back if the connection breaks now.
@@ -252,7 +278,14 @@ impl StreamSession {
             }
             Update::Gap { index, gap } => {
                 self.delivery.metrics.gap(gap.reason.name());
+                if self.is_page() {
+                    return Some(self.answer(&[], Some(gap)));
+                }
                 Some(format::gap_block(&self.last_id(), self.subscription.topic(*index), gap))
+            }
+            Update::Events { events, .. } if self.is_page() => {
+                let events: Vec<_> = events.iter().filter(|event| self.wants(event)).cloned().collect();
+                (!events.is_empty()).then(|| self.answer(&events, None))
             }
             Update::Events { index, events } => self.write_events(*index, events),
         }
@@ -280,6 +313,36 @@ impl StreamSession {
         }
     }
 
+    /// The page that answers a read that has waited. It ends the stream.
+    fn answer(&mut self, events: &[Arc<LiveEvent>], gap: Option<&Gap>) -> Bytes {
+        self.phase = Phase::Ended { is_cut: false };
+        self.delivery.metrics.stream_ended(EndReason::ANSWERED);
+        self.page(events, gap)
+    }
+
+    /// A page of as many of these events as it may have, which are the last ones up to the stream's position.
+    fn page(&self, events: &[Arc<LiveEvent>], gap: Option<&Gap>) -> Bytes {
+        let (StreamFormat::Page(limit), Topic::Room(room)) = (self.format, self.subscription.topic(0)) else {
+            return Bytes::new();
+        };
+        let (listed, rest) = events.split_at(events.len().min(limit.into()));
+        self.delivery.metrics.delivered(listed.len() as u64);
+        let next = match listed.last() {
+            Some(last) if !rest.is_empty() => last.id().to_string(),
+            _ => self.last_id(),
+        };
+        let page = EventPage {
+            room,
+            events: listed.iter().map(|event| PageEvent::new(event.id(), event.event())).collect(),
+            oldest: None,
+            head: self.subscription.end().to_string(),
+            gap: gap.map(PageGap::from),
+            next: Some(next),
+            finished: rest.is_empty() && self.subscription.is_finished(),
+        };
+        format::to_json(&page).into()
+    }
+
     fn write_heartbeat(&self, heartbeat: &Heartbeat) -> Bytes {
         if heartbeat.gives_position() { format::position_block(&self.last_id()) } else { format::heartbeat() }
     }
@@ -287,7 +350,7 @@ impl StreamSession {
 
 impl Drop for StreamSession {
     fn drop(&mut self) {
-        if !matches!(self.phase, Phase::Ended(_)) {
+        if !matches!(self.phase, Phase::Ended { .. }) {
             self.delivery.metrics.stream_ended(EndReason::DISCONNECTED);
         }
     }

@@ -3,6 +3,8 @@
 
 mod names;
 #[allow(dead_code, reason = "its types only describe what `delivery` writes")]
+mod pages;
+#[allow(dead_code, reason = "its types only describe what `delivery` writes")]
 mod streams;
 mod v30;
 
@@ -16,7 +18,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 
-pub(in crate::http) use self::streams::GapReasonSchema;
+pub(in crate::http) use self::pages::EventListSchema;
+use self::streams::GapReasonSchema;
 use self::streams::{
     HashCleared, HashFieldsDeleted, HashFieldsSet, HashSnapshot, PresenceChange, RoomEvent, ServerEvent,
     StreamEndSchema, StreamGapSchema, StreamOpenSchema, StreamPositionSchema,

@@ -1,23 +1,23 @@
 //! A subscription: a position in each of its topics, and the question what follows it. Live delivery, resuming and
 //! catching up are all this one question. The cache answers it if it can, otherwise the log.
 
-use std::borrow::Borrow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::select_all;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::recent::before_recent;
 use super::snapshot::Snapshot;
-use super::topic::{BATCH_BYTES, Following, LiveTopic, TopicGuard};
+use super::topic::{Following, TopicGuard};
 use super::{CaughtUp, GroupCursor, Live, LiveEvent, LogClient};
-use crate::broker::{BrokerError, Fault, FaultKind, LogSlice, ReadLimit, ReadRange};
+use crate::broker::{BrokerError, Fault, FaultKind, ReadLimit, ReadRange};
 use crate::cache::Lookup;
-use crate::log::{EpochHistory, Gap, GapReason, LogView, ReportedLoss};
+use crate::log::{Gap, GapReason, LogView, ReportedLoss};
 use crate::mirror::WatchPhase;
 use crate::names::{Bookmark, EventId, Topic};
 use crate::rate_limit::{ChargedRead, Payer};
@@ -30,9 +30,6 @@ const OPENING_SNAPSHOTS: Duration = Duration::from_secs(3);
 
 /// Topics that one subscription opens at one time: as many as logs are read at one time.
 const ROOMS_AT_ONCE: usize = 16;
-
-/// Most entries of the log that [`Start::Recent`] looks at.
-const RECENT_EVENTS: usize = 1000;
 
 /// The position at which a subscription to a topic starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,6 +222,24 @@ impl Subscription {
         }
     }
 
+    /// Whether an update follows without a wait: events of which one is `wanted`, or any other update. Passes events that
+    /// are not wanted, and the update itself.
+    pub fn has_update(&mut self, wanted: impl Fn(&LiveEvent) -> bool) -> bool {
+        while let Some(update) = self.next().now_or_never() {
+            match update {
+                Update::Events { events, .. } if !events.iter().any(|event| wanted(event)) => {}
+                _ => return true,
+            }
+        }
+        false
+    }
+
+    /// The end of the log of the first topic, as far as this replica has read it.
+    pub fn end(&self) -> EventId {
+        let cursor = &self.cursors[0];
+        cursor.guard.live_topic().end().unwrap_or(cursor.position)
+    }
+
     /// Whether all its topics are finished rooms, and it has yielded their final events, or gaps in their place.
     pub fn is_finished(&self) -> bool {
         self.cursors.iter().all(TopicCursor::is_finished)
@@ -279,53 +294,6 @@ impl Subscription {
         }
         None
     }
-}
-
-/// The position before the last `count` events up to `end` that are `wanted`. Looks at the events of the cache, and then at
-/// a bounded part of the log; beyond it, every event counts, whose ids are known without a read.
-async fn before_recent(
-    log: &LogClient,
-    topic: &LiveTopic,
-    end: EventId,
-    count: u64,
-    view: LogView,
-    payer: Option<&Arc<Payer>>,
-    wanted: impl Fn(&LiveEvent) -> bool,
-) -> Result<EventId, BrokerError> {
-    /// Goes back over events, newest first. None stands for an entry that is no event.
-    fn go_back<E: Borrow<LiveEvent>>(
-        (mut position, mut left): (EventId, u64),
-        mut events: impl Iterator<Item = (EventId, Option<E>)>,
-        wanted: impl Fn(&LiveEvent) -> bool,
-    ) -> (EventId, u64) {
-        while left > 0
-            && let Some((id, event)) = events.next()
-        {
-            position = id.before();
-            left -= u64::from(event.is_some_and(|event| wanted(event.borrow())));
-        }
-        (position, left)
-    }
-
-    let cached = topic.newest().into_iter().map(|event| (event.id(), Some(event)));
-    let (position, left) = go_back((end, count), cached, &wanted);
-    let is_start = |history: EpochHistory| history.back(position, left) == position;
-    if left == 0 || topic.history().is_some_and(is_start) {
-        return Ok(position);
-    }
-    let below = EventId::new(position.epoch, position.offset + 1);
-    let limit = ReadLimit { entries: RECENT_EVENTS, bytes: BATCH_BYTES };
-    let charged = payer.cloned().map(ChargedRead::new);
-    let slice = log.read_for_stream(topic.topic(), ReadRange::Before(below), view, limit).await;
-    charged.inspect(|charged| charged.has_read(slice.as_ref().map_or(0, LogSlice::bytes)));
-    let slice = slice?;
-    let logged = slice.entries.iter().rev().map(|entry| (entry.id, LiveEvent::new(topic.topic(), entry).ok()));
-    let (position, left) = go_back((position, left), logged, &wanted);
-    if left == 0 || slice.is_end {
-        return Ok(position);
-    }
-    let oldest = slice.oldest.map_or(slice.history.end(), EventId::before);
-    Ok(slice.history.back(position, left).max(oldest).min(position))
 }
 
 impl Drop for Subscription {

@@ -26,7 +26,7 @@ use super::detach::{Detach, IoTracker};
 use super::head_timer::HeadTimer;
 use super::unread::discard_rest;
 use crate::config::Settings;
-use crate::delivery::{Broadcasters, ConnGuard, ConnPermit, DetachableStream};
+use crate::delivery::{Broadcasters, ConnGuard, ConnPermit, DetachableStream, Framing};
 use crate::http::{self, App, Peer};
 use crate::rate_limit::{OpenCounts, RateKey};
 
@@ -216,9 +216,9 @@ impl AcceptedConnection {
             }
         };
         match driven {
-            Ok(Some(stream)) => {
+            Ok(Some((stream, framing))) => {
                 let socket = connection.into_parts().io.io.into_inner();
-                stream.serve(socket, ConnGuard { permit, token: tracker.token() }, &broadcasters);
+                stream.serve(socket, framing, ConnGuard { permit, token: tracker.token() }, &broadcasters);
                 return;
             }
             Ok(None) if !detach.has_unread_body() => return,
@@ -244,7 +244,7 @@ impl AcceptedConnection {
 async fn drive<S>(
     connection: &mut http1::Connection<IoTracker<TokioIo<TcpStream>>, S>,
     detach: &Detach,
-) -> hyper::Result<Option<DetachableStream>>
+) -> hyper::Result<Option<(DetachableStream, Framing)>>
 where
     S: HttpService<Incoming, ResBody = Body>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

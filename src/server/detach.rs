@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -19,7 +19,7 @@ use tower::ServiceExt;
 
 use super::head_timer::HeadTimer;
 use super::unread::UnreadBody;
-use crate::delivery::DetachableStream;
+use crate::delivery::{DetachableStream, Framing};
 
 /// Stage: hyper has not asked for the body's data yet.
 const HEAD: u8 = 0;
@@ -35,7 +35,7 @@ pub(super) struct Detach(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     stage: AtomicU8,
-    stream: Mutex<Option<DetachableStream>>,
+    stream: Mutex<Option<(DetachableStream, Framing)>>,
     unread: UnreadBody,
 }
 
@@ -44,15 +44,16 @@ impl Detach {
     pub(super) async fn answer(self, router: axum::Router, request: Request<Incoming>) -> Response<Body> {
         // A stream that an earlier response left here is not this response's.
         self.keep(None);
-        // A detached stream writes chunks, so the response must be chunked.
-        let is_chunked = request.method() == Method::GET && request.version() == Version::HTTP_11;
+        // A response to another method has no body.
+        let framing = Some(framing(request.version())).filter(|_| request.method() == Method::GET);
         let (head, body) = request.into_parts();
         let body = self.0.unread.track(&head.headers, body);
         let request = Request::from_parts(head, Body::new(body));
         let mut response = router.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {});
         // Where a body in an unknown transfer coding ends is not sure.
         let is_read = self.0.unread.read_rest().await && response.status() != StatusCode::NOT_IMPLEMENTED;
-        let stream = response.extensions_mut().remove::<DetachableStream>().filter(|_| is_chunked);
+        let stream = response.extensions_mut().remove::<DetachableStream>().zip(framing);
+        let stream = stream.filter(|(stream, framing)| stream.fits(*framing));
         if stream.is_some() {
             self.keep(stream);
             *response.body_mut() = Body::new(PendingBody(self));
@@ -70,22 +71,27 @@ impl Detach {
     }
 
     /// Takes the stream, if hyper has written the head and has nothing more to do.
-    pub(super) fn take(&self) -> Option<DetachableStream> {
+    pub(super) fn take(&self) -> Option<(DetachableStream, Framing)> {
         (self.0.stage.load(Ordering::SeqCst) == FLUSHED).then(|| self.stream().take()).flatten()
     }
 
-    fn keep(&self, stream: Option<DetachableStream>) {
+    fn keep(&self, stream: Option<(DetachableStream, Framing)>) {
         self.0.stage.store(HEAD, Ordering::SeqCst);
         *self.stream() = stream;
     }
 
-    fn stream(&self) -> std::sync::MutexGuard<'_, Option<DetachableStream>> {
+    fn stream(&self) -> MutexGuard<'_, Option<(DetachableStream, Framing)>> {
         self.0.stream.lock().expect("no holder of the lock panics")
     }
 
     fn advance(&self, from: u8, to: u8) {
         let _ = self.0.stage.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
     }
+}
+
+/// How hyper ends a body whose length it does not know.
+fn framing(version: Version) -> Framing {
+    if version == Version::HTTP_11 { Framing::Chunks } else { Framing::Close }
 }
 
 /// A body that never yields data and never ends.

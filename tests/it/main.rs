@@ -21,6 +21,7 @@ mod http;
 mod idempotency;
 mod limits;
 mod log;
+mod long_poll;
 mod metrics;
 mod openapi;
 mod outages;

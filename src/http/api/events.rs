@@ -1,28 +1,32 @@
 //! Events of a room: publishing them, and reading and emptying the room's log.
 
+mod wait;
+
 use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::task::yield_now;
 use utoipa::{IntoParams, ToSchema};
 
+use self::wait::{WaitOutcome, wait, wait_time};
 use crate::auth::Permission;
 use crate::broker::{Appended, BrokerError, IdempotencyKey, ReadLimit, ReadRange};
+use crate::delivery::page::{EventPage, PageEvent, PageGap};
 use crate::http::body::read_typed_body;
 use crate::http::caller::Caller;
 use crate::http::entity_tags::{Tags, quoted};
 use crate::http::extract::{BodyType, JsonObject, QueryParams, RoomPath, body_text, parse_event_name, parse_json};
-use crate::http::openapi::GapReasonSchema;
+use crate::http::openapi::EventListSchema;
 use crate::http::page::{add_link, escape, page_limit};
 use crate::http::problem::{Code, Problem};
 use crate::http::{App, idempotency};
 use crate::live::{AppendError, LogPage};
-use crate::log::{Gap, LogView, Next};
+use crate::log::{LogView, Next};
 use crate::names::{Data, Event, EventId, EventName, RoomName, SubscriberId, Topic};
 use crate::{timestamp, trace};
 
@@ -267,66 +271,9 @@ pub struct ListQuery {
     /// The maximum number of events.
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
-}
-
-/// A part of a room's log.
-#[derive(Serialize, ToSchema)]
-pub struct EventList {
-    /// The room's name.
-    room: String,
-    /// The events, oldest first.
-    events: Vec<LoggedEvent>,
-    /// The id of the oldest event in the log, or null if the log is empty.
-    #[schema(required = true)]
-    oldest: Option<String>,
-    /// The last position of the log. A stream that opens now starts after it.
-    #[schema(example = "1790000000000000-42")]
-    head: String,
-    /// The gap between `after` and the events, if the log no longer reaches back to `after`. Otherwise null.
-    gap: Option<GapDescription>,
-}
-
-/// An event in a log.
-#[derive(Serialize, ToSchema)]
-pub struct LoggedEvent {
-    /// The event's id.
-    #[schema(example = "1790000000000000-42")]
-    id: String,
-    /// The event's name, or null if it has none.
-    #[schema(required = true)]
-    event: Option<String>,
-    /// The event's data as it was published. Text is a JSON string.
-    #[schema(value_type = serde_json::Value)]
-    data: Box<RawValue>,
-    /// The time of the publication, RFC 3339 in UTC.
-    #[schema(format = DateTime)]
-    published_at: String,
-    /// The id that the copies of one publish to several rooms share.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    publish_id: Option<String>,
-    /// Whether it is the room's last event. Missing if not.
-    #[serde(rename = "final", skip_serializing_if = "std::ops::Not::not")]
-    #[schema(rename = "final", required = false)]
-    is_final: bool,
-}
-
-/// A gap: events after `from`, up to and including `to`, may be missing.
-#[derive(Serialize, ToSchema)]
-pub struct GapDescription {
-    /// The last position up to which no event is missing.
-    from: String,
-    /// The position after which the list continues.
-    to: String,
-    /// Why events may be missing.
-    #[schema(value_type = GapReasonSchema)]
-    reason: String,
-}
-
-impl From<&Gap> for GapDescription {
-    fn from(gap: &Gap) -> Self {
-        Self { from: gap.from.to_string(), to: gap.to.to_string(), reason: gap.reason.name().into() }
-    }
+    /// Seconds to wait for an event if nothing follows `after`. Without `after`, for one that is published from now on.
+    #[param(minimum = 1, maximum = 60)]
+    wait: Option<u64>,
 }
 
 /// What a caller gets of a room's log.
@@ -338,10 +285,12 @@ pub(super) fn log_view(caller: &Caller, room: &RoomName) -> LogView {
 ///
 /// The response has events of the log, oldest first. `Link` with `rel="next"` leads to the next page. A page has fewer
 /// than `limit` events if they take more than 1 MiB, or if many events lie between them that the caller does not get.
+/// With `wait`, the response comes when an event has come, or is empty after that time. The next request has its `next`
+/// as `after`. A read that waits counts as a stream, and ends as one.
 #[utoipa::path(
     get, path = "/v1/rooms/{room}/events", operation_id = "listEvents", tag = "Rooms",
     params(("room" = String, Path, description = "The room's name", example = "lobby"), ListQuery),
-    responses((status = 200, description = "A part of the log", body = EventList,
+    responses((status = 200, description = "A part of the log", body = EventListSchema,
         headers(("ETag" = String, description = "The position of the log's last message, for `If-Match` of a publish"),
             ("Link" = String, description = "The next page, if there is one")))),
 )]
@@ -350,11 +299,25 @@ pub async fn list_events(
     RoomPath(room): RoomPath,
     QueryParams(query): QueryParams<ListQuery>,
     State(app): State<App>,
+    method: Method,
 ) -> Result<Response, Problem> {
     caller.require(Permission::Subscribe, room.as_str())?;
     let limit = page_limit(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
-    let after = query.after.as_deref().map(|id| parse_position("after", id)).transpose()?;
+    let mut after = query.after.as_deref().map(|id| parse_position("after", id)).transpose()?;
     let before = query.before.as_deref().map(|id| parse_position("before", id)).transpose()?;
+    if let Some(seconds) = query.wait {
+        let time = wait_time(seconds)?;
+        if before.is_some() {
+            return Err(Problem::new(Code::InvalidQuery, "a read with before can't wait; leave out wait"));
+        }
+        if method == Method::GET {
+            // In a box: reads that do not wait need no memory for it.
+            match Box::pin(wait(&app, &caller, &room, after, time, limit)).await? {
+                WaitOutcome::Follows(position) => after = Some(position),
+                WaitOutcome::Waits(response) => return Ok(response),
+            }
+        }
+    }
     let range = match (after, before) {
         (Some(after), _) => ReadRange::After(after),
         (None, Some(before)) => ReadRange::Before(before),
@@ -362,8 +325,8 @@ pub async fn list_events(
     };
     let topic = Topic::from(room.clone());
     let view = log_view(&caller, &room);
-    let page = app.log.read_page(&topic, range, limit, before, view);
-    let LogPage { events, first, next, .. } = caller.read(&app, page, |page| page.bytes).await?;
+    let reading = app.log.read_page(&topic, range, limit, before, view);
+    let LogPage { events, first, next, .. } = caller.read(&app, reading, |page| page.bytes).await?;
     let gap = match after {
         Some(after) => {
             let from = app.log.resume_from(&topic, &first.history, after).await?;
@@ -379,25 +342,24 @@ pub async fn list_events(
         (_, Some(before)) => format!("after={id}&before={before}"),
         (_, None) => format!("after={id}"),
     });
-    let events = events.into_iter().map(|(id, event)| LoggedEvent {
-        id: id.to_string(),
-        data: event.data.as_json().into_owned(),
-        event: event.name.map(|name| name.to_string()),
-        published_at: event.published_at,
-        publish_id: event.publish_id,
-        is_final: event.is_final,
-    });
-    let list = EventList {
-        room: room.to_string(),
-        events: events.collect(),
+    let end = first.history.end();
+    let last = events.last().map(|(id, _)| *id);
+    // After the last event may be others, which the caller does not get.
+    let end_of_page = last.map_or(gap.map_or(end, |gap| gap.to), |last| last.max(end));
+    let position = before.is_none().then(|| next.unwrap_or(end_of_page));
+    let page = EventPage {
+        room: &room,
+        events: events.iter().map(|(id, event)| PageEvent::new(*id, event)).collect(),
         oldest: first.oldest.map(|id| id.to_string()),
-        head: first.history.end().to_string(),
-        gap: gap.as_ref().map(GapDescription::from),
+        head: end.to_string(),
+        gap: gap.as_ref().map(PageGap::from),
+        next: position.map(|position| position.to_string()),
+        finished: next.is_none() && position.is_some_and(|position| first.history.is_finished_at(position)),
     };
     let tag = [(header::ETAG, position_tag(first.message_end()))];
-    let mut response = (tag, Json(list)).into_response();
-    if let Some(page) = next_page {
-        add_link(&mut response, &format!("/v1/rooms/{}/events?limit={limit}&{page}", escape(room.as_str())));
+    let mut response = (tag, Json(page)).into_response();
+    if let Some(query) = next_page {
+        add_link(&mut response, &format!("/v1/rooms/{}/events?limit={limit}&{query}", escape(room.as_str())));
     }
     Ok(response)
 }

@@ -3,7 +3,7 @@
 //! `EventSource` never reconnects after a status other than 200. So a refusal that a client should retry is a 200
 //! with a `retry:` and a `stream.end`, and a refusal that it must not retry is a problem document.
 
-mod opening;
+pub(super) mod opening;
 pub mod refusal;
 
 use std::collections::BTreeSet;

@@ -91,7 +91,7 @@ pub(super) struct StreamGapSchema {
 /// Why events may be missing.
 #[derive(ToSchema)]
 #[schema(as = GapReason, rename_all = "snake_case")]
-pub(in crate::http) enum GapReasonSchema {
+pub(super) enum GapReasonSchema {
     Trimmed,
     Expired,
     LogLost,

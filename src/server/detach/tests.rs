@@ -18,13 +18,16 @@ use crate::delivery::DetachableStream;
 const STREAM: &str = "GET /stream HTTP/1.1\r\nhost: x\r\n\r\n";
 
 fn router() -> Router {
-    let stream = || async {
+    let stream = |needs_chunks| async move {
         let body = futures_util::stream::once(async { Ok::<_, std::convert::Infallible>("never sent") });
         let mut response = axum::response::Response::new(axum::body::Body::from_stream(body));
-        response.extensions_mut().insert(DetachableStream::empty());
+        response.extensions_mut().insert(DetachableStream::empty(needs_chunks));
         response
     };
-    Router::new().route("/stream", get(stream)).route("/plain", get(|| async { "plain" }))
+    Router::new()
+        .route("/stream", get(move || stream(true)))
+        .route("/page", get(move || stream(false)))
+        .route("/plain", get(|| async { "plain" }))
 }
 
 /// Serves one end of a pipe. Returns that end once the stream leaves hyper, or nothing when the connection has ended.
@@ -88,6 +91,20 @@ async fn at_the_flush_the_head_is_written_and_nothing_after_it_through_pipes_of_
 }
 
 #[tokio::test]
+async fn the_same_holds_for_the_head_of_a_page_that_comes_later_also_in_http_1_0() {
+    for (version, header) in [("1.1", "transfer-encoding: chunked"), ("1.0", "HTTP/1.0 200 OK")] {
+        let request = format!("GET /page HTTP/{version}\r\nhost: x\r\n\r\n");
+        for pipe in 1..=64 {
+            for piece in [1, 7, request.len()] {
+                let text = exchange(pipe, piece, &request).await;
+                let (head, rest) = text.split_once("\r\n\r\n").unwrap();
+                assert!(head.contains(header) && rest == "END", "{pipe} {piece}: {text:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn responses_before_a_stream_are_complete() {
     let plain = "GET /plain HTTP/1.1\r\nhost: x\r\n\r\n";
     for (pipe, plains) in [(1, 3), (16, 20), (4096, 200)] {
@@ -98,7 +115,7 @@ async fn responses_before_a_stream_are_complete() {
 }
 
 #[tokio::test]
-async fn responses_that_are_not_chunked_stay_in_hyper() {
+async fn streams_that_need_chunks_stay_in_hyper_if_there_are_none() {
     // A response to HTTP/1.0 is not chunked, and one to HEAD has no body. The response after it is not affected.
     let old = exchange(64, 100, "GET /stream HTTP/1.0\r\nhost: x\r\n\r\n").await;
     assert!(old.ends_with("\r\n\r\nnever sent"), "{old:?}");

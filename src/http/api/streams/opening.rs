@@ -16,7 +16,7 @@ use crate::auth::{MAX_INFO_BYTES, MAX_INFO_DEPTH, Permission};
 use crate::broker::{BrokerError, Fault, FaultKind, Member};
 use crate::config::PresenceInfo;
 use crate::delivery::{
-    DetachableStream, EndReason, Ending, HeartbeatOptions, StreamFormat, StreamSession, Subscriber,
+    DetachableStream, EndReason, Ending, HeartbeatOptions, SessionOptions, StreamFormat, StreamSession, Subscriber,
 };
 use crate::digest::sha1_hex;
 use crate::http::App;
@@ -64,7 +64,7 @@ pub(super) struct StreamOptions<'a> {
 }
 
 /// Why a stream was not opened.
-enum OpenError {
+pub(in crate::http::api) enum OpenError {
     /// The caller was removed for a time.
     Banned,
     /// The client comes back to rooms that are finished, and has had all that they have.
@@ -129,15 +129,9 @@ pub(super) async fn open(
     };
     match opened {
         Ok(subscription) => {
-            let session = StreamSession::new(
-                app.delivery.clone(),
-                subscription,
-                subscriber,
-                format,
-                ending,
-                heartbeat,
-                terminations,
-            );
+            let lifetime = app.delivery.settings.random_lifetime();
+            let options = SessionOptions { format, ending, heartbeat, lifetime };
+            let session = StreamSession::new(app.delivery.clone(), subscription, subscriber, options, terminations);
             let stream = DetachableStream::new(session);
             let mut response = (stream_headers(), Body::from_stream(stream.body())).into_response();
             response.extensions_mut().insert(stream);
@@ -161,10 +155,8 @@ pub(super) async fn open(
         }
         Err(OpenError::Broker(error)) => Err(error.into()),
         Err(OpenError::TooManyStreams(limit)) => {
-            let detail =
-                format!("the limit of open streams for one {limit} is reached (--max-streams-per-{limit})");
             app.metrics.rejected(limit, "stream");
-            caller.audit(&Problem::new(Code::TooManyRequests, detail));
+            caller.audit(&too_many_streams(limit));
             refuse(EndReason::TooManyStreams)
         }
         Err(OpenError::NameTaken(room)) => {
@@ -180,7 +172,7 @@ pub(super) async fn open(
 
 /// Takes a stream permit, checks removals, waits for the stream's turn, subscribes to the rooms, and plans to join them. In
 /// this order, so that a member gets the event of its own join.
-async fn begin(
+pub(in crate::http::api) async fn begin(
     app: &App,
     caller: &Caller,
     subscriber: &mut Subscriber,
@@ -234,6 +226,17 @@ async fn check_removals(
     Ok(())
 }
 
+/// The problem of a caller that has reached its limit of open streams.
+pub(in crate::http::api) fn too_many_streams(limit: &str) -> Problem {
+    let detail = format!("the limit of open streams for one {limit} is reached (--max-streams-per-{limit})");
+    Problem::later(Code::TooManyRequests, detail, Duration::from_secs(1))
+}
+
+/// The id of a subscriber that has not chosen one.
+pub(in crate::http::api) fn random_subscriber_id() -> SubscriberId {
+    SubscriberId::new(&uuid::Uuid::new_v4().to_string()).expect("a UUID is a name")
+}
+
 /// Checks what a request says about its heartbeats.
 fn heartbeat(app: &App, options: &StreamOptions<'_>) -> Result<HeartbeatOptions, Problem> {
     let interval = match options.heartbeat {
@@ -279,8 +282,10 @@ fn subscriber(
     }
     // A subscriber with a random id is not listed as a member: its id would change at each reconnect.
     let is_chosen = options.subscriber.is_some();
-    let id = options.subscriber.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-    let id = parse_name("the subscriber", &id, SubscriberId::new)?;
+    let id = match &options.subscriber {
+        Some(id) => parse_name("the subscriber", id, SubscriberId::new)?,
+        None => random_subscriber_id(),
+    };
     let info = info(app, caller, options.info)?;
     let identity = caller.identity();
     let member = is_chosen.then(|| Member {
