@@ -19,12 +19,12 @@ const SECOND: Duration = Duration::from_secs(1);
 /// A heartbeat soon after an event that a stream skips.
 const SHORT_HEARTBEAT: Duration = Duration::from_millis(200);
 
-fn folder() -> PathBuf {
+pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
 }
 
 /// Runs a program against the gateway, and returns its output. Panics with the output if the program failed.
-async fn run(gateway: &Gateway, program: &str, arguments: &[&str]) -> String {
+pub async fn run(gateway: &Gateway, program: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(folder()).env("ROOMCAST_URL", &gateway.url).stdin(Stdio::null());
     let running = tokio::task::spawn_blocking(move || command.output());

@@ -29,6 +29,7 @@ mod pages;
 mod persistence;
 mod presence;
 mod rawbytes;
+mod recipes;
 mod redis;
 mod removals;
 mod replicas;
