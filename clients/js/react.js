@@ -8,18 +8,25 @@ export function useRoom(client, room, handlers) {
   latest.current = handlers
   const [state, setState] = useState('waiting')
   const [members, setMembers] = useState(new Map())
-  const { presence, subscriber, recent, from, shared, resume } = handlers
+  const { store, ...rest } = handlers
+  // Functions are left out, so that a render does not open the stream anew.
+  const options = JSON.stringify(rest)
   useEffect(() => {
+    const tell = (name, ...values) => latest.current[name]?.(...values)
+    setState('waiting')
+    setMembers(new Map())
     const stream = client.stream({
-      rooms: [room], presence, subscriber, recent, from, shared, resume,
-      onEvent: (event) => latest.current.onEvent?.(event),
-      onGap: (gap) => latest.current.onGap(gap),
-      onEnd: (end) => (setState('ended'), latest.current.onEnd?.(end)),
-      onState: setState,
-      onMembers: (_, members) => setMembers(new Map(members)),
+      ...JSON.parse(options),
+      store,
+      rooms: [room],
+      onEvent: (event) => tell('onEvent', event),
+      onGap: latest.current.onGap && ((gap) => tell('onGap', gap)),
+      onEnd: (end) => (setState('ended'), tell('onEnd', end)),
+      onState: (state, detail) => (setState(state), tell('onState', state, detail)),
+      onMembers: (_, members) => (setMembers(new Map(members)), tell('onMembers', room, members)),
     })
     return () => stream.close()
-  }, [client, room, presence, subscriber, recent, from, shared, resume])
+  }, [client, room, options, store])
   return { state, members }
 }
 

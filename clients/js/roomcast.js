@@ -7,8 +7,14 @@ const sleep = (ms, signal) =>
     signal?.addEventListener('abort', () => (clearTimeout(timer), resolve()), { once: true })
   })
 
+/** How often a stream looks at the clock, in milliseconds. */
+const TICK = 1000
+
 /** A pause before the nth attempt in a row: one to two times the base, doubled with each attempt, up to 30 s. */
 const backOff = (base, attempt) => Math.min(base * 2 ** attempt, 30_000) * (1 + Math.random())
+
+/** An idempotency key. `crypto.randomUUID` is for HTTPS alone. */
+const randomKey = () => [...crypto.getRandomValues(new Uint32Array(4))].join('-')
 
 /** The time in `Retry-After`, in milliseconds. */
 const retryAfter = (response) => 1000 * (+response.headers.get('retry-after') || 0)
@@ -74,16 +80,17 @@ export function eventStreamParser(onBlock) {
   }
 }
 
-/** Asks a page's life for signs that a stream may be dead: it woke up, or the network is back. */
+/** Calls `wake` where a stream may be dead: the page was woken up, or the network is back. */
 function onWake(wake) {
   const page = globalThis.document
   const seen = () => page.visibilityState === 'visible' && wake()
-  globalThis.addEventListener?.('online', wake)
-  globalThis.addEventListener?.('pageshow', wake)
+  const back = () => wake(true)
+  globalThis.addEventListener?.('online', back)
+  globalThis.addEventListener?.('pageshow', seen)
   page?.addEventListener('visibilitychange', seen)
   return () => {
-    globalThis.removeEventListener?.('online', wake)
-    globalThis.removeEventListener?.('pageshow', wake)
+    globalThis.removeEventListener?.('online', back)
+    globalThis.removeEventListener?.('pageshow', seen)
     page?.removeEventListener('visibilitychange', seen)
   }
 }
@@ -95,7 +102,9 @@ class Connection {
     this.heartbeat = 15_000
     this.retry = 2000
     this.stopped = new AbortController()
-    this.stopWaking = onWake(() => this.check())
+    this.stopWaking = onWake((isOnline) => this.check(isOnline))
+    this.ticked = Date.now()
+    this.timer = setInterval(() => this.tick(), TICK)
     this.run().then((end) => this.stop(end), (error) => this.stop({ error }))
   }
 
@@ -105,23 +114,29 @@ class Connection {
     this.attempt?.abort()
     this.wakeUp?.abort()
     this.stopWaking()
-    clearTimeout(this.timer)
+    clearInterval(this.timer)
     if (end) this.onEnd(end)
   }
 
-  /** After a pause of the page: is the stream alive? Timers stood still, so only the clock knows. */
-  check() {
+  /** Timers stand still while the machine sleeps, and slow down in a hidden page, so the clock decides. */
+  tick() {
+    const now = Date.now()
+    if (now - this.ticked > 10 * TICK) this.check()
+    else if (now > Math.min(this.deadline, this.renewAt ?? Infinity)) this.attempt?.abort()
+    this.ticked = now
+  }
+
+  /** After a pause of the page or the network: waits no longer, and gives up a connection that may be dead. */
+  check(isOnline) {
     this.wakeUp?.abort()
-    if (Date.now() > this.deadline) this.attempt?.abort()
+    if (!isOnline && Date.now() <= this.deadline) return
+    this.isWoken = true
+    this.attempt?.abort()
   }
 
   /** The stream says something at least once an interval. After two without a word it is dead. */
   heard() {
-    const now = Date.now()
-    this.deadline = now + 2 * this.heartbeat
-    clearTimeout(this.timer)
-    const wait = Math.min(this.deadline, this.renewAt ?? Infinity) - now
-    this.timer = setTimeout(() => this.attempt.abort(), Math.max(0, Math.min(wait, 2 ** 31 - 1)))
+    this.deadline = Date.now() + 2 * this.heartbeat
   }
 
   async run() {
@@ -130,58 +145,66 @@ class Connection {
     let wasRefused = false
     for (;;) {
       this.attempt = new AbortController()
-      this.renewAt = this.end = undefined
-      let hasOpened = false
+      this.renewAt = this.end = this.openedAt = undefined
+      this.isWoken = false
+      this.deadline = Infinity
       let pause = 0
       let error
       try {
+        const headers = await this.client.authorize({ Accept: 'text/event-stream' }, renew)
+        // Only now, since a user may have had to log in.
         this.heard()
-        const headers = { Accept: 'text/event-stream' }
-        if (this.position) headers['Last-Event-ID'] = this.position
+        this.start = this.position
+        if (this.start) headers['Last-Event-ID'] = this.start
         const init = { headers, cache: 'no-store', signal: this.attempt.signal }
-        const response = await this.client.request(this.path, init, renew)
+        const response = await this.client.fetch(this.client.url + this.path, init)
         if (response.status === 204) return { reason: 'ended' }
-        if (response.status === 401 && this.client.token && !wasRefused) {
+        if ((response.status === 401 || response.status === 403) && this.client.token && !wasRefused) {
+          response.body?.cancel()
           renew = wasRefused = true
           continue
         }
         pause = retryAfter(response)
         if (!response.ok) throw await failure(response)
-        await this.read(response.body, () => (hasOpened = true))
+        await this.read(response.body)
       } catch (caught) {
         error = caught
         if (error.status < 500 && error.status !== 429) throw error
       }
       if (this.stopped.signal.aborted) return
-      renew = this.end?.reason === 'token_expired' || this.renewAt <= Date.now()
+      if (this.openedAt) {
+        failures = 0
+        renew = wasRefused = false
+      }
+      renew ||= this.end?.reason === 'token_expired' || this.renewAt <= Date.now()
       if (this.end?.reconnect === 'never' && !(renew && this.client.token)) return this.end
-      if (hasOpened) failures = +(wasRefused = false)
-      if (hasOpened && (renew || this.end?.reconnect === 'now')) continue
+      const wasLong = Date.now() - this.openedAt > 1000
+      if (this.isWoken || (wasLong && (renew || this.end?.reconnect === 'now'))) continue
       this.onState('waiting', this.end ?? { error })
       this.wakeUp = new AbortController()
-      await sleep(pause || backOff(this.end ? this.retry : 500, failures++), this.wakeUp.signal)
+      await sleep(pause || backOff(this.end ? this.retry : this.retry / 2, failures++), this.wakeUp.signal)
       if (this.stopped.signal.aborted) return
     }
   }
 
-  async read(body, hasOpened) {
+  async read(body) {
     const decoder = new TextDecoder('utf-8', { ignoreBOM: true })
     const parse = eventStreamParser((block) => {
-      if (this.stopped.signal.aborted || this.end) return
+      if (this.attempt.signal.aborted || this.end) return
       if (block.retry) this.retry = block.retry
-      if (block.id) this.position = block.id
       const data = block.data && JSON.parse(block.data)
+      if (block.id) this.position = block.id
       if (block.event === 'stream.end') {
         this.end = data
         return
       }
       if (block.event === 'stream.open') {
-        hasOpened()
+        this.openedAt = Date.now()
         this.heartbeat = 1000 * (data.heartbeat_seconds ?? 15)
-        // A stream whose token ends is opened anew with the next one shortly before. Not if it has just begun: a callback
-        // that gives an old token would be asked again and again.
-        const left = Date.parse(data.expires_at) - Date.now()
-        if (this.client.token && left) this.renewAt = Date.now() + left - (left > 5000 ? Math.min(30_000, left / 5) : 0)
+        // A stream whose token ends is opened anew with the next one shortly before. Where little time is left, the gateway
+        // ends it: the clock may be wrong, or the callback gives an old token, and would be asked again and again.
+        const left = Date.parse(data.expires_at) - this.openedAt
+        if (this.client.token && left > 5000) this.renewAt = this.openedAt + left - Math.min(30_000, left / 5)
         this.onState('open', data)
       }
       if (data) this.onBlock(block.event, data, this.position)
@@ -197,142 +220,171 @@ class Connection {
 }
 
 /**
- * One connection for all tabs of an origin that want the same stream. The tab that holds a lock has the connection, and
- * sends what comes to the others over a channel. When it goes, another one takes over where it was.
+ * One connection for all tabs of an origin that want the same stream. The tab that holds a lock leads: it has the
+ * connection, and sends what comes to the others over a channel. Terms number the leaders, so that nobody listens to one
+ * that was frozen and does not know yet that it has lost the lock.
+ *
+ * A tab follows a connection only if that began where the tab is, or before: it leaves out what it has had. Otherwise it
+ * greets with its position, and the leader reads the stream again from there.
  */
 class SharedConnection {
   constructor(client, path, stream, callbacks) {
     Object.assign(this, { client, path, stream, ...callbacks })
-    const name = `roomcast ${client.url} ${path} ${stream.options.shared}`
-    this.name = name
+    this.name = `roomcast ${client.url} ${path} ${stream.options.shared}`
     this.id = Math.random()
+    this.term = this.greetings = 0
+    this.resign()
     this.stopped = new AbortController()
-    this.channel = new BroadcastChannel(name)
+    this.channel = new BroadcastChannel(this.name)
     this.channel.onmessage = ({ data }) => this.receive(data)
-    this.stopWaking = onWake(() => this.greet())
+    this.stopWaking = onWake(() => this.isLeader || this.greet())
     this.lead()
     this.greet()
-  }
-
-  get position() {
-    return this.stream.position
   }
 
   stop(end) {
     if (this.stopped.signal.aborted) return
     this.stopped.abort()
     this.stopWaking()
+    this.resign()
     clearTimeout(this.timer)
-    clearInterval(this.beat)
-    this.connection?.stop()
     this.channel.close()
     this.release?.()
     if (end) this.onEnd(end)
   }
 
+  resign() {
+    this.isLeader = this.isFollowing = false
+    clearInterval(this.beat)
+    this.connection?.stop()
+    this.connection = this.opened = undefined
+  }
+
   post(message) {
-    if (!this.stopped.signal.aborted) this.channel.postMessage(message)
+    if (!this.stopped.signal.aborted) this.channel.postMessage({ term: this.term, ...message })
+  }
+
+  /** Passes on a block to the other tabs. */
+  pass(...block) {
+    this.post({ block, start: this.connection?.start })
   }
 
   /** Waits for the lock, or takes it from a tab that is frozen. */
   lead(steal) {
-    const options = steal ? { steal } : { signal: this.stopped.signal }
+    let isLost = false
     const hold = async () => {
       // What the last leader has sent comes first.
       await sleep(100)
-      if (this.stopped.signal.aborted) return
+      if (isLost || this.stopped.signal.aborted) return
       clearTimeout(this.timer)
-      this.connection?.stop()
       this.isLeader = true
-      this.isFollowing = false
-      this.queue = this.opened = undefined
-      this.beat = setInterval(() => this.post({}), 5000)
-      this.connection = this.open((block) => this.post({ block }))
+      this.term = Math.max(Date.now(), this.term + 1) + Math.random()
+      this.beat = setInterval(() => this.post(), 5000)
+      this.post()
+      this.open(this.stream.position)
       await new Promise((resolve) => (this.release = resolve))
     }
-    navigator.locks.request(this.name, options, hold).catch(() => {
-      // Another tab has taken it.
-      if (this.stopped.signal.aborted || !this.isLeader) return
-      this.isLeader = false
-      this.isFollowing = true
-      clearInterval(this.beat)
-      this.connection.stop()
-      this.connection = undefined
-      this.lead()
+    navigator.locks.request(this.name, steal ? { steal } : { signal: this.stopped.signal }, hold).catch((error) => {
+      // There are no locks for a page in a sandbox, which has no other tabs either.
+      if (error.name !== 'AbortError') return hold()
+      // Another tab has taken it. A tab that took it itself still waits in the line.
+      isLost = true
+      if (this.stopped.signal.aborted) return
+      this.resign()
+      if (!steal) this.lead()
       this.greet()
     })
   }
 
-  open(pass) {
-    return new Connection(this.client, this.path, this.position, {
+  /** Reads the stream from a position. */
+  open(position) {
+    this.connection?.stop()
+    const connection = new Connection(this.client, this.path, position, {
       onBlock: (...block) => {
-        pass(block)
-        this.onBlock(...block)
+        this.pass(...block)
+        // The events before this tab's position were for another one. Those after it must not be left out.
+        if (block[0] === 'stream.open' && !this.covers(block[1], connection.start)) this.open(this.stream.position)
+        else this.onBlock(...block)
       },
       onState: (state, detail) => {
-        this.onState(state, detail)
-        const isFirst = state === 'open' && !this.opened
         if (state === 'open') this.opened = detail
-        if (isFirst && this.isLeader) this.welcome(true)
+        else this.post({ isWaiting: true })
+        this.onState(state, detail)
       },
-      onEnd: (end) => {
-        this.post({ end: { ...end, error: undefined } })
+      onEnd: async (end) => {
+        // A leader that was frozen learns first that it was superseded, and then that it has lost the lock.
+        await sleep(100)
+        if (this.connection !== connection) return
+        // An error, or the end of a token, is this tab's own.
+        if (end.reason && !end.reason.startsWith('token')) this.post({ end })
         this.stop(end)
       },
     })
+    this.connection = connection
   }
 
-  /** Asks whether there is a leader, and where it is. */
+  /** Whether a connection that began there has all that this tab has not had. */
+  covers({ rooms }, start) {
+    const { position, seen, hashes } = this.stream
+    if (!position || position === start) return true
+    // Changes of a hash have no ids. A tab that is not where the leader is takes the hashes from it.
+    if (hashes.size && !this.isLeader) return false
+    return Object.entries(rooms).every(([room, { position }]) => !isAfter(position, seen[room]))
+  }
+
   greet() {
-    if (this.isLeader) return this.connection?.check()
-    this.post({ greets: this.id })
+    const { position, seen, options } = this.stream
+    this.greetedAt = Date.now()
+    this.greetings++
+    this.post({ greets: this.id, position, seen, isNew: !position && !!(options.recent || options.from), isLate: this.greetings > 3 })
     this.expect(3000)
   }
 
-  /** Says where the leader is, so that others can follow. */
-  welcome(welcomes) {
-    this.post(this.opened ? { welcomes, opened: this.opened, ...this.stream.state() } : {})
+  /** Lets a tab follow, which has had these events. */
+  welcome({ greets: to, position, seen, isNew, isLate }) {
+    const state = this.stream.state()
+    const isBehind = (one, other) => Object.entries(other).some(([room, id]) => isAfter(id, one[room]))
+    // Before the stream has opened, or has come to where the tab is, it has to ask again.
+    if (!this.opened || (isBehind(state.seen, seen) && !isLate)) return this.post()
+    if (isNew || (position && (isLate || isBehind(seen, state.seen)))) {
+      this.open(position)
+      this.post({ to })
+    } else {
+      this.post({ to, opened: this.opened, state })
+    }
   }
 
-  /** If nobody says anything for so long, the leader is frozen. */
+  /** If the leader says nothing for so long, it is frozen. Not all tabs take the lock at one time. */
   expect(ms) {
     clearTimeout(this.timer)
-    this.timer = setTimeout(() => this.isLeader || this.lead(true), ms)
+    this.timer = setTimeout(() => this.isLeader || this.lead(true), ms * (1 + Math.random()))
   }
 
-  receive({ greets, welcomes, block, end, ...state }) {
-    if (this.isLeader) {
-      if (greets) this.welcome(greets)
+  receive(message) {
+    const { greets, to, term, block, start, end, isWaiting, opened, state } = message
+    if (greets) return this.isLeader && this.welcome(message)
+    if (this.isLeader || term < this.term) return
+    this.term = term
+    this.expect(60_000)
+    if (end) return this.stop(end)
+    if (to === this.id) {
+      this.isFollowing = true
+      this.greetings = 0
+      if (!state) return
+      this.stream.take(state.position, state.seen)
+      this.onState('open', opened)
+      for (const block of state.snapshots) this.onBlock(...block)
       return
     }
-    if (greets) return
-    this.expect(90_000)
-    if (end) return this.stop(end)
-    if ((welcomes === true || welcomes === this.id) && !this.connection && !this.isFollowing) this.follow(state)
-    if (!block) return
-    if (this.queue) this.queue.push(block)
-    else if (this.isFollowing) this.onBlock(...block)
-  }
-
-  /** Goes on from where the leader is; first, by a connection of its own, from a position of its own to there. */
-  follow({ opened, position, seen, snapshots }) {
-    const join = () => {
-      this.isFollowing = true
-      this.connection?.stop()
-      this.connection = undefined
-      for (const block of snapshots) this.onBlock(...block, position)
-      for (const block of this.queue ?? []) this.onBlock(...block)
-      this.queue = undefined
+    const isOpen = block?.[0] === 'stream.open'
+    if (isOpen && this.isFollowing && !this.covers(block[1], start)) this.isFollowing = false
+    if (!this.isFollowing) {
+      if (isOpen || Date.now() - this.greetedAt > 1000) this.greet()
+      return
     }
-    const isThere = () => Object.entries(seen).every(([room, id]) => !isAfter(id, this.stream.seen[room]))
-    if (!this.position || isThere()) {
-      this.opened = opened
-      this.stream.take(position, seen)
-      this.onState('open', opened)
-      return join()
-    }
-    this.queue = []
-    this.connection = this.open(() => queueMicrotask(() => this.queue && isThere() && join()))
+    if (isOpen) this.onState('open', block[1])
+    if (block) this.onBlock(...block)
+    if (isWaiting) this.onState('waiting', {})
   }
 }
 
@@ -367,7 +419,6 @@ export class Stream {
     }
     this.client = client
     this.options = options
-    this.seen = {}
     this.members = {}
     this.hashes = new Map()
     const { rooms = [], hashes = [], events = [], fields = [], subscriber, presence, recent, from, info, resume, heartbeat } = options
@@ -382,7 +433,7 @@ export class Stream {
     this.key = `roomcast ${client.url} ${resume}`
     const saved = JSON.parse(this.store?.getItem(this.key) ?? 'null')
     this.position = saved?.position ?? options.after
-    Object.assign(this.seen, saved?.seen)
+    this.seen = saved?.seen ?? {}
     const path = `/v1/stream?${query}`
     const callbacks = {
       onBlock: (...block) => this.receive(...block),
@@ -402,39 +453,49 @@ export class Stream {
   take(position, seen) {
     this.position = position
     Object.assign(this.seen, seen)
-    this.store?.setItem(this.key, JSON.stringify({ position, seen: this.seen }))
+    call(() => this.store?.setItem(this.key, JSON.stringify({ position, seen: this.seen })))
   }
 
   /** What another tab needs to go on from here. */
   state() {
-    const snapshots = [...this.hashes.values()].filter((hash) => hash.isReady).map((hash) => ['hash.snapshot', hash.snapshot()])
-    for (const [room, members] of Object.entries(this.members)) {
-      snapshots.push(['presence.list', { room, members: [...members.values()] }])
-    }
+    const snapshots = [...this.hashes.values()].flatMap((hash) => hash.snapshots())
+    for (const room of Object.keys(this.members)) snapshots.push(this.memberList(room))
     return { position: this.position, seen: this.seen, snapshots }
+  }
+
+  memberList(room) {
+    return ['presence.list', { room, members: [...this.members[room].values()] }]
   }
 
   receive(event, data, position) {
     const { onGap, onEvent } = this.options
+    const { seen } = this
     const { room, hash, id } = data
+    if (event === 'stream.open') {
+      for (const [name, { position }] of Object.entries(data.rooms)) {
+        if (isAfter(position, seen[name])) seen[name] = position
+      }
+    }
+    // Where tabs share a connection, it may begin before what this tab has had. The rest of it is left out.
     if (event === 'stream.gap') {
-      if (room) this.seen[room] = data.to
-      call(onGap, data)
+      if (!room || isAfter(data.to, seen[room]) || !isAfter(seen[room], data.from)) {
+        if (room) seen[room] = data.to
+        call(onGap, data)
+      }
     }
     if (event === 'stream.open' || event === 'stream.gap') {
-      for (const name of room ? [room] : Object.keys(this.members)) this.loadMembers(name)
+      // Of tabs, the leading one does it for all.
+      if (this.connection.isLeader !== false) for (const name of room ? [room] : Object.keys(this.members)) this.loadMembers(name)
     } else if (event === 'presence.list') {
       this.setMembers(room, data.members)
     } else if (hash) {
       this.hashes.get(hash)?.apply(event, data)
-    } else if (id) {
-      // Two tabs, or a connection that was taken over, may bring an event twice.
-      if (!isAfter(id, this.seen[room])) return
-      this.seen[room] = id
+    } else if (id && isAfter(id, seen[room])) {
+      seen[room] = id
       if (event.startsWith('presence.')) this.changeMembers(room, event, data.data)
       else call(onEvent, data)
     }
-    this.take(position, {})
+    if (position) this.take(position)
   }
 
   /** Reads the list of members. What the stream says meanwhile is applied after it. */
@@ -445,8 +506,7 @@ export class Stream {
     const list = []
     try {
       for (let path = `/v1/rooms/${room}/subscribers?limit=1000`; path; ) {
-        const response = await this.client.request(path, {})
-        if (!response.ok) throw await failure(response)
+        const response = await this.client.get(path)
         list.push(...(await response.json()).subscribers)
         path = /<([^>]*)>; *rel="next"/.exec(response.headers.get('link'))?.[1]
       }
@@ -460,6 +520,7 @@ export class Stream {
     members.changes = undefined
     this.setMembers(room, list)
     for (const change of changes) this.changeMembers(room, ...change)
+    this.connection.pass?.(...this.memberList(room))
   }
 
   setMembers(room, list) {
@@ -498,10 +559,12 @@ export class Hash {
     this.stream.close()
   }
 
-  snapshot() {
+  /** What there is, and the parts of a snapshot that is not whole yet. */
+  snapshots() {
     const fields = {}
     for (const [field, value] of this.values) fields[field] = { value, etag: this.etags.get(field) }
-    return { hash: this.name, fields, part: 0, last: true }
+    const block = (fields, last) => ['hash.snapshot', { hash: this.name, fields, part: 0, last }]
+    return [...(this.isReady ? [block(fields, true)] : []), ...(this.parts ? [block(Object.fromEntries(this.parts), false)] : [])]
   }
 
   apply(event, { fields, part, last, by }) {
@@ -532,7 +595,7 @@ export class Hash {
   }
 
   /** Sends a write that holds only if the field is as it was seen here. */
-  async write(method, field, body, { force, ifMatch, key = crypto.randomUUID() } = {}) {
+  async write(method, field, body, { force, ifMatch, key = randomKey() } = {}) {
     const etag = ifMatch ?? this.etags.get(field)
     const condition = force ? {} : etag ? { 'If-Match': etag } : { 'If-None-Match': '*' }
     const headers = { 'Content-Type': 'application/octet-stream', 'Idempotency-Key': key, ...condition }
@@ -559,7 +622,10 @@ export class Hash {
         if (error.status !== 412) throw error
         // The stream brings the value that was there.
         const began = Date.now()
-        while (this.etags.get(field) === seen && Date.now() - began < 5000) await sleep(20)
+        while (this.etags.get(field) === seen) {
+          if (Date.now() - began > 10_000) throw error
+          await sleep(20)
+        }
       }
     }
   }
@@ -572,11 +638,21 @@ class Client {
     this.fetch = fetch
   }
 
-  /** Sends a request with a token, a new one if the last one is no good any more. */
-  async request(path, init = {}, renew = false) {
+  /** Adds a token to headers, a new one if the last one is no good any more. */
+  async authorize(headers, renew) {
     const token = await this.token?.({ renew })
-    const headers = { ...init.headers, ...(token && { Authorization: `Bearer ${token}` }) }
-    return this.fetch(this.url + path, { ...init, headers })
+    return { ...headers, ...(token && { Authorization: `Bearer ${token}` }) }
+  }
+
+  /** Sends a request with a token. */
+  async request(path, init = {}, renew = false) {
+    return this.fetch(this.url + path, { ...init, headers: await this.authorize(init.headers, renew) })
+  }
+
+  async get(path) {
+    const response = await this.request(path, { signal: AbortSignal.timeout(30_000) })
+    if (!response.ok) throw await failure(response)
+    return response
   }
 
   /** Sends a write with an idempotency key until its outcome is known, for half a minute. */
@@ -585,12 +661,14 @@ class Client {
     for (let attempt = 0, renew = false; ; attempt++) {
       let response, error
       try {
-        response = await this.request(path, { ...init, signal: AbortSignal.timeout(10_000) }, renew)
+        const headers = await this.authorize(init.headers, renew)
+        response = await this.fetch(this.url + path, { ...init, headers, signal: AbortSignal.timeout(10_000) })
+        if (response.ok) return response.status === 204 ? undefined : await response.json()
+        error = await failure(response)
       } catch (caught) {
         error = caught
+        response = undefined
       }
-      if (response?.ok) return response.status === 204 ? undefined : response.json()
-      error ??= await failure(response)
       if (response?.status === 401 && this.token && !renew) {
         renew = true
         continue
@@ -601,7 +679,7 @@ class Client {
     }
   }
 
-  publish(room, data, { event, final, except, key = crypto.randomUUID() } = {}) {
+  publish(room, data, { event, final, except, key = randomKey() } = {}) {
     return this.repeat(`/v1/rooms/${room}/events`, {
       method: 'POST',
       headers: { 'Content-Type': 'application/json', 'Idempotency-Key': key },
@@ -611,9 +689,7 @@ class Client {
 
   async events(room, { after, before, limit } = {}) {
     const query = new URLSearchParams(Object.entries({ after, before, limit }).filter(([, value]) => value !== undefined))
-    const response = await this.request(`/v1/rooms/${room}/events?${query}`, {})
-    if (!response.ok) throw await failure(response)
-    return response.json()
+    return (await this.get(`/v1/rooms/${room}/events?${query}`)).json()
   }
 
   stream(options) {
