@@ -8,6 +8,7 @@ use roomcast::config::Settings;
 use serde_json::json;
 
 use crate::auth::{claims, close, token};
+use crate::documents::is_set;
 use crate::support::{DEADLINE, Gateway, World, number_from};
 
 /// Requests to each operation in each phase of schemathesis, beside those at each parameter's limits. They are the
@@ -179,7 +180,7 @@ async fn the_console_works_in_chromium_with_and_without_a_token() {
     let closed = Gateway::start(close).await;
     let grants = json!({"admin": true, "publish": ["*"], "subscribe": ["*"], "presence": ["*"], "read": ["*"]});
     let mut variables = vec![format!("CLOSED_URL={}", closed.url), format!("TOKEN={}", token(&claims(&grants)))];
-    if std::env::var_os("UPDATE_DOCS").is_some() {
+    if is_set("UPDATE_DOCS") {
         variables.push(concat!("PICTURE=", env!("CARGO_MANIFEST_DIR"), "/docs/console.png").into());
     }
     let arguments: Vec<_> = variables.iter().map(String::as_str).chain(["node", "console.mjs"]).collect();

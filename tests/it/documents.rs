@@ -37,7 +37,7 @@ fn page(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)
 }
 
-fn is_set(variable: &str) -> bool {
+pub fn is_set(variable: &str) -> bool {
     crate::support::number_from(variable).is_some()
 }
 
