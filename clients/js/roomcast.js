@@ -191,8 +191,9 @@ class Connection {
     const decoder = new TextDecoder('utf-8', { ignoreBOM: true })
     const parse = eventStreamParser((block) => {
       if (this.attempt.signal.aborted || this.end) return
-      if (block.retry) this.retry = block.retry
       const data = block.data && JSON.parse(block.data)
+      // That of an end for good is a day.
+      if (block.retry && data?.reconnect !== 'never') this.retry = block.retry
       if (block.id) this.position = block.id
       if (block.event === 'stream.end') {
         this.end = data
