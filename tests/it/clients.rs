@@ -172,6 +172,7 @@ async fn the_browser_module_misses_nothing_in_chromium() {
     let redis = format!("REDIS_URL={}", world.server().url());
     let program = concat!("ROOMCAST_BIN=", env!("CARGO_BIN_EXE_roomcast"));
     run(&gateway, "env", &[&redis, program, "node", "module/browser.mjs"]).await;
+    run(&gateway, "env", &[&redis, program, "node", "module/tabs.mjs"]).await;
 }
 
 #[tokio::test]

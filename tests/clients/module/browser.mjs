@@ -1,67 +1,18 @@
 // The browser module in Chromium: many tabs, reloads, tokens that end, pages that sleep, and replicas that are killed.
 
-import { createHmac } from 'node:crypto'
 import { connect } from '../../../clients/js/roomcast.js'
 import { launchChromium } from '../chromium.mjs'
 import { check, cuttingProxy, unique, within } from '../support.mjs'
+import { eventually, numbers, openTab, pause, SECRET, token } from './page.mjs'
 import { startReplicas } from './replicas.mjs'
 
-const SECRET = 'a-secret-of-this-script-alone-0123456789'
 const TABS = 10
-
-const encode = (value) => Buffer.from(JSON.stringify(value)).toString('base64url')
-
-/** A token that is valid for so many seconds. */
-function token(seconds) {
-  const exp = Math.floor(Date.now() / 1000) + seconds
-  const grants = { publish: ['*'], subscribe: ['*'], read: ['*'], write: ['*'], presence: ['*'], admin: true }
-  const text = `${encode({ alg: 'HS256', typ: 'JWT' })}.${encode({ sub: 'ann', exp, roomcast: grants })}`
-  return `${text}.${createHmac('sha256', SECRET).update(text).digest('base64url')}`
-}
-
-const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
-
-async function eventually(what, look) {
-  await within(what, (async () => {
-    while (!(await look())) await pause(50)
-  })())
-}
 
 const replicas = await startReplicas(2, '--jwt-hs256-secret', SECRET, '--jwt-skew', '0s', '--no-console')
 const direct = connect({ url: replicas.url, token: () => token(600) })
 const browser = await launchChromium()
 
-/** A page on which `window.received` has what a stream tells. `options` are those of the stream. */
-async function openTab(context, url, { giveToken = () => token(600), ...options }) {
-  const page = await context.newPage()
-  const errors = []
-  page.on('pageerror', (error) => errors.push(error.message))
-  const start = async () => {
-    await page.goto(`${url}/livez`)
-    await page.evaluate(async (options) => {
-      const { connect } = await import('/roomcast.js')
-      window.received = []
-      window.told = []
-      window.client = connect({ token: ({ renew }) => window.giveToken(renew) })
-      await new Promise((resolve) => {
-        window.stream = window.client.stream({
-          ...options,
-          onEvent: ({ data }) => window.received.push(data),
-          onGap: (gap) => window.told.push(['gap', gap.reason]),
-          onEnd: ({ reason, error }) => window.told.push(['end', reason ?? String(error)]),
-          onState: (state) => state === 'open' && resolve(),
-        })
-      })
-    }, options)
-  }
-  await page.exposeFunction('giveToken', giveToken)
-  await start()
-  const received = () => page.evaluate(() => window.received)
-  return { page, errors, start, received, told: () => page.evaluate(() => window.told) }
-}
-
 const newContext = () => browser.newContext({ bypassCSP: true })
-const numbers = (count) => Array.from({ length: count }, (_, index) => index)
 
 /** The streams that the gateway has open in a room. */
 const streams = async (room) => (await (await direct.request(`/v1/rooms/${room}`, {})).json()).subscribers

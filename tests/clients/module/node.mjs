@@ -182,6 +182,36 @@ async function membersAreListed() {
   watching.close()
 }
 
+/** Waits for a token longer than for a silent stream: a user logs in. And keeps positions where there is no room for them. */
+async function slowTokensAndFullStoresEndNothing() {
+  let asked = 0
+  const token = async () => {
+    asked++
+    await new Promise((resolve) => setTimeout(resolve, 4000))
+    return undefined
+  }
+  const caught = []
+  const full = { getItem: () => null, setItem: () => caught.push('full') && JSON.parse('no JSON') }
+  const client = connect({ url: gateway, token })
+  const room = unique('slow')
+  const states = []
+  const inbox = new Inbox()
+  const isOpen = new Inbox()
+  process.on('uncaughtException', (error) => caught.push(error.name))
+  const stream = client.stream({
+    rooms: [room], resume: 'slow', store: full, onGap() {},
+    onEvent: ({ data }) => inbox.push(data),
+    onState: (state) => (states.push(state), isOpen.push(state)),
+  })
+  await isOpen.take(1, 'the stream')
+  await publishAll(connect({ url: gateway }), room, 1, 3)
+  check('events come without a store', await inbox.take(3, 'events'), [1, 2, 3])
+  check('on one connection, with one token', [states, asked], [['open'], 1])
+  check('the error of the store is not hidden', caught.slice(0, 2), ['full', 'SyntaxError'])
+  stream.close()
+  process.removeAllListeners('uncaughtException')
+}
+
 await Promise.all([
   aCutOrFrozenStreamMissesAndRepeatsNothing(),
   endsAndGapsAreTold(),
@@ -189,3 +219,4 @@ await Promise.all([
   membersAreListed(),
 ])
 await anApplicationsErrorsDoNotEndTheStream()
+await slowTokensAndFullStoresEndNothing()
