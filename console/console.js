@@ -39,11 +39,12 @@ function askForToken() {
     dialog.onclose = () => {
       asking = undefined
       isDeclined = dialog.returnValue !== 'use'
-      if (isDeclined) sessionStorage.removeItem(TOKEN)
-      else sessionStorage.setItem(TOKEN, at('#ask textarea').value.trim())
+      if (dialog.returnValue === 'none') sessionStorage.removeItem(TOKEN)
+      if (!isDeclined) sessionStorage.setItem(TOKEN, at('#ask textarea').value.trim())
       at('#ask textarea').value = ''
       resolve(sessionStorage.getItem(TOKEN) ?? undefined)
     }
+    dialog.returnValue = '' // Escape leaves it, and the token, as they are
     dialog.showModal()
   })
   return asking
@@ -60,23 +61,40 @@ at('#token').onclick = async () => {
 const rooms = new Set()
 let stream
 
-/** Opens a stream of all joined rooms, which goes on where the last one was. */
-function follow() {
+/**
+ * Opens a stream of all joined rooms, which goes on where the last one was. Without the permission to see members, it is
+ * opened without them. A room that is refused is not joined, and the others go on.
+ */
+function follow({ joining, presence = true } = {}) {
   const after = stream?.position
   stream?.close()
   stream = undefined
   showState('')
   if (rooms.size === 0) return
+  let isOpen = false
   stream = client.stream({
     rooms: [...rooms],
     after,
     subscriber: subscriber(),
-    presence: subscriber() !== undefined,
+    presence,
     onEvent: showEvent,
     onGap: showGap,
     onMembers: showMembers,
-    onState: (state) => showState(state),
-    onEnd: ({ reason, error }) => showState('ended', reason ?? error.message),
+    onState: (state) => {
+      isOpen ||= state === 'open'
+      showState(state)
+    },
+    onEnd: ({ reason, error }) => {
+      const mayBePresence = presence && (error?.status === 403 || error?.status === 400)
+      if (mayBePresence && !isOpen) return follow({ joining, presence: false })
+      if (error && !isOpen && joining !== undefined) {
+        rooms.delete(joining)
+        showRooms()
+        follow()
+        return report(at('#refused'), () => Promise.reject(error))
+      }
+      showState('ended', reason ?? error.message)
+    },
   })
 }
 
@@ -91,9 +109,11 @@ function showState(state, detail) {
 at('#join').onsubmit = (event) => {
   event.preventDefault()
   const room = at('#join [name=room]').value.trim()
+  const joining = rooms.has(room) ? undefined : room
+  at('#refused').textContent = ''
   rooms.add(room)
   showRooms(room)
-  follow()
+  follow({ joining })
 }
 
 function showRooms(selected) {
@@ -112,6 +132,8 @@ function showRooms(selected) {
   at('#joined').replaceChildren(...items)
   const select = at('#publish select')
   const chosen = selected ?? select.value
+  const named = encodeURIComponent(chosen && rooms.has(chosen) ? chosen : 'lobby')
+  at('#curl-event').textContent = `curl -d 'hello' ${origin}/v1/rooms/${named}/events`
   select.replaceChildren(...[...rooms].map((room) => new Option(room, room, false, room === chosen)))
 }
 
@@ -195,7 +217,7 @@ at('#watch').onsubmit = (event) => {
   at('#hash-title').textContent = name
   at('#fields').replaceChildren()
   at('#conflict').textContent = ''
-  at('#curl-field').textContent = `curl -X PUT -d green ${origin}/v1/hashes/${name}/fields/colour`
+  at('#curl-field').textContent = `curl -X PUT -d green ${origin}/v1/hashes/${encodeURIComponent(name)}/fields/colour`
   hash = client.watch(name, {
     onChange: ({ hash: changed, event, fields }) => changed === hash && showFields(event === 'hash.snapshot' ? [] : fields),
     onEnd: ({ reason, error }) => (at('#conflict').textContent = `The hash is not watched any more: ${reason ?? error.message}`),
@@ -321,5 +343,5 @@ async function refresh() {
 
 at('#refresh').onclick = refresh
 setInterval(() => document.visibilityState === 'visible' && !asking && refresh(), 10_000)
-at('#curl-event').textContent = `curl -d 'hello' ${origin}/v1/rooms/lobby/events`
+showRooms()
 refresh()

@@ -1,5 +1,6 @@
-// The console and the page of the API in Chromium: on an open gateway, on one that needs a token (CLOSED_URL, TOKEN), on a
-// wide and on a narrow screen, light and dark. PICTURE names a file for the picture of the README.
+// The console and the page of the API in Chromium: on an open gateway, on one that needs a token (CLOSED_URL, TOKEN, and
+// LIMITED_TOKEN, which does not show members), on a wide and on a narrow screen, light and dark. PICTURE names a file for the
+// picture of the README, SCREENSHOTS a folder for one of each view.
 
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -8,7 +9,7 @@ import { launchChromium } from './chromium.mjs'
 import { check, cuttingProxy, gateway, unique, within } from './support.mjs'
 
 const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
-const { CLOSED_URL, PICTURE, SCREENSHOTS, TOKEN } = process.env
+const { CLOSED_URL, LIMITED_TOKEN, PICTURE, SCREENSHOTS, TOKEN } = process.env
 const WIDE = { viewport: { width: 1200, height: 850 } }
 const PHONE = { viewport: { width: 360, height: 740 }, colorScheme: 'dark', hasTouch: true }
 
@@ -45,6 +46,22 @@ const shows = (what, page, selector, text) =>
 
 const screenshot = (page, name) => SCREENSHOTS && page.screenshot({ path: `${SCREENSHOTS}/${name}.png`, fullPage: true })
 
+/** The controls that are shown, and those that the tabulator key reaches. */
+async function tabStops(page) {
+  const all = await page.evaluate(() => {
+    const shown = [...document.querySelectorAll('a, button, input, select, textarea')].filter((item) => item.checkVisibility())
+    shown.forEach((item, index) => (item.dataset.index = index))
+    return shown.map((item) => item.dataset.index)
+  })
+  const reached = new Set()
+  for (let presses = 0; presses < 3 * all.length && reached.size < all.length; presses++) {
+    await page.keyboard.press('Tab')
+    const index = await page.evaluate(() => document.activeElement.dataset.index)
+    if (index !== undefined) reached.add(index)
+  }
+  return [all, [...reached].sort((a, b) => a - b)]
+}
+
 async function join(page, room, name) {
   await page.fill('#join [name=room]', room)
   await page.fill('#join [name=subscriber]', name)
@@ -65,6 +82,8 @@ async function roomsAreFollowed() {
   await shows('the health of the gateway is shown', page, '#health.ok', 'ok')
   await shows('a line for the shell is shown', page, '#curl-event', 'curl -d')
   check('nothing is wrong with an empty console', await violations(page), [])
+  const [all, reached] = await tabStops(page)
+  check('the keyboard reaches all that can be used', reached, all)
   await join(page, room, 'ann')
   await shows('who is there is shown', page, '.members', '1 here: ann')
   await publish(page, 'said', '{"text":"hello"}')
@@ -104,6 +123,14 @@ async function roomsAreFollowed() {
   await screenshot(page, 'rooms')
   await page.getByRole('button', { name: `Leave ${other}` }).click()
   check('a room can be left', await page.locator('#joined li').count(), 1)
+  await page.fill('#join [name=room]', 'no name')
+  await page.press('#join [name=room]', 'Enter')
+  await shows('why a room is refused is said', page, '#refused', 'not a valid name')
+  check('nothing is wrong with a refusal', await violations(page), [])
+  check('it is not joined', await page.locator('#joined .room').allTextContents(), [room])
+  await page.waitForSelector('#state.open')
+  await publish(page, '', 'the other room goes on')
+  await shows('the other room goes on', page, '#events .data', 'the other room goes on')
   check('no error, no breach of the policy, nothing from elsewhere', faults, [])
   await context.close()
   proxy.close()
@@ -168,6 +195,21 @@ async function aTokenIsAskedFor() {
   await screenshot(page, 'token')
   await page.getByRole('button', { name: 'Without a token' }).click()
   await shows('without a token the lists say why they are empty', page, '#replicas', 'token')
+  const refreshed = page.waitForResponse((response) => response.url().endsWith('/v1/replicas'))
+  await page.click('#refresh')
+  await within('the answer to a refresh', refreshed)
+  check('who has declined is not asked again', await page.locator('#ask[open]').count(), 0)
+  await page.click('#token')
+  await page.fill('#ask textarea', LIMITED_TOKEN)
+  await page.getByRole('button', { name: 'Use it' }).click()
+  await join(page, unique('closed'), 'bob')
+  await publish(page, '', 'with a limited token')
+  await shows('without the permission to see members the room is shown', page, '#events .data', 'with a limited token')
+  await shows('what the token does not allow is said', page, '#replicas', 'does not grant admin')
+  await page.click('#token')
+  await page.keyboard.press('Escape')
+  const kept = await page.evaluate(() => Object.values(sessionStorage))
+  check('Escape keeps the token', kept.includes(LIMITED_TOKEN))
   await page.click('#token')
   await page.fill('#ask textarea', TOKEN)
   await page.getByRole('button', { name: 'Use it' }).click()

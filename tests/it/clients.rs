@@ -180,7 +180,12 @@ async fn the_console_works_in_chromium_with_and_without_a_token() {
     let gateway = module_gateway(&World::embedded()).await;
     let closed = Gateway::start(close).await;
     let grants = json!({"admin": true, "publish": ["*"], "subscribe": ["*"], "presence": ["*"], "read": ["*"]});
-    let mut variables = vec![format!("CLOSED_URL={}", closed.url), format!("TOKEN={}", token(&claims(&grants)))];
+    let limited = json!({"publish": ["*"], "subscribe": ["*"]});
+    let mut variables = vec![
+        format!("CLOSED_URL={}", closed.url),
+        format!("TOKEN={}", token(&claims(&grants))),
+        format!("LIMITED_TOKEN={}", token(&claims(&limited))),
+    ];
     if is_set("UPDATE_DOCS") {
         variables.push(concat!("PICTURE=", env!("CARGO_MANIFEST_DIR"), "/docs/console.png").into());
     }
