@@ -61,11 +61,17 @@ at('#token').onclick = async () => {
 const rooms = new Set()
 let stream
 
+let turns = 0
+
 /**
  * Opens a stream of all joined rooms, which goes on where the last one was. Without the permission to see members, it is
  * opened without them. A room that is refused is not joined, and the others go on.
  */
-function follow({ joining, presence = true } = {}) {
+async function follow({ joining } = {}) {
+  const turn = ++turns
+  const seen = await Promise.all([...rooms].map(maySeeMembers))
+  if (turn !== turns) return
+  const presence = seen.every(Boolean)
   const after = stream?.position
   stream?.close()
   stream = undefined
@@ -85,8 +91,6 @@ function follow({ joining, presence = true } = {}) {
       showState(state)
     },
     onEnd: ({ reason, error }) => {
-      const mayBePresence = presence && (error?.status === 403 || error?.status === 400)
-      if (mayBePresence && !isOpen) return follow({ joining, presence: false })
       if (error && !isOpen && joining !== undefined) {
         rooms.delete(joining)
         showRooms()
@@ -97,6 +101,13 @@ function follow({ joining, presence = true } = {}) {
     },
   })
 }
+
+/** Asks for the list, since a stream that is refused would ask for another token. */
+const maySeeMembers = (room) =>
+  client.request(`/v1/rooms/${encodeURIComponent(room)}/subscribers?limit=1`).then(
+    ({ status }) => status !== 403 && status !== 400,
+    () => true,
+  )
 
 const subscriber = () => at('#join [name=subscriber]').value.trim() || undefined
 
