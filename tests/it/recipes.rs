@@ -6,7 +6,8 @@ use crate::clients::run;
 use crate::support::{Gateway, World};
 
 /// Each page, and the folder that has its code.
-const PAGES: [(&str, &str); 1] = [("docs/signing.md", "examples/signing")];
+const PAGES: [(&str, &str); 2] =
+    [("docs/signing.md", "examples/signing"), ("docs/recipes/ai-answer.md", "examples/recipes/ai-answer")];
 
 /// Runs a script of `tests/clients/recipes`, whose gateways have this Redis, or none.
 async fn run_script(name: &str, redis: Option<&World>) {
@@ -48,4 +49,14 @@ fn each_line_of_code_on_the_pages_of_recipes_is_in_a_file_that_is_tested() {
 #[tokio::test]
 async fn tokens_of_each_language_are_accepted_and_a_page_renews_them() {
     run_script("recipes/signing.mjs", None).await;
+}
+
+#[tokio::test]
+async fn an_answer_is_the_same_text_after_reloads_in_a_second_tab_and_when_replicas_are_killed() {
+    run_script("recipes/ai_answer.mjs", Some(&World::redis().await)).await;
+}
+
+#[tokio::test]
+async fn the_example_applications_work_as_their_readmes_say() {
+    run_script("recipes/examples.mjs", None).await;
 }

@@ -49,17 +49,21 @@ export async function eventually(what, look) {
 
 /** Starts a program, and waits for the line that says where it listens. It ends with this one. */
 export async function start(program, parameters, { env = {}, cwd = clients } = {}) {
-  const child = spawn(program, parameters, { cwd, env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(program, parameters, { cwd, env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
   process.on('exit', () => child.kill('SIGKILL'))
-  const found = async () => {
-    for await (const line of createInterface({ input: child.stdout })) {
+  let printed = ''
+  const look = (stream) => new Promise((resolve) => {
+    createInterface({ input: stream }).on('line', (line) => {
+      printed = `${printed}${line}\n`.slice(-5000)
       const url = /http:\/\/127\.0\.0\.1:\d+/.exec(line)
-      if (url) return url[0]
-    }
-    throw new Error(`${program} ${parameters.join(' ')} did not start`)
-  }
-  const url = await within(`${program} ${parameters[0]}`, found())
-  child.stdout.resume()
+      if (url) resolve(url[0])
+    })
+  })
+  const ended = once(child, 'exit').then(() => {
+    throw new Error(`${program} ${parameters.join(' ')} did not start:\n${printed}`)
+  })
+  ended.catch(() => {})
+  const url = await within(`${program} ${parameters[0]}`, Promise.race([look(child.stdout), look(child.stderr), ended]))
   return { url, child }
 }
 
@@ -101,6 +105,12 @@ export async function startSite(folder, gateways, routes = {}) {
       response.setHeader('Content-Type', type)
       return response.end(file)
     }
+    const chunks = []
+    for await (const chunk of request) chunks.push(chunk)
+    pass(request, Buffer.concat(chunks), response, gateways.length)
+  })
+  /** Passes a request on. If a gateway takes no connection, or gives a GET no answer, another one is asked. */
+  function pass(request, body, response, attempts) {
     const { hostname, port } = new URL(gateways[next++ % gateways.length])
     const { method, headers, url } = request
     const onward = http.request({ hostname, port, method, path: url, headers })
@@ -108,12 +118,17 @@ export async function startSite(folder, gateways, routes = {}) {
       response.writeHead(answer.statusCode, answer.headers)
       response.flushHeaders()
       answer.pipe(response)
-      answer.on('error', () => response.destroy()).on('aborted', () => response.destroy())
+      answer.on('error', () => response.destroy())
     })
-    onward.on('error', () => (response.headersSent ? response.destroy() : response.writeHead(502).end()))
+    onward.on('error', ({ code }) => {
+      if (response.headersSent || response.closed) return response.destroy()
+      const mayRepeat = method === 'GET' || code === 'ECONNREFUSED'
+      if (attempts > 1 && mayRepeat) pass(request, body, response, attempts - 1)
+      else response.writeHead(502).end()
+    })
     response.on('close', () => onward.destroy())
-    request.pipe(onward)
-  })
+    onward.end(body)
+  }
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   server.unref()
