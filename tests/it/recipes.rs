@@ -6,8 +6,16 @@ use crate::clients::run;
 use crate::support::{Gateway, World};
 
 /// Each page, and the folder that has its code.
-const PAGES: [(&str, &str); 2] =
-    [("docs/signing.md", "examples/signing"), ("docs/recipes/ai-answer.md", "examples/recipes/ai-answer")];
+const PAGES: [(&str, &str); 8] = [
+    ("docs/signing.md", "examples/signing"),
+    ("docs/recipes/ai-answer.md", "examples/recipes/ai-answer"),
+    ("docs/recipes/chat.md", "examples/recipes/chat"),
+    ("docs/recipes/dashboard.md", "examples/recipes/dashboard"),
+    ("docs/recipes/job.md", "examples/recipes/job"),
+    ("docs/recipes/notifications.md", "examples/recipes/notifications"),
+    ("docs/recipes/cache.md", "examples/recipes/cache"),
+    ("docs/recipes/flag.md", "examples/recipes/flag"),
+];
 
 /// Runs a script of `tests/clients/recipes`, whose gateways have this Redis, or none.
 async fn run_script(name: &str, redis: Option<&World>) {
@@ -36,7 +44,7 @@ fn each_line_of_code_on_the_pages_of_recipes_is_in_a_file_that_is_tested() {
         let tested: Vec<_> = tested.lines().map(str::trim).collect();
         let text = std::fs::read_to_string(root.join(page)).unwrap();
         let blocks = text.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
-        let is_code = |language: &str| !matches!(language, "sh" | "text" | "json");
+        let is_code = |language: &str| matches!(language, "js" | "py" | "go" | "php");
         let code = blocks.filter(|(language, _)| is_code(language)).flat_map(|(_, code)| code.lines());
         let code: Vec<_> = code.map(str::trim).filter(|line| !line.is_empty()).collect();
         assert!(!code.is_empty(), "{page} has no code");
@@ -59,4 +67,11 @@ async fn an_answer_is_the_same_text_after_reloads_in_a_second_tab_and_when_repli
 #[tokio::test]
 async fn the_example_applications_work_as_their_readmes_say() {
     run_script("recipes/examples.mjs", None).await;
+}
+
+#[tokio::test]
+async fn the_code_of_the_recipes_works() {
+    tokio::join!(run_script("recipes/recipes.mjs", None), async {
+        run_script("recipes/recipes.mjs", Some(&World::redis().await)).await;
+    });
 }
