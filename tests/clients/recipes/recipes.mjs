@@ -1,12 +1,13 @@
 // The code of the recipes, in Chromium, Node and Python.
 
 import { spawn } from 'node:child_process'
+import { writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { report } from '../../../examples/recipes/dashboard/service.mjs'
 import { launchChromium } from '../chromium.mjs'
 import { check } from '../support.mjs'
-import { clients, copyOf, eventually, examples, sign, start, startGateway, startSite } from './support.mjs'
+import { clients, copyOf, eventually, examples, freePort, sign, startGateway, startSite } from './support.mjs'
 
 const gateway = await startGateway(['--presence-grace', '1s'])
 const site = await startSite(`${examples}/recipes`, [gateway.url], {
@@ -21,9 +22,9 @@ const browser = await launchChromium()
 const context = await browser.newContext()
 
 /** Opens a page that has the module of a recipe as `recipe`, and `token` for a user. */
-async function open(recipe, user = 'ann') {
+async function open(recipe, user = 'ann', from = site) {
   const page = await context.newPage()
-  await page.goto(`${site}/blank.html`)
+  await page.goto(`${from}/blank.html`)
   await page.evaluate(async ([recipe, user]) => {
     globalThis.recipe = await import(`/${recipe}/page.mjs`)
     globalThis.token = async () => (await fetch(`/token?user=${user}`)).json()
@@ -94,6 +95,47 @@ async function job() {
   check('job: the bar is full at the end', true)
 }
 
+/** The same behind an nginx that buffers every answer. */
+async function bufferedJob() {
+  const port = await freePort()
+  const folder = copyOf('recipes/job')
+  const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((kind) => `${kind}_temp_path ${folder}/${kind};`)
+  writeFileSync(`${folder}/nginx.conf`, `daemon off; master_process off; pid ${folder}/pid; error_log ${folder}/log;
+    events {}
+    http {
+      access_log off; ${temporary.join(' ')}
+      server {
+        listen 127.0.0.1:${port};
+        proxy_buffering on;
+        proxy_ignore_headers X-Accel-Buffering;
+        location / { proxy_pass ${site}; }
+        location /v1/ { proxy_pass ${gateway.url}; }
+      }
+    }`)
+  const nginx = spawn('nginx', ['-c', `${folder}/nginx.conf`, '-e', `${folder}/log`], { stdio: 'ignore' })
+  process.on('exit', () => nginx.kill('SIGKILL'))
+  const behind = `http://127.0.0.1:${port}`
+  await eventually('nginx', async () => (await fetch(`${behind}/blank.html`).catch(() => ({}))).ok)
+  const page = await open('job', 'ann', behind)
+  await page.evaluate(() => {
+    globalThis.bar = document.body.appendChild(document.createElement('progress'))
+    const onDone = () => (globalThis.isDone = true)
+    recipe.showProgress({ room: 'job.8', token, bar, load: async () => ({ done: 0, of: 1 }), onDone })
+  })
+  const run = (room, steps) =>
+    `import sys, worker; worker.run(*sys.argv[1:], "${room}", [sys.stdin.readline] * ${steps}); print("done")`
+  const worker = python('job', run('job.8', 3))
+  for (const done of [1, 2]) {
+    worker.child.stdin.write('\n')
+    await until(`step ${done}`, page, (done) => bar.value === done && bar.max === 3, done)
+  }
+  worker.child.stdin.write('\n')
+  await until('the end of the job', page, () => globalThis.isDone && bar.value === 3)
+  const polls = () => performance.getEntriesByType('resource').filter(({ name }) => name.includes('wait=25')).length
+  check('job: the page has polled', (await page.evaluate(polls)) > 0)
+  check('job: each step is shown behind a proxy that buffers', true)
+}
+
 async function notifications() {
   const { notify, tokenFor } = await import(pathToFileURL(path.join(copyOf('recipes/notifications'), 'server.mjs')))
   const bobs = tokenFor('bob')
@@ -162,5 +204,5 @@ async function flag() {
   check('flag: pages see it', true)
 }
 
-for (const recipe of [chat, dashboard, job, notifications, flag, cache]) await recipe()
+for (const recipe of [chat, dashboard, job, bufferedJob, notifications, flag, cache]) await recipe()
 process.exit(0)
