@@ -32,10 +32,10 @@ export function unique(kind) {
   return `${kind}-${randomUUID()}`
 }
 
-export async function within(what, promise) {
+export async function within(what, promise, ms = WAIT_MS) {
   let timer
   const timeout = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`not ok - no ${what} within ${WAIT_MS / 1000} s`)), WAIT_MS)
+    timer = setTimeout(() => reject(new Error(`not ok - no ${what} within ${ms / 1000} s`)), ms)
   })
   return Promise.race([promise, timeout]).finally(() => clearTimeout(timer))
 }

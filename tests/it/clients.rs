@@ -194,6 +194,12 @@ async fn the_console_works_in_chromium_with_and_without_a_token() {
 }
 
 #[tokio::test]
+async fn the_browser_module_works_in_firefox() {
+    let gateway = module_gateway(&World::embedded()).await;
+    run(&gateway, "node", &["module/firefox.mjs"]).await;
+}
+
+#[tokio::test]
 async fn the_hooks_for_react_work() {
     let gateway = module_gateway(&World::embedded()).await;
     run(&gateway, "node", &["module/react.mjs"]).await;
