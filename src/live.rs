@@ -25,6 +25,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{Span, info_span};
 
+#[cfg(test)]
+pub(crate) use self::event::test_event;
 pub use self::event::{ENCODINGS, LiveEvent};
 pub use self::group_cursor::{CaughtUp, GroupCursor, GroupPoll};
 pub use self::log_client::{AppendError, LogClient, LogPage};

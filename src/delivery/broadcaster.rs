@@ -446,9 +446,9 @@ mod tests {
 
     use super::*;
     use crate::http::test_app;
-    use crate::live::Start;
+    use crate::live::{Start, test_event};
     use crate::log::LogView;
-    use crate::names::{Data, Event, RoomName};
+    use crate::names::RoomName;
     use crate::rate_limit::RateKey;
 
     #[tokio::test]
@@ -458,16 +458,7 @@ mod tests {
         let subscription =
             app.live.subscribe(vec![(topic.clone(), Start::Now)], LogView::All, None, |_| true).await.unwrap();
         let caught_up = subscription.caught_up().expect("the room is quiet");
-        let event = Event {
-            name: None,
-            data: Data::Text("x".into()),
-            published_at: "2026-01-02T03:04:05.678Z".into(),
-            except: Vec::new(),
-            publish_id: None,
-            traceparent: None,
-            is_final: false,
-            last_message: None,
-        };
+        let event = test_event("x");
         app.log.append(&topic, &event, None, &RateKey::All).await.unwrap();
         while subscription.caught_up().is_some() {
             yield_now().await;

@@ -87,6 +87,21 @@ impl CachedEvent for LiveEvent {
     }
 }
 
+/// An event without a name, as a caller publishes it.
+#[cfg(test)]
+pub(crate) fn test_event(text: impl Into<Box<str>>) -> Event {
+    Event {
+        name: None,
+        data: crate::names::Data::Text(text.into()),
+        published_at: "2026-01-02T03:04:05.678Z".into(),
+        except: Vec::new(),
+        publish_id: None,
+        traceparent: None,
+        is_final: false,
+        last_message: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

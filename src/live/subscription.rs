@@ -589,7 +589,8 @@ mod tests {
     use crate::broker::{Condition, HashWrite, WriteContext};
     use crate::config::Settings;
     use crate::http::test_app;
-    use crate::names::{Data, Event, FieldName, HashName, RoomName};
+    use crate::live::test_event;
+    use crate::names::{FieldName, HashName, RoomName};
     use crate::rate_limit::tests::owed_bytes;
     use crate::rate_limit::{RateKey, RateLimitSettings, RateLimiter};
 
@@ -598,16 +599,7 @@ mod tests {
         let app = test_app();
         let topic = Topic::from(RoomName::new("a").unwrap());
         // Together they are more than one read of the topic's task.
-        let event = Event {
-            name: None,
-            data: Data::Text("x".repeat(60_000).into()),
-            published_at: "2026-01-02T03:04:05.678Z".into(),
-            except: Vec::new(),
-            publish_id: None,
-            traceparent: None,
-            is_final: false,
-            last_message: None,
-        };
+        let event = test_event("x".repeat(60_000));
         for _ in 0..10 {
             app.log.append(&topic, &event, None, &RateKey::All).await.unwrap();
         }

@@ -123,7 +123,8 @@ mod tests {
 
     use super::*;
     use crate::http::{router, test_app};
-    use crate::names::{Data, Event, Topic};
+    use crate::live::test_event;
+    use crate::names::Topic;
     use crate::rate_limit::RateKey;
 
     #[tokio::test]
@@ -131,16 +132,7 @@ mod tests {
         let app = test_app();
         let request = Request::get("/v1/rooms/a/events?wait=60").header("host", "localhost");
         let Ok(response) = router(&app).oneshot(request.body(Body::empty()).unwrap()).await;
-        let event = Event {
-            name: None,
-            data: Data::Text("x".into()),
-            published_at: "2026-01-02T03:04:05.678Z".into(),
-            except: Vec::new(),
-            publish_id: None,
-            traceparent: None,
-            is_final: false,
-            last_message: None,
-        };
+        let event = test_event("x");
         let topic = Topic::from(RoomName::new("a").unwrap());
         let appended = app.log.append(&topic, &event, None, &RateKey::All).await.unwrap();
         let page = response.into_body().collect().await.unwrap().to_bytes();
